@@ -1,0 +1,51 @@
+//! What is asked: the attributes of one connection. Everything a decision needs is in here or in the snapshot.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::model::{Identity, Str, Workload, WorkloadUid};
+
+/// A connection that a captured workload opens.
+#[derive(Clone, Debug)]
+pub struct OutboundAttrs<'a> {
+    /// The workload that opens it, known from its network namespace, never from its address.
+    pub source: &'a Workload,
+    /// Where the application wanted to go.
+    pub destination: SocketAddr,
+    /// Uniform random bits for this attempt: core has no randomness of its own.
+    pub entropy: u64,
+    /// Endpoints that already failed for this connection: not picked again while others remain.
+    pub tried: &'a [WorkloadUid],
+}
+
+/// A connection that arrives for a captured workload, over HBONE or in the clear.
+#[derive(Clone, Debug)]
+pub struct InboundAttrs<'a> {
+    /// The workload it arrives at, known from its network namespace.
+    pub destination: &'a Workload,
+    /// Address and target port that the application would be reached at: what policies compare.
+    pub upstream: SocketAddr,
+    /// Address of the TCP peer.
+    pub source_ip: IpAddr,
+    /// Identity from the peer's certificate; `None` in the clear.
+    pub source_identity: Option<&'a Identity>,
+}
+
+/// What an HBONE peer asks for: the CONNECT's `:authority`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Authority {
+    /// `ip:port`.
+    Address(SocketAddr),
+    /// `hostname:port`.
+    Name(Str, u16),
+}
+
+/// An HBONE CONNECT that arrives for a captured workload.
+#[derive(Clone, Debug)]
+pub struct ConnectAttrs<'a> {
+    /// The workload it arrives at.
+    pub destination: &'a Workload,
+    /// The address that the peer dialled (the workload's own).
+    pub local_ip: IpAddr,
+    /// What it asks for.
+    pub authority: &'a Authority,
+}

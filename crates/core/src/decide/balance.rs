@@ -1,0 +1,1 @@
+//! Picks an endpoint of a service (contract 4.5, load balancing).

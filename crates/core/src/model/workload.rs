@@ -1,0 +1,170 @@
+//! A workload: one pod, or something that stands for one (contract 4.3).
+
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+
+use serde::Serialize;
+
+use super::{Gateway, Identity, NetworkAddress, PolicyKey, ServiceKey, Str, TrustDomain, WorkloadUid};
+
+/// Everything the mesh knows about one workload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Workload {
+    /// Primary key.
+    pub uid: WorkloadUid,
+    /// Pod name.
+    pub name: Str,
+    /// Namespace.
+    pub namespace: Str,
+    /// Trust domain of its identity.
+    pub trust_domain: TrustDomain,
+    /// Service account of its identity.
+    pub service_account: Str,
+    /// Its addresses, at most one per IP family in practice.
+    pub addresses: Vec<IpAddr>,
+    /// Name to resolve when there is no address (DNS endpoints); empty where unused.
+    pub hostname: Str,
+    /// Network of its addresses; may be empty.
+    pub network: Str,
+    /// How other workloads reach it.
+    pub tunnel_protocol: TunnelProtocol,
+    /// Whether its addresses are the node's own; such a workload is never found by address.
+    pub network_mode: NetworkMode,
+    /// Waypoint for traffic addressed to the workload itself.
+    pub waypoint: Option<Gateway>,
+    /// Gateway of the workload's network, for traffic from other networks.
+    pub network_gateway: Option<Gateway>,
+    /// The node it runs on.
+    pub node: Str,
+    /// Canonical service name, for telemetry.
+    pub canonical_name: Str,
+    /// Canonical revision, for telemetry.
+    pub canonical_revision: Str,
+    /// Kind of the owner, for telemetry.
+    pub workload_type: WorkloadType,
+    /// Name of the owner (a Deployment, say), for telemetry.
+    pub workload_name: Str,
+    /// Terminates HBONE itself.
+    pub native_tunnel: bool,
+    /// Protocol and port behind which the application expects tunnelled traffic.
+    pub application_tunnel: Option<ApplicationTunnel>,
+    /// Services it is an endpoint of, with its target ports.
+    pub services: Vec<(ServiceKey, Vec<PortMapping>)>,
+    /// Policies attached to it by selector.
+    pub authorization_policies: Vec<PolicyKey>,
+    /// Whether it takes traffic.
+    pub health: Health,
+    /// Cluster it belongs to.
+    pub cluster: Str,
+    /// Where it runs.
+    pub locality: Locality,
+    /// Load balancing weight; at least 1.
+    pub capacity: u32,
+}
+
+impl Workload {
+    /// Who it is.
+    pub fn identity(&self) -> Identity {
+        Identity::new(self.trust_domain.clone(), self.namespace.clone(), self.service_account.clone())
+    }
+
+    /// Its addresses with their network.
+    pub fn network_addresses(&self) -> impl Iterator<Item = NetworkAddress> + '_ {
+        self.addresses.iter().map(|address| NetworkAddress::new(self.network.clone(), *address))
+    }
+}
+
+/// How a workload is reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub enum TunnelProtocol {
+    /// Plain TCP.
+    #[default]
+    #[serde(rename = "TCP")]
+    None,
+    /// HBONE on port 15008.
+    #[serde(rename = "HBONE")]
+    Hbone,
+}
+
+/// Whether a workload's addresses are its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum NetworkMode {
+    /// Its own addresses.
+    #[default]
+    Standard,
+    /// The node's addresses: shared, hence not indexed.
+    HostNetwork,
+}
+
+/// Kind of object that owns a workload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkloadType {
+    /// A Deployment.
+    Deployment,
+    /// A CronJob.
+    CronJob,
+    /// A bare pod, and anything else.
+    #[default]
+    Pod,
+    /// A Job.
+    Job,
+}
+
+impl WorkloadType {
+    /// Lower-cased name, as used in baggage (contract 3.2).
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deployment => "deployment",
+            Self::CronJob => "cronjob",
+            Self::Pod => "pod",
+            Self::Job => "job",
+        }
+    }
+}
+
+/// Whether a workload takes traffic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum Health {
+    /// Ready.
+    #[default]
+    Healthy,
+    /// Not ready, or going away.
+    Unhealthy,
+}
+
+/// A port that an application expects tunnelled traffic on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ApplicationTunnel {
+    /// Whether a PROXY v2 header comes first.
+    pub proxy_protocol: bool,
+    /// The port; `None` keeps the one asked for.
+    pub port: Option<NonZeroU16>,
+}
+
+/// One port of a service and where it leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortMapping {
+    /// Port on the service's VIP.
+    pub service_port: u16,
+    /// Port on the endpoint; 0 means that only the endpoint's own mapping knows it (a named port).
+    pub target_port: u16,
+}
+
+/// Where something runs; empty parts are unknown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Locality {
+    /// Region.
+    pub region: Str,
+    /// Zone in the region.
+    pub zone: Str,
+    /// Part of the zone.
+    pub subzone: Str,
+}
+
+impl Default for Locality {
+    fn default() -> Self {
+        Self { region: "".into(), zone: "".into(), subzone: "".into() }
+    }
+}

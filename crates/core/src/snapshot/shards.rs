@@ -1,0 +1,1 @@
+//! A map split into shared shards: changing one entry copies one shard, not the map.
