@@ -6,16 +6,16 @@ mod inbound;
 mod outbound;
 
 use std::net::SocketAddr;
-use std::num::NonZeroU16;
 use std::sync::Arc;
 
 pub use authorize::authorize;
-pub use inbound::inbound;
+pub use inbound::{inbound, inbound_plaintext, inbound_service};
 pub use outbound::outbound;
 
 use crate::attrs::Authority;
+use crate::diagnose::{Diagnose, Fault};
 use crate::explain::Reason;
-use crate::model::{Identity, Service, Str, Workload};
+use crate::model::{Identity, PolicyKey, Service, Str, Workload};
 
 /// Where ztunnel listens inside a pod's network namespace: never a legitimate target (contract, table of ports).
 pub const PROXY_PORTS: [u16; 3] = [15001, 15006, 15008];
@@ -65,12 +65,15 @@ pub enum OutboundProtocol {
 /// Where an inbound CONNECT leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InboundPlan {
-    /// Address and port of the application.
+    /// Address and port of the application: what policies compare and logs name.
     pub upstream: SocketAddr,
-    /// The PROXY v2 header's destination, where the application wants one.
+    /// What to connect to: `upstream`, or loopback with its port behind a PROXY application tunnel (then the source
+    /// address is not kept).
+    pub connect: SocketAddr,
+    /// The destination to write in a PROXY v2 header before the first byte, where the application wants one.
     pub proxy_protocol: Option<SocketAddr>,
-    /// Where to connect instead of `upstream` (loopback behind an application tunnel).
-    pub tunnel_port: Option<NonZeroU16>,
+    /// The service that the peer asked for by name.
+    pub service: Option<Arc<Service>>,
 }
 
 /// Whether an inbound connection may pass.
@@ -82,6 +85,17 @@ pub struct Verdict {
     pub reason: Reason,
     /// Dry-run policies that would have decided otherwise.
     pub dry_run: Vec<Reason>,
+    /// Policies that should have been asked and could not be, passed over because the control plane is a foreign one
+    /// ([`crate::snapshot::UnknownPolicies::Allow`]). Each is to be counted: a policy was skipped here.
+    pub skipped: Vec<PolicyKey>,
+}
+
+impl Verdict {
+    /// Whether a connection that is already open ends by this verdict: it is denied, and not merely because a policy
+    /// has not arrived or cannot be read (design: updates never cause an outage). Ask this when deciding again.
+    pub fn ends_open_connection(&self) -> bool {
+        !self.allowed && !self.reason.is_undecided()
+    }
 }
 
 /// A connection that goes nowhere, with the reason.
@@ -90,4 +104,24 @@ pub struct Verdict {
 pub struct Refusal {
     /// Why.
     pub reason: Reason,
+}
+
+impl Diagnose for Refusal {
+    fn code(&self) -> &'static str {
+        self.reason.code()
+    }
+
+    fn fault(&self) -> Fault {
+        self.reason.fault()
+    }
+
+    fn remedy(&self) -> &'static str {
+        self.reason.remedy()
+    }
+}
+
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Self {
+        Self { reason }
+    }
 }

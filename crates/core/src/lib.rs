@@ -11,6 +11,8 @@ pub mod attrs;
 pub mod decide;
 pub mod diagnose;
 pub mod explain;
+#[cfg(any(test, feature = "fixtures"))]
+pub mod fixtures;
 pub mod model;
 pub mod snapshot;
 

@@ -97,7 +97,27 @@ impl Snapshot {
         todo!()
     }
 
-    /// Endpoints of a service.
+    /// As [`Snapshot::service_named`], with a namespace preferred after the canonical one (DNS: contract 4.6).
+    pub fn service_named_preferring(
+        &self,
+        _client_namespace: &str,
+        _hostname: &str,
+        _preferred_namespace: Option<&str>,
+    ) -> Option<&Arc<Service>> {
+        todo!()
+    }
+
+    /// The network that this node is on.
+    pub fn network(&self) -> &Str {
+        todo!()
+    }
+
+    /// Workloads that are endpoints of a service, whether they take traffic or not.
+    pub fn members(&self, _service: &ServiceKey) -> impl Iterator<Item = &Arc<Workload>> {
+        std::iter::empty()
+    }
+
+    /// Endpoints of a service that take traffic under its health policy, in a fixed order.
     pub fn endpoints(&self, _service: &ServiceKey) -> impl Iterator<Item = &Arc<Workload>> {
         std::iter::empty()
     }

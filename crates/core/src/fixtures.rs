@@ -1,0 +1,1 @@
+//! Builders for tests: a small mesh in a few words.
