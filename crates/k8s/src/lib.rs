@@ -1,1 +1,21 @@
-//! stub
+//! Kubernetes and Istio objects: their types, reading them from text, and what they mean for the mesh.
+//!
+//! This crate is pure: text and objects in, objects, model and findings out; no I/O, clock or randomness. The
+//! controller translates with it, the node agent selects pods with it, `stillmesh up` admits manifests with it.
+//!
+//! Read in this order: [`object`] (what there is), [`parse`] (text to objects), [`select`] (who is in the mesh),
+//! [`translate`] (objects to the model of `stillmesh-core`), [`status`] (conditions to write back).
+#![forbid(unsafe_code)]
+
+pub mod finding;
+pub mod istio;
+pub mod labels;
+pub mod mesh_config;
+pub mod object;
+pub mod parse;
+pub mod select;
+pub mod status;
+pub mod translate;
+
+pub use finding::{Finding, Position, Severity};
+pub use object::{Kind, Object, ObjectKey, Placed};
