@@ -1,0 +1,53 @@
+//! Who is calling the control plane, and the trait that finds out. Used by the xDS and CA services; the
+//! controller implements it (join tokens, TokenReview, client certificates).
+
+use futures::future::BoxFuture;
+use rustls_pki_types::CertificateDer;
+use stillmesh_core::model::Str;
+
+/// What a caller presented. Borrowed from the call; never logged.
+#[derive(Clone, Copy)]
+pub struct Credentials<'a> {
+    /// The token of `authorization: Bearer …`.
+    pub bearer: Option<&'a str>,
+    /// The client's certificate chain as verified by TLS, leaf first; empty without one.
+    pub peer_certificates: &'a [CertificateDer<'static>],
+    /// The `clusterid` header.
+    pub cluster_id: Option<&'a str>,
+}
+
+/// An authenticated caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Namespace of its service account.
+    pub namespace: Str,
+    /// Its service account.
+    pub service_account: Str,
+    /// The node that it runs on, where the credentials say so.
+    pub node: Option<Str>,
+    /// Its pod's name and UID, where the credentials say so.
+    pub pod: Option<(Str, Str)>,
+}
+
+/// Why a caller is not let in. The text is told to the caller: no secrets in it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AuthError {
+    /// The credentials are missing, wrong or expired.
+    #[error("request authenticate failure: {0}")]
+    Unauthenticated(String),
+    /// The caller is known and may not do this.
+    #[error("permission denied: {0}")]
+    Denied(String),
+    /// It cannot be found out now.
+    #[error("authentication is unavailable: {0}")]
+    Unavailable(String),
+}
+
+/// Finds out who is calling. Called once per stream or call, within [`AUTHENTICATE_DEADLINE`].
+pub trait Authenticate: Send + Sync + 'static {
+    /// Who presents these credentials.
+    fn authenticate<'a>(&'a self, credentials: Credentials<'a>) -> BoxFuture<'a, Result<Caller, AuthError>>;
+}
+
+/// How long an authentication may take.
+pub const AUTHENTICATE_DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);

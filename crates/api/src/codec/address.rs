@@ -1,0 +1,1 @@
+//! `istio.workload.Address`: workloads and services. Unknown fields are ignored: newer control planes add some.

@@ -1,0 +1,58 @@
+//! Delta xDS over gRPC: the node's client with its reconnects, and the control plane's service.
+
+mod client;
+mod server;
+mod store;
+
+pub use client::{Client, NodeInfo, Sink, Status};
+pub use server::{NodeId, Observer, Service, service};
+pub use store::Store;
+
+use stillmesh_core::snapshot::Change;
+
+/// The two types that nodes subscribe to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ResourceType {
+    /// Workloads and services.
+    Address,
+    /// Policies.
+    Authorization,
+}
+
+impl ResourceType {
+    /// Every type, in the order in which a client subscribes.
+    pub const ALL: [Self; 2] = [Self::Authorization, Self::Address];
+
+    /// Its name on the wire.
+    pub fn url(self) -> &'static str {
+        match self {
+            Self::Address => "type.googleapis.com/istio.workload.Address",
+            Self::Authorization => "type.googleapis.com/istio.security.Authorization",
+        }
+    }
+
+    /// The type of that name.
+    pub fn from_url(url: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.url() == url)
+    }
+}
+
+/// What one response of the control plane changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// The type of everything in it.
+    pub kind: ResourceType,
+    /// The changes, in the order sent; removals last.
+    pub changes: Vec<Change>,
+    /// The first response of this type since the process started: with it the type's state is complete.
+    pub first: bool,
+}
+
+/// A resource that was not taken, and why: becomes part of a NACK.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// The resource's name.
+    pub name: String,
+    /// Why.
+    pub reason: String,
+}
