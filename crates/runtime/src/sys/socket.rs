@@ -1,0 +1,171 @@
+//! Sockets as the node tunnel needs them: marked, transparent, dual-stack, with the original destination.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::sys::socket::sockopt::IpBindAddressNoPort;
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::TcpSocket;
+
+/// A firewall mark (SO_MARK). Needs CAP_NET_ADMIN in the user namespace that owns the network namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Mark(pub u32);
+
+impl Mark {
+    /// What ztunnel sets on every socket that it makes in a pod's namespace. Source: contract 2.1.
+    pub const PROXY: Self = Self(0x539);
+}
+
+/// How a listening or datagram socket is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// SO_MARK.
+    pub mark: Option<Mark>,
+    /// IP_TRANSPARENT: take connections to addresses that are not ours, and send from them.
+    pub transparent: bool,
+    /// SO_REUSEPORT: several processes listen on one port.
+    pub reuse_port: bool,
+}
+
+/// A nonblocking TCP listener with SO_REUSEADDR. `[::]` is dual-stack.
+pub fn tcp_listener(address: SocketAddr, options: Options) -> io::Result<TcpListener> {
+    let socket = bound(address, Type::STREAM, options)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// A nonblocking TCP listener on all addresses of both families, or of IPv4 alone where IPv6 is off.
+pub fn tcp_listener_any(port: u16, options: Options) -> io::Result<TcpListener> {
+    either(|ip| tcp_listener(SocketAddr::new(ip, port), options))
+}
+
+/// A nonblocking UDP socket, bound, with SO_REUSEADDR.
+pub fn udp_socket(address: SocketAddr, options: Options) -> io::Result<UdpSocket> {
+    Ok(bound(address, Type::DGRAM, options)?.into())
+}
+
+const BACKLOG: i32 = 4096;
+
+/// Tries `[::]`, then `0.0.0.0` where the machine or the namespace has no IPv6.
+fn either<T>(make: impl Fn(IpAddr) -> io::Result<T>) -> io::Result<T> {
+    match make(Ipv6Addr::UNSPECIFIED.into()) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {
+            make(Ipv4Addr::UNSPECIFIED.into())
+        }
+        other => other,
+    }
+}
+
+fn bound(address: SocketAddr, kind: Type, options: Options) -> io::Result<Socket> {
+    let protocol = if kind == Type::STREAM { Protocol::TCP } else { Protocol::UDP };
+    let socket = Socket::new(Domain::for_address(address), kind.nonblocking().cloexec(), Some(protocol))?;
+    if let Some(mark) = options.mark {
+        socket.set_mark(mark.0)?;
+    }
+    if options.transparent {
+        set_transparent(&socket, address.ip())?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(options.reuse_port)?;
+    if let IpAddr::V6(ip) = address.ip() {
+        socket.set_only_v6(!ip.is_unspecified())?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// An unconnected nonblocking TCP socket for a connection to `destination`: marked before anything else, and with
+/// `source` as its address even if that is not ours (IP_TRANSPARENT, IP_FREEBIND; the port is chosen at connect time).
+///
+/// A source of the other family than the destination is `InvalidInput`.
+pub fn tcp_connect_socket(destination: SocketAddr, mark: Option<Mark>, source: Option<IpAddr>) -> io::Result<TcpSocket> {
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = Socket::new(Domain::for_address(destination), kind, Some(Protocol::TCP))?;
+    if let Some(mark) = mark {
+        socket.set_mark(mark.0)?;
+    }
+    if let Some(source) = source.map(|ip| ip.to_canonical()) {
+        if source.is_ipv4() != destination.is_ipv4() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "source and destination are of different families"));
+        }
+        set_transparent(&socket, source)?;
+        match source {
+            IpAddr::V4(_) => socket.set_freebind_v4(true)?,
+            IpAddr::V6(_) => socket.set_freebind_v6(true)?,
+        }
+        nix::sys::socket::setsockopt(&socket, IpBindAddressNoPort, &true)?;
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
+    Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
+fn set_transparent(socket: &Socket, family: IpAddr) -> io::Result<()> {
+    match family {
+        IpAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        IpAddr::V6(_) => socket.set_ip_transparent_v6(true),
+    }
+}
+
+/// Sets SO_MARK of an open socket.
+pub fn set_mark(socket: &impl AsFd, mark: Mark) -> io::Result<()> {
+    SockRef::from(socket).set_mark(mark.0)
+}
+
+/// SO_MARK of an open socket.
+pub fn mark(socket: &impl AsFd) -> io::Result<Mark> {
+    SockRef::from(socket).mark().map(Mark)
+}
+
+/// TCP_NODELAY, and keepalive probes (default of contract 3.3: 180 s, 180 s, 9).
+pub fn tune(socket: &impl AsFd, keepalive: Option<Keepalive>) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    socket.set_tcp_nodelay(true)?;
+    if let Some(Keepalive { time, interval, retries }) = keepalive {
+        let probes = TcpKeepalive::new().with_time(time).with_interval(interval).with_retries(retries);
+        socket.set_tcp_keepalive(&probes)?;
+    }
+    Ok(())
+}
+
+/// TCP keepalive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Idle time before the first probe.
+    pub time: Duration,
+    /// Time between probes.
+    pub interval: Duration,
+    /// Unanswered probes before the connection counts as dead.
+    pub retries: u32,
+}
+
+impl Default for Keepalive {
+    fn default() -> Self {
+        Self { time: Duration::from_secs(180), interval: Duration::from_secs(180), retries: 9 }
+    }
+}
+
+/// Makes closing the socket reset the connection (SO_LINGER with zero).
+pub fn reset_on_close(socket: &impl AsFd) -> io::Result<()> {
+    SockRef::from(socket).set_linger(Some(Duration::ZERO))
+}
+
+/// Where the connection was going before it was redirected here, else the local address. IPv4-mapped addresses come
+/// back as IPv4. Source: contract 2.1.
+pub fn original_destination(socket: &impl AsFd) -> io::Result<SocketAddr> {
+    let socket = SockRef::from(socket);
+    let local = socket.local_addr()?.as_socket();
+    let local = local.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not an IP socket"))?;
+    let local = SocketAddr::new(local.ip().to_canonical(), local.port());
+    // The option goes by the addresses on the wire: a mapped address on an IPv6 socket has an IPv4 entry.
+    let original = match local {
+        SocketAddr::V4(_) => socket.original_dst_v4(),
+        SocketAddr::V6(_) => socket.original_dst_v6(),
+    };
+    match original {
+        Ok(address) => Ok(address.as_socket().unwrap_or(local)),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOPROTOOPT)) => Ok(local),
+        Err(error) => Err(error),
+    }
+}
