@@ -1,0 +1,72 @@
+//! A keep-alive HTTP/1.1 client for one upstream: one connection, replaced when it is old or broken.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::Request;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use stillmesh_runtime::tasks::Tasks;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// How long one request may take, connection included.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// The largest answer that is read, in bytes.
+const LARGEST_ANSWER: usize = 1 << 20;
+
+/// One upstream, for example `details:9080`.
+pub(super) struct KeepAlive {
+    authority: String,
+    max_age: Duration,
+    tasks: Tasks,
+    open: Option<(SendRequest<Empty<Bytes>>, Instant)>,
+}
+
+impl KeepAlive {
+    /// A client that has not connected yet. `authority` is `host:port`.
+    pub(super) fn new(authority: &str, max_age: Duration, tasks: Tasks) -> Self {
+        Self { authority: authority.to_owned(), max_age, tasks, open: None }
+    }
+
+    /// GETs a path. Errors: anything but a whole 200 answer in [`DEADLINE`]; the connection is not used again.
+    pub(super) async fn get(&mut self, path: &str) -> anyhow::Result<Bytes> {
+        let answer = timeout(DEADLINE, self.exchange(path)).await;
+        let answer = answer.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {DEADLINE:?}")));
+        if answer.is_err() {
+            self.open = None;
+        }
+        answer.with_context(|| format!("GET http://{}{path}", self.authority))
+    }
+
+    async fn exchange(&mut self, path: &str) -> anyhow::Result<Bytes> {
+        let mut sender = match self.open.take() {
+            Some((mut sender, opened)) if opened.elapsed() < self.max_age && sender.ready().await.is_ok() => {
+                self.open = None;
+                (sender, opened)
+            }
+            _ => (self.connect().await?, Instant::now()),
+        };
+        let request = Request::get(path).header("host", &self.authority).body(Empty::new())?;
+        let response = sender.0.send_request(request).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), LARGEST_ANSWER).collect().await;
+        let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
+        ensure!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&body));
+        self.open = Some(sender);
+        Ok(body)
+    }
+
+    async fn connect(&self) -> anyhow::Result<SendRequest<Empty<Bytes>>> {
+        let stream = TcpStream::connect(&self.authority).await.context("connect")?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+        self.tasks.spawn("shop-client", async move {
+            // Its end shows at the sender; there is nothing to add here.
+            let _ = connection.await;
+        });
+        Ok(sender)
+    }
+}
