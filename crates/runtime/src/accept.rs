@@ -188,8 +188,17 @@ impl Failure {
     fn of(error: &io::Error) -> Self {
         match error.raw_os_error() {
             Some(
-                libc::ECONNABORTED | libc::ECONNRESET | libc::EINTR | libc::EPERM | libc::EPROTO | libc::ENETDOWN
-                | libc::ENETUNREACH | libc::EHOSTDOWN | libc::EHOSTUNREACH | libc::ENOPROTOOPT | libc::ENONET,
+                libc::ECONNABORTED
+                | libc::ECONNRESET
+                | libc::EINTR
+                | libc::EPERM
+                | libc::EPROTO
+                | libc::ENETDOWN
+                | libc::ENETUNREACH
+                | libc::EHOSTDOWN
+                | libc::EHOSTUNREACH
+                | libc::ENOPROTOOPT
+                | libc::ENONET,
             ) => Self::Connection,
             _ => Self::Exhausted,
         }
@@ -215,11 +224,7 @@ pub enum Peer {
 impl Peer {
     fn of_unix(stream: &UnixStream) -> io::Result<Self> {
         let credentials = stream.peer_cred()?;
-        Ok(Self::Unix {
-            pid: credentials.pid().filter(|pid| *pid > 0),
-            uid: credentials.uid(),
-            gid: credentials.gid(),
-        })
+        Ok(Self::Unix { pid: credentials.pid().filter(|pid| *pid > 0), uid: credentials.uid(), gid: credentials.gid() })
     }
 }
 

@@ -209,7 +209,8 @@ mod tests {
 
     #[test]
     fn durations_are_read_as_go_writes_them() {
-        let cases = [("10s", 10_000), ("1m30s", 90_000), ("250ms", 250), ("1.5h", 5_400_000), ("0", 0), ("2m0s", 120_000)];
+        let cases =
+            [("10s", 10_000), ("1m30s", 90_000), ("250ms", 250), ("1.5h", 5_400_000), ("0", 0), ("2m0s", 120_000)];
         for (text, millis) in cases {
             assert_eq!(parse_duration(text), Some(Duration::from_millis(millis)), "{text}");
         }

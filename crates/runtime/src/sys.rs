@@ -3,6 +3,7 @@
 
 pub mod fds;
 pub mod netns;
+pub mod packet;
 pub mod process;
 pub mod socket;
 pub mod unix;

@@ -106,11 +106,7 @@ impl Tasks {
     }
 
     /// Everything that surrounds a task: counting here and in all parents, cancellation, catching its panic.
-    fn wrap<F: Future>(
-        &self,
-        name: &'static str,
-        future: F,
-    ) -> (impl Future<Output = ()> + use<F>, Task<F::Output>) {
+    fn wrap<F: Future>(&self, name: &'static str, future: F) -> (impl Future<Output = ()> + use<F>, Task<F::Output>) {
         let cut = self.group.cut.child_token();
         let (done, result) = oneshot::channel();
         let task = Task { cut: cut.clone(), result };

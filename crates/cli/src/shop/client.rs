@@ -42,21 +42,24 @@ impl KeepAlive {
     }
 
     async fn exchange(&mut self, path: &str) -> anyhow::Result<Bytes> {
-        let mut sender = match self.open.take() {
-            Some((mut sender, opened)) if opened.elapsed() < self.max_age && sender.ready().await.is_ok() => {
-                self.open = None;
-                (sender, opened)
-            }
-            _ => (self.connect().await?, Instant::now()),
+        let (mut sender, opened) = match self.reusable().await {
+            Some(open) => open,
+            None => (self.connect().await?, Instant::now()),
         };
         let request = Request::get(path).header("host", &self.authority).body(Empty::new())?;
-        let response = sender.0.send_request(request).await?;
+        let response = sender.send_request(request).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), LARGEST_ANSWER).collect().await;
         let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
         ensure!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&body));
-        self.open = Some(sender);
+        self.open = Some((sender, opened));
         Ok(body)
+    }
+
+    /// The open connection, if it is young and takes another request.
+    async fn reusable(&mut self) -> Option<(SendRequest<Empty<Bytes>>, Instant)> {
+        let (mut sender, opened) = self.open.take()?;
+        (opened.elapsed() < self.max_age && sender.ready().await.is_ok()).then_some((sender, opened))
     }
 
     async fn connect(&self) -> anyhow::Result<SendRequest<Empty<Bytes>>> {

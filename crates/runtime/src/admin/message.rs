@@ -49,8 +49,9 @@ impl Request {
 
     /// The body as JSON; the error is the answer to give.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Response> {
-        serde_json::from_slice(&self.body)
-            .map_err(|error| Response::text(StatusCode::BAD_REQUEST, format!("the body is not what is expected: {error}\n")))
+        serde_json::from_slice(&self.body).map_err(|error| {
+            Response::text(StatusCode::BAD_REQUEST, format!("the body is not what is expected: {error}\n"))
+        })
     }
 }
 
@@ -150,7 +151,10 @@ impl Response {
 
 impl std::fmt::Debug for Response {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Response").field("status", &self.status).field("headers", &self.headers).finish_non_exhaustive()
+        out.debug_struct("Response")
+            .field("status", &self.status)
+            .field("headers", &self.headers)
+            .finish_non_exhaustive()
     }
 }
 

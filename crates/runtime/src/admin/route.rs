@@ -164,7 +164,9 @@ mod tests {
 
     #[test]
     fn another_method_is_told_from_an_unknown_path() {
-        assert!(matches!(routes().find(&Method::POST, "/pods"), Found::OtherMethods(methods) if methods == [Method::GET]));
+        assert!(
+            matches!(routes().find(&Method::POST, "/pods"), Found::OtherMethods(methods) if methods == [Method::GET])
+        );
         assert!(matches!(routes().find(&Method::POST, "/nothing"), Found::Nothing));
         assert!(matches!(routes().find(&Method::HEAD, "/pods"), Found::Handler(..)));
     }

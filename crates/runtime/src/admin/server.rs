@@ -90,7 +90,8 @@ impl Server {
                 accepted = acceptor.accept() => accepted,
                 signal = drain.signaled() => break signal,
             };
-            let serving = Arc::clone(&server).connection(accepted.connection, accepted.peer, accepted.permit, drain.clone());
+            let serving =
+                Arc::clone(&server).connection(accepted.connection, accepted.peer, accepted.permit, drain.clone());
             tasks.spawn("connection", serving);
         };
         drop(acceptor);

@@ -80,7 +80,11 @@ fn bound(address: SocketAddr, kind: Type, options: Options) -> io::Result<Socket
 /// `source` as its address even if that is not ours (IP_TRANSPARENT, IP_FREEBIND; the port is chosen at connect time).
 ///
 /// A source of the other family than the destination is `InvalidInput`.
-pub fn tcp_connect_socket(destination: SocketAddr, mark: Option<Mark>, source: Option<IpAddr>) -> io::Result<TcpSocket> {
+pub fn tcp_connect_socket(
+    destination: SocketAddr,
+    mark: Option<Mark>,
+    source: Option<IpAddr>,
+) -> io::Result<TcpSocket> {
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::for_address(destination), kind, Some(Protocol::TCP))?;
     if let Some(mark) = mark {
@@ -88,7 +92,10 @@ pub fn tcp_connect_socket(destination: SocketAddr, mark: Option<Mark>, source: O
     }
     if let Some(source) = source.map(|ip| ip.to_canonical()) {
         if source.is_ipv4() != destination.is_ipv4() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "source and destination are of different families"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "source and destination are of different families",
+            ));
         }
         set_transparent(&socket, source)?;
         match source {

@@ -1,0 +1,2 @@
+//! `stillmesh bench`.
+pub(crate) mod load;

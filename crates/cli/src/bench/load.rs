@@ -1,0 +1,235 @@
+//! The two ends of the benchmark's traffic. A connection's first byte says what it is for.
+//!
+//! The client measures one scenario and prints one JSON line; whether its connections are raw or carried by the mesh is
+//! decided by where its pod runs, not here.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+use stillmesh_runtime::tasks::Tasks;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+/// The client sends bulk data until it closes; the server answers with the number of bytes (8, big-endian).
+const BULK: u8 = b'B';
+/// The server echoes messages of [`MESSAGE`] bytes.
+const ECHO: u8 = b'E';
+/// Size of a request and of a response, in bytes.
+const MESSAGE: usize = 64;
+/// Size of one write in bulk, in bytes.
+const CHUNK: usize = 128 << 10;
+/// How long a single step (connect, exchange) may take before the run is called stalled.
+const STALL: Duration = Duration::from_secs(20);
+
+/// Serves every scenario.
+#[derive(Debug, Args)]
+pub(crate) struct Server {
+    /// Port to listen on.
+    #[arg(long, default_value_t = 7000)]
+    port: u16,
+}
+
+impl Server {
+    /// Serves until the process ends.
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let listener = TcpListener::bind(("0.0.0.0", self.port)).await?;
+        let tasks = Tasks::new("bench");
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                tokio::task::yield_now().await;
+                continue;
+            };
+            tasks.spawn("bench-connection", async move {
+                // A client that breaks off reports it itself.
+                let _ = serve(stream).await;
+            });
+        }
+    }
+}
+
+async fn serve(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    match stream.read_u8().await? {
+        BULK => {
+            let mut buffer = vec![0; CHUNK];
+            let mut total = 0_u64;
+            loop {
+                match stream.read(&mut buffer).await? {
+                    0 => break,
+                    read => total += read as u64,
+                }
+            }
+            stream.write_u64(total).await?;
+            stream.shutdown().await
+        }
+        _ => {
+            let mut message = [0; MESSAGE];
+            while stream.read_exact(&mut message).await.is_ok() {
+                stream.write_all(&message).await?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// What to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Scenario {
+    /// Bytes per second from client to server.
+    Bulk,
+    /// Requests per second, closed loop, and their latency.
+    Echo,
+    /// New connections per second, one request each.
+    Connect,
+    /// Holds idle connections; reports when they are open and keeps them for the duration.
+    Idle,
+}
+
+/// Measures one scenario.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Client {
+    /// Host and port of the server.
+    #[arg(long)]
+    pub(crate) target: String,
+    /// What to measure.
+    #[arg(long)]
+    pub(crate) scenario: Scenario,
+    /// Connections at a time.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) connections: usize,
+    /// Seconds to measure for.
+    #[arg(long, default_value_t = 2.0)]
+    pub(crate) seconds: f64,
+}
+
+/// What came out.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Measured {
+    /// Seconds that the counters below cover.
+    pub(crate) seconds: f64,
+    /// Application bytes carried one way.
+    pub(crate) bytes: u64,
+    /// Exchanges (requests, or connections with one request each).
+    pub(crate) exchanges: u64,
+    /// Latency of an exchange at the median, µs.
+    pub(crate) p50_us: u64,
+    /// Latency of an exchange at the 99th percentile, µs.
+    pub(crate) p99_us: u64,
+}
+
+impl Client {
+    /// Runs and prints one JSON line. Errors: a connection fails or stalls.
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let measured = self.measure().await?;
+        crate::output::line(&serde_json::to_string(&measured)?);
+        Ok(())
+    }
+
+    async fn measure(&self) -> anyhow::Result<Measured> {
+        let target: Arc<str> = self.target.as_str().into();
+        let length = Duration::from_secs_f64(self.seconds);
+        if self.scenario == Scenario::Idle {
+            return idle(&target, self.connections, length).await;
+        }
+        let started = Instant::now();
+        let end = started + length;
+        let mut workers = JoinSet::new();
+        for _ in 0..self.connections {
+            let target = target.clone();
+            match self.scenario {
+                Scenario::Bulk => workers.spawn(async move { bulk(&target, end).await }),
+                Scenario::Echo => workers.spawn(async move { echo(&target, end).await }),
+                Scenario::Connect | Scenario::Idle => workers.spawn(async move { connect(&target, end).await }),
+            };
+        }
+        let mut sum = Measured::default();
+        let mut latency = Histogram::<u64>::new(3)?;
+        while let Some(worker) = workers.join_next().await {
+            let (bytes, histogram) = worker??;
+            sum.bytes += bytes;
+            latency.add(histogram)?;
+        }
+        sum.seconds = started.elapsed().as_secs_f64();
+        sum.exchanges = latency.len();
+        sum.p50_us = latency.value_at_quantile(0.5);
+        sum.p99_us = latency.value_at_quantile(0.99);
+        Ok(sum)
+    }
+}
+
+async fn open(target: &str, purpose: u8) -> anyhow::Result<TcpStream> {
+    let connected = timeout(STALL, TcpStream::connect(target)).await;
+    let mut stream = connected.context("connecting stalled")?.with_context(|| format!("connect to {target}"))?;
+    stream.set_nodelay(true)?;
+    stream.write_all(&[purpose]).await?;
+    Ok(stream)
+}
+
+async fn exchange(stream: &mut TcpStream, latency: &mut Histogram<u64>, since: Instant) -> anyhow::Result<()> {
+    let mut message = [7; MESSAGE];
+    let both = async {
+        stream.write_all(&message).await?;
+        stream.read_exact(&mut message).await
+    };
+    timeout(STALL, both).await.context("an exchange stalled")??;
+    latency.saturating_record(u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX));
+    Ok(())
+}
+
+async fn bulk(target: &str, end: Instant) -> anyhow::Result<(u64, Histogram<u64>)> {
+    let mut stream = open(target, BULK).await?;
+    let chunk = vec![0x5a; CHUNK];
+    let mut sent = 0_u64;
+    while Instant::now() < end {
+        timeout(STALL, stream.write_all(&chunk)).await.context("bulk stalled")??;
+        sent += chunk.len() as u64;
+    }
+    stream.shutdown().await?;
+    let received = timeout(STALL, stream.read_u64()).await.context("the end of bulk stalled")??;
+    if received != sent {
+        bail!("{sent} bytes were sent and {received} arrived");
+    }
+    Ok((sent, Histogram::new(3)?))
+}
+
+async fn echo(target: &str, end: Instant) -> anyhow::Result<(u64, Histogram<u64>)> {
+    let mut stream = open(target, ECHO).await?;
+    let mut latency = Histogram::new(3)?;
+    while Instant::now() < end {
+        exchange(&mut stream, &mut latency, Instant::now()).await?;
+    }
+    Ok((latency.len() * MESSAGE as u64, latency))
+}
+
+async fn connect(target: &str, end: Instant) -> anyhow::Result<(u64, Histogram<u64>)> {
+    let mut latency = Histogram::new(3)?;
+    while Instant::now() < end {
+        let since = Instant::now();
+        let mut stream = open(target, ECHO).await?;
+        exchange(&mut stream, &mut latency, since).await?;
+    }
+    Ok((latency.len() * MESSAGE as u64, latency))
+}
+
+/// Opens the connections, proves each with one exchange, says so on a line of its own, and holds them.
+async fn idle(target: &str, connections: usize, length: Duration) -> anyhow::Result<Measured> {
+    let started = Instant::now();
+    let mut open_ones = Vec::with_capacity(connections);
+    let mut latency = Histogram::new(3)?;
+    for _ in 0..connections {
+        let mut stream = open(target, ECHO).await?;
+        exchange(&mut stream, &mut latency, Instant::now()).await?;
+        open_ones.push(stream);
+    }
+    crate::output::line("{\"open\":true}");
+    tokio::time::sleep(length).await;
+    let exchanges = latency.len();
+    Ok(Measured { seconds: started.elapsed().as_secs_f64(), exchanges, ..Measured::default() })
+}

@@ -1,0 +1,11 @@
+//! Standard output, in one place: whole lines, and a closed pipe ends the process quietly.
+
+use std::io::Write;
+
+/// Writes a line to standard output. Where the reader is gone the process ends, as other commands do.
+pub(crate) fn line(text: &str) {
+    let mut out = std::io::stdout().lock();
+    if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
+        std::process::exit(141);
+    }
+}
