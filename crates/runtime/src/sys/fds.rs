@@ -53,6 +53,11 @@ fn recv_now(socket: RawFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>
     Ok((message.bytes, fds))
 }
 
+/// A file in memory, without a path, close-on-exec.
+pub fn memory_file(name: &str) -> io::Result<OwnedFd> {
+    Ok(nix::sys::memfd::memfd_create(name, nix::sys::memfd::MFdFlags::MFD_CLOEXEC)?)
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;

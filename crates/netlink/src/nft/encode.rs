@@ -1,0 +1,1 @@
+//! Bytes of nf_tables messages.

@@ -1,0 +1,1 @@
+//! Bytes of netlink messages and attributes.
