@@ -1,7 +1,30 @@
 //! Reading manifests: ordinary Kubernetes YAML or JSON, several documents in a file.
+//!
+//! A document is read twice over one tree: once into the kind's type, whose complaints about types and unknown
+//! fields get their place from the tree, and once by the checks that an API server would make. Whatever is wrong is
+//! told with file, line, column, object and what is accepted; one bad document does not spoil the others.
 
-use crate::finding::Finding;
-use crate::object::Placed;
+mod check;
+mod check_istio;
+mod names;
+mod node;
+mod read;
+mod split;
+
+use std::sync::Arc;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node as KubeNode, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::de::DeserializeOwned;
+use serde_saphyr::options::DuplicateKeyPolicy;
+
+use crate::finding::{Finding, Position, Severity};
+use crate::istio::{AuthorizationPolicy, PeerAuthentication};
+use crate::object::{DEFAULT_NAMESPACE, Kind, Object, ObjectKey, Placed};
+use check::Flaws;
+use node::{Node, Place};
+use read::{Mismatch, Unknown};
 
 /// What a text held. One bad document does not spoil the others.
 #[derive(Clone, Debug, Default)]
@@ -12,7 +35,204 @@ pub struct Documents {
     pub findings: Vec<Finding>,
 }
 
-/// Reads every document of a text. `file` is only used to name places. Never fails as a whole and never panics.
-pub fn documents(_file: &str, _text: &str) -> Documents {
-    Documents::default()
+impl Documents {
+    /// Whether a document is missing from the objects.
+    pub fn has_errors(&self) -> bool {
+        self.findings.iter().any(|finding| finding.severity == Severity::Error)
+    }
 }
+
+/// Reads every document of a text. `file` is only used to name places. Never fails as a whole and never panics.
+pub fn documents(file: &str, text: &str) -> Documents {
+    let mut found = Reading { file: file.into(), documents: Documents::default() };
+    for part in split::documents(text) {
+        match tree(part.text, DuplicateKeyPolicy::Error) {
+            Ok(mut root) => {
+                root.shift(part.lines_before);
+                found.document(&root);
+            }
+            Err(error) => found.unreadable(part, &error),
+        }
+    }
+    found.documents
+}
+
+fn tree(text: &str, duplicate_keys: DuplicateKeyPolicy) -> Result<Node, serde_saphyr::Error> {
+    let options = serde_saphyr::options! {
+        duplicate_keys: duplicate_keys,
+        legacy_octal_numbers: true,
+        with_snippet: false,
+        emit_comments: false,
+        budget: serde_saphyr::budget! { max_depth: 32, flow_nesting_limit: 32 },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 100_000 },
+    };
+    serde_saphyr::from_str_with_options(text, options)
+}
+
+struct Reading {
+    file: Arc<str>,
+    documents: Documents,
+}
+
+impl Reading {
+    fn add(&mut self, severity: Severity, code: &'static str, at: Place, object: &str, path: &str, text: [&str; 2]) {
+        let [message, hint] = text.map(str::to_owned);
+        let at = Position::new(self.file.clone(), at.line, at.column);
+        let (object, path) = (object.to_owned(), path.to_owned());
+        self.documents.findings.push(Finding { at, severity, code, object, path, message, hint });
+    }
+
+    fn error(&mut self, code: &'static str, at: Place, object: &str, path: &str, text: [&str; 2]) {
+        self.add(Severity::Error, code, at, object, path, text);
+    }
+
+    /// A document that is not even a tree.
+    fn unreadable(&mut self, part: split::Part<'_>, error: &serde_saphyr::Error) {
+        let place = error.location().map_or(Place { line: 1, column: 1 }, node::place).below(part.lines_before);
+        // Read leniently, a document with a repeated key still tells what it is.
+        let object = tree(part.text, DuplicateKeyPolicy::FirstWins).map(|root| title(&root)).ok();
+        let object = object.filter(|title| !title.is_empty()).unwrap_or_else(|| split::guess(part.text));
+        let text = error.without_snippet().to_string();
+        // The place in the message counts from the document's first line, ours from the file's.
+        let text = text.lines().next().unwrap_or_default();
+        let message = text.split(" at line ").next().unwrap_or_default();
+        let message = message.strip_prefix("error: ").unwrap_or(message);
+        if let serde_saphyr::Error::DuplicateMappingKey { key, .. } = error.without_snippet() {
+            let message =
+                key.as_ref().map_or("a key is there twice".to_owned(), |key| format!("the key {key:?} is there twice"));
+            self.error("MAN009", place, &object, "", [&message, "every key is accepted once in a map"]);
+            return;
+        }
+        self.error("MAN001", place, &object, "", [&format!("not YAML: {message}"), ""]);
+    }
+
+    /// A document, or an item of a list.
+    fn document(&mut self, root: &Node) {
+        if root.is_null() {
+            return;
+        }
+        let object = title(root);
+        if !matches!(root.value, node::Value::Map(_)) {
+            let hint = "a map with apiVersion, kind and metadata is accepted";
+            return self.error("MAN002", root.at, "", "", ["not an object", hint]);
+        }
+        let word = |key: &str| root.get(key).map_or((root.at, None), |node| (node.at, node.text()));
+        let (kind_at, kind) = word("kind");
+        let (version_at, version) = word("apiVersion");
+        let (Some(kind), Some(version)) = (kind, version) else {
+            let (missing, at) = if kind.is_none() { ("kind", kind_at) } else { ("apiVersion", version_at) };
+            let kinds = accepted_kinds();
+            return self.error("MAN002", at, &object, missing, [&format!("the {missing} is missing"), &kinds]);
+        };
+        if kind == "List" && version == "v1" {
+            for item in root.get("items").map_or(&[][..], Node::items) {
+                self.document(item);
+            }
+            return;
+        }
+        let Some(kind) = Kind::named(kind) else {
+            let near = Kind::ALL.iter().map(|kind| kind.as_str()).collect::<Vec<_>>();
+            let near = names::nearest(kind, &near).map(|near| format!("is {near} meant? ")).unwrap_or_default();
+            let message = format!("unknown kind {kind:?}");
+            return self.error("MAN003", kind_at, &object, "kind", [&message, &format!("{near}{}", accepted_kinds())]);
+        };
+        if !kind.api_versions().contains(&version) {
+            let message = format!("unknown apiVersion {version:?} of kind {kind}");
+            let hint = format!("{} is accepted", kind.api_versions().join(" or "));
+            return self.error("MAN004", version_at, &object, "apiVersion", [&message, &hint]);
+        }
+        self.object(kind, root, &object);
+    }
+
+    fn object(&mut self, kind: Kind, root: &Node, title: &str) {
+        let mut flaws = Flaws::default();
+        check::object(kind, root, &mut flaws);
+        let mut broken = false;
+        for flaw in flaws.0 {
+            broken |= !flaw.harmless;
+            let severity = if flaw.harmless { Severity::Warning } else { Severity::Error };
+            self.add(severity, flaw.code, flaw.at, title, &flaw.path, [&flaw.message, &flaw.hint]);
+        }
+        match typed(kind, root) {
+            Ok((mut object, unknown)) => {
+                let strict = matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication);
+                let severity = if strict { Severity::Error } else { Severity::Warning };
+                broken |= strict && !unknown.is_empty();
+                for field in unknown {
+                    let text = [format!("unknown field {:?}", field.name), hint_for(&field)];
+                    self.add(severity, "MAN008", field.at, title, &field.path, [&text[0], &text[1]]);
+                }
+                if broken {
+                    return;
+                }
+                if kind.namespaced() {
+                    let namespace = &mut object.metadata_mut().namespace;
+                    if namespace.as_deref().unwrap_or_default().is_empty() {
+                        *namespace = Some(DEFAULT_NAMESPACE.to_owned());
+                    }
+                }
+                let at = Position::new(self.file.clone(), root.at.line, root.at.column);
+                self.documents.objects.push(Placed { object, at });
+            }
+            Err(Mismatch { at, path, message, hint }) => {
+                let at = at.unwrap_or(root.at);
+                // An impossible port is also an impossible number: say it once.
+                let said =
+                    self.documents.findings.iter().any(|one| one.at.line == at.line && one.at.column == at.column);
+                if !said {
+                    self.error("MAN005", at, title, &path, [&message, &hint]);
+                }
+            }
+        }
+    }
+}
+
+fn typed(kind: Kind, root: &Node) -> Result<(Object, Vec<Unknown>), Mismatch> {
+    fn read<T: DeserializeOwned + Into<Object>>(root: &Node) -> Result<(Object, Vec<Unknown>), Mismatch> {
+        read::typed::<T>(root, &["apiVersion", "kind"]).map(|(object, unknown)| (object.into(), unknown))
+    }
+    match kind {
+        Kind::Namespace => read::<Namespace>(root),
+        Kind::Node => read::<KubeNode>(root),
+        Kind::ServiceAccount => read::<ServiceAccount>(root),
+        Kind::ConfigMap => read::<ConfigMap>(root),
+        Kind::Secret => read::<Secret>(root),
+        Kind::Pod => read::<Pod>(root),
+        Kind::Deployment => read::<Deployment>(root),
+        Kind::Service => read::<Service>(root),
+        Kind::EndpointSlice => read::<EndpointSlice>(root),
+        Kind::AuthorizationPolicy => read::<AuthorizationPolicy>(root),
+        Kind::PeerAuthentication => read::<PeerAuthentication>(root),
+    }
+}
+
+fn hint_for(field: &Unknown) -> String {
+    match names::nearest(&field.name, field.accepted) {
+        Some(near) => format!("is {near} meant?"),
+        None if field.accepted.len() > 16 => String::new(),
+        None => format!("{} are accepted", field.accepted.join(", ")),
+    }
+}
+
+fn accepted_kinds() -> String {
+    let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
+    format!("{} and List are accepted", kinds.join(", "))
+}
+
+/// What a document says it is, for messages; empty where it does not say.
+fn title(root: &Node) -> String {
+    let text = |path: &[&str]| root.at_path(path).and_then(Node::text).unwrap_or_default();
+    let (kind, name) = (text(&["kind"]), text(&["metadata", "name"]));
+    let namespace = match text(&["metadata", "namespace"]) {
+        "" => DEFAULT_NAMESPACE,
+        namespace => namespace,
+    };
+    match (Kind::named(kind), name) {
+        (_, "") => kind.to_owned(),
+        (Some(kind), name) => ObjectKey::new(kind, namespace, name).to_string(),
+        (None, name) => format!("{kind} {namespace}/{name}"),
+    }
+}
+
+#[cfg(test)]
+mod tests;
