@@ -22,9 +22,9 @@ mod model;
 pub use apply::apply;
 pub use batch::Batch;
 pub use expr::{
-    Compare, Expr, Field, Key, MarkSource, NatTarget, Reject, SYN, TCP, UDP, Value, Verdict, accept, any_of, counter, drop, eq,
-    goto, in_cidr, in_set, jump, masked_eq, masked_ne, masquerade, ne, none_of, redirect, reject_tcp_reset, ret,
-    set_ct_mark, set_ct_zone, set_meta_mark, syn_only,
+    Compare, Expr, Field, Key, MarkSource, NatTarget, Reject, SYN, TCP, UDP, Value, Verdict, accept, any_of, counter,
+    drop, eq, goto, in_cidr, in_set, jump, masked_eq, masked_ne, masquerade, ne, none_of, redirect, reject_tcp_reset,
+    ret, set_ct_mark, set_ct_zone, set_meta_mark, syn_only,
 };
 pub use list::{Counter, Listed, TableInfo, counters, differences, list, tables};
 pub use model::{Base, Chain, DataType, Element, Family, Hook, Kind, Policy, Rule, Set, SetValue, Table};
