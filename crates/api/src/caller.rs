@@ -5,6 +5,8 @@ use futures::future::BoxFuture;
 use rustls_pki_types::CertificateDer;
 use stillmesh_core::model::Str;
 
+use crate::serve::Peer;
+
 /// What a caller presented. Borrowed from the call; never logged.
 #[derive(Clone, Copy)]
 pub struct Credentials<'a> {
@@ -51,3 +53,35 @@ pub trait Authenticate: Send + Sync + 'static {
 
 /// How long an authentication may take.
 pub const AUTHENTICATE_DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Authenticates a call by its metadata and its connection, and tells the connection when that went well.
+pub(crate) async fn authenticate<T>(
+    request: &tonic::Request<T>,
+    authenticate: &dyn Authenticate,
+) -> Result<Caller, tonic::Status> {
+    let peer = request.extensions().get::<Peer>();
+    let text = |name: &str| request.metadata().get(name).and_then(|value| value.to_str().ok());
+    let credentials = Credentials {
+        bearer: text("authorization").and_then(|value| value.strip_prefix("Bearer ")).map(str::trim),
+        peer_certificates: peer.map_or(&[], |peer| peer.certificates()),
+        cluster_id: text("clusterid"),
+    };
+    let answer = tokio::time::timeout(AUTHENTICATE_DEADLINE, authenticate.authenticate(credentials)).await;
+    let answer = answer.unwrap_or_else(|_| Err(AuthError::Unavailable("it took too long".to_owned())));
+    match answer {
+        Ok(caller) => {
+            if let Some(peer) = peer {
+                peer.authenticated();
+            }
+            Ok(caller)
+        }
+        Err(error) => {
+            tracing::info!(%error, peer = ?peer.map(Peer::address), "caller refused");
+            Err(match error {
+                AuthError::Unauthenticated(_) => tonic::Status::unauthenticated(error.to_string()),
+                AuthError::Denied(_) => tonic::Status::permission_denied(error.to_string()),
+                AuthError::Unavailable(_) => tonic::Status::unavailable(error.to_string()),
+            })
+        }
+    }
+}

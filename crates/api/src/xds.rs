@@ -1,10 +1,10 @@
 //! Delta xDS over gRPC: the node's client with its reconnects, and the control plane's service.
 
-mod client;
+pub(crate) mod client;
 mod server;
 mod store;
 
-pub use client::{Client, NodeInfo, Sink, Status};
+pub use client::{Client, NodeInfo, Sink, Status, StreamError};
 pub use server::{NodeId, Observer, Service, service};
 pub use store::Store;
 

@@ -1,1 +1,319 @@
-//! Server side.
+//! One node's session on the catalog: what it subscribed to, what it still has to be told, what it acknowledged.
+//!
+//! At most one response per type is unacknowledged. Until it is, changes coalesce into a set of names, so that a
+//! slow node costs names and not messages. Policies go out before the addresses that come with them, removals of
+//! policies after.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use stillmesh_core::model::Str;
+
+use super::catalog::{Catalog, Entry, Touched};
+use crate::proto::envoy::config::core::v3::ControlPlane;
+use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use crate::proto::google::protobuf::Any;
+use crate::xds::{Rejected, ResourceType};
+
+/// One stream's state.
+#[derive(Debug)]
+pub struct Session {
+    node: Str,
+    addresses: Subscription,
+    policies: Subscription,
+    nonce: u64,
+    opened: Instant,
+}
+
+/// One type of a session.
+#[derive(Debug, Default)]
+struct Subscription {
+    /// The node has asked for this type.
+    asked: bool,
+    wildcard: bool,
+    /// Asked for by name: primary keys and aliases.
+    names: BTreeSet<Str>,
+    /// To be sent: primary keys, and names asked for.
+    pending: BTreeSet<Str>,
+    /// A response is owed even if empty.
+    owed: bool,
+    outstanding: Option<Outstanding>,
+}
+
+/// A response that is not acknowledged yet.
+#[derive(Debug)]
+struct Outstanding {
+    nonce: String,
+    sent: Instant,
+    /// Everything published up to here has been sent with it; `None` where something was put off.
+    generation: Option<u64>,
+}
+
+/// What a request meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A subscription, or an answer to something older: nothing to tell.
+    None,
+    /// The node applied a response. The generation up to which it is complete, if it is.
+    Acked(ResourceType, Option<u64>),
+    /// The node applied a response but for these resources.
+    Nacked(ResourceType, Option<u64>, Vec<Rejected>),
+}
+
+/// Why a session is ended. The node reconnects and says what it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SessionError {
+    /// More names than a node may subscribe to.
+    #[error("more than {MAX_NAMES} names subscribed")]
+    TooManyNames,
+    /// No acknowledgement came.
+    #[error("a response was not acknowledged within {ACK_DEADLINE:?}")]
+    Silent,
+}
+
+/// How long a response may stay unacknowledged.
+pub const ACK_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How many names one node may subscribe to, beside `*`.
+pub const MAX_NAMES: usize = 65_536;
+
+/// How long the first addresses wait for the node to ask for policies too, so that these go first.
+pub const GATHER: Duration = Duration::from_millis(50);
+
+impl Session {
+    /// A session of a stream opened now. `node` is the Kubernetes node's name; empty if unknown.
+    pub fn new(node: impl Into<Str>, now: Instant) -> Self {
+        let (addresses, policies) = (Subscription::default(), Subscription::default());
+        Self { node: node.into(), addresses, policies, nonce: 0, opened: now }
+    }
+
+    /// Takes a request. Types that are not served are ignored: nobody is owed an answer of an unknown type.
+    pub fn request(&mut self, catalog: &Catalog, request: DeltaDiscoveryRequest) -> Result<Event, SessionError> {
+        let Some(kind) = ResourceType::from_url(&request.type_url) else {
+            return Ok(Event::None);
+        };
+        let node = self.node.clone();
+        let subscription = self.subscription_mut(kind);
+        let event = if subscription.asked { subscription.answered(kind, &request) } else { Event::None };
+        let first = !subscription.asked;
+        subscription.asked = true;
+        subscription.subscribe(catalog, kind, request, first);
+        if first && kind == ResourceType::Address && !subscription.wildcard && !node.is_empty() {
+            // Contract 4.1: a node that asks on demand is told of its own pods unasked.
+            subscription.pending.extend(catalog.on_node(&node).cloned());
+        }
+        if subscription.names.len() > MAX_NAMES {
+            return Err(SessionError::TooManyNames);
+        }
+        Ok(event)
+    }
+
+    /// Something was published. True if this session has to send.
+    pub fn touch(&mut self, touched: &Touched) -> bool {
+        let node = self.node.clone();
+        let subscription = self.subscription_mut(touched.kind);
+        let concerned = subscription.asked
+            && (subscription.wildcard
+                || touched.nodes.contains(&node)
+                || subscription.names.contains(&touched.name)
+                || touched.related.iter().any(|name| subscription.names.contains(name)));
+        if concerned {
+            subscription.pending.insert(touched.name.clone());
+        }
+        concerned
+    }
+
+    /// The next response to send, if any; call until there is none.
+    pub fn next(&mut self, catalog: &Catalog, now: Instant) -> Option<DeltaDiscoveryResponse> {
+        let policies = self.policies.outstanding.is_none().then(|| self.take_policies(catalog)).flatten();
+        if let Some(ready) = policies {
+            return Some(self.send(ResourceType::Authorization, catalog, ready, now));
+        }
+        if self.addresses.sendable() && self.policies_are_sent(catalog, now) {
+            let ready = std::mem::take(&mut self.addresses.pending);
+            return Some(self.send(ResourceType::Address, catalog, ready, now));
+        }
+        None
+    }
+
+    /// Policies that may go now. Their removals wait for the addresses that stop naming them.
+    fn take_policies(&mut self, catalog: &Catalog) -> Option<BTreeSet<Str>> {
+        if !self.policies.sendable() {
+            return None;
+        }
+        let live = catalog.entries(ResourceType::Authorization);
+        let (mut ready, put_off): (BTreeSet<Str>, BTreeSet<Str>) =
+            std::mem::take(&mut self.policies.pending).into_iter().partition(|name| live.contains_key(name));
+        if self.addresses.asked && (self.addresses.owed || !self.addresses.pending.is_empty()) {
+            self.policies.pending = put_off;
+        } else {
+            ready.extend(put_off);
+        }
+        (self.policies.owed || !ready.is_empty()).then_some(ready)
+    }
+
+    fn policies_are_sent(&self, catalog: &Catalog, now: Instant) -> bool {
+        if !self.policies.asked {
+            return now >= self.opened + GATHER;
+        }
+        let live = catalog.entries(ResourceType::Authorization);
+        !self.policies.owed && !self.policies.pending.iter().any(|name| live.contains_key(name))
+    }
+
+    fn send(
+        &mut self,
+        kind: ResourceType,
+        catalog: &Catalog,
+        names: BTreeSet<Str>,
+        now: Instant,
+    ) -> DeltaDiscoveryResponse {
+        self.nonce += 1;
+        let nonce = format!("{:x}", self.nonce);
+        let subscription = self.subscription_mut(kind);
+        let (live, wildcard) = (catalog.entries(kind), subscription.wildcard);
+        let mut found = BTreeSet::new();
+        let mut removed = Vec::new();
+        for name in names {
+            if wildcard && live.contains_key(&name) {
+                found.insert(name);
+                continue;
+            }
+            let resolved = catalog.resolve(kind, &name);
+            if resolved.is_empty() {
+                removed.push(name.to_string());
+            }
+            found.extend(resolved);
+        }
+        let resource = |name: Str| live.get(&name).map(|entry| resource(kind, &name, entry, wildcard));
+        let resources = found.into_iter().filter_map(resource).collect();
+        subscription.owed = false;
+        let complete = subscription.pending.is_empty();
+        let generation = complete.then(|| catalog.generation());
+        subscription.outstanding = Some(Outstanding { nonce: nonce.clone(), sent: now, generation });
+        DeltaDiscoveryResponse {
+            system_version_info: catalog.generation().to_string(),
+            resources,
+            type_url: kind.url().to_owned(),
+            nonce,
+            removed_resources: removed,
+            control_plane: Some(ControlPlane { identifier: "stillmesh".to_owned() }),
+        }
+    }
+
+    /// When to look again although nothing happened: to send what waits, or to find the node silent.
+    pub fn deadline(&self) -> Option<Instant> {
+        let gather = (self.addresses.sendable() && !self.policies.asked).then(|| self.opened + GATHER);
+        let acks = [&self.addresses, &self.policies].into_iter().filter_map(|subscription| {
+            subscription.outstanding.as_ref().map(|outstanding| outstanding.sent + ACK_DEADLINE)
+        });
+        acks.chain(gather).min()
+    }
+
+    /// Whether the node has let a response go unanswered for too long.
+    pub fn check(&self, now: Instant) -> Result<(), SessionError> {
+        let late = |subscription: &Subscription| {
+            subscription.outstanding.as_ref().is_some_and(|outstanding| now >= outstanding.sent + ACK_DEADLINE)
+        };
+        match late(&self.addresses) || late(&self.policies) {
+            true => Err(SessionError::Silent),
+            false => Ok(()),
+        }
+    }
+
+    fn subscription_mut(&mut self, kind: ResourceType) -> &mut Subscription {
+        match kind {
+            ResourceType::Address => &mut self.addresses,
+            ResourceType::Authorization => &mut self.policies,
+        }
+    }
+}
+
+impl Subscription {
+    /// Reads an ACK or NACK. A nonce that is not the outstanding one answers nothing.
+    fn answered(&mut self, kind: ResourceType, request: &DeltaDiscoveryRequest) -> Event {
+        let matching = |outstanding: &mut Outstanding| outstanding.nonce == request.response_nonce;
+        match (self.outstanding.take_if(matching), &request.error_detail) {
+            (None, _) => Event::None,
+            (Some(answered), None) => Event::Acked(kind, answered.generation),
+            (Some(answered), Some(status)) => Event::Nacked(kind, answered.generation, rejected(&status.message)),
+        }
+    }
+
+    fn subscribe(&mut self, catalog: &Catalog, kind: ResourceType, request: DeltaDiscoveryRequest, first: bool) {
+        let DeltaDiscoveryRequest { resource_names_subscribe, resource_names_unsubscribe, .. } = &request;
+        let starts = resource_names_subscribe.iter().any(|name| name == "*");
+        let stops = resource_names_unsubscribe.iter().any(|name| name == "*");
+        let legacy = first && resource_names_subscribe.is_empty() && resource_names_unsubscribe.is_empty();
+        let was = self.wildcard;
+        self.wildcard = (was || starts || legacy) && !stops;
+        for name in resource_names_subscribe.iter().filter(|name| *name != "*") {
+            let name = Str::from(name.as_str());
+            self.names.insert(name.clone());
+            // Asking again is answered again.
+            self.pending.insert(name);
+        }
+        for name in resource_names_unsubscribe {
+            self.names.remove(name.as_str());
+            self.pending.remove(name.as_str());
+        }
+        if was && !self.wildcard {
+            self.owed = false;
+            let names = &self.names;
+            self.pending.retain(|name| names.contains(name));
+        }
+        let held = if first { request.initial_resource_versions } else { Default::default() };
+        let live = catalog.entries(kind);
+        if self.wildcard && !was {
+            self.owed = true;
+            let differs =
+                |(name, entry): &(&Str, &Entry)| held.get(&***name).is_none_or(|version| *version != *entry.version);
+            self.pending.extend(live.iter().filter(differs).map(|(name, _)| name.clone()));
+            self.pending.extend(held.into_keys().map(Str::from).filter(|name| !live.contains_key(name)));
+        } else if !self.wildcard {
+            for (name, version) in held {
+                let name = Str::from(name);
+                if live.get(&name).is_none_or(|entry| *entry.version != *version) {
+                    self.pending.insert(name.clone());
+                }
+                self.names.insert(name);
+            }
+        }
+    }
+
+    fn sendable(&self) -> bool {
+        self.asked && self.outstanding.is_none() && (self.owed || !self.pending.is_empty())
+    }
+}
+
+/// Aliases are for those who may have asked by one.
+fn resource(kind: ResourceType, name: &Str, entry: &Entry, wildcard: bool) -> Resource {
+    let aliases = if wildcard { Vec::new() } else { entry.aliases.iter().map(ToString::to_string).collect() };
+    Resource {
+        name: name.to_string(),
+        version: entry.version.to_string(),
+        resource: Some(Any { type_url: kind.url().to_owned(), value: entry.bytes.clone() }),
+        aliases,
+        ttl: None,
+    }
+}
+
+/// Reads `name: reason; name: reason` as far as it is that.
+fn rejected(message: &str) -> Vec<Rejected> {
+    let mut found: Vec<Rejected> = Vec::new();
+    for part in message.split("; ").take(MAX_REJECTED) {
+        match (part.split_once(": "), found.last_mut()) {
+            // A resource's name has a slash and no space; else the part belongs to the reason before it.
+            (Some((name, reason)), _) if name.contains('/') && !name.contains(' ') => {
+                found.push(Rejected { name: name.to_owned(), reason: reason.to_owned() });
+            }
+            (_, Some(last)) => last.reason = format!("{}; {part}", last.reason),
+            (_, None) => found.push(Rejected { name: String::new(), reason: part.to_owned() }),
+        }
+    }
+    found
+}
+
+const MAX_REJECTED: usize = 1024;

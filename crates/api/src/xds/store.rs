@@ -1,10 +1,31 @@
-//! What the control plane publishes. Every stream sends from it.
+//! What the control plane publishes, and the sessions that send it. One lock around plain data: it is held for as
+//! long as a batch takes to spread, or a response to assemble, and never across a wait.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use stillmesh_core::model::Str;
 use stillmesh_core::snapshot::Change;
+use tokio::sync::Notify;
 
-/// The published resources of both types. Cheap to share.
+use crate::delta::catalog::Catalog;
+use crate::delta::server::{Event, Session, SessionError};
+use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+
+/// The published resources of both types. Share it as an `Arc`.
 #[derive(Default)]
-pub struct Store {}
+pub struct Store {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    catalog: Catalog,
+    sessions: HashMap<u64, (Session, Arc<Notify>)>,
+    streams: u64,
+}
 
 impl Store {
     /// Nothing published yet.
@@ -15,12 +36,81 @@ impl Store {
     /// Publishes changes at once. Resources equal to what is published are not sent again. Returns the generation
     /// that [`super::Observer::acked`] tells when a node has applied them. Nodes get policies before the workloads
     /// that come with them, and removals of policies after, whatever the order here.
-    pub fn publish(&self, _changes: Vec<Change>) -> u64 {
-        todo!()
+    pub fn publish(&self, changes: Vec<Change>) -> u64 {
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        let touched = inner.catalog.apply(&changes);
+        for (session, wake) in inner.sessions.values_mut() {
+            let mut concerned = false;
+            for touched in &touched {
+                concerned |= session.touch(touched);
+            }
+            if concerned {
+                wake.notify_one();
+            }
+        }
+        inner.catalog.generation()
     }
 
     /// The current generation.
     pub fn generation(&self) -> u64 {
-        todo!()
+        self.inner.lock().catalog.generation()
+    }
+
+    /// Streams that are open now.
+    pub fn streams(&self) -> usize {
+        self.inner.lock().sessions.len()
+    }
+
+    /// A session for a new stream; it ends when the handle is dropped.
+    pub(super) fn open(self: &Arc<Self>, node: impl Into<Str>, now: Instant) -> Open {
+        let wake = Arc::new(Notify::new());
+        let mut inner = self.inner.lock();
+        inner.streams += 1;
+        let stream = inner.streams;
+        inner.sessions.insert(stream, (Session::new(node, now), Arc::clone(&wake)));
+        Open { store: Arc::clone(self), stream, wake }
+    }
+}
+
+/// One stream's session in the store.
+pub(super) struct Open {
+    store: Arc<Store>,
+    pub(super) stream: u64,
+    wake: Arc<Notify>,
+}
+
+impl Open {
+    pub(super) fn request(&self, request: DeltaDiscoveryRequest) -> Result<Event, SessionError> {
+        self.with(|catalog, session| session.request(catalog, request)).unwrap_or(Ok(Event::None))
+    }
+
+    pub(super) fn next(&self, now: Instant) -> Option<DeltaDiscoveryResponse> {
+        self.with(|catalog, session| session.next(catalog, now)).flatten()
+    }
+
+    pub(super) fn check(&self, now: Instant) -> Result<(), SessionError> {
+        self.with(|_, session| session.check(now)).unwrap_or(Ok(()))
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.with(|_, session| session.deadline()).flatten()
+    }
+
+    /// Returns when something was published for this session. Cancel-safe.
+    pub(super) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&Catalog, &mut Session) -> T) -> Option<T> {
+        let mut inner = self.store.inner.lock();
+        let inner = &mut *inner;
+        inner.sessions.get_mut(&self.stream).map(|(session, _)| act(&inner.catalog, session))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.store.inner.lock().sessions.remove(&self.stream);
     }
 }
