@@ -14,9 +14,11 @@
 
 mod apply;
 mod batch;
+mod consts;
 mod encode;
 mod expr;
 mod list;
+mod message;
 mod model;
 
 pub use apply::apply;
