@@ -4,10 +4,20 @@
 //! One request is outstanding at a time and gets exactly one answer. Both ends are strict: what the protocol does
 //! not allow is an error that ends the connection.
 
+mod agent;
+mod protocol;
+mod socket;
+#[cfg(test)]
+mod tests;
+mod tunnel;
+
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
+
+pub use agent::{Greeting, Listener, ServerConnection};
+use stillmesh_core::{Diagnose, Fault};
+pub use tunnel::ClientConnection;
 
 /// Longest message.
 pub const MAX_MESSAGE_BYTES: usize = 1024;
@@ -83,79 +93,33 @@ pub enum ZdsError {
     },
 }
 
-/// Agent side: where tunnels connect.
-pub struct Listener {}
-
-impl Listener {
-    /// Listens, replacing a stale socket file.
-    pub fn bind(_path: &Path) -> Result<Self, ZdsError> {
-        todo!()
+impl Diagnose for ZdsError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Io(_) => "ZDS001",
+            Self::Closed => "ZDS002",
+            Self::Protocol(_) => "ZDS003",
+            Self::Slow { .. } => "ZDS004",
+            Self::Refused(_) => "ZDS005",
+            Self::TooLong { .. } => "ZDS006",
+        }
     }
 
-    /// The next connection, at most 5 per second. Its hello has not been read: do that elsewhere, with
-    /// [`Greeting::hello`], so that a silent peer holds nobody up.
-    pub async fn accept(&mut self) -> Result<Greeting, ZdsError> {
-        todo!()
-    }
-}
-
-/// Agent side: a connection whose hello is still to come.
-pub struct Greeting {}
-
-impl Greeting {
-    /// Reads the hello within the deadline.
-    pub async fn hello(self) -> Result<ServerConnection, ZdsError> {
-        todo!()
-    }
-}
-
-/// Agent side: a tunnel that takes pods. Any error but [`ZdsError::Refused`] ends it.
-pub struct ServerConnection {}
-
-impl ServerConnection {
-    /// Hands a pod over.
-    pub async fn add(&mut self, _uid: &str, _info: &PodInfo, _netns: BorrowedFd<'_>) -> Result<(), ZdsError> {
-        todo!()
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Io(_) | Self::TooLong { .. } => Fault::Internal,
+            Self::Closed | Self::Protocol(_) | Self::Slow { .. } | Self::Refused(_) => Fault::Upstream,
+        }
     }
 
-    /// Names a pod whose namespace is not at hand.
-    pub async fn keep(&mut self, _uid: &str) -> Result<(), ZdsError> {
-        todo!()
-    }
-
-    /// Takes a pod away.
-    pub async fn del(&mut self, _uid: &str) -> Result<(), ZdsError> {
-        todo!()
-    }
-
-    /// Ends the snapshot.
-    pub async fn snapshot_sent(&mut self) -> Result<(), ZdsError> {
-        todo!()
-    }
-
-    /// Returns when the peer is gone or says something unasked; wait on it while idle. Cancel-safe.
-    pub async fn gone(&mut self) -> ZdsError {
-        todo!()
-    }
-}
-
-/// Tunnel side.
-pub struct ClientConnection {}
-
-impl ClientConnection {
-    /// Connects and says hello.
-    pub async fn connect(_path: &Path) -> Result<Self, ZdsError> {
-        todo!()
-    }
-
-    /// The next request; waits as long as the agent has nothing to say. Answer it with [`Self::answer`] before
-    /// asking for the next. Cancel-safe.
-    pub async fn next(&mut self) -> Result<Request, ZdsError> {
-        todo!()
-    }
-
-    /// Answers the outstanding request: done, or why not.
-    pub async fn answer(&mut self, _result: Result<(), String>) -> Result<(), ZdsError> {
-        todo!()
+    fn remedy(&self) -> &'static str {
+        match self {
+            Self::Io(_) => "check the ZDS socket's directory and its permissions",
+            Self::Closed => "none: the other end has restarted, and is connected to again",
+            Self::Protocol(_) => "compare the versions of node agent and node tunnel",
+            Self::Slow { .. } => "check the load of this node",
+            Self::Refused(_) => "see the node tunnel's log for why it could not take the pod; it is tried again",
+            Self::TooLong { .. } => "shorten the names of pod, namespace or service account",
+        }
     }
 }
