@@ -35,6 +35,8 @@ impl Change {
 pub struct Update {
     /// At most one change per object.
     pub changes: Vec<Change>,
+    /// Objects that are as before but written elsewhere now (a line was inserted above, a file renamed).
+    pub moved: Vec<(ObjectKey, Position)>,
     /// All errors and warnings that hold now, in order of place; `None` where they are as before.
     pub findings: Option<Arc<[Finding]>>,
     /// Whether the initial set of objects is complete with this update (and stays so).

@@ -220,7 +220,7 @@ spec:
     assert_eq!(
         findings(&text.replace("no more", "no")),
         [
-            "pod:10:53: Pod default/a: spec.containers[0].env[1].value: wrong type: false; a text is accepted: put it in quotes"
+            "shop.yaml:10:53: Pod default/a: spec.containers[0].env[1].value: wrong type: false; a text is accepted: put it in quotes"
         ]
     );
     assert_eq!(findings(&text.replace("port: web", "port: 0")).len(), 1);
