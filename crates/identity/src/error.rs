@@ -167,10 +167,14 @@ impl Diagnose for TlsError {
 
     fn remedy(&self) -> &'static str {
         match self {
-            Self::Expired | Self::NotYetValid => "compare the clocks of both nodes and check that the peer can reach its CA",
+            Self::Expired | Self::NotYetValid => {
+                "compare the clocks of both nodes and check that the peer can reach its CA"
+            }
             Self::UnknownIssuer => "check that both sides have their certificates from the same mesh's CA",
             Self::NoIdentity | Self::ForeignTrustDomain { .. } => "check the trust domain of both sides",
-            Self::WrongIdentity { .. } => "the address belongs to another workload than the mesh believes: check for reused IPs",
+            Self::WrongIdentity { .. } => {
+                "the address belongs to another workload than the mesh believes: check for reused IPs"
+            }
             Self::Refused { .. } => "look at the peer's log: it says why it does not accept our certificate",
             Self::NoCertificate | Self::Protocol { .. } | Self::Incompatible { .. } => {
                 "check that what listens on or dials this port is a part of the mesh"

@@ -102,7 +102,8 @@ impl Issuer {
         if parsed.public_key().raw != key.subject_public_key_info() {
             return Err(IssuerError::Mismatch);
         }
-        let authority = rcgen::Issuer::from_ca_cert_der(root, key).map_err(|problem| unreadable(problem.to_string()))?;
+        let authority =
+            rcgen::Issuer::from_ca_cert_der(root, key).map_err(|problem| unreadable(problem.to_string()))?;
         Ok(Self { trust_domain: trust_domain.clone(), authority, root_pem, bundle })
     }
 

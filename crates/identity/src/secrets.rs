@@ -418,7 +418,9 @@ impl Diagnose for FetchError {
 
     fn remedy(&self) -> &'static str {
         match self {
-            Self::Refused(_) => "check that the controller runs and knows this node's token, and that the pod runs here",
+            Self::Refused(_) => {
+                "check that the controller runs and knows this node's token, and that the pod runs here"
+            }
             Self::Slow { .. } => "check that the controller runs and can be reached on CA_ADDRESS",
             Self::Leaf(inner) => inner.remedy(),
             Self::Key(_) => "report this: the node cannot make keys",

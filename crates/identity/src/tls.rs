@@ -13,9 +13,9 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
 use stillmesh_core::model::Identity;
 
-use crate::{Leaf, TlsError};
 use crate::issuer::Serving;
 use crate::verify::{ExpectIdentity, ExpectTrustDomain};
+use crate::{Leaf, TlsError};
 
 /// The only protocol spoken inside mesh TLS.
 pub const ALPN: &[u8] = b"h2";
@@ -23,10 +23,8 @@ pub const ALPN: &[u8] = b"h2";
 /// AES-GCM suites and X25519MLKEM768 before X25519; nothing else.
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
     let mut provider = aws_lc_rs::default_provider();
-    provider.cipher_suites = vec![
-        aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
-        aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
-    ];
+    provider.cipher_suites =
+        vec![aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384, aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256];
     provider.kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768, aws_lc_rs::kx_group::X25519];
     Arc::new(provider)
 });

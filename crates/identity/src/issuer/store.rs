@@ -38,9 +38,8 @@ pub(super) fn load_or_create(dir: &Path, trust_domain: &TrustDomain, now: System
             issuer
         }
         (Some(key), None) => {
-            let key = KeyPair::from_pem(&key).map_err(|problem| {
-                inside(IssuerError::Key { problem: problem.to_string() })
-            })?;
+            let key =
+                KeyPair::from_pem(&key).map_err(|problem| inside(IssuerError::Key { problem: problem.to_string() }))?;
             let issuer = Issuer::create_with(key, trust_domain, now)?;
             write(dir, CERTIFICATE, issuer.root_pem(), 0o644)?;
             issuer
