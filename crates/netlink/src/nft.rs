@@ -4,7 +4,7 @@
 //! use stillmesh_netlink::nft::*;
 //! let table = Table::new(Family::Inet, "example").chain(
 //!     Chain::base("output", Kind::Nat, Hook::Output, -100)
-//!         .rule(Rule::new([eq(Field::L4Proto, TCP), syn_only(), ne(Field::TcpDport, 15008), redirect(15001)]))
+//!         .rule(Rule::new([eq(Field::L4Proto, TCP), syn_only(), ne(Field::TcpDport, 15008u16), redirect(15001)]))
 //! );
 //! let mut batch = Batch::new();
 //! batch.replace_table(&table);
