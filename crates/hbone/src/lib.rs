@@ -1,1 +1,19 @@
-//! stub
+//! HBONE: one TCP connection carried as one HTTP/2 CONNECT stream over mutual TLS (contract 3).
+//!
+//! [`Pool`] opens tunnels and streams, [`server`] accepts them, [`Stream`] is what either end holds, [`copy`] moves bytes between
+//! a stream and a socket, [`headers`] are what a CONNECT says of itself. Knows identities, nothing of policies.
+//! The HTTP/2 library is used in `h2_config`, `pool`, `server` and `stream` only, so that another can take its place.
+#![cfg_attr(not(test), warn(clippy::indexing_slicing, clippy::cast_possible_truncation))]
+
+pub mod copy;
+mod error;
+pub mod headers;
+mod limits;
+pub mod pool;
+pub mod server;
+mod stream;
+
+pub use error::TunnelError;
+pub use limits::Limits;
+pub use pool::{Dial, Key, Opened, Pool};
+pub use stream::Stream;

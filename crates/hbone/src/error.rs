@@ -1,0 +1,148 @@
+//! Why a tunnel did not open.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use stillmesh_core::diagnose::{Diagnose, Fault};
+use stillmesh_identity::{SecretError, TlsError};
+
+/// Why a CONNECT stream did not open. Cheap to clone: all who wait for one dial learn the same.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TunnelError {
+    /// No certificate to show.
+    #[error("there is no certificate to dial with")]
+    Identity(#[from] SecretError),
+    /// TCP did not connect.
+    #[error("cannot connect to {destination}")]
+    Connect {
+        /// What was dialled.
+        destination: SocketAddr,
+        /// Why.
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// TCP did not connect in time.
+    #[error("{destination} did not accept within {limit:?}: maybe a NetworkPolicy blocks HBONE port {}", .destination.port())]
+    ConnectSlow {
+        /// What was dialled.
+        destination: SocketAddr,
+        /// The deadline.
+        limit: Duration,
+    },
+    /// TLS failed.
+    #[error("no TLS with {destination}")]
+    Tls {
+        /// What was dialled.
+        destination: SocketAddr,
+        /// Why.
+        #[source]
+        source: TlsError,
+    },
+    /// HTTP/2 did not start.
+    #[error("no HTTP/2 with {destination}")]
+    Http2 {
+        /// What was dialled.
+        destination: SocketAddr,
+        /// Why.
+        #[source]
+        source: Arc<h2::Error>,
+    },
+    /// The peer answered, and not with 200.
+    #[error("{destination} refused the tunnel with status {status}")]
+    Refused {
+        /// Who.
+        destination: SocketAddr,
+        /// The answer: 401 is a policy's denial, 503 an application that cannot be reached (contract 3.2).
+        status: StatusCode,
+    },
+    /// The stream or its connection ended before an answer.
+    #[error("the tunnel to {destination} ended before it opened")]
+    Reset {
+        /// Who.
+        destination: SocketAddr,
+        /// Why.
+        #[source]
+        source: Arc<h2::Error>,
+    },
+    /// No answer in time.
+    #[error("{destination} did not answer the CONNECT within {limit:?}")]
+    Slow {
+        /// Who.
+        destination: SocketAddr,
+        /// The deadline.
+        limit: Duration,
+    },
+    /// The CONNECT cannot be written: a header value is not legal.
+    #[error("the CONNECT for {destination} cannot be written")]
+    Request {
+        /// Who.
+        destination: SocketAddr,
+        /// What is wrong.
+        #[source]
+        source: Arc<http::Error>,
+    },
+}
+
+impl TunnelError {
+    /// Whether another endpoint may be tried: no application byte was delivered, and no policy said no.
+    pub fn may_repick(&self) -> bool {
+        match self {
+            Self::Refused { status, .. } => status.is_server_error(),
+            Self::Identity(_) | Self::Request { .. } => false,
+            _ => true,
+        }
+    }
+
+    /// Istio's response flag (contract 9.1).
+    pub fn response_flag(&self) -> &'static str {
+        match self {
+            Self::Identity(_) => "IDENTITY_ERROR",
+            Self::ConnectSlow { .. } => "NETWORK_POLICY",
+            Self::Tls { .. } => "TLS_FAILURE",
+            Self::Http2 { .. } => "H2_HANDSHAKE_FAILURE",
+            Self::Refused { status, .. } if *status == StatusCode::UNAUTHORIZED => "DENY",
+            _ => "CONNECT",
+        }
+    }
+}
+
+impl Diagnose for TunnelError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Identity(source) => source.code(),
+            Self::Connect { .. } => "TUN001",
+            Self::ConnectSlow { .. } => "TUN002",
+            Self::Tls { source, .. } => source.code(),
+            Self::Http2 { .. } => "TUN003",
+            Self::Refused { .. } => "TUN004",
+            Self::Reset { .. } => "TUN005",
+            Self::Slow { .. } => "TUN006",
+            Self::Request { .. } => "TUN007",
+        }
+    }
+
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Identity(source) => source.fault(),
+            Self::Request { .. } => Fault::Internal,
+            _ => Fault::Upstream,
+        }
+    }
+
+    fn remedy(&self) -> &'static str {
+        match self {
+            Self::Identity(source) => source.remedy(),
+            Self::Connect { .. } => "check that the destination's ztunnel runs",
+            Self::ConnectSlow { .. } => "check that no NetworkPolicy or firewall blocks TCP 15008 between these pods",
+            Self::Tls { source, .. } => source.remedy(),
+            Self::Http2 { .. } => "check what listens on the destination's port 15008",
+            Self::Refused { .. } => "the destination's ztunnel logged the reason: look for the same trace id",
+            Self::Reset { .. } => "check whether the destination's ztunnel or pod was just restarted",
+            Self::Slow { .. } => "check whether the application accepts connections and its node is not overloaded",
+            Self::Request { .. } => "report this: a header was built that HTTP does not allow",
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! What a CONNECT says of itself (contract 3.2): built by one end, read by the other. Reading never fails: what is
+//! malformed is absent, and nothing is longer than [`LONGEST`].
+
+use std::fmt::{self, Write};
+use std::net::SocketAddr;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use stillmesh_core::attrs::Authority;
+
+/// Source workload's facts.
+pub const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
+/// Original source address and intended service.
+pub const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
+/// Trace of the connection.
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// Network of the sender, on the inner CONNECT of double HBONE.
+pub const FORWARDED_NETWORK: HeaderName = HeaderName::from_static("x-forwarded-network");
+
+/// A longer header value is not read, bytes.
+pub const LONGEST: usize = 8 << 10;
+
+/// Everything a CONNECT carries besides its authority.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConnectHeaders {
+    /// The source workload.
+    pub baggage: Option<Baggage>,
+    /// Where the connection comes from.
+    pub forwarded: Option<Forwarded>,
+    /// Its trace.
+    pub traceparent: Option<Traceparent>,
+    /// The sender's network, on the inner CONNECT of double HBONE.
+    pub network: Option<String>,
+}
+
+impl ConnectHeaders {
+    /// Reads what is there and well-formed.
+    pub fn read(headers: &HeaderMap) -> Self {
+        let text =
+            |name| headers.get(name).filter(|value| value.len() <= LONGEST).and_then(|value| value.to_str().ok());
+        Self {
+            baggage: text(&BAGGAGE).map(Baggage::parse),
+            forwarded: text(&FORWARDED).map(Forwarded::parse),
+            traceparent: text(&TRACEPARENT).and_then(Traceparent::parse),
+            network: text(&FORWARDED_NETWORK).map(str::to_owned),
+        }
+    }
+
+    /// Writes what is set. Values that HTTP does not allow are left out.
+    pub fn write(&self, headers: &mut HeaderMap) {
+        let mut put = |name, text: String| {
+            if let Ok(value) = HeaderValue::try_from(text) {
+                headers.insert(name, value);
+            }
+        };
+        if let Some(baggage) = &self.baggage {
+            put(BAGGAGE, baggage.to_string());
+        }
+        if let Some(forwarded) = &self.forwarded {
+            put(FORWARDED, forwarded.to_string());
+        }
+        if let Some(traceparent) = &self.traceparent {
+            put(TRACEPARENT, traceparent.to_string());
+        }
+        if let Some(network) = &self.network {
+            put(FORWARDED_NETWORK, network.clone());
+        }
+    }
+}
+
+/// A workload's facts. Absent ones are omitted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Baggage {
+    /// `k8s.cluster.name`.
+    pub cluster: Option<String>,
+    /// `k8s.namespace.name`.
+    pub namespace: Option<String>,
+    /// `k8s.<type>.name`: the type (`deployment`, `cronjob`, `pod`, `job`) and the name.
+    pub workload: Option<(String, String)>,
+    /// `service.name`.
+    pub service: Option<String>,
+    /// `service.version`.
+    pub revision: Option<String>,
+    /// `cloud.region`.
+    pub region: Option<String>,
+    /// `cloud.availability_zone`.
+    pub zone: Option<String>,
+}
+
+/// Kinds of workload that baggage names.
+const WORKLOAD_TYPES: [&str; 4] = ["deployment", "cronjob", "pod", "job"];
+
+impl Baggage {
+    /// Reads a header's value; unknown members are passed over, the first of equal ones counts.
+    pub fn parse(text: &str) -> Self {
+        let mut baggage = Self::default();
+        for member in text.split(',') {
+            // Properties behind a semicolon are not ours (W3C baggage section 3.2.1.1).
+            let member = member.split(';').next().unwrap_or_default();
+            let Some((key, value)) = member.split_once('=') else { continue };
+            let (key, value) = (key.trim(), value.trim());
+            if value.is_empty() {
+                continue;
+            }
+            let slot = match key {
+                "k8s.cluster.name" => &mut baggage.cluster,
+                "k8s.namespace.name" => &mut baggage.namespace,
+                "service.name" => &mut baggage.service,
+                "service.version" => &mut baggage.revision,
+                "cloud.region" => &mut baggage.region,
+                "cloud.availability_zone" => &mut baggage.zone,
+                _ => {
+                    let kind = key.strip_prefix("k8s.").and_then(|key| key.strip_suffix(".name"));
+                    if let Some(kind) = kind.filter(|kind| WORKLOAD_TYPES.contains(kind)) {
+                        baggage.workload.get_or_insert_with(|| (kind.to_owned(), value.to_owned()));
+                    }
+                    continue;
+                }
+            };
+            slot.get_or_insert_with(|| value.to_owned());
+        }
+        baggage
+    }
+}
+
+impl fmt::Display for Baggage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut first = true;
+        let mut put = |key: &str, value: Option<&String>| -> fmt::Result {
+            // A separator inside a value would make other members of it: such a value is no Kubernetes name.
+            let Some(value) = value.filter(|value| !value.is_empty() && !value.contains([',', ';', '='])) else {
+                return Ok(());
+            };
+            if !std::mem::take(&mut first) {
+                f.write_char(',')?;
+            }
+            write!(f, "{key}={value}")
+        };
+        put("k8s.cluster.name", self.cluster.as_ref())?;
+        put("k8s.namespace.name", self.namespace.as_ref())?;
+        if let Some((kind, name)) = &self.workload {
+            put(&format!("k8s.{kind}.name"), Some(name))?;
+        }
+        put("service.name", self.service.as_ref())?;
+        put("service.version", self.revision.as_ref())?;
+        put("cloud.region", self.region.as_ref())?;
+        put("cloud.availability_zone", self.zone.as_ref())
+    }
+}
+
+/// `for="<ip:port>"` and `;host=<service>` (RFC 7239).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forwarded {
+    /// The original source.
+    pub source: Option<SocketAddr>,
+    /// The service that was meant.
+    pub host: Option<String>,
+}
+
+impl Forwarded {
+    /// Reads the first element of a header's value; quotes are optional.
+    pub fn parse(text: &str) -> Self {
+        let mut forwarded = Self::default();
+        for pair in text.split(',').next().unwrap_or_default().split(';') {
+            let Some((key, value)) = pair.split_once('=') else { continue };
+            let value = value.trim().trim_matches('"');
+            match key.trim().to_ascii_lowercase().as_str() {
+                "for" => forwarded.source = value.parse().ok(),
+                "host" if !value.is_empty() => forwarded.host = Some(value.to_owned()),
+                _ => {}
+            }
+        }
+        forwarded
+    }
+}
+
+impl fmt::Display for Forwarded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(source) = self.source {
+            write!(f, "for=\"{source}\"")?;
+        }
+        match &self.host {
+            Some(host) if self.source.is_some() => write!(f, ";host={host}"),
+            Some(host) => write!(f, "host={host}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A W3C trace context, version 00.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traceparent {
+    /// The trace; never 0.
+    pub trace: u128,
+    /// The span; never 0.
+    pub span: u64,
+    /// Flags.
+    pub flags: u8,
+}
+
+impl Traceparent {
+    /// A new trace from random bits, not sampled.
+    pub fn new(trace: u128, span: u64) -> Self {
+        Self { trace: trace.max(1), span: span.max(1), flags: 0 }
+    }
+
+    /// Reads a header's value (W3C trace context section 3.2); `None` where it is malformed.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.trim().split('-');
+        let mut hex = |length: usize| {
+            let part = parts.next()?;
+            let legal = part.len() == length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+            legal.then_some(part)
+        };
+        let (version, trace, span, flags) = (hex(2)?, hex(32)?, hex(16)?, hex(2)?);
+        let later = parts.next().is_some();
+        let parsed = Self {
+            trace: u128::from_str_radix(trace, 16).ok()?,
+            span: u64::from_str_radix(span, 16).ok()?,
+            flags: u8::from_str_radix(flags, 16).ok()?,
+        };
+        let legal = version != "ff" && !(version == "00" && later) && parsed.trace != 0 && parsed.span != 0;
+        legal.then_some(parsed)
+    }
+}
+
+impl fmt::Display for Traceparent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace, self.span, self.flags)
+    }
+}
+
+/// An authority as written: IPv6 in brackets.
+pub fn authority_text(authority: &Authority) -> String {
+    match authority {
+        Authority::Address(address) => address.to_string(),
+        Authority::Name(name, port) => format!("{name}:{port}"),
+    }
+}
+
+/// Reads `ip:port`, `[ip]:port` or `hostname:port`; `None` for anything else (contract 3.2: status 400).
+pub fn parse_authority(text: &str) -> Option<Authority> {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Some(Authority::Address(address));
+    }
+    let (name, port) = text.rsplit_once(':')?;
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'*');
+    let port = port.bytes().all(|byte| byte.is_ascii_digit()).then(|| port.parse::<u16>().ok())??;
+    // All digits and dots would be an address, and a malformed one.
+    let is_name = (1..=253).contains(&name.len())
+        && name.bytes().all(legal)
+        && name.bytes().any(|byte| byte.is_ascii_alphabetic());
+    is_name.then(|| Authority::Name(name.into(), port))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,90 @@
+//! The bounds of tunnels, in one place, and how they are told to the HTTP/2 library.
+
+use std::time::Duration;
+
+use h2::{client, server};
+
+/// The bounds of tunnels. Defaults are contract 3.3 unless said otherwise. Times are wall time.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Receive window of a stream, bytes. Starts lower than the contract's 4 MiB: a stream whose application does not
+    /// read costs at most this much memory.
+    pub stream_window: u32,
+    /// Receive window of a connection, bytes.
+    pub connection_window: u32,
+    /// Largest DATA frame accepted, bytes.
+    pub frame: u32,
+    /// What a stream may have waiting to be sent, bytes.
+    pub send_buffer: usize,
+    /// Streams of one connection that a client opens; the peer's own limit applies too.
+    pub client_streams: usize,
+    /// Streams of one connection that a server takes.
+    pub server_streams: u32,
+    /// Header list that a client accepts, bytes.
+    pub client_headers: u32,
+    /// Header list that a server accepts, bytes.
+    pub server_headers: u32,
+    /// From dialling to the end of the TLS and HTTP/2 handshakes.
+    pub handshake: Duration,
+    /// From the CONNECT to its response.
+    pub connect: Duration,
+    /// Time between two PINGs.
+    pub ping_every: Duration,
+    /// How long a PING's answer may take before the connection is given up.
+    pub ping_patience: Duration,
+    /// How long a connection without streams is kept.
+    pub idle: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            stream_window: 1 << 20,
+            connection_window: 16 << 20,
+            frame: 1 << 20,
+            send_buffer: 400 << 10,
+            client_streams: 100,
+            server_streams: 200,
+            client_headers: 16 << 10,
+            server_headers: 64 << 10,
+            handshake: Duration::from_secs(10),
+            connect: Duration::from_secs(10),
+            ping_every: Duration::from_secs(10),
+            ping_patience: Duration::from_secs(20),
+            idle: Duration::from_secs(300),
+        }
+    }
+}
+
+/// How much framing overhead of small unread DATA frames a connection may hold, bytes. The library's own default ends the
+/// whole connection on a slow reader with a chatty writer; flow control bounds the memory already.
+const DATA_FRAME_BUDGET: usize = 64 << 20;
+
+impl Limits {
+    pub(crate) fn client(&self) -> client::Builder {
+        let mut builder = client::Builder::new();
+        builder
+            .initial_window_size(self.stream_window)
+            .initial_connection_window_size(self.connection_window)
+            .max_frame_size(self.frame)
+            .max_header_list_size(self.client_headers)
+            .max_send_buffer_size(self.send_buffer)
+            .initial_max_send_streams(self.client_streams)
+            .data_frame_budget(DATA_FRAME_BUDGET)
+            .enable_push(false);
+        builder
+    }
+
+    pub(crate) fn server(&self) -> server::Builder {
+        let mut builder = server::Builder::new();
+        builder
+            .initial_window_size(self.stream_window)
+            .initial_connection_window_size(self.connection_window)
+            .max_frame_size(self.frame)
+            .max_header_list_size(self.server_headers)
+            .max_concurrent_streams(self.server_streams)
+            .max_send_buffer_size(self.send_buffer)
+            .data_frame_budget(DATA_FRAME_BUDGET);
+        builder
+    }
+}
