@@ -1,1 +1,7 @@
+//! Golden fixtures, bad input, and round trips.
 
+mod address;
+mod authorization;
+pub(crate) mod bytes;
+mod envelope;
+mod round_trip;
