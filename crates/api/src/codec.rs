@@ -8,7 +8,7 @@ pub mod authorization;
 mod fields;
 mod scan;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use bytes::Bytes;
 use stillmesh_core::diagnose::{Diagnose, Fault};

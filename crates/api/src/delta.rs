@@ -6,3 +6,6 @@
 pub mod catalog;
 pub mod client;
 pub mod server;
+
+#[cfg(test)]
+pub(crate) mod fixtures;
