@@ -1,0 +1,12 @@
+//! End to end: the real `stillmesh` command, real processes, real capture, real bytes.
+//!
+//! Each test drives a one-machine mesh from outside, as a user does. Most share one mesh; those that break something have
+//! their own. Nothing is created outside the namespaces that `stillmesh up` makes. Where those are not permitted the
+//! tests fail with what `up` says.
+
+mod faults;
+mod input;
+mod mesh;
+mod policy;
+mod support;
+mod traffic;
