@@ -9,3 +9,9 @@ pub(crate) fn line(text: &str) {
         std::process::exit(141);
     }
 }
+
+/// Writes a line to standard error; nobody reading it is no reason to stop.
+pub(crate) fn note(text: &str) {
+    // The result is of no use: there is nowhere else to say it.
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}

@@ -5,6 +5,7 @@
 //! State: each process holds its keep-alive connections and its counters, nothing else.
 
 mod client;
+mod fetch;
 mod serve;
 mod ticker;
 mod visitor;
@@ -39,6 +40,8 @@ enum Part {
     Ratings(Listen),
     /// Asks for a URL at a steady rate over keep-alive connections and prints counters as JSON lines.
     Visitor(visitor::Visitor),
+    /// Asks once and prints the answer.
+    Fetch(fetch::Fetch),
     /// Sends one numbered line every 100 ms on each connection.
     Ticker(Listen),
     /// Holds one connection to a ticker, opens the next only after a clean end, and prints counters as JSON lines.
@@ -80,6 +83,7 @@ impl Shop {
             Part::Reviews { listen, version } => serve::reviews(listen, version).await,
             Part::Ratings(listen) => serve::ratings(listen).await,
             Part::Visitor(visitor) => visitor.run().await,
+            Part::Fetch(fetch) => fetch.run().await,
             Part::Ticker(listen) => ticker::serve(listen).await,
             Part::Watcher(watcher) => watcher.run().await,
         }

@@ -1,0 +1,188 @@
+//! `stillmesh demo`: the main job, shown step by step. Every line of the story is a check; one that fails ends the demo
+//! with what was expected and what was seen.
+//!
+//! It drives a mesh of its own through the same commands that a user types, so each step can be repeated by hand.
+
+mod mesh;
+mod story;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::Args;
+use serde::Serialize;
+
+use mesh::Mesh;
+
+/// Shows a mesh on this machine, step by step, then a summary.
+#[derive(Clone, Debug, Args)]
+pub struct Demo {
+    /// Leave the mesh running at the end and say what to try; the manifests stay in ./stillmesh-demo
+    #[arg(long)]
+    keep: bool,
+    /// Print one JSON object per step and a summary, for machines
+    #[arg(long)]
+    json: bool,
+    /// Name of the mesh
+    #[arg(long, default_value = "demo")]
+    name: String,
+}
+
+/// One line of the story.
+#[derive(Clone, Debug, Serialize)]
+struct Step {
+    /// What is claimed.
+    claim: &'static str,
+    /// Whether it was so.
+    passed: bool,
+    /// What was seen, or what was wrong.
+    seen: String,
+    /// Wall time.
+    seconds: f64,
+}
+
+/// The whole demo.
+#[derive(Debug, Serialize)]
+struct Summary<'a> {
+    passed: bool,
+    seconds: f64,
+    steps: &'a [Step],
+}
+
+impl Demo {
+    /// Tells the story. Errors: a check failed, or the machine does not allow a mesh.
+    pub fn run(self) -> anyhow::Result<()> {
+        let started = Instant::now();
+        let kept = PathBuf::from("stillmesh-demo");
+        let files = Files::write(if self.keep { Some(&kept) } else { None })?;
+        let mut teller = Teller { json: self.json, steps: Vec::new() };
+        let told = Mesh::start(&self.name, files.path()).and_then(|mut mesh| {
+            let told = story::tell(&mut mesh, &mut teller);
+            if told.is_err() {
+                teller.note(&format!("`up` said:\n{}", mesh.said()));
+            } else if self.keep {
+                teller.summary(started)?;
+                try_yourself(&self.name, &kept);
+                mesh.wait()?;
+                return Ok(());
+            }
+            mesh.down()?;
+            told
+        });
+        if told.is_err() || !self.keep {
+            teller.summary(started)?;
+        }
+        told
+    }
+}
+
+fn try_yourself(name: &str, dir: &std::path::Path) {
+    let line = crate::output::line;
+    line(&format!("\nThe mesh goes on until Ctrl-C. Its manifests are in {}: edit them. In another terminal:", dir.display()));
+    for command in [
+        "get pods -A",
+        "exec -n shop curious -- sh -c 'echo hello'",
+        "logs -n istio-system ztunnel-node2 -f",
+        "capture node1 --seconds 5",
+        "down",
+    ] {
+        let (verb, rest) = command.split_once(' ').unwrap_or((command, ""));
+        line(&format!("  stillmesh {verb} --name {name} {rest}"));
+    }
+}
+
+/// Says what happens, to people or to machines.
+struct Teller {
+    json: bool,
+    steps: Vec<Step>,
+}
+
+impl Teller {
+    /// Runs one check and reports it.
+    fn check(&mut self, claim: &'static str, check: impl FnOnce() -> anyhow::Result<String>) -> anyhow::Result<()> {
+        let started = Instant::now();
+        if !self.json {
+            self.note(&format!("… {claim}"));
+        }
+        let result = check();
+        let (passed, seen) = match &result {
+            Ok(seen) => (true, seen.clone()),
+            Err(error) => (false, format!("{error:#}")),
+        };
+        let step = Step { claim, passed, seen, seconds: started.elapsed().as_secs_f64() };
+        let line = if self.json {
+            serde_json::to_string(&step)?
+        } else {
+            format!("{} {claim}  ({:.1} s)\n    {}", if passed { "✔" } else { "✘" }, step.seconds, step.seen.replace('\n', "\n    "))
+        };
+        crate::output::line(&line);
+        self.steps.push(step);
+        result.map(drop).context(claim)
+    }
+
+    /// Progress and remarks: to standard error, so that standard output is the story.
+    fn note(&self, text: &str) {
+        crate::output::note(text);
+    }
+
+    fn summary(&self, started: Instant) -> anyhow::Result<()> {
+        let passed = !self.steps.is_empty() && self.steps.iter().all(|step| step.passed);
+        let seconds = started.elapsed().as_secs_f64();
+        if self.json {
+            crate::output::line(&serde_json::to_string(&Summary { passed, seconds, steps: &self.steps })?);
+            return Ok(());
+        }
+        let mut table = comfy_table::Table::new();
+        table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY).set_header(["step", "", "seconds"]);
+        for step in &self.steps {
+            table.add_row([step.claim, if step.passed { "✔" } else { "✘" }, &format!("{:.1}", step.seconds)]);
+        }
+        let verdict = if passed { "every claim held" } else { "NOT every claim held" };
+        table.add_row([verdict, if passed { "✔" } else { "✘" }, &format!("{seconds:.1}")]);
+        crate::output::line(&format!("\n{table}"));
+        Ok(())
+    }
+}
+
+/// The demo's directory of manifests.
+enum Files {
+    Temporary(TemporaryDir),
+    Kept(PathBuf),
+}
+
+/// A folder that goes when it is dropped.
+struct TemporaryDir(PathBuf);
+
+impl Drop for TemporaryDir {
+    fn drop(&mut self) {
+        // It was ours alone; what cannot be removed is no reason to fail at the end.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Files {
+    fn write(kept: Option<&PathBuf>) -> anyhow::Result<Self> {
+        let files = match kept {
+            Some(dir) => Self::Kept(std::path::absolute(dir)?),
+            None => {
+                let random: u64 = rand::random();
+                Self::Temporary(TemporaryDir(std::env::temp_dir().join(format!("stillmesh-demo-{random:016x}"))))
+            }
+        };
+        let dir = files.path();
+        std::fs::create_dir(dir).with_context(|| format!("make the folder {} (is one left of an earlier demo?)", dir.display()))?;
+        let command = std::env::current_exe().context("find this command's own file")?;
+        let command = serde_json::to_string(&command.to_string_lossy())?;
+        std::fs::write(dir.join("shop.yaml"), include_str!("demo/manifests/shop.yaml").replace("[STILLMESH,", &format!("[{command},")))?;
+        std::fs::write(dir.join("namespaces.yaml"), include_str!("demo/manifests/namespaces.yaml"))?;
+        Ok(files)
+    }
+
+    fn path(&self) -> &std::path::Path {
+        match self {
+            Self::Temporary(dir) => &dir.0,
+            Self::Kept(dir) => dir,
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The demo's mesh, driven through the command itself.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use serde_json::Value;
+
+/// Longest wait for anything in the story.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Time between two looks while waiting.
+const LOOK: Duration = Duration::from_millis(100);
+
+pub(super) struct Mesh {
+    name: String,
+    dir: PathBuf,
+    exe: PathBuf,
+    up: Child,
+    log: PathBuf,
+}
+
+impl Mesh {
+    /// Starts `stillmesh up` on the directory. Errors: it ends at once, with what it said.
+    pub(super) fn start(name: &str, dir: &Path) -> anyhow::Result<Self> {
+        let exe = std::env::current_exe().context("find this command's own file")?;
+        let log = dir.join(".up.log");
+        let said = std::fs::File::create(&log).with_context(|| format!("write {}", log.display()))?;
+        let up = Command::new(&exe)
+            .args(["up", "--name", name, "--nodes", "2", "--secret-ttl", "20s"])
+            .arg(dir)
+            .stdin(Stdio::null())
+            .stdout(said.try_clone()?)
+            .stderr(said)
+            .spawn()
+            .context("start `stillmesh up`")?;
+        Ok(Self { name: name.to_owned(), dir: dir.to_owned(), exe, up, log })
+    }
+
+    /// What `up` printed.
+    pub(super) fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits until every pod is ready; the error is what `up` said.
+    pub(super) fn ready(&mut self) -> anyhow::Result<()> {
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            if let Some(status) = self.up.try_wait()? {
+                bail!("`stillmesh up` ended with {status}:\n{}", self.said());
+            }
+            if self.run(&["status", "--wait", "5"])?.status.success() {
+                return Ok(());
+            }
+            std::thread::sleep(LOOK);
+        }
+        bail!("not every pod is ready after {PATIENCE:?}:\n{}", self.said())
+    }
+
+    /// Runs a command against the mesh. Options end before a `--` among the arguments.
+    pub(super) fn run(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        let at = arguments.iter().position(|argument| *argument == "--").unwrap_or(arguments.len());
+        let (options, rest) = arguments.split_at(at);
+        let mut command = Command::new(&self.exe);
+        command.args(options).args(["--name", &self.name]).args(rest).stdin(Stdio::null());
+        command.output().with_context(|| format!("run stillmesh {}", arguments.join(" ")))
+    }
+
+    /// Standard output of a command that must succeed.
+    pub(super) fn must(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = self.run(arguments)?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "stillmesh {}: {}", arguments.join(" "), error.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Pods of a namespace.
+    pub(super) fn pods(&self, namespace: &str) -> anyhow::Result<Vec<Value>> {
+        let list: Value = serde_json::from_str(&self.must(&["get", "pods", "-n", namespace, "-o", "json"])?)?;
+        Ok(list["items"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// GETs a path from a pod by the bundled client.
+    pub(super) fn fetch(&self, namespace: &str, pod: &str, authority: &str, path: &str) -> anyhow::Result<String> {
+        let exe = self.exe.to_string_lossy();
+        self.must(&["exec", "-n", namespace, pod, "--", &exe, "shop", "fetch", authority, "--path", path])
+    }
+
+    /// The last line of JSON that a pod printed.
+    pub(super) fn counters(&self, pod: &str) -> anyhow::Result<Value> {
+        let log = self.must(&["logs", "-n", "shop", pod])?;
+        let line = log.lines().rev().find_map(|line| serde_json::from_str(line).ok());
+        line.with_context(|| format!("{pod} has printed no counters yet"))
+    }
+
+    /// What went over the link of node1 in so many seconds.
+    pub(super) fn capture(&self, seconds: &str, word: &str) -> anyhow::Result<crate::capture::Summary> {
+        let seen = self.must(&["capture", "node1", "--seconds", seconds, "--find", word, "--json"])?;
+        Ok(serde_json::from_str(&seen)?)
+    }
+
+    /// Writes a manifest, atomically.
+    pub(super) fn apply(&self, file: &str, content: &str) -> anyhow::Result<()> {
+        let part = self.dir.join(format!(".{file}.part"));
+        std::fs::write(&part, content)?;
+        Ok(std::fs::rename(part, self.dir.join(file))?)
+    }
+
+    /// Deletes a manifest.
+    pub(super) fn delete(&self, file: &str) -> anyhow::Result<()> {
+        std::fs::remove_file(self.dir.join(file)).with_context(|| format!("delete {file}"))
+    }
+
+    /// Takes the mesh down.
+    pub(super) fn down(&mut self) -> anyhow::Result<()> {
+        self.must(&["down"])?;
+        self.up.wait()?;
+        Ok(())
+    }
+
+    /// Waits for the end of `up` (Ctrl-C reaches it too).
+    pub(super) fn wait(&mut self) -> anyhow::Result<()> {
+        self.up.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        // After `down` it has ended; after an error this ends it. `up` leaves nothing when it is killed.
+        let _ = self.up.kill();
+        let _ = self.up.wait();
+    }
+}
+
+/// Asks again until the answer is there; the last error otherwise.
+pub(super) fn until<T>(mut look: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match look() {
+            Ok(answer) => return Ok(answer),
+            Err(error) if Instant::now() > end => return Err(error.context(format!("still so after {PATIENCE:?}"))),
+            Err(_) => std::thread::sleep(LOOK),
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! One GET: for scripts and init containers that have no other HTTP client at hand.
+
+use std::time::Duration;
+
+use clap::Args;
+use stillmesh_runtime::tasks::Tasks;
+use tokio::time::sleep;
+
+use super::client::KeepAlive;
+use super::stop_asked;
+
+/// Time between two tries.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// What to get.
+#[derive(Debug, Args)]
+pub(super) struct Fetch {
+    /// Host and port to ask, for example `page:9080`.
+    authority: String,
+    /// Path to ask for.
+    #[arg(long, default_value = "/")]
+    path: String,
+    /// Ask again until there is a good answer.
+    #[arg(long)]
+    until_it_answers: bool,
+}
+
+impl Fetch {
+    /// Prints the body. Errors: no whole 200 answer.
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let mut client = KeepAlive::new(&self.authority, Duration::ZERO, Tasks::new("shop"));
+        let stop = stop_asked();
+        tokio::pin!(stop);
+        loop {
+            match client.get(&self.path).await {
+                Ok(body) => {
+                    crate::output::line(&String::from_utf8_lossy(&body));
+                    return Ok(());
+                }
+                Err(error) if !self.until_it_answers => return Err(error),
+                Err(_) => tokio::select! {
+                    () = sleep(PAUSE) => {}
+                    () = &mut stop => return Ok(()),
+                },
+            }
+        }
+    }
+}
