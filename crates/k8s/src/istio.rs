@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
     group = "security.istio.io",
     version = "v1",
     kind = "AuthorizationPolicy",
+    doc = "Who may connect to which workloads.",
     plural = "authorizationpolicies",
     singular = "authorizationpolicy",
     shortname = "ap",
@@ -231,6 +232,7 @@ pub struct Condition {
     group = "security.istio.io",
     version = "v1",
     kind = "PeerAuthentication",
+    doc = "Whether workloads refuse plain text.",
     plural = "peerauthentications",
     singular = "peerauthentication",
     shortname = "pa",
@@ -324,4 +326,16 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
         }
     }
     crds
+}
+
+/// The files of `deploy/crds`: name and YAML.
+pub fn crd_files() -> Result<Vec<(String, String)>, serde_saphyr::SerializeError> {
+    let header = "# Generated from the types in crates/k8s/src/istio.rs; a test compares.\n";
+    crds()
+        .iter()
+        .map(|crd| {
+            let name = crd.metadata.name.clone().unwrap_or_default();
+            Ok((format!("{name}.yaml"), format!("{header}{}", serde_saphyr::to_string(crd)?)))
+        })
+        .collect()
 }

@@ -57,6 +57,22 @@ pub fn documents(file: &str, text: &str) -> Documents {
     found.documents
 }
 
+/// The keys of a map, with the values that are texts. For configuration within objects.
+pub(crate) fn top_level(text: &str) -> Result<Vec<(String, Option<String>)>, String> {
+    if split::documents(text).is_empty() {
+        return Ok(Vec::new());
+    }
+    let root = tree(text, DuplicateKeyPolicy::Error).map_err(|error| {
+        format!("not YAML: {}", error.without_snippet().to_string().lines().next().unwrap_or_default())
+    })?;
+    match root.value {
+        node::Value::Map(entries) => {
+            Ok(entries.into_iter().map(|entry| (entry.key, entry.node.text().map(str::to_owned))).collect())
+        }
+        _ => Err("not a map".to_owned()),
+    }
+}
+
 fn tree(text: &str, duplicate_keys: DuplicateKeyPolicy) -> Result<Node, serde_saphyr::Error> {
     let options = serde_saphyr::options! {
         duplicate_keys: duplicate_keys,

@@ -1,1 +1,72 @@
 //! Status conditions that are written back to objects (contract 7.6).
+
+use serde::Serialize;
+
+use crate::istio::StatusCondition;
+
+/// A condition before it is written: without its times.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Condition {
+    /// What it is about.
+    #[serde(rename = "type")]
+    pub type_: &'static str,
+    /// `True` or `False`.
+    pub status: &'static str,
+    /// One word.
+    pub reason: &'static str,
+    /// A sentence for people.
+    pub message: String,
+}
+
+impl Condition {
+    /// Whether nodes enforce a policy.
+    pub(crate) fn ztunnel_accepted(status: &'static str, reason: &'static str, message: String) -> Self {
+        Self { type_: "ZtunnelAccepted", status, reason, message }
+    }
+}
+
+/// The conditions of an object with this one in them: `lastTransitionTime` moves only with the status, conditions of
+/// others stay. `None` where nothing changes. `now` is RFC 3339.
+pub fn merged(
+    existing: &[StatusCondition],
+    condition: &Condition,
+    generation: Option<i64>,
+    now: &str,
+) -> Option<Vec<StatusCondition>> {
+    let old = existing.iter().find(|one| one.type_ == condition.type_);
+    let same_status = old.filter(|old| old.status == condition.status);
+    let new = StatusCondition {
+        type_: condition.type_.to_owned(),
+        status: condition.status.to_owned(),
+        reason: condition.reason.to_owned(),
+        message: condition.message.clone(),
+        last_transition_time: same_status
+            .and_then(|old| old.last_transition_time.clone())
+            .or_else(|| Some(now.to_owned())),
+        observed_generation: generation,
+    };
+    if old == Some(&new) {
+        return None;
+    }
+    let others = existing.iter().filter(|one| one.type_ != condition.type_).cloned();
+    Some(others.chain([new]).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_keeps_its_time_until_its_status_changes_and_leaves_others_alone() {
+        let accepted = Condition::ztunnel_accepted("True", "Accepted", "attached to ztunnel".into());
+        let foreign = StatusCondition { type_: "Other".into(), status: "True".into(), ..StatusCondition::default() };
+        let first = merged(&[foreign.clone()], &accepted, Some(1), "t1").unwrap();
+        assert_eq!(first[0], foreign);
+        assert_eq!(first[1].last_transition_time.as_deref(), Some("t1"));
+        assert_eq!(merged(&first, &accepted, Some(1), "t2"), None);
+        let more = Condition { message: "other".into(), ..accepted.clone() };
+        assert_eq!(merged(&first, &more, Some(2), "t2").unwrap()[1].last_transition_time.as_deref(), Some("t1"));
+        let rejected = Condition { status: "False", ..accepted };
+        assert_eq!(merged(&first, &rejected, Some(2), "t2").unwrap()[1].last_transition_time.as_deref(), Some("t2"));
+    }
+}

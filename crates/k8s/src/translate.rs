@@ -1,1 +1,65 @@
-//! Objects to the model that nodes get (contract 4.3, 5.3, 5.4).
+//! Objects to the model that nodes get (contract 4.3, "what istiod fills", 5.3 and 5.4).
+//!
+//! Every function is total: an object that means nothing to a node becomes `None`, never a failure. What belongs
+//! together (endpoints, attached policies) is joined by the caller and passed in, so that one changed object touches
+//! few resources.
+
+mod authorization;
+mod endpoints;
+mod peer_authentication;
+mod service;
+mod workload;
+
+pub use authorization::{Authorization, authorization};
+pub use endpoints::{SliceEndpoints, endpoint_ports, pod_serves, slice_endpoints, slice_ports, slice_service};
+pub use peer_authentication::{
+    Level, attached_policy, level, oldest, parent_is_strict, port_policy, static_strict_key, static_strict_policy,
+};
+pub use service::{service, service_key};
+pub use workload::{Attached, locality, owner, slice_workload, workload, workload_uid};
+
+use stillmesh_core::model::{Str, TrustDomain};
+
+/// What holds for the whole mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mesh {
+    /// This cluster's name, for example `Kubernetes`.
+    pub cluster: Str,
+    /// The network that this cluster's pods are on; may be empty.
+    pub network: Str,
+    /// The domain of services, for example `cluster.local`.
+    pub domain: Str,
+    /// The trust domain of this cluster's identities.
+    pub trust_domain: TrustDomain,
+    /// The namespace whose policies hold for the whole mesh.
+    pub root_namespace: Str,
+    /// Whether policies annotated `istio.io/dry-run` are sent to nodes, which only log them. Istio's default is to
+    /// reject them (contract 5.3).
+    pub dry_run: bool,
+}
+
+impl Default for Mesh {
+    /// Istio's defaults.
+    fn default() -> Self {
+        Self {
+            cluster: "Kubernetes".into(),
+            network: "".into(),
+            domain: "cluster.local".into(),
+            trust_domain: TrustDomain::default(),
+            root_namespace: "istio-system".into(),
+            dry_run: false,
+        }
+    }
+}
+
+/// A boolean as Go's `strconv.ParseBool` reads it, which is how Istio reads annotations.
+fn boolean(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
 /// A line and a column, both counted from 1.
@@ -174,16 +174,9 @@ impl<'de> Visitor<'de> for ValueVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
         let mut entries = Vec::new();
-        while let Some(key) = access.next_key::<Node>()? {
-            let text = match key.value {
-                Value::Text(text) => text,
-                Value::Integer(number) => number.to_string(),
-                Value::Large(number) => number.to_string(),
-                Value::Bool(bool) => bool.to_string(),
-                Value::Null => String::new(),
-                _ => return Err(A::Error::custom("a key must be a text")),
-            };
-            entries.push(Entry { key: text, at: key.at, node: access.next_value()? });
+        // Keys are texts as they stand: `on` is no boolean there.
+        while let Some(key) = access.next_key::<Spanned<String>>()? {
+            entries.push(Entry { key: key.value, at: place(key.referenced), node: access.next_value()? });
         }
         Ok(Value::Map(entries))
     }

@@ -232,6 +232,14 @@ spec:
 }
 
 #[test]
+fn keys_are_texts_as_they_stand() {
+    let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata:\n  on: a\n  8080: b\n  y: c\n";
+    let found = documents("a", text);
+    let Object::ConfigMap(map) = &found.objects[0].object else { panic!("{found:?}") };
+    assert_eq!(map.data.as_ref().unwrap().keys().collect::<Vec<_>>(), ["8080", "on", "y"]);
+}
+
+#[test]
 fn a_deployments_selector_must_match_its_template() {
     let text = "
 apiVersion: apps/v1

@@ -1,0 +1,23 @@
+//! What is committed under `deploy/crds` is what the types say.
+
+#[test]
+fn committed_crds_are_the_ones_of_the_types() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/crds");
+    let files = stillmesh_k8s::istio::crd_files().expect("CRDs can be written as YAML");
+    for (name, text) in files {
+        let committed = std::fs::read_to_string(folder.join(&name)).unwrap_or_default();
+        assert!(
+            committed == text,
+            "{name} differs from the types: run cargo run -p stillmesh-k8s --example crds -- deploy/crds"
+        );
+    }
+}
+
+#[test]
+fn both_versions_are_served_and_the_first_is_stored() {
+    for crd in stillmesh_k8s::istio::crds() {
+        let versions: Vec<(&str, bool, bool)> =
+            crd.spec.versions.iter().map(|one| (one.name.as_str(), one.served, one.storage)).collect();
+        assert_eq!(versions, [("v1", true, true), ("v1beta1", true, false)]);
+    }
+}
