@@ -418,8 +418,7 @@ fn nat_output(facts: &Facts) -> Vec<Rule> {
         rules.push(rule([Match::ToLoopback, Match::NotDestination(loopback(*family))], Action::Accept));
     }
     for family in families(facts) {
-        let captured =
-            [Match::NotDestination(loopback(*family)), Match::OpeningSyn, Match::NotMarked(TUNNEL_MARK)];
+        let captured = [Match::NotDestination(loopback(*family)), Match::OpeningSyn, Match::NotMarked(TUNNEL_MARK)];
         rules.push(rule(captured, Action::Redirect(OUTBOUND_PORT)));
     }
     rules
