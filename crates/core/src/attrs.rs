@@ -1,5 +1,6 @@
 //! What is asked: the attributes of one connection. Everything a decision needs is in here or in the snapshot.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::model::{Identity, Str, Workload, WorkloadUid};
@@ -37,6 +38,16 @@ pub enum Authority {
     Address(SocketAddr),
     /// `hostname:port`.
     Name(Str, u16),
+}
+
+impl fmt::Display for Authority {
+    /// As it stands in the CONNECT: `ip:port`, IPv6 in brackets, or `hostname:port`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Name(name, port) => write!(f, "{name}:{port}"),
+        }
+    }
 }
 
 /// An HBONE CONNECT that arrives for a captured workload.

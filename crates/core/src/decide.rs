@@ -2,7 +2,9 @@
 
 mod authorize;
 mod balance;
+mod gateway;
 mod inbound;
+pub(crate) mod matching;
 mod outbound;
 
 use std::net::SocketAddr;
@@ -19,6 +21,9 @@ use crate::model::{Identity, PolicyKey, Service, Str, Workload};
 
 /// Where ztunnel listens inside a pod's network namespace: never a legitimate target (contract, table of ports).
 pub const PROXY_PORTS: [u16; 3] = [15001, 15006, 15008];
+
+/// Where HBONE is spoken: ztunnel's port in a pod's network namespace.
+pub const HBONE_PORT: u16 = 15008;
 
 /// How to carry an outbound connection.
 #[derive(Clone, Debug)]

@@ -1,7 +1,10 @@
 //! What every error of the mesh can say of itself.
 
+use serde::Serialize;
+
 /// Whose fault a failure is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Fault {
     /// The client that asked.
     Downstream,

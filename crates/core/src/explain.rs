@@ -1,22 +1,28 @@
 //! Why: every decision carries a [`Reason`]; the nearest miss is computed only when somebody asks.
 
+mod catalogue;
+mod misses;
+
 use std::fmt;
 use std::net::SocketAddr;
 
+pub use catalogue::{Catalogue, Entry, catalogue};
+pub use misses::{Miss, nearest_misses};
 use serde::Serialize;
 
-use crate::attrs::InboundAttrs;
 use crate::diagnose::Fault;
 use crate::model::{PolicyKey, ServiceKey, Str, WorkloadUid};
-use crate::snapshot::Snapshot;
 
 /// How many policies [`Reason::NoAllowMatched`] names at most.
 pub const NAMED_POLICIES: usize = 4;
 
 /// Why a connection was carried or refused. Closed: each variant has a stable code and a one-line remedy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+///
+/// Serializes as an object: its code under `code`, then the names of what decided.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(tag = "code", rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Reason {
-    /// No policy applies to the destination.
+    /// No policy refuses, and no allow policy applies to the destination.
     NoPolicy,
     /// An allow policy's rule matched.
     AllowedBy {
@@ -115,17 +121,17 @@ pub enum Reason {
 impl Reason {
     /// Stable code, for logs, metrics and scripts, for example `DENIED_BY`.
     pub fn code(&self) -> &'static str {
-        todo!()
+        self.entry().code
     }
 
-    /// One line: what to do about it.
+    /// One line: what to do about it. Empty where nothing is to be done.
     pub fn remedy(&self) -> &'static str {
-        todo!()
+        self.entry().remedy
     }
 
     /// Whose fault a refusal with this reason is.
     pub fn fault(&self) -> Fault {
-        todo!()
+        self.entry().fault
     }
 
     /// A policy could not be asked, so that nothing was decided: new connections are refused (CONNECT: 503, so that
@@ -138,30 +144,57 @@ impl Reason {
     pub fn is_denial(&self) -> bool {
         matches!(self, Self::DeniedBy { .. } | Self::NoAllowMatched { .. } | Self::MutualTlsRequired { .. })
     }
-}
 
-impl fmt::Display for Reason {
-    fn fmt(&self, _f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        todo!()
+    /// Whether a connection with this reason goes nowhere.
+    pub fn is_refusal(&self) -> bool {
+        self.entry().refuses
     }
 }
 
-/// How closely a rule missed: what it wanted and what was seen.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Miss {
-    /// The policy.
-    pub policy: PolicyKey,
-    /// The rule in it, from 0.
-    pub rule: usize,
-    /// The attribute that differed, for example `principal`.
-    pub attribute: &'static str,
-    /// What the rule wants.
-    pub wanted: String,
-    /// What the connection has.
-    pub seen: String,
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoPolicy => f.write_str("no policy refuses it and no allow policy applies"),
+            Self::AllowedBy { policy, rule } => write!(f, "allowed by rule {rule} of policy {policy}"),
+            Self::DeniedBy { policy, rule } => write!(f, "denied by rule {rule} of policy {policy}"),
+            Self::NoAllowMatched { policies } => {
+                f.write_str("allow policies apply and none matched: ")?;
+                for (index, policy) in policies.iter().enumerate() {
+                    write!(f, "{}{policy}", if index == 0 { "" } else { ", " })?;
+                }
+                if policies.len() == NAMED_POLICIES { f.write_str(", ...") } else { Ok(()) }
+            }
+            Self::MutualTlsRequired { policy } => {
+                write!(f, "clear text, and mutual TLS is required (PeerAuthentication, as policy {policy})")
+            }
+            Self::PolicyUnknown { policy } => write!(f, "policy {policy} applies and has not arrived"),
+            Self::PolicyUnreadable { policy, detail } => {
+                write!(f, "policy {policy} applies and cannot be read: {detail}")
+            }
+            Self::ToWorkload { workload } => write!(f, "carried to workload {workload}"),
+            Self::ToEndpoint { service, workload } => {
+                write!(f, "carried to endpoint {workload} of service {service}")
+            }
+            Self::ToWaypoint { waypoint } => write!(f, "carried to waypoint {waypoint}"),
+            Self::Unmanaged => f.write_str("the destination is not in the mesh: passed on unchanged"),
+            Self::NoHealthyEndpoint { service } => write!(f, "service {service} has no endpoint that takes traffic"),
+            Self::NoServicePort { service, port } => write!(f, "service {service} has no port {port}"),
+            Self::WaypointUnavailable { waypoint } => {
+                write!(f, "waypoint {waypoint} is bound and has no endpoint that takes traffic")
+            }
+            Self::NetworkUnreachable { network } => {
+                write!(f, "the destination is on network {network:?}, which cannot be reached from here")
+            }
+            Self::ProxyPort { destination } => write!(f, "{destination} is a port of ztunnel itself"),
+            Self::ForeignAuthority { authority } => {
+                write!(f, "CONNECT to {authority}, which is not an address of this workload")
+            }
+            Self::UnknownAuthority { authority } => {
+                write!(f, "CONNECT to {authority}, and no such service or port is known here")
+            }
+        }
+    }
 }
 
-/// The rules that came nearest to letting `attrs` pass, best first, at most `limit`.
-pub fn nearest_misses(_snapshot: &Snapshot, _attrs: &InboundAttrs<'_>, _limit: usize) -> Vec<Miss> {
-    todo!()
-}
+#[cfg(test)]
+mod tests;

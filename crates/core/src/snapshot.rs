@@ -1,15 +1,29 @@
 //! What is known: an immutable view of the mesh with a generation. One writer makes the next from a batch of
 //! changes; a change costs what it touches.
+//!
+//! A policy whose newest version cannot be read ([`Policy::unreadable`]) keeps its last good version here. Without one
+//! it stays as it is and counts as unknown for everything in its scope. [`Stage`] is the writer's side of the promise
+//! that a policy is never skipped.
 
+mod edit;
+mod index;
 mod shards;
+mod sorted;
 mod stage;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use edit::Edit;
+use index::{Tables, pod_hash};
+use serde::Serialize;
+use sorted::{Few, Sorted};
 pub use stage::{Stage, UnknownPolicies};
 
-use crate::model::{NetworkAddress, Policy, PolicyKey, Service, ServiceKey, Str, Workload, WorkloadUid};
+use crate::model::{
+    Health, HealthPolicy, NetworkAddress, Policy, PolicyKey, Service, ServiceKey, Str, TunnelProtocol, Visibility,
+    Workload, WorkloadUid,
+};
 
 /// One change to what is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,27 +42,68 @@ pub enum Change {
     PolicyRemoved(PolicyKey),
 }
 
-/// What a batch of changes may have altered for live connections.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What a batch of changes may have altered for live connections: which destinations must be decided again.
+///
+/// A batch that ends where it began touches nothing. A workload that is gone is not in here: nothing is left to decide.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Touched {
     /// Every destination must be decided again (a mesh-wide policy changed).
     pub everything: bool,
-    /// Every destination in these namespaces.
+    /// Every destination in these namespaces. Sorted.
     pub namespaces: Vec<Str>,
-    /// These destinations.
+    /// These destinations: other policies apply to them, a policy that they name changed, or they are new. Sorted.
     pub workloads: Vec<WorkloadUid>,
+}
+
+impl Touched {
+    /// Whether no live connection can be affected.
+    pub fn is_empty(&self) -> bool {
+        !self.everything && self.namespaces.is_empty() && self.workloads.is_empty()
+    }
+
+    /// Whether connections to `destination` must be decided again.
+    pub fn includes(&self, destination: &Workload) -> bool {
+        self.everything
+            || self.namespaces.binary_search(&destination.namespace).is_ok()
+            || self.workloads.binary_search(&destination.uid).is_ok()
+    }
+
+    /// Adds what a later batch touched, for readers that take several batches in one pass.
+    pub fn merge(&mut self, later: Touched) {
+        self.everything |= later.everything;
+        self.namespaces.extend(later.namespaces);
+        self.namespaces.sort();
+        self.namespaces.dedup();
+        self.workloads.extend(later.workloads);
+        self.workloads.sort();
+        self.workloads.dedup();
+    }
 }
 
 /// An immutable view of the mesh. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     generation: u64,
+    network: Str,
+    unknown: UnknownPolicies,
+    tables: Tables,
 }
 
 impl Snapshot {
-    /// Nothing known yet. `network` is the network that this node is on.
-    pub fn empty(_network: impl Into<Str>) -> Self {
-        todo!()
+    /// Nothing known yet. `network` is the network that this node is on. Unknown policies are refused.
+    pub fn empty(network: impl Into<Str>) -> Self {
+        let unknown = UnknownPolicies::Refuse;
+        Self { generation: 0, network: network.into(), unknown, tables: Tables::default() }
+    }
+
+    /// The same view, under which policies that are named and not known do as `unknown` says.
+    pub fn with_unknown_policies(self, unknown: UnknownPolicies) -> Self {
+        Self { unknown, ..self }
+    }
+
+    /// What is done about policies that are named and not known.
+    pub fn unknown_policies(&self) -> UnknownPolicies {
+        self.unknown
     }
 
     /// Counts up with every [`Snapshot::apply`].
@@ -56,89 +111,162 @@ impl Snapshot {
         self.generation
     }
 
-    /// The next view. Never fails: changes to unknown names are what they say.
-    pub fn apply(&self, _changes: &[Change]) -> (Snapshot, Touched) {
-        todo!()
+    /// The network that this node is on.
+    pub fn network(&self) -> &Str {
+        &self.network
+    }
+
+    /// The next view. Never fails: changes to unknown names are what they say. Costs what the changes touch.
+    pub fn apply(&self, changes: &[Change]) -> (Snapshot, Touched) {
+        let mut edit = Edit::new(self);
+        changes.iter().for_each(|change| edit.apply(change));
+        edit.finish()
+    }
+
+    /// Whether `other` knows the same things. Generations may differ.
+    pub fn same_content(&self, other: &Self) -> bool {
+        self.network == other.network && self.unknown == other.unknown && self.tables == other.tables
     }
 
     /// The workload with this key.
-    pub fn workload(&self, _uid: &WorkloadUid) -> Option<&Arc<Workload>> {
-        todo!()
+    pub fn workload(&self, uid: &WorkloadUid) -> Option<&Arc<Workload>> {
+        self.tables.workloads.get(uid)
     }
 
-    /// The workload that owns an address (contract 4.5, step 1: pods first, then HBONE).
-    pub fn workload_at(&self, _address: &NetworkAddress) -> Option<&Arc<Workload>> {
-        todo!()
+    /// The workload that owns an address (contract 4.5, step 1: pods first, then HBONE). Workloads on the host's
+    /// network own none.
+    pub fn workload_at(&self, address: &NetworkAddress) -> Option<&Arc<Workload>> {
+        let standing = |workload: &&Arc<Workload>| {
+            (!workload.uid.0.contains("//Pod/"), workload.tunnel_protocol != TunnelProtocol::Hbone)
+        };
+        self.tables.by_address.get(address)?.iter().min_by_key(standing)
     }
 
     /// The workload of a captured pod: by node, namespace, name and service account.
     pub fn local_workload(
         &self,
-        _node: &str,
-        _namespace: &str,
-        _name: &str,
-        _service_account: &str,
+        node: &str,
+        namespace: &str,
+        name: &str,
+        service_account: &str,
     ) -> Option<&Arc<Workload>> {
-        todo!()
+        let is_asked_for = |workload: &&Arc<Workload>| {
+            (&*workload.node, &*workload.namespace) == (node, namespace)
+                && (&*workload.name, &*workload.service_account) == (name, service_account)
+        };
+        self.tables.by_pod.get(&pod_hash(namespace, name))?.iter().find(is_asked_for)
     }
 
     /// The service with this key.
-    pub fn service(&self, _key: &ServiceKey) -> Option<&Arc<Service>> {
-        todo!()
+    pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
+        self.tables.services.get(key)
     }
 
-    /// The service that `client` reaches at a VIP (contract 4.5, step 1).
-    pub fn service_at(&self, _client: &Workload, _address: IpAddr) -> Option<&Arc<Service>> {
-        todo!()
+    /// The service that `client` reaches at a VIP (contract 4.5, step 1): visible; own namespace, then canonical, then
+    /// first by name. Where no VIP is exact, ranges: own namespace, then the longest, then canonical.
+    pub fn service_at(&self, client: &Workload, address: IpAddr) -> Option<&Arc<Service>> {
+        let key = NetworkAddress::new(self.network.clone(), address);
+        let exact = self.tables.by_vip.get(&key).and_then(|few| preferred(few, &client.namespace, None));
+        exact.or_else(|| {
+            let standing = |(length, service): &(u8, &Arc<Service>)| {
+                (service.key.namespace != client.namespace, u8::MAX - length, !service.canonical)
+            };
+            let visible = |(_, service): &(u8, &Arc<Service>)| is_visible(service, &client.namespace);
+            let around = self.tables.services_around(&self.network, address);
+            around.filter(visible).min_by_key(standing).map(|(_, service)| service)
+        })
     }
 
-    /// The service that `client_namespace` means by a hostname: visible; own namespace, then canonical, then first.
-    pub fn service_named(&self, _client_namespace: &str, _hostname: &str) -> Option<&Arc<Service>> {
-        todo!()
+    /// The service that `client_namespace` means by a hostname: visible; own namespace, then canonical, then first by
+    /// name. `hostname` is compared as it is: ask in lower case.
+    pub fn service_named(&self, client_namespace: &str, hostname: &str) -> Option<&Arc<Service>> {
+        self.service_named_preferring(client_namespace, hostname, None)
     }
 
     /// As [`Snapshot::service_named`], with a namespace preferred after the canonical one (DNS: contract 4.6).
     pub fn service_named_preferring(
         &self,
-        _client_namespace: &str,
-        _hostname: &str,
-        _preferred_namespace: Option<&str>,
+        client_namespace: &str,
+        hostname: &str,
+        preferred_namespace: Option<&str>,
     ) -> Option<&Arc<Service>> {
-        todo!()
+        preferred(self.tables.by_hostname.get(hostname)?, client_namespace, preferred_namespace)
     }
 
-    /// The network that this node is on.
-    pub fn network(&self) -> &Str {
-        todo!()
+    /// Every service with exactly this VIP, seen by nobody in particular. In order of their keys.
+    pub(crate) fn services_with_vip(&self, vip: &NetworkAddress) -> impl Iterator<Item = &Arc<Service>> {
+        self.tables.by_vip.get(vip).into_iter().flat_map(Few::iter)
     }
 
-    /// Workloads that are endpoints of a service, whether they take traffic or not.
-    pub fn members(&self, _service: &ServiceKey) -> impl Iterator<Item = &Arc<Workload>> {
-        std::iter::empty()
+    /// Workloads that are endpoints of a service, whether they take traffic or not. In order of their keys.
+    pub fn members(&self, service: &ServiceKey) -> impl Iterator<Item = &Arc<Workload>> {
+        self.tables.members.get(service).into_iter().flat_map(Sorted::iter)
     }
 
-    /// Endpoints of a service that take traffic under its health policy, in a fixed order.
-    pub fn endpoints(&self, _service: &ServiceKey) -> impl Iterator<Item = &Arc<Workload>> {
-        std::iter::empty()
+    /// Endpoints of a service that take traffic under its health policy (contract 4.5: unhealthy ones only under
+    /// `ALLOW_ALL`). In order of their keys.
+    pub fn endpoints(&self, service: &ServiceKey) -> impl Iterator<Item = &Arc<Workload>> {
+        let all =
+            self.service(service).is_some_and(|known| known.load_balancing.health_policy == HealthPolicy::AllowAll);
+        self.members(service).filter(move |workload| all || workload.health == Health::Healthy)
     }
 
     /// The policy with this key.
-    pub fn policy(&self, _key: &PolicyKey) -> Option<&Arc<Policy>> {
-        todo!()
+    pub fn policy(&self, key: &PolicyKey) -> Option<&Arc<Policy>> {
+        self.tables.policies.get(key)
+    }
+
+    /// The policies that apply to a workload and are known: mesh-wide ones, its namespace's, those it names. A policy
+    /// may come twice.
+    pub fn policies_of<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = &'a Arc<Policy>> {
+        let of_namespace = self.tables.by_namespace.get(&*workload.namespace).into_iter().flat_map(Sorted::iter);
+        let named = workload.authorization_policies.iter().filter_map(|key| self.policy(key));
+        self.tables.global.iter().chain(of_namespace).chain(named)
+    }
+
+    /// The policies that a workload names and that are not known.
+    pub fn missing_policies<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = &'a PolicyKey> {
+        workload.authorization_policies.iter().filter(|key| self.policy(key).is_none())
+    }
+
+    /// The workloads that name a policy, in order of their keys.
+    pub fn workloads_naming(&self, policy: &PolicyKey) -> impl Iterator<Item = &WorkloadUid> {
+        self.tables.named_by.get(policy).into_iter().flat_map(Sorted::iter)
     }
 
     /// All workloads, in no order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        std::iter::empty()
+        self.tables.workloads.values()
     }
 
     /// All services, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        std::iter::empty()
+        self.tables.services.values()
     }
 
     /// All policies, in no order.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
-        std::iter::empty()
+        self.tables.policies.values()
+    }
+
+    /// How many workloads, services and policies are known.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        (self.tables.workloads.len(), self.tables.services.len(), self.tables.policies.len())
     }
 }
+
+fn is_visible(service: &Service, namespace: &str) -> bool {
+    service.visibility == Visibility::Public || &*service.key.namespace == namespace
+}
+
+/// Of several services the one that a client of `namespace` means. Ties go to the first by name.
+fn preferred<'a>(few: &'a Few<Arc<Service>>, namespace: &str, then: Option<&str>) -> Option<&'a Arc<Service>> {
+    let standing = |service: &&Arc<Service>| {
+        let owner = &*service.key.namespace;
+        (owner != namespace, !service.canonical, Some(owner) != then)
+    };
+    few.iter().filter(|service| is_visible(service, namespace)).min_by_key(standing)
+}
+
+#[cfg(test)]
+mod tests;

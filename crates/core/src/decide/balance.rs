@@ -1,1 +1,156 @@
 //! Picks an endpoint of a service (contract 4.5, load balancing).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::explain::Reason;
+use crate::model::{IpFamilies, Mode, RoutingScope, Service, Workload, WorkloadUid};
+use crate::snapshot::Snapshot;
+
+/// What an endpoint is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// The connection itself.
+    Traffic,
+    /// The waypoint before it: the port may be unknown to the service where an application tunnel takes it.
+    Waypoint,
+}
+
+/// What is asked of [`pick`].
+#[derive(Clone, Copy)]
+pub(super) struct Ask<'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) source: &'a Workload,
+    pub(super) entropy: u64,
+    pub(super) tried: &'a [WorkloadUid],
+}
+
+struct Candidate<'a> {
+    workload: &'a Arc<Workload>,
+    port: u16,
+    /// The better the higher: not tried before tried, then the number of leading preferences met.
+    standing: (bool, usize),
+}
+
+/// An endpoint of `service` for its `port`, and the port on it: among the best candidates at random, by capacity.
+/// Candidates are on the source's network, take traffic, have an address of the service's families or a name, and
+/// have the port. Those in `tried` are left until no other remains.
+pub(super) fn pick<'a>(
+    ask: &Ask<'a>,
+    service: &Service,
+    port: u16,
+    purpose: Purpose,
+) -> Result<(&'a Arc<Workload>, u16), Reason> {
+    let key = &service.key;
+    if purpose == Purpose::Traffic && service.port(port).is_none() {
+        return Err(Reason::NoServicePort { service: key.clone(), port });
+    }
+    let mut elsewhere = None;
+    let mut candidates = Vec::new();
+    for workload in ask.snapshot.endpoints(key) {
+        let Some(port) = target_port(service, workload, port, purpose) else { continue };
+        let Some(rank) = rank(service, ask.source, workload) else { continue };
+        if workload.network != ask.source.network {
+            elsewhere.get_or_insert(workload);
+        } else if is_reachable(service, workload) {
+            candidates.push(Candidate { workload, port, standing: (!ask.tried.contains(&workload.uid), rank) });
+        }
+    }
+    let Some(best) = candidates.iter().map(|candidate| candidate.standing).max() else {
+        return Err(match elsewhere {
+            Some(workload) => Reason::NetworkUnreachable { network: workload.network.clone() },
+            None => Reason::NoHealthyEndpoint { service: key.clone() },
+        });
+    };
+    candidates.retain(|candidate| candidate.standing == best);
+    let weights = candidates.iter().map(|candidate| u64::from(candidate.workload.capacity.max(1)));
+    let chosen = weighted(ask.entropy, Stream::Endpoint, weights).and_then(|index| candidates.get(index));
+    chosen
+        .map(|candidate| (candidate.workload, candidate.port))
+        .ok_or_else(|| Reason::NoHealthyEndpoint { service: key.clone() })
+}
+
+/// The endpoint's own mapping, else the service's target, else (for a waypoint whose application tunnel has a port of
+/// its own) the port itself.
+fn target_port(service: &Service, workload: &Workload, port: u16, purpose: Purpose) -> Option<u16> {
+    let of_service = || service.port(port).map(|port| port.mapping.target_port).filter(|port| *port > 0);
+    let tunnelled = || {
+        let tunnel = workload.application_tunnel?;
+        (purpose == Purpose::Waypoint && tunnel.port.is_some()).then_some(port)
+    };
+    workload.target_port(&service.key, port).or_else(of_service).or_else(tunnelled)
+}
+
+fn is_reachable(service: &Service, workload: &Workload) -> bool {
+    !workload.hostname.is_empty() || workload.addresses.iter().any(|address| service.ip_families.accept(*address))
+}
+
+/// How well `endpoint` meets the service's preferences; `None` where it must not be picked.
+///
+/// `FAILOVER`: the number of leading preferences met. `NETWORK` in the first place is special: to miss it ends nothing,
+/// to meet it outweighs all others.
+fn rank(service: &Service, source: &Workload, endpoint: &Workload) -> Option<usize> {
+    let preferences = &service.load_balancing.routing_preferences;
+    let meets = |scope: &RoutingScope| match scope {
+        RoutingScope::Region => source.locality.region == endpoint.locality.region,
+        RoutingScope::Zone => source.locality.zone == endpoint.locality.zone,
+        RoutingScope::Subzone => source.locality.subzone == endpoint.locality.subzone,
+        RoutingScope::Node => source.node == endpoint.node,
+        RoutingScope::Cluster => source.cluster == endpoint.cluster,
+        RoutingScope::Network => source.network == endpoint.network,
+    };
+    match service.load_balancing.mode {
+        Mode::Standard | Mode::Passthrough => Some(0),
+        Mode::Strict => preferences.iter().all(meets).then_some(0),
+        Mode::Failover => {
+            let (network, others) = match preferences.split_first() {
+                Some((RoutingScope::Network, others)) => {
+                    (if meets(&RoutingScope::Network) { preferences.len() } else { 0 }, others)
+                }
+                _ => (0, preferences.as_slice()),
+            };
+            Some(network + others.iter().take_while(|scope| meets(scope)).count())
+        }
+    }
+}
+
+/// The address to dial a workload at: the one asked for if it is one of its own, else one of the service's families,
+/// of the family asked for if there is a choice. `None`: by its name.
+pub(super) fn address_of(workload: &Workload, families: IpFamilies, wanted: IpAddr) -> Option<IpAddr> {
+    if workload.addresses.contains(&wanted) {
+        return Some(wanted);
+    }
+    let accepted = || workload.addresses.iter().copied().filter(|address| families.accept(*address));
+    accepted().find(|address| address.is_ipv4() == wanted.is_ipv4()).or_else(|| accepted().next())
+}
+
+/// Choices of one connection attempt that must not depend on each other.
+#[derive(Clone, Copy)]
+pub(super) enum Stream {
+    Endpoint = 1,
+    Waypoint = 2,
+}
+
+/// An index into `weights`, at random by weight; `None` where they add up to nothing.
+pub(super) fn weighted(entropy: u64, stream: Stream, weights: impl Iterator<Item = u64> + Clone) -> Option<usize> {
+    let total: u128 = weights.clone().map(u128::from).sum();
+    // The top 64 bits of a 64 by 64 bit product: uniform below `total`, which stays far below 2^64.
+    let mut left = (u128::from(mixed(entropy, stream)) * total) >> 64;
+    weights.into_iter().position(|weight| {
+        let weight = u128::from(weight);
+        let chosen = left < weight;
+        left = left.saturating_sub(weight);
+        chosen
+    })
+}
+
+/// SplitMix64's step: independent bits per stream out of one uniform value.
+fn mixed(entropy: u64, stream: Stream) -> u64 {
+    let mut bits = entropy.wrapping_add((stream as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}
+
+#[cfg(test)]
+mod tests;

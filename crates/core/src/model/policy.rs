@@ -1,9 +1,11 @@
 //! An L4 authorization policy as nodes enforce it (contract 5.1, 5.2).
 
+use std::fmt;
+
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{PolicyKey, Str};
+use super::{Identity, PolicyKey, Str};
 
 /// One policy. A policy without rules matches nothing; a rule without clauses matches everything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -111,4 +113,41 @@ pub struct ServiceAccountMatch {
     pub namespace: Str,
     /// Its name.
     pub service_account: Str,
+}
+
+impl StringMatch {
+    /// Whether `text` is what is asked for. Case counts.
+    pub fn matches(&self, text: &str) -> bool {
+        match self {
+            Self::Exact(exact) => **exact == *text,
+            Self::Prefix(prefix) => text.starts_with(&**prefix),
+            Self::Suffix(suffix) => text.ends_with(&**suffix),
+            Self::Presence => !text.is_empty(),
+        }
+    }
+}
+
+impl fmt::Display for StringMatch {
+    /// As written in an AuthorizationPolicy: `x`, `x*`, `*x`, `*` (contract 5.3).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(exact) => f.write_str(exact),
+            Self::Prefix(prefix) => write!(f, "{prefix}*"),
+            Self::Suffix(suffix) => write!(f, "*{suffix}"),
+            Self::Presence => f.write_str("*"),
+        }
+    }
+}
+
+impl ServiceAccountMatch {
+    /// Whether it is `identity`'s account, in whatever trust domain.
+    pub fn matches(&self, identity: &Identity) -> bool {
+        self.namespace == identity.namespace && self.service_account == identity.service_account
+    }
+}
+
+impl fmt::Display for ServiceAccountMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.service_account)
+    }
 }

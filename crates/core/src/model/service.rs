@@ -1,5 +1,7 @@
 //! A service: a name and addresses in front of endpoints (contract 4.3).
 
+use std::fmt;
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use serde::Serialize;
@@ -40,6 +42,11 @@ impl Service {
     pub fn port(&self, service_port: u16) -> Option<&ServicePort> {
         self.ports.iter().find(|port| port.mapping.service_port == service_port)
     }
+
+    /// Every waypoint that is bound to it.
+    pub fn waypoints(&self) -> impl Iterator<Item = &Gateway> {
+        self.waypoint.iter().chain(self.weighted_waypoints.iter().map(|(gateway, _)| gateway))
+    }
 }
 
 /// One port of a service.
@@ -69,6 +76,16 @@ pub enum GatewayDestination {
     Hostname(ServiceKey),
     /// By an address: a service's VIP or a workload's.
     Address(NetworkAddress),
+}
+
+impl fmt::Display for GatewayDestination {
+    /// `namespace/hostname` or `network/ip`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hostname(service) => service.fmt(f),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
 }
 
 /// How an endpoint is picked.
@@ -137,6 +154,17 @@ pub enum IpFamilies {
     Ipv6Only,
     /// Both.
     Dual,
+}
+
+impl IpFamilies {
+    /// Whether a service of these families may be served at `address`.
+    pub fn accept(self, address: IpAddr) -> bool {
+        match self {
+            Self::Automatic | Self::Dual => true,
+            Self::Ipv4Only => address.is_ipv4(),
+            Self::Ipv6Only => address.is_ipv6(),
+        }
+    }
 }
 
 /// Who may see a service.

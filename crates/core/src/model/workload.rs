@@ -68,6 +68,28 @@ impl Workload {
         Identity::new(self.trust_domain.clone(), self.namespace.clone(), self.service_account.clone())
     }
 
+    /// Whether both are the same to a peer: one certificate would do for either.
+    pub fn has_identity_of(&self, other: &Workload) -> bool {
+        self.service_account == other.service_account
+            && self.namespace == other.namespace
+            && self.trust_domain == other.trust_domain
+    }
+
+    /// Whether it is an endpoint of a service.
+    pub fn is_member_of(&self, service: &ServiceKey) -> bool {
+        self.services.iter().any(|(key, _)| key == service)
+    }
+
+    /// Its own target port for a service's port, if it says so. 0 says nothing.
+    pub fn target_port(&self, service: &ServiceKey, service_port: u16) -> Option<u16> {
+        let (_, ports) = self.services.iter().find(|(key, _)| key == service)?;
+        ports
+            .iter()
+            .find(|port| port.service_port == service_port)
+            .map(|port| port.target_port)
+            .filter(|port| *port > 0)
+    }
+
     /// Its addresses with their network.
     pub fn network_addresses(&self) -> impl Iterator<Item = NetworkAddress> + '_ {
         self.addresses.iter().map(|address| NetworkAddress::new(self.network.clone(), *address))

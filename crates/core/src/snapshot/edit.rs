@@ -1,0 +1,107 @@
+//! Makes the next snapshot from the current one and finds out what that means for live connections.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::{Change, Snapshot, Touched};
+use crate::model::{Policy, PolicyKey, Scope, Workload, WorkloadUid};
+
+/// A snapshot in the making.
+#[derive(Debug)]
+pub(super) struct Edit {
+    pub(super) next: Snapshot,
+    /// What each changed policy was before.
+    policies: BTreeMap<PolicyKey, Option<Arc<Policy>>>,
+    /// What each changed workload was before.
+    workloads: BTreeMap<WorkloadUid, Option<Arc<Workload>>>,
+}
+
+impl Edit {
+    pub(super) fn new(current: &Snapshot) -> Self {
+        let mut next = current.clone();
+        next.generation += 1;
+        Self { next, policies: BTreeMap::new(), workloads: BTreeMap::new() }
+    }
+
+    pub(super) fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Workload(new) => self.put_workload(new),
+            Change::WorkloadRemoved(uid) => {
+                if let Some(old) = self.next.workload(uid).cloned() {
+                    self.workloads.entry(uid.clone()).or_insert(Some(old));
+                    self.next.tables.remove_workload(uid);
+                }
+            }
+            Change::Service(new) => {
+                if self.next.service(&new.key) != Some(new) {
+                    self.next.tables.put_service(new);
+                }
+            }
+            Change::ServiceRemoved(key) => self.next.tables.remove_service(key),
+            Change::Policy(new) => self.put_policy(new),
+            Change::PolicyRemoved(key) => {
+                if let Some(old) = self.next.policy(key).cloned() {
+                    self.policies.entry(key.clone()).or_insert(Some(old));
+                    self.next.tables.remove_policy(key);
+                }
+            }
+        }
+    }
+
+    fn put_workload(&mut self, new: &Arc<Workload>) {
+        let old = self.next.workload(&new.uid);
+        if old != Some(new) {
+            self.workloads.entry(new.uid.clone()).or_insert_with(|| old.cloned());
+            self.next.tables.put_workload(new);
+        }
+    }
+
+    /// A version that cannot be read does not replace one that can: the last good one stays in force.
+    fn put_policy(&mut self, new: &Arc<Policy>) {
+        let old = self.next.policy(&new.key);
+        let keeps_last_good = new.unreadable.is_some() && old.is_some_and(|old| old.unreadable.is_none());
+        if old != Some(new) && !keeps_last_good {
+            self.policies.entry(new.key.clone()).or_insert_with(|| old.cloned());
+            self.next.tables.put_policy(new);
+        }
+    }
+
+    /// The next snapshot, and what differs for live connections between it and the one the edit started from.
+    pub(super) fn finish(self) -> (Snapshot, Touched) {
+        let (mut everything, mut namespaces, mut workloads) = (false, BTreeSet::new(), BTreeSet::new());
+        for (key, old) in &self.policies {
+            let new = self.next.policy(key);
+            if old.as_ref() == new {
+                continue;
+            }
+            for scope in old.iter().chain(new).map(|policy| policy.scope) {
+                match scope {
+                    Scope::Global => everything = true,
+                    Scope::Namespace => drop(namespaces.insert(key.namespace.clone())),
+                    Scope::WorkloadSelector => (),
+                }
+            }
+            workloads.extend(self.next.workloads_naming(key).cloned());
+        }
+        for (uid, old) in self.workloads {
+            let Some(new) = self.next.workload(&uid) else { continue };
+            if old.is_none_or(|old| judged_otherwise(&old, new)) {
+                workloads.insert(uid);
+            }
+        }
+        let touched = Touched {
+            everything,
+            namespaces: namespaces.into_iter().collect(),
+            workloads: workloads.into_iter().collect(),
+        };
+        (self.next, touched)
+    }
+}
+
+/// Whether other policies apply to `new` than to `old`, or it is no longer the same one to them.
+fn judged_otherwise(old: &Workload, new: &Workload) -> bool {
+    old.authorization_policies != new.authorization_policies
+        || old.namespace != new.namespace
+        || old.service_account != new.service_account
+        || old.trust_domain != new.trust_domain
+}
