@@ -1,0 +1,222 @@
+//! What ztunnel says of itself: admin port (localhost), metrics port, readiness port (contract 9.5). JSON shapes are
+//! what istioctl reads; `/stillmesh/…` is ours.
+
+pub mod dump;
+mod model;
+pub mod ready;
+
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use http::{Method, StatusCode};
+use serde::Serialize;
+use stillmesh_runtime::admin::{Request, Response, Server};
+use stillmesh_runtime::telemetry::Levels;
+use stillmesh_runtime::telemetry::metrics::{CONTENT_TYPE, Metrics as Registered};
+use tokio_util::sync::CancellationToken;
+
+use crate::capture::pods::Table;
+use crate::config::ROWS;
+use crate::node::Node;
+use crate::record::Live;
+use ready::Readiness;
+
+/// What the admin port shows and does.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// The node.
+    pub node: Arc<Node>,
+    /// Its pods.
+    pub pods: Table,
+    /// The log's levels; `None` where somebody else owns the log.
+    pub levels: Option<Levels>,
+    /// Ends the process.
+    pub quit: CancellationToken,
+}
+
+/// The admin port's pages.
+pub fn server(admin: Admin) -> Server {
+    let page = |make: fn(&Admin, &Request) -> Response| {
+        let admin = admin.clone();
+        move |request: Request| {
+            let response = make(&admin, &request);
+            async move { response }
+        }
+    };
+    Server::new("admin")
+        .route(Method::GET, "/", page(|_, _| Response::new(StatusCode::OK, "text/html; charset=utf-8", INDEX)))
+        .route(Method::GET, "/config_dump", page(|admin, _| pretty(&dump::config_dump(&admin.node, &admin.pods))))
+        .route(Method::GET, "/config", page(|admin, _| pretty(&config(admin))))
+        .route(Method::POST, "/logging", page(logging))
+        .route(Method::POST, "/quitquitquit", page(|admin, _| quit(admin)))
+        .route(Method::GET, "/stillmesh/connections", page(|admin, _| pretty(&connections(&admin.node))))
+        .route(Method::GET, "/stillmesh/pods", page(|admin, _| pretty(&pods(admin))))
+        .route(Method::GET, "/debug/generation", page(|admin, _| pretty(&admin.node.snapshots.load().generation())))
+}
+
+/// The metrics port's pages.
+pub fn metrics_server(node: Arc<Node>, registered: Registered) -> Server {
+    let page = move |_request: Request| {
+        // Byte counters follow open connections only as far as somebody reads them.
+        node.ledger.flush();
+        let response = Response::new(StatusCode::OK, CONTENT_TYPE, registered.encode());
+        async move { response }
+    };
+    Server::new("metrics").route(Method::GET, "/metrics", page.clone()).route(Method::GET, "/stats/prometheus", page)
+}
+
+/// The readiness port's page.
+pub fn readiness_server(readiness: Readiness) -> Server {
+    let page = move |_request: Request| {
+        let pending = readiness.pending();
+        let response = if pending.is_empty() {
+            Response::text(StatusCode::OK, "ready\n")
+        } else {
+            let text = format!("not ready, pending: {}\n", pending.join(", "));
+            Response::text(StatusCode::INTERNAL_SERVER_ERROR, text)
+        };
+        async move { response }
+    };
+    Server::new("readiness").route(Method::GET, "/healthz/ready", page)
+}
+
+const INDEX: &str = "<!doctype html><title>ztunnel</title><h1>ztunnel</h1><ul>\
+<li><a href=/config_dump>config_dump</a><li><a href=/config>config</a>\
+<li><a href=/stillmesh/connections>stillmesh/connections</a><li><a href=/stillmesh/pods>stillmesh/pods</a>\
+<li>POST logging[?level=info | mod=lvl,… | reset]<li>POST quitquitquit</ul>\n";
+
+fn pretty<T: Serialize>(value: &T) -> Response {
+    match serde_json::to_vec_pretty(value) {
+        Ok(body) => Response::new(StatusCode::OK, "application/json", body),
+        Err(error) => Response::text(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot be serialized: {error}\n")),
+    }
+}
+
+/// What is set, and what every key means.
+fn config(admin: &Admin) -> serde_json::Value {
+    let keys = ROWS.iter().map(|row| {
+        serde_json::json!({
+            "key": row.key,
+            "value": admin.node.config.raw.0.get(row.key),
+            "default": row.default,
+            "accepts": row.accepts,
+            "meaning": row.meaning,
+        })
+    });
+    serde_json::json!({ "checked": &admin.node.config, "keys": keys.collect::<Vec<_>>() })
+}
+
+fn quit(admin: &Admin) -> Response {
+    admin.quit.cancel();
+    Response::text(StatusCode::OK, "shutdown now\n")
+}
+
+fn logging(admin: &Admin, request: &Request) -> Response {
+    let Some(levels) = &admin.levels else {
+        return Response::text(StatusCode::NOT_IMPLEMENTED, "the log belongs to another part of this process\n");
+    };
+    let asked = match request.query.first() {
+        None => None,
+        Some((key, value)) if key == "level" && value.is_empty() => None,
+        Some((key, value)) if key == "level" => Some(value.clone()),
+        Some((key, _)) if key == "reset" => Some("info".to_owned()),
+        Some(_) => Some(filter(request)),
+    };
+    if let Some(filter) = asked
+        && let Err(error) = levels.set(&filter)
+    {
+        let text = format!("Invalid level provided: {error}\nusage: POST /logging[?level=info | mod=lvl,… | reset]\n");
+        return Response::text(StatusCode::BAD_REQUEST, text);
+    }
+    Response::text(StatusCode::OK, format!("current log level is {}\n", levels.current()))
+}
+
+/// `mod=lvl,mod=lvl`, as the query parser saw it.
+fn filter(request: &Request) -> String {
+    let part = |(key, value): &(String, String)| {
+        if value.is_empty() { key.clone() } else { format!("{key}={value}") }
+    };
+    request.query.iter().map(part).collect::<Vec<_>>().join(",")
+}
+
+/// One open connection as our own tools read it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Connection {
+    id: Arc<str>,
+    direction: &'static str,
+    protocol: &'static str,
+    source: End,
+    destination: End,
+    original: String,
+    service: Option<String>,
+    bytes_received: u64,
+    bytes_sent: u64,
+    since_unix_ms: u64,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct End {
+    address: String,
+    workload: Option<Arc<str>>,
+    namespace: Option<Arc<str>>,
+    identity: Option<String>,
+}
+
+impl From<&Live> for Connection {
+    fn from(live: &Live) -> Self {
+        let facts = &live.facts;
+        let (bytes_received, bytes_sent) = live.bytes();
+        let since = live.since.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            id: facts.id.clone(),
+            direction: facts.direction.as_str(),
+            protocol: facts.protocol.as_str(),
+            source: End {
+                address: facts.source_addr.to_string(),
+                workload: facts.source.as_ref().map(|workload| workload.name.clone()),
+                namespace: facts.source_party.namespace.clone(),
+                identity: facts.source_identity.as_ref().filter(|_| facts.mutual_tls()).map(ToString::to_string),
+            },
+            destination: End {
+                address: facts.destination_addr.to_string(),
+                workload: facts.destination.as_ref().map(|workload| workload.name.clone()),
+                namespace: facts.destination.as_ref().map(|workload| workload.namespace.clone()),
+                identity: facts
+                    .destination
+                    .as_ref()
+                    .filter(|_| facts.mutual_tls())
+                    .map(|workload| workload.identity().to_string()),
+            },
+            original: facts.original.to_string(),
+            service: facts.service.as_ref().map(|service| service.key.to_string()),
+            bytes_received,
+            bytes_sent,
+            since_unix_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+fn connections(node: &Node) -> Vec<Connection> {
+    node.ledger.all().iter().map(|live| Connection::from(live.as_ref())).collect()
+}
+
+fn pods(admin: &Admin) -> serde_json::Value {
+    let pods = admin.pods.all();
+    let pods = pods.iter().map(|pod| {
+        serde_json::json!({
+            "uid": pod.uid,
+            "name": pod.info.name,
+            "namespace": pod.info.namespace,
+            "serviceAccount": pod.info.service_account,
+            "netnsInode": pod.inode(),
+            "tunnels": pod.pools.tunnels(),
+        })
+    });
+    pods.collect()
+}
+
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,55 @@
+//! What must have happened before this node takes traffic, by the names that Istio's readiness page uses.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+/// Open points; ready when none is left.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness {
+    pending: Arc<Mutex<Vec<&'static str>>>,
+}
+
+impl Readiness {
+    /// Not ready before `task` is done.
+    pub fn wait_for(&self, task: &'static str) {
+        let mut pending = self.pending.lock();
+        if !pending.contains(&task) {
+            pending.push(task);
+        }
+    }
+
+    /// `task` is done.
+    pub fn done(&self, task: &'static str) {
+        self.pending.lock().retain(|other| *other != task);
+    }
+
+    /// `task` is done or not.
+    pub fn set(&self, task: &'static str, done: bool) {
+        if done { self.done(task) } else { self.wait_for(task) }
+    }
+
+    /// What is not done yet.
+    pub fn pending(&self) -> Vec<&'static str> {
+        self.pending.lock().clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_means_nothing_is_left() {
+        let readiness = Readiness::default();
+        readiness.wait_for("state manager");
+        readiness.wait_for("workload proxy manager");
+        readiness.wait_for("state manager");
+        readiness.done("state manager");
+        assert_eq!(readiness.pending(), ["workload proxy manager"]);
+        readiness.set("workload proxy manager", true);
+        assert!(readiness.pending().is_empty());
+        readiness.set("workload proxy manager", false);
+        assert_eq!(readiness.pending().len(), 1);
+    }
+}

@@ -1,0 +1,186 @@
+//! Start and end of the process: constructs, connects, spawns. No logic of its own.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use stillmesh_api::xds::{Client, NodeInfo, Status};
+use stillmesh_core::snapshot::{Snapshot, Stage};
+use stillmesh_runtime::drain::{self, Mode, Watch};
+use stillmesh_runtime::tasks::Tasks;
+use stillmesh_runtime::telemetry;
+use stillmesh_runtime::telemetry::metrics::Metrics as Registered;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::ready::Readiness;
+use crate::admin::{self, Admin};
+use crate::capture::{Pods, zds};
+use crate::config::{self, Config};
+use crate::dns::resolv::Resolv;
+use crate::enforce::Enforcer;
+use crate::lookup::Snapshots;
+use crate::lookup::writer::{Publisher, Writer};
+use crate::node::{Node, Parts};
+use crate::record::metrics::{Termination, Metrics};
+use crate::record::labels::Word;
+use crate::record::Ledger;
+use crate::tunnel::Identities;
+use crate::workers::Workers;
+
+/// Names of the readiness page's tasks.
+const STATE_MANAGER: &str = "state manager";
+const WORKLOAD_PROXY_MANAGER: &str = "workload proxy manager";
+
+/// The whole program: environment, log, runtime, signals, [`run`]. Blocks until it has drained.
+pub fn main() -> anyhow::Result<()> {
+    telemetry::init("ztunnel")?;
+    let config = Config::from_env()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("the runtime does not start")?;
+    let grace = config.drain;
+    runtime.block_on(async move {
+        let (trigger, watch) = drain::channel();
+        let running = run(config, watch);
+        tokio::pin!(running);
+        let mut terminate = signal(SignalKind::terminate()).context("signals")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("signals")?;
+        tokio::select! {
+            ended = &mut running => return ended,
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!(?grace, "draining");
+        trigger.start(Mode::Graceful, grace);
+        tokio::select! {
+            ended = &mut running => ended,
+            _ = terminate.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+        }
+    })
+}
+
+/// Runs the node tunnel until `watch` says that it is time to end; then drains until the signal's deadline.
+pub async fn run(config: Config, watch: Watch) -> anyhow::Result<()> {
+    let tasks = Tasks::new("ztunnel");
+    let readiness = Readiness::default();
+    readiness.wait_for(STATE_MANAGER);
+    readiness.wait_for(WORKLOAD_PROXY_MANAGER);
+
+    let registered = Registered::new();
+    let metrics = registered.register(|registry| Metrics::new(registry, &config.version));
+    let ledger = Ledger::new(metrics.clone());
+    let initial = Snapshot::empty(config.network.as_str());
+    let snapshots = Arc::new(Snapshots::new(initial.clone()));
+    let stage = Stage::new(initial, config.unknown_policies);
+    let enforcer = Enforcer::new(ledger.clone());
+    let (writer, publisher) = Writer::new(stage, snapshots.clone(), enforcer, metrics);
+    tasks.spawn("snapshots", writer.run());
+
+    let workers = Workers::start(config.workers.0).context("worker threads")?;
+    let identities = Identities::new(&config, &tasks);
+    let resolv = Resolv::read(Resolv::PATH);
+    let node = Node::new(Parts { config, snapshots, identities, ledger, workers, resolv });
+
+    let mut pods = Pods::new(node.clone(), tasks.child("pods"));
+    let quit = CancellationToken::new();
+    let (servers_end, servers) = drain::channel();
+    let levels = telemetry::init("ztunnel").ok();
+    let admin = Admin { node: node.clone(), pods: pods.table(), levels, quit: quit.clone() };
+    serve(&tasks, admin, registered, readiness.clone(), &servers).await?;
+    drop(servers);
+
+    let mut status = control_plane(&tasks, &node, publisher);
+    let serving = async {
+        if status.wait_for(|status| status.ready).await.is_err() {
+            return;
+        }
+        readiness.done(STATE_MANAGER);
+        if node.config.mode == config::Mode::Off {
+            readiness.done(WORKLOAD_PROXY_MANAGER);
+            return std::future::pending().await;
+        }
+        let (ready, is_ready) = watch::channel(false);
+        let following = follow(is_ready, readiness.clone());
+        tokio::join!(zds::run(&node.config.zds, &mut pods, &ready), following);
+    };
+    let grace = tokio::select! {
+        signal = watch.signaled() => signal.left(),
+        () = quit.cancelled() => node.config.drain,
+        () = serving => anyhow::bail!("the control plane's client ended"),
+    };
+    // Not ready first: who chooses among ztunnels should stop choosing this one.
+    readiness.wait_for("drain");
+    pods.stop_all(grace).await;
+    servers_end.start(Mode::Immediate, std::time::Duration::ZERO);
+    tasks.shutdown(std::time::Duration::from_secs(1)).await;
+    tracing::info!("drained");
+    Ok(())
+}
+
+async fn serve(
+    tasks: &Tasks,
+    admin: Admin,
+    registered: Registered,
+    readiness: Readiness,
+    watch: &Watch,
+) -> anyhow::Result<()> {
+    let node = admin.node.clone();
+    let config = &node.config;
+    let bind = async |address| TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"));
+    let (admin_port, stats, ready) =
+        (bind(config.admin).await?, bind(config.stats).await?, bind(config.readiness).await?);
+    tasks.spawn("admin", admin::server(admin).serve(admin_port, watch.clone()));
+    tasks.spawn("metrics", admin::metrics_server(node.clone(), registered).serve(stats, watch.clone()));
+    tasks.spawn("readiness", admin::readiness_server(readiness).serve(ready, watch.clone()));
+    Ok(())
+}
+
+/// Follows the control plane for ever.
+fn control_plane(tasks: &Tasks, node: &Arc<Node>, publisher: Publisher) -> watch::Receiver<Status> {
+    let config = &node.config;
+    let info = NodeInfo::ztunnel(
+        &config.pod_name,
+        &config.pod_namespace,
+        &config.node,
+        config.instance_ip,
+        &config.cluster_domain,
+    );
+    let client = Client::new(config.xds.clone(), info);
+    let status = client.status();
+    tasks.spawn("xds", client.run(publisher, tasks.token()));
+    tasks.spawn("xds status", count_terminations(status.clone(), node.clone()));
+    status
+}
+
+/// Counts ended streams by how they ended.
+async fn count_terminations(mut status: watch::Receiver<Status>, node: Arc<Node>) {
+    let mut was_connected = false;
+    while status.changed().await.is_ok() {
+        let now = status.borrow_and_update().clone();
+        let reason = match (was_connected, now.connected) {
+            (true, false) if now.last_error.is_none() => Some("Complete"),
+            (true, false) => Some("Error"),
+            (false, false) if now.last_error.is_some() => Some("ConnectionError"),
+            _ => None,
+        };
+        if let Some(reason) = reason {
+            node.metrics.xds_terminations.get_or_create(&Termination { reason: Word(reason) }).inc();
+        }
+        was_connected = now.connected;
+    }
+}
+
+async fn follow(mut ready: watch::Receiver<bool>, readiness: Readiness) {
+    loop {
+        readiness.set(WORKLOAD_PROXY_MANAGER, *ready.borrow_and_update());
+        if ready.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! The checked configuration: typed, complete, shown at the admin port.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+use stillmesh_api::{ControlPlane, Root, Token};
+use stillmesh_core::model::{Identity, TrustDomain};
+use stillmesh_core::snapshot::UnknownPolicies;
+use stillmesh_runtime::env::{Problems, Reader, parse_duration};
+
+use super::raw::Raw;
+
+/// Every problem of the environment at once.
+pub type ConfigErrors = Problems;
+
+/// What ztunnel runs with.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Config {
+    /// What was set.
+    #[serde(skip)]
+    pub raw: Raw,
+    /// The control plane.
+    #[serde(skip)]
+    pub xds: ControlPlane,
+    /// The certificate authority.
+    #[serde(skip)]
+    pub ca: ControlPlane,
+    /// Id of the Kubernetes cluster.
+    pub cluster_id: String,
+    /// DNS domain of the cluster.
+    pub cluster_domain: String,
+    /// Network of this node.
+    pub network: String,
+    /// Kubernetes node.
+    pub node: String,
+    /// ztunnel's own pod.
+    pub pod_name: String,
+    /// Its namespace.
+    pub pod_namespace: String,
+    /// Its address.
+    pub instance_ip: Option<IpAddr>,
+    /// ztunnel's own identity.
+    pub identity: Identity,
+    /// How pods are served.
+    pub mode: Mode,
+    /// Where the node agent listens.
+    pub zds: PathBuf,
+    /// Listeners set SO_REUSEPORT.
+    pub port_reuse: bool,
+    /// Mark of our sockets.
+    pub mark: NonZeroU32,
+    /// Whether the source address is kept when delivering.
+    pub source_address: SourceAddress,
+    /// Life asked for certificates.
+    pub secret_ttl: Duration,
+    /// The DNS proxy; `None` where it does not run.
+    pub dns: Option<Dns>,
+    /// Whether IPv6 is used.
+    pub ipv6: bool,
+    /// The tunnels.
+    pub hbone: Hbone,
+    /// TCP keepalive; `None` where off.
+    pub keepalive: Option<Keepalive>,
+    /// How long open connections may go on after SIGTERM.
+    pub drain: Duration,
+    /// How long a pod's connections may go on after it left the mesh.
+    pub pod_drain: Duration,
+    /// Threads that carry connections.
+    pub workers: Workers,
+    /// Application tunnels are reached at loopback.
+    pub localhost_app_tunnel: bool,
+    /// The 200 describes the destination.
+    pub response_baggage: bool,
+    /// What a policy that has not arrived means.
+    #[serde(skip)]
+    pub unknown_policies: UnknownPolicies,
+    /// Bounds.
+    pub limits: Limits,
+    /// Admin port.
+    pub admin: SocketAddr,
+    /// Metrics port.
+    pub stats: SocketAddr,
+    /// Readiness port.
+    pub readiness: SocketAddr,
+    /// Version shown in metrics.
+    pub version: String,
+}
+
+/// How pods are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Mode {
+    /// All pods of the node that the agent hands over.
+    Shared,
+    /// None (`ENABLE_PROXY=false`).
+    Off,
+}
+
+/// Whether the source address is kept when delivering.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SourceAddress {
+    /// Where the kernel permits it.
+    Auto,
+    /// Always; without it a connection fails.
+    Keep,
+    /// Never.
+    Own,
+}
+
+/// The DNS proxy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Dns {
+    /// Where it listens inside a pod.
+    pub listen: Vec<SocketAddr>,
+    /// Whose services win among equals.
+    pub preferred_namespace: Option<String>,
+    /// Queries of one pod at a time.
+    pub in_flight: usize,
+}
+
+/// The tunnels' sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hbone {
+    /// Ceiling of a stream's window, bytes.
+    pub stream_window_bytes: u32,
+    /// Ceiling of a connection's window, bytes.
+    pub connection_window_bytes: u32,
+    /// Longest frame, bytes.
+    pub frame_bytes: u32,
+    /// Streams of one pooled connection.
+    pub streams: u16,
+    /// When an unused pooled connection is closed.
+    pub unused: Duration,
+}
+
+/// TCP keepalive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Keepalive {
+    /// Idle time before the first probe.
+    pub time: Duration,
+    /// Time between probes.
+    pub interval: Duration,
+    /// Probes before giving up.
+    pub retries: u32,
+}
+
+impl From<Keepalive> for stillmesh_runtime::sys::socket::Keepalive {
+    fn from(keepalive: Keepalive) -> Self {
+        Self { time: keepalive.time, interval: keepalive.interval, retries: keepalive.retries }
+    }
+}
+
+/// How many threads carry connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Workers(pub usize);
+
+/// Bounds of what is held at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Limits {
+    /// Open connections of one pod.
+    pub connections_per_pod: usize,
+    /// TLS handshakes on this node.
+    pub handshakes: usize,
+    /// From TCP connect to the CONNECT's answer.
+    pub connect: Duration,
+    /// A TLS handshake that a peer began.
+    pub handshake: Duration,
+    /// Waiting for a captured pod's own workload.
+    pub own_workload: Duration,
+}
+
+impl Config {
+    /// Reads the environment of this process.
+    pub fn from_env() -> Result<Self, ConfigErrors> {
+        Self::read(Reader::process())
+    }
+
+    /// Reads from any reader.
+    pub fn read(mut reader: Reader) -> Result<Self, ConfigErrors> {
+        let raw = Raw::read(&reader);
+        let env = &mut reader;
+        let cluster_id = text(env, "ISTIO_META_CLUSTER_ID")
+            .or_else(|| text(env, "CLUSTER_ID"))
+            .unwrap_or_else(|| "Kubernetes".to_owned());
+        let (xds, ca) = control_planes(env, &cluster_id);
+        let trust_domain = env
+            .parse_with("TRUST_DOMAIN", "1 to 255 of a-z, 0-9, '.', '-', '_'", |text| TrustDomain::new(text).ok())
+            .unwrap_or_default();
+        let pod_namespace = text(env, "POD_NAMESPACE").unwrap_or_else(|| "istio-system".to_owned());
+        let account = text(env, "SERVICE_ACCOUNT").unwrap_or_else(|| "ztunnel".to_owned());
+        let ipv6 = env.flag("IPV6_ENABLED", true);
+        let any = if ipv6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+        for key in ["CRL_PATH", "XDS_ON_DEMAND", "LOCAL_XDS", "LOCAL_XDS_PATH", "FAKE_CA"] {
+            if env.string(key).is_some_and(|value| stillmesh_runtime::env::parse_bool(&value) != Some(false)) {
+                env.problem(key, "nothing: this version does not support it");
+            }
+        }
+        let config = Self {
+            raw,
+            xds,
+            ca,
+            cluster_id,
+            cluster_domain: text(env, "CLUSTER_DOMAIN").unwrap_or_else(|| "cluster.local".to_owned()),
+            network: text(env, "NETWORK").unwrap_or_default(),
+            node: text(env, "NODE_NAME").unwrap_or_default(),
+            pod_name: text(env, "POD_NAME").unwrap_or_default(),
+            identity: Identity::new(trust_domain, pod_namespace.as_str(), account.as_str()),
+            pod_namespace,
+            instance_ip: env.parse("INSTANCE_IP", "an IP address"),
+            mode: if env.flag("ENABLE_PROXY", true) { Mode::Shared } else { Mode::Off },
+            zds: text(env, "INPOD_UDS").unwrap_or_else(|| "/var/run/ztunnel/ztunnel.sock".to_owned()).into(),
+            port_reuse: env.flag("INPOD_PORT_REUSE", true),
+            mark: env.parse_or("PACKET_MARK", DEFAULT_MARK, "1 to 4294967295"),
+            source_address: match env.string("ENABLE_ORIG_SRC") {
+                None => SourceAddress::Auto,
+                Some(_) if env.flag("ENABLE_ORIG_SRC", true) => SourceAddress::Keep,
+                Some(_) => SourceAddress::Own,
+            },
+            secret_ttl: env
+                .parse_with("SECRET_TTL", "seconds, or a duration such as 24h; up to 90 days", secret_ttl)
+                .unwrap_or(Duration::from_secs(24 * 3600)),
+            dns: dns(env, ipv6),
+            ipv6,
+            hbone: hbone(env),
+            keepalive: keepalive(env),
+            drain: drain(env),
+            pod_drain: env.duration("POD_DRAIN", Duration::from_secs(60)),
+            workers: workers(env, cores()),
+            localhost_app_tunnel: env.flag("LOCALHOST_APP_TUNNEL", true),
+            response_baggage: env.flag("ENABLE_RESPONSE_BAGGAGE", true),
+            unknown_policies: env
+                .parse_with("UNKNOWN_POLICIES", "refuse or allow", |text| match text {
+                    "refuse" => Some(UnknownPolicies::Refuse),
+                    "allow" => Some(UnknownPolicies::Allow),
+                    _ => None,
+                })
+                .unwrap_or(UnknownPolicies::Refuse),
+            limits: Limits {
+                connections_per_pod: within(env, "MAX_CONNECTIONS_PER_POD", 16_384, 1, 1 << 20),
+                handshakes: within(env, "MAX_HANDSHAKES", 1024, 1, 65_536),
+                connect: Duration::from_secs(10),
+                handshake: Duration::from_secs(10),
+                own_workload: Duration::from_secs(5),
+            },
+            admin: env.parse_or("ADMIN_ADDRESS", SocketAddr::from((Ipv4Addr::LOCALHOST, 15000)), "ip:port"),
+            stats: env.parse_or("STATS_ADDRESS", SocketAddr::new(any, 15020), "ip:port"),
+            readiness: env.parse_or("READINESS_ADDRESS", SocketAddr::new(any, 15021), "ip:port"),
+            version: text(env, "ISTIO_META_ISTIO_VERSION").unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
+        };
+        reader.finish()?;
+        Ok(config)
+    }
+}
+
+const DEFAULT_MARK: NonZeroU32 = NonZeroU32::new(1337).unwrap();
+const DEFAULT_CONTROL_PLANE: &str = "https://istiod.istio-system.svc:15012";
+const DEFAULT_ROOT: &str = "./var/run/secrets/istio/root-cert.pem";
+const DEFAULT_TOKEN: &str = "./var/run/secrets/tokens/istio-token";
+const LONGEST_SECRET: Duration = Duration::from_secs(90 * 24 * 3600);
+
+fn text(env: &Reader, key: &str) -> Option<String> {
+    env.string(key).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+}
+
+fn control_planes(env: &mut Reader, cluster_id: &str) -> (ControlPlane, ControlPlane) {
+    let xds_address = address(env, "XDS_ADDRESS").unwrap_or_else(|| DEFAULT_CONTROL_PLANE.to_owned());
+    let ca_address = address(env, "CA_ADDRESS").unwrap_or_else(|| xds_address.clone());
+    let xds_root = root(text(env, "XDS_ROOT_CA").unwrap_or_else(|| DEFAULT_ROOT.to_owned()));
+    let ca_root = text(env, "CA_ROOT_CA").map_or_else(|| xds_root.clone(), root);
+    let token = token(&text(env, "AUTH_TOKEN").unwrap_or_else(|| DEFAULT_TOKEN.to_owned()));
+    let plane = |address, root, alt: &str, headers: &str| ControlPlane {
+        address,
+        root,
+        alt_hostname: text(env, alt),
+        token: token.clone(),
+        cluster_id: cluster_id.to_owned(),
+        headers: env.prefixed(headers).into_iter().collect(),
+    };
+    let xds = plane(xds_address, xds_root, "ALT_XDS_HOSTNAME", "XDS_HEADER_");
+    (xds, plane(ca_address, ca_root, "ALT_CA_HOSTNAME", "CA_HEADER_"))
+}
+
+fn address(env: &mut Reader, key: &str) -> Option<String> {
+    env.parse_with(key, "https://host:port", |value| {
+        let authority = value.strip_prefix("https://")?.trim_end_matches('/');
+        let parsed: http::uri::Authority = authority.parse().ok()?;
+        (!parsed.host().is_empty() && !authority.contains('@')).then(|| match parsed.port() {
+            Some(_) => format!("https://{authority}"),
+            None => format!("https://{authority}:443"),
+        })
+    })
+}
+
+/// A root is a path, or PEM itself.
+fn root(value: String) -> Root {
+    if value.contains("-----BEGIN") { Root::Pem(value) } else { Root::File(value.into()) }
+}
+
+/// A token is a file where it looks like a path or is one, else itself.
+fn token(value: &str) -> Token {
+    let is_path = value.starts_with('/') || value.starts_with("./") || std::path::Path::new(value).is_file();
+    if is_path { Token::File(value.into()) } else { Token::Literal(value.to_owned()) }
+}
+
+fn within(env: &mut Reader, key: &str, default: usize, least: usize, most: usize) -> usize {
+    let accepted = format!("{least} to {most}");
+    let parse = |value: &str| value.parse().ok().filter(|number| (least..=most).contains(number));
+    env.parse_with(key, &accepted, parse).unwrap_or(default)
+}
+
+fn within_u32(env: &mut Reader, key: &str, default: u32, least: u32, most: u32) -> u32 {
+    let accepted = format!("{least} to {most}");
+    let parse = |value: &str| value.parse().ok().filter(|number| (least..=most).contains(number));
+    env.parse_with(key, &accepted, parse).unwrap_or(default)
+}
+
+fn secret_ttl(value: &str) -> Option<Duration> {
+    let ttl = value.parse().map(Duration::from_secs).ok().or_else(|| parse_duration(value))?;
+    (!ttl.is_zero() && ttl <= LONGEST_SECRET).then_some(ttl)
+}
+
+fn dns(env: &mut Reader, ipv6: bool) -> Option<Dns> {
+    let on = env.flag("DNS_CAPTURE", true);
+    let given: Option<SocketAddr> = env.parse_with("DNS_PROXY_ADDR", "ip:port, or localhost:port", |value| {
+        let value = value.replace("localhost", "127.0.0.1");
+        value.parse().ok()
+    });
+    let first = given.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 15053)));
+    let mut listen = vec![first];
+    if ipv6 && first.ip() == IpAddr::V4(Ipv4Addr::LOCALHOST) {
+        listen.push(SocketAddr::from((Ipv6Addr::LOCALHOST, first.port())));
+    }
+    let in_flight = within(env, "MAX_DNS_IN_FLIGHT", 1024, 1, 65_536);
+    let preferred_namespace = text(env, "PREFERED_SERVICE_NAMESPACE");
+    on.then_some(Dns { listen, preferred_namespace, in_flight })
+}
+
+fn hbone(env: &mut Reader) -> Hbone {
+    const LARGEST_WINDOW: u32 = (1 << 31) - 1;
+    Hbone {
+        stream_window_bytes: within_u32(env, "HTTP2_STREAM_WINDOW_SIZE", 4 << 20, 65_535, LARGEST_WINDOW),
+        connection_window_bytes: within_u32(env, "HTTP2_CONNECTION_WINDOW_SIZE", 16 << 20, 65_535, LARGEST_WINDOW),
+        frame_bytes: within_u32(env, "HTTP2_FRAME_SIZE", 1 << 20, 16_384, (1 << 24) - 1),
+        streams: env
+            .parse_with("POOL_MAX_STREAMS_PER_CONNECTION", "1 to 65535", |value| value.parse().ok().filter(|n| *n > 0))
+            .unwrap_or(100),
+        unused: env.duration("POOL_UNUSED_RELEASE_TIMEOUT", Duration::from_secs(300)),
+    }
+}
+
+fn keepalive(env: &mut Reader) -> Option<Keepalive> {
+    let keepalive = Keepalive {
+        time: env.duration("KEEPALIVE_TIME", Duration::from_secs(180)),
+        interval: env.duration("KEEPALIVE_INTERVAL", Duration::from_secs(180)),
+        retries: within_u32(env, "KEEPALIVE_RETRIES", 9, 1, 127),
+    };
+    env.flag("KEEPALIVE_ENABLED", true).then_some(keepalive)
+}
+
+/// Contract 2.5: the grace period less 5 s, less 1 s up to 10 s, at least 1 s; 5 s where nothing is set.
+fn drain(env: &mut Reader) -> Duration {
+    let grace: Option<u64> = env.parse("TERMINATION_GRACE_PERIOD_SECONDS", "a whole number of seconds");
+    let from_grace = grace.map_or(5, |grace| if grace <= 10 { grace.saturating_sub(1) } else { grace - 5 }.max(1));
+    env.duration("CONNECTION_TERMINATION_DEADLINE", Duration::from_secs(from_grace))
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn workers(env: &mut Reader, seen: usize) -> Workers {
+    let limit: Option<usize> =
+        env.parse_with("ZTUNNEL_CPU_LIMIT", "a number of cores from 1", |value| value.parse().ok().filter(|n| *n > 0));
+    let cores = limit.unwrap_or(seen).max(1);
+    let given = env.parse_with("ZTUNNEL_WORKER_THREADS", "a number, 0 for all cores, or 1% to 100%", |value| {
+        if let Some(percent) = value.strip_suffix('%') {
+            let percent: usize = percent.parse().ok().filter(|percent| (1..=100).contains(percent))?;
+            return Some((cores * percent).div_ceil(100).max(1));
+        }
+        let number: usize = value.parse().ok().filter(|number| *number <= 1024)?;
+        Some(if number == 0 { cores } else { number })
+    });
+    Workers(given.unwrap_or_else(|| (cores / 4).max(2)))
+}

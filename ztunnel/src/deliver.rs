@@ -1,0 +1,5 @@
+//! The last hop: connects inside the pod's namespace and moves bytes until both sides end.
+
+pub mod connect;
+pub mod copy;
+pub mod proxy_header;

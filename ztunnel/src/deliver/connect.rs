@@ -1,0 +1,99 @@
+//! Connections that ztunnel opens itself: made by the thread that lives in the pod's namespace, marked so that they
+//! are not captured again, from the client's address where that is permitted.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use stillmesh_runtime::sys::netns::NetnsThread;
+use stillmesh_runtime::sys::socket::{self, Mark};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{Instant, timeout_at};
+
+use crate::node::Node;
+use crate::path::PathError;
+
+/// Connects to `destination` from the pod's namespace with the pod's own address.
+pub async fn plain(
+    thread: &NetnsThread,
+    node: &Node,
+    destination: SocketAddr,
+    deadline: Instant,
+) -> Result<TcpStream, PathError> {
+    from(thread, node, destination, None, deadline).await
+}
+
+/// Connects to `destination`, an address of the pod itself, from `client`'s address.
+///
+/// Not where the pod calls itself: a connection from an address to itself would be ambiguous. Where the kernel does not
+/// permit it, from the pod's own address.
+pub async fn keeping_source(
+    thread: &NetnsThread,
+    node: &Node,
+    destination: SocketAddr,
+    client: IpAddr,
+    deadline: Instant,
+) -> Result<TcpStream, PathError> {
+    let keep = node.keeps_source_address()
+        && client != destination.ip()
+        && client.is_ipv4() == destination.is_ipv4()
+        && !destination.ip().is_loopback();
+    if !keep {
+        return plain(thread, node, destination, deadline).await;
+    }
+    match from(thread, node, destination, Some(client), deadline).await {
+        Err(PathError::Connect { source, .. }) if is_refused_source(&source) && node.source_address_refused() => {
+            plain(thread, node, destination, deadline).await
+        }
+        connected => connected,
+    }
+}
+
+/// The kernel does not let us send from the client's address.
+fn is_refused_source(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EADDRNOTAVAIL))
+}
+
+async fn from(
+    thread: &NetnsThread,
+    node: &Node,
+    destination: SocketAddr,
+    source: Option<IpAddr>,
+    deadline: Instant,
+) -> Result<TcpStream, PathError> {
+    let mark = Mark(node.config.mark.get());
+    let failed = |source| PathError::Connect { to: destination, source };
+    let slow = |_| PathError::Slow { to: destination, limit: node.config.limits.connect };
+    let socket = timeout_at(deadline, open(thread, destination, mark, source)).await.map_err(slow)?.map_err(failed)?;
+    let stream = timeout_at(deadline, socket.connect(destination)).await.map_err(slow)?.map_err(failed)?;
+    tune(&stream, node);
+    Ok(stream)
+}
+
+async fn open(
+    thread: &NetnsThread,
+    destination: SocketAddr,
+    mark: Mark,
+    source: Option<IpAddr>,
+) -> io::Result<TcpSocket> {
+    thread.run(move || socket::tcp_connect_socket(destination, Some(mark), source)).await?
+}
+
+/// TCP_NODELAY and keepalive. A socket that refuses them still carries bytes.
+pub fn tune(stream: &TcpStream, node: &Node) {
+    if let Err(error) = socket::tune(stream, node.config.keepalive.map(Into::into)) {
+        tracing::debug!(%error, "socket options not set");
+    }
+}
+
+/// Resolves an endpoint's name with the node's resolver; addresses of `family`'s family first.
+pub async fn resolve(name: &str, port: u16, family: IpAddr, limit: Duration) -> io::Result<SocketAddr> {
+    let slow = |_| io::Error::new(io::ErrorKind::TimedOut, "the resolver did not answer in time");
+    let found = tokio::time::timeout(limit, tokio::net::lookup_host((name, port))).await.map_err(slow)??;
+    let mut addresses: Vec<SocketAddr> = found.collect();
+    addresses.sort_by_key(|address| address.is_ipv4() != family.is_ipv4());
+    let first_family = addresses.first().map(SocketAddr::is_ipv4);
+    addresses.retain(|address| Some(address.is_ipv4()) == first_family);
+    let pick = rand::random_range(0..addresses.len().max(1));
+    addresses.get(pick).copied().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address"))
+}

@@ -1,0 +1,142 @@
+use prometheus_client::registry::Registry;
+use stillmesh_core::model::{Action, Policy, PolicyKey, Rule, Scope};
+use stillmesh_core::snapshot::Change;
+
+use super::*;
+use crate::record::labels::Party;
+use crate::record::{Direction, Metrics, Protocol, Record};
+use crate::testing;
+
+struct World {
+    ledger: Arc<Ledger>,
+    snapshot: Snapshot,
+    enforcer: Enforcer,
+}
+
+impl World {
+    /// Workloads `details` of `shop` and `stock` of `depot`, nothing forbidden.
+    fn new() -> Self {
+        let ledger = Ledger::new(Metrics::new(&mut Registry::default(), "test"));
+        let workloads = [("shop", "details-1", 2), ("depot", "stock-1", 3)];
+        let changes: Vec<Change> = workloads
+            .iter()
+            .map(|(namespace, name, n)| Change::Workload(Arc::new(testing::workload(namespace, name, [10, 0, 0, *n]))))
+            .collect();
+        let (snapshot, _) = Snapshot::empty("").apply(&changes);
+        Self { enforcer: Enforcer::new(ledger.clone()), ledger, snapshot }
+    }
+
+    fn connect(&self, namespace: &str, name: &str) -> (Record, Arc<Live>) {
+        let destination = testing::workload(namespace, name, [10, 0, 0, 2]);
+        let source = testing::workload("shop", "page-1", [10, 0, 0, 1]);
+        let mut record = Record::new(
+            &self.ledger,
+            Facts {
+                id: crate::record::new_id(),
+                direction: Direction::Inbound,
+                protocol: Protocol::Hbone,
+                source_addr: "10.0.0.1:4000".parse().unwrap(),
+                source_party: Party::from(&source),
+                source_identity: Some(source.identity()),
+                source: None,
+                original: "10.0.0.2:8080".parse().unwrap(),
+                destination_addr: "10.0.0.2:15008".parse().unwrap(),
+                hbone_addr: None,
+                upstream: Some("10.0.0.2:8080".parse().unwrap()),
+                destination: Some(Arc::new(destination)),
+                service: None,
+            },
+        );
+        let live = record.enlist();
+        (record, live)
+    }
+
+    /// Applies a policy that denies everything, or an unreadable one.
+    async fn deny(&mut self, namespace: &str, scope: Scope, unreadable: bool) {
+        let policy = Policy {
+            key: PolicyKey::new(namespace, "no"),
+            scope,
+            action: Action::Deny,
+            rules: vec![Rule::default()],
+            dry_run: false,
+            unreadable: unreadable.then(|| "a field of the future".into()),
+        };
+        let (snapshot, touched) = self.snapshot.apply(&[Change::Policy(Arc::new(policy))]);
+        self.snapshot = snapshot;
+        self.enforcer.pass(&self.snapshot, touched).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_denied_connection_is_closed_with_the_policy_as_reason() {
+    let mut world = World::new();
+    let (_record, live) = world.connect("shop", "details-1");
+    world.deny("shop", Scope::Namespace, false).await;
+    assert!(live.cut.is_cut());
+    let outcome = live.cut.wait().await;
+    assert_eq!(outcome.error.as_deref(), Some("connection closed due to policy change"));
+    assert_eq!(outcome.flag, Flag::Deny);
+    assert_eq!(crate::record::policy(outcome.reason.as_ref().unwrap()), Some(&PolicyKey::new("shop", "no")));
+    assert_eq!(world.ledger.metrics().policy_closed.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_of_other_namespaces_stay() {
+    let mut world = World::new();
+    let (_shop, in_shop) = world.connect("shop", "details-1");
+    let (_depot, in_depot) = world.connect("depot", "stock-1");
+    world.deny("depot", Scope::Namespace, false).await;
+    assert!(!in_shop.cut.is_cut() && in_depot.cut.is_cut());
+    world.deny("istio-system", Scope::Global, false).await;
+    assert!(in_shop.cut.is_cut());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_cuts_nothing_that_is_open() {
+    let mut world = World::new();
+    let (_record, live) = world.connect("shop", "details-1");
+    world.deny("shop", Scope::Namespace, true).await;
+    assert!(!live.cut.is_cut());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_workload_that_is_gone_keeps_its_connections() {
+    let mut world = World::new();
+    let (_record, live) = world.connect("shop", "details-1");
+    let uid = testing::workload("shop", "details-1", [10, 0, 0, 2]).uid;
+    let (snapshot, touched) = world.snapshot.apply(&[Change::WorkloadRemoved(uid)]);
+    world.snapshot = snapshot;
+    world.enforcer.pass(&world.snapshot, touched).await;
+    world.deny("shop", Scope::Namespace, false).await;
+    assert!(!live.cut.is_cut());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_pass_waits_for_the_interval_and_idle_ones_wait_for_nothing() {
+    let mut world = World::new();
+    let begin = Instant::now();
+    world.deny("depot", Scope::Namespace, false).await;
+    world.deny("shop", Scope::Namespace, false).await;
+    assert_eq!(begin.elapsed(), Duration::ZERO, "nothing is open");
+    let mut world = World::new();
+    let (_one, first) = world.connect("depot", "stock-1");
+    let (_two, live) = world.connect("shop", "details-1");
+    world.deny("depot", Scope::Namespace, false).await;
+    assert!(first.cut.is_cut());
+    assert_eq!(begin.elapsed(), Duration::ZERO);
+    world.deny("shop", Scope::Namespace, false).await;
+    assert_eq!(begin.elapsed(), INTERVAL);
+    assert!(live.cut.is_cut());
+}
+
+#[tokio::test(start_paused = true)]
+async fn outbound_connections_are_the_other_ends_to_decide() {
+    let mut world = World::new();
+    let (record, _) = world.connect("shop", "details-1");
+    let mut facts = record.facts().clone();
+    facts.direction = Direction::Outbound;
+    let mut outbound = Record::new(&world.ledger, facts);
+    let live = outbound.enlist();
+    world.deny("shop", Scope::Namespace, false).await;
+    assert!(!live.cut.is_cut());
+}

@@ -1,0 +1,92 @@
+//! The one writer of snapshots: takes what the control plane sends, publishes, has open connections decided again,
+//! and only then lets the response be acknowledged.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use stillmesh_api::xds::{Batch, Rejected, Sink};
+use stillmesh_core::model::Str;
+use stillmesh_core::snapshot::{Change, Stage};
+use tokio::sync::{mpsc, oneshot};
+
+use super::Snapshots;
+use crate::enforce::Enforcer;
+use crate::record::labels::Text;
+use crate::record::metrics::{MessageUrl, Metrics};
+
+/// Batches that wait; more make the control plane's stream wait.
+const INBOX: usize = 4;
+
+type Job = (Vec<Change>, oneshot::Sender<()>);
+
+/// Sends batches to the writer.
+#[derive(Clone, Debug)]
+pub struct Publisher {
+    inbox: mpsc::Sender<Job>,
+    metrics: Arc<Metrics>,
+}
+
+impl Publisher {
+    /// Publishes changes; returns when they are enforced.
+    pub async fn publish(&self, changes: Vec<Change>) {
+        let (done, enforced) = oneshot::channel();
+        // The writer ends only with the process; then nobody reads the answer.
+        if self.inbox.send((changes, done)).await.is_ok() {
+            let _ = enforced.await;
+        }
+    }
+}
+
+impl Sink for Publisher {
+    async fn apply(&mut self, batch: Batch) -> Vec<Rejected> {
+        let url = MessageUrl { url: Text::from(&Str::from(batch.kind.url())) };
+        self.metrics.xds_messages.get_or_create(&url).inc();
+        self.publish(batch.changes).await;
+        Vec::new()
+    }
+}
+
+/// The writer's state.
+#[derive(Debug)]
+pub struct Writer {
+    inbox: mpsc::Receiver<Job>,
+    stage: Stage,
+    snapshots: Arc<Snapshots>,
+    enforcer: Enforcer,
+}
+
+impl Writer {
+    /// A writer and what sends to it.
+    pub fn new(stage: Stage, snapshots: Arc<Snapshots>, enforcer: Enforcer, metrics: Arc<Metrics>) -> (Self, Publisher) {
+        let (sender, inbox) = mpsc::channel(INBOX);
+        (Self { inbox, stage, snapshots, enforcer }, Publisher { inbox: sender, metrics })
+    }
+
+    /// Runs until every publisher is dropped.
+    pub async fn run(mut self) {
+        loop {
+            let held_back = self.stage.deadline();
+            let (changes, done) = tokio::select! {
+                job = self.inbox.recv() => match job {
+                    Some((changes, done)) => (changes, Some(done)),
+                    None => return,
+                },
+                () = until(held_back) => (Vec::new(), None),
+            };
+            let (snapshot, touched) = self.stage.apply(changes, Instant::now());
+            self.snapshots.publish(snapshot.clone());
+            self.enforcer.pass(&snapshot, touched).await;
+            if let Some(done) = done {
+                // The stream that sent the batch may be gone.
+                let _ = done.send(());
+            }
+        }
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,230 @@
+//! Inbound HBONE: what peers send to 15008. The tunnel is opened first, since who asks and what for is inside it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::StatusCode;
+use stillmesh_core::attrs::{ConnectAttrs, InboundAttrs};
+use stillmesh_core::decide::InboundPlan;
+use stillmesh_core::explain::Reason;
+use stillmesh_core::model::{Identity, Workload};
+use stillmesh_hbone::Limits;
+use stillmesh_hbone::headers::{Baggage, ConnectHeaders};
+use stillmesh_hbone::server::{Incoming, accept_tls, serve};
+use stillmesh_identity::server_config;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout_at};
+
+use super::PathError;
+use crate::capture::pod::Held;
+use crate::capture::{self, Pod};
+use crate::deliver::{self, connect, proxy_header};
+use crate::node::Node;
+use crate::record::labels::Party;
+use crate::record::{self, Direction, Ending, Facts, Protocol, Record};
+use crate::tunnel::pools;
+use crate::{decide, lookup};
+
+/// Takes an accepted connection over. Never fails silently: what cannot be carried is written down.
+pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: SocketAddr, held: Held) {
+    let local = stream.local_addr().map_or(peer, capture::canonical);
+    let Ok(handshake) = node.handshakes.clone().try_acquire_owned() else {
+        node.metrics.refuse("handshakes");
+        let error = PathError::Full { what: "TLS handshakes", limit: node.config.limits.handshakes };
+        return record::failed_early(Direction::Inbound, peer, local, &error);
+    };
+    let place = node.workers.next();
+    let owner = pod.clone();
+    owner.adopt(place, "inbound HBONE", stream, move |stream| async move {
+        let ends = Ends { peer, local };
+        if let Err(error) = terminate(pod, node.clone(), stream, ends, held, handshake).await {
+            if error.flag() == record::Flag::TlsFailure {
+                node.metrics.refuse("tls");
+            }
+            record::failed_early(Direction::Inbound, peer, local, &error);
+        }
+    });
+}
+
+/// Both addresses of a peer's connection.
+#[derive(Clone, Copy, Debug)]
+struct Ends {
+    peer: SocketAddr,
+    local: SocketAddr,
+}
+
+/// Does the handshake and serves the peer's CONNECTs until it goes.
+async fn terminate(
+    pod: Arc<Pod>,
+    node: Arc<Node>,
+    stream: TcpStream,
+    ends: Ends,
+    held: Held,
+    handshake: OwnedSemaphorePermit,
+) -> Result<(), PathError> {
+    connect::tune(&stream, &node);
+    let identity = pod.workload(&node).await?.identity();
+    let leaf = node.identities.secrets().leaf(&identity).await.map_err(|source| PathError::Identity { source })?;
+    let failed = |source| PathError::Handshake { source };
+    let config = server_config(&leaf).map_err(failed)?;
+    let session = accept_tls(stream, config, node.config.limits.handshake).await.map_err(failed)?;
+    drop(handshake);
+    let limits: Limits = pools::limits(&node.config);
+    let (tasks, watch) = (pod.tasks().clone(), held.watch.clone());
+    let tunnel = Arc::new(Tunnel { pod, node, ends, source: session.peer, held });
+    let served = serve(session.tls, &limits, &tasks, watch, move |incoming| {
+        let tunnel = tunnel.clone();
+        async move { tunnel.take(incoming).await }
+    });
+    served.await.map_err(|source| PathError::Serve { source })
+}
+
+/// A peer's connection, as its streams see it.
+struct Tunnel {
+    pod: Arc<Pod>,
+    node: Arc<Node>,
+    ends: Ends,
+    source: Identity,
+    held: Held,
+}
+
+impl Tunnel {
+    /// One CONNECT, from request to end.
+    async fn take(&self, incoming: Incoming) {
+        let Some(authority) = incoming.authority() else {
+            let error = PathError::NotConnect { authority: incoming.authority_text().chars().take(256).collect() };
+            incoming.refuse(StatusCode::BAD_REQUEST);
+            self.node.metrics.refuse("not_connect");
+            return record::failed_early(Direction::Inbound, self.ends.peer, self.ends.local, &error);
+        };
+        let destination = match self.pod.workload(&self.node).await {
+            Ok(destination) => destination,
+            Err(error) => {
+                incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
+                return record::failed_early(Direction::Inbound, self.ends.peer, self.ends.local, &error);
+            }
+        };
+        let snapshot = self.node.snapshots.load();
+        let local_ip = self.ends.local.ip();
+        let attrs = ConnectAttrs { destination: &destination, local_ip, authority: &authority };
+        let plan = decide::inbound(&snapshot, &attrs);
+        let mut record = Record::new(&self.node.ledger, self.facts(&incoming, &destination, plan.as_ref().ok()));
+        drop(snapshot);
+        let carried = match plan {
+            Ok(plan) => self.carry(incoming, &destination, plan, &mut record).await,
+            Err(refusal) => {
+                let error = PathError::refused(self.ends.local, refusal);
+                incoming.refuse(status(&error));
+                Err(error)
+            }
+        };
+        match carried {
+            Ok(()) => record.complete(),
+            Err(error) => record.fail(&error),
+        }
+    }
+
+    async fn carry(
+        &self,
+        incoming: Incoming,
+        destination: &Arc<Workload>,
+        plan: InboundPlan,
+        record: &mut Record,
+    ) -> Result<(), PathError> {
+        // Listed before it is decided: a policy that comes between the two finds it.
+        let live = record.enlist();
+        let opened = async {
+            let permit = self.pod.place()?;
+            let attrs = InboundAttrs {
+                destination,
+                upstream: plan.upstream,
+                source_ip: self.ends.peer.ip(),
+                source_identity: Some(&self.source),
+            };
+            decide::authorize(&self.node.snapshots.load(), &attrs, &self.node)?;
+            Ok::<_, PathError>((permit, self.deliver(&plan).await?))
+        };
+        let (_permit, upstream) = match opened.await {
+            Ok(opened) => opened,
+            Err(error) => {
+                incoming.refuse(status(&error));
+                return Err(error);
+            }
+        };
+        let baggage = self.node.config.response_baggage.then(|| pools::baggage(destination));
+        let accepted = incoming.accept(&ConnectHeaders { baggage, ..ConnectHeaders::default() });
+        let stream = accepted.map_err(|source| PathError::Connect { to: self.ends.peer, source })?;
+        record.opened();
+        deliver::copy::tunnel(upstream, stream, record.bytes(), &live, &self.held.watch).await
+    }
+
+    /// Connects to the application, and tells it who comes where it wants to know.
+    async fn deliver(&self, plan: &InboundPlan) -> Result<TcpStream, PathError> {
+        let (node, peer) = (&self.node, self.ends.peer);
+        let deadline = Instant::now() + node.config.limits.connect;
+        let Some(asked) = plan.proxy_protocol else {
+            return connect::keeping_source(&self.pod.thread, node, plan.connect, peer.ip(), deadline).await;
+        };
+        let target = if node.config.localhost_app_tunnel { plan.connect } else { plan.upstream };
+        let mut stream = connect::plain(&self.pod.thread, node, target, deadline).await?;
+        let header = proxy_header::encode(peer, asked, Some(&self.source));
+        let slow = |_| PathError::Slow { to: target, limit: node.config.limits.connect };
+        let written = timeout_at(deadline, stream.write_all(&header)).await.map_err(slow)?;
+        written.map_err(|source| PathError::Connect { to: target, source })?;
+        Ok(stream)
+    }
+
+    fn facts(&self, incoming: &Incoming, destination: &Arc<Workload>, plan: Option<&InboundPlan>) -> Facts {
+        let headers = incoming.headers();
+        let snapshot = self.node.snapshots.load();
+        let described = headers.baggage.map(party).unwrap_or_default();
+        let network = &self.node.config.network;
+        let source =
+            lookup::inbound_source(&snapshot, network, self.ends.peer.ip(), Some(&self.source), described);
+        let service = plan.and_then(|plan| {
+            let host = headers.forwarded.as_ref().and_then(|forwarded| forwarded.host.as_deref());
+            let guess = || stillmesh_core::decide::inbound_service(&snapshot, destination, host, plan.upstream.port());
+            plan.service.clone().or_else(guess)
+        });
+        Facts {
+            id: headers.traceparent.map_or_else(record::new_id, |trace| format!("{:032x}", trace.trace).into()),
+            direction: Direction::Inbound,
+            protocol: Protocol::Hbone,
+            source_addr: self.ends.peer,
+            source: source.workload,
+            source_party: source.party,
+            source_identity: Some(self.source.clone()),
+            original: self.ends.local,
+            destination_addr: self.ends.local,
+            hbone_addr: Some(incoming.authority_text().to_owned()),
+            upstream: plan.map(|plan| plan.upstream),
+            destination: Some(destination.clone()),
+            service,
+        }
+    }
+}
+
+/// The answer to a CONNECT that fails (contract 3.2). What another endpoint might take is 503.
+fn status(error: &PathError) -> StatusCode {
+    match error.reason() {
+        Some(Reason::ForeignAuthority { .. }) => StatusCode::BAD_REQUEST,
+        Some(reason) if reason.is_denial() => StatusCode::UNAUTHORIZED,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+/// What a peer says of itself. Only names: its identity is in its certificate.
+fn party(baggage: Baggage) -> Party {
+    let text = |text: Option<String>| text.map(Into::into);
+    Party {
+        workload: text(baggage.workload.map(|(_, name)| name)),
+        namespace: text(baggage.namespace),
+        canonical_service: text(baggage.service),
+        canonical_revision: text(baggage.revision),
+        cluster: text(baggage.cluster),
+        region: text(baggage.region),
+        zone: text(baggage.zone),
+    }
+}

@@ -1,0 +1,191 @@
+//! Outbound: what the capture rules redirected to 15001, carried to where the mesh says.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use stillmesh_core::attrs::OutboundAttrs;
+use stillmesh_core::decide::OutboundPlan;
+use stillmesh_core::model::{Workload, WorkloadUid};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::PathError;
+use crate::capture::pod::Held;
+use crate::capture::{self, Captured, Pod};
+use crate::node::Node;
+use crate::record::labels::Party;
+use crate::record::{self, Direction, Facts, Protocol, Record};
+use crate::tunnel::{self, Upstream};
+use crate::{decide, deliver};
+
+/// How many endpoints a connection is offered to before it fails (design: data path).
+pub const MOST_TRIES: usize = 3;
+
+/// Takes an accepted connection over. Never fails silently: what cannot be carried is written down.
+///
+/// The first decision is made where the connection was accepted, since it says which worker carries it.
+pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: SocketAddr, held: Held) {
+    let owner = pod.clone();
+    owner.spawn("outbound", async move {
+        let began = async {
+            let permit = pod.place()?;
+            let conn = capture::captured(stream, peer)?;
+            let source = pod.workload(&node).await?;
+            Ok::<_, PathError>((permit, conn, source))
+        };
+        let (permit, conn, source) = match began.await {
+            Ok(began) => began,
+            Err(error) => return record::failed_early(Direction::Outbound, peer, peer, &error),
+        };
+        let first = decide(&conn, &source, &node, &[]);
+        let place = match &first {
+            Ok(plan) => node.workers.of(&(source.identity(), tunnel::next_hop(plan))),
+            Err(_) => node.workers.next(),
+        };
+        let worker = place.index;
+        let carrier = pod.clone();
+        let Captured { stream, peer, original } = conn;
+        carrier.adopt(place, "outbound", stream, move |stream| async move {
+            let _permit = permit;
+            let conn = Captured { stream, peer, original };
+            let mut record = Record::new(&node.ledger, facts(&conn, &source));
+            let trip = Trip { source: &source, pod: &pod, node: &node, worker };
+            match trip.carry(conn, first, &held, &mut record).await {
+                Ok(()) => record.complete(),
+                Err(error) => record.fail(&error),
+            }
+        });
+    });
+}
+
+/// What one connection's journey needs.
+struct Trip<'a> {
+    source: &'a Arc<Workload>,
+    pod: &'a Pod,
+    node: &'a Node,
+    worker: usize,
+}
+
+impl Trip<'_> {
+    async fn carry(
+        &self,
+        conn: Captured,
+        first: Result<OutboundPlan, PathError>,
+        held: &Held,
+        record: &mut Record,
+    ) -> Result<(), PathError> {
+        let upstream = self.open(&conn, first, record).await?;
+        let live = record.opened();
+        match upstream {
+            Upstream::Tcp(stream) => {
+                deliver::copy::sockets(conn.stream, stream, record.bytes(), &live, &held.watch).await
+            }
+            Upstream::Hbone(stream) => {
+                deliver::copy::tunnel(conn.stream, stream, record.bytes(), &live, &held.watch).await
+            }
+        }
+    }
+
+    /// Opens the way to the destination; what fails before the peer has taken the connection is tried at another
+    /// endpoint, within one deadline for all.
+    async fn open(
+        &self,
+        conn: &Captured,
+        first: Result<OutboundPlan, PathError>,
+        record: &mut Record,
+    ) -> Result<Upstream, PathError> {
+        let deadline = Instant::now() + self.node.config.limits.connect;
+        let mut tried: Vec<WorkloadUid> = Vec::new();
+        let mut plan = first?;
+        for tries_left in (0..MOST_TRIES).rev() {
+            record.learn(|facts| learn(facts, &plan));
+            tried.extend(plan.upstream.as_ref().map(|workload| workload.uid.clone()));
+            let other_way = || decide(conn, self.source, self.node, &tried).ok().filter(|next| is_new(next, &tried));
+            let request = tunnel::Request { plan: &plan, source: self.source, conn, facts: record.facts(), deadline };
+            let tried_once = self.try_once(&request, tries_left, || other_way().is_some()).await;
+            let error = match tried_once {
+                Ok(opened) => {
+                    record.learn(|facts| facts.destination_addr = opened.next_hop);
+                    return Ok(opened.upstream);
+                }
+                Err(error) => error,
+            };
+            if tries_left == 0 || !tunnel::is_worth_another_try(&error) || Instant::now() >= deadline {
+                return Err(error);
+            }
+            plan = match other_way() {
+                Some(next) => next,
+                None if tunnel::was_stale(&error) => plan,
+                // Without a further way the first failure is what the user should read.
+                None => return Err(error),
+            };
+            self.node.metrics.repicked.inc();
+            tracing::debug!(conn.id = %record.facts().id, %error, "trying again");
+        }
+        Err(PathError::Slow { to: conn.original, limit: self.node.config.limits.connect })
+    }
+
+    /// One try. A silent endpoint gets its share of the time only, where there is another to go to.
+    async fn try_once(
+        &self,
+        request: &tunnel::Request<'_>,
+        tries_left: usize,
+        is_other_way: impl Fn() -> bool,
+    ) -> Result<tunnel::Opened, PathError> {
+        let slow = || PathError::Slow {
+            to: tunnel::next_hop(request.plan).unwrap_or(request.conn.original),
+            limit: self.node.config.limits.connect,
+        };
+        let left = request.deadline.saturating_duration_since(Instant::now());
+        let share = left / u32::try_from(tries_left + 1).unwrap_or(1);
+        let mut opening = std::pin::pin!(tunnel::open(request, self.pod, self.node, self.worker));
+        match timeout(share, &mut opening).await {
+            Ok(opened) => opened,
+            Err(_) if tries_left > 0 && !is_other_way() => {
+                timeout_at(request.deadline, opening).await.unwrap_or_else(|_| Err(slow()))
+            }
+            Err(_) => Err(slow()),
+        }
+    }
+}
+
+/// Whether a plan leads to somebody who has not failed yet.
+fn is_new(plan: &OutboundPlan, tried: &[WorkloadUid]) -> bool {
+    plan.upstream.as_ref().is_some_and(|workload| !tried.contains(&workload.uid))
+}
+
+fn decide(
+    conn: &Captured,
+    source: &Workload,
+    node: &Node,
+    tried: &[WorkloadUid],
+) -> Result<OutboundPlan, PathError> {
+    let attrs = OutboundAttrs { source, destination: conn.original, entropy: rand::random(), tried };
+    decide::outbound(&node.snapshots.load(), &attrs)
+}
+
+fn facts(conn: &Captured, source: &Arc<Workload>) -> Facts {
+    Facts {
+        id: record::new_id(),
+        direction: Direction::Outbound,
+        protocol: Protocol::Tcp,
+        source_addr: conn.peer,
+        source_party: Party::from(source.as_ref()),
+        source_identity: Some(source.identity()),
+        source: Some(source.clone()),
+        original: conn.original,
+        destination_addr: conn.original,
+        hbone_addr: None,
+        upstream: None,
+        destination: None,
+        service: None,
+    }
+}
+
+fn learn(facts: &mut Facts, plan: &OutboundPlan) {
+    facts.destination_addr = tunnel::next_hop(plan).unwrap_or(facts.original);
+    facts.hbone_addr = tunnel::authority(plan);
+    facts.protocol = if facts.hbone_addr.is_some() { Protocol::Hbone } else { Protocol::Tcp };
+    facts.destination = plan.upstream.clone();
+    facts.service = plan.service.clone();
+}

@@ -1,0 +1,79 @@
+//! Inbound in the clear: what the capture rules redirected to 15006. No identity; the same policies.
+
+use std::sync::Arc;
+
+use stillmesh_core::attrs::InboundAttrs;
+use stillmesh_core::model::Workload;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::PathError;
+use crate::capture::pod::Held;
+use crate::capture::{self, Captured, Pod};
+use crate::node::Node;
+use crate::record::labels::Party;
+use crate::record::{self, Direction, Facts, Protocol, Record};
+use crate::{decide, deliver, lookup};
+
+/// Takes an accepted connection over. Never fails silently: what cannot be carried is written down.
+pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: std::net::SocketAddr, held: Held) {
+    let place = node.workers.next();
+    let carrier = pod.clone();
+    carrier.adopt(place, "inbound plaintext", stream, move |stream| async move {
+        let began = async {
+            let permit = pod.place()?;
+            let conn = capture::captured(stream, peer)?;
+            let destination = pod.workload(&node).await?;
+            Ok::<_, PathError>((permit, conn, destination))
+        };
+        let (_permit, conn, destination) = match began.await {
+            Ok(began) => began,
+            Err(error) => return record::failed_early(Direction::Inbound, peer, peer, &error),
+        };
+        let mut record = Record::new(&node.ledger, facts(&conn, &destination, &node));
+        match carry(conn, &destination, &pod, &node, &held, &mut record).await {
+            Ok(()) => record.complete(),
+            Err(error) => record.fail(&error),
+        }
+    });
+}
+
+async fn carry(
+    conn: Captured,
+    destination: &Arc<Workload>,
+    pod: &Pod,
+    node: &Node,
+    held: &Held,
+    record: &mut Record,
+) -> Result<(), PathError> {
+    // Listed before it is decided: a policy that comes between the two finds it.
+    let live = record.enlist();
+    decide::inbound_plaintext(conn.original)?;
+    let attrs = InboundAttrs { destination, upstream: conn.original, source_ip: conn.peer.ip(), source_identity: None };
+    decide::authorize(&node.snapshots.load(), &attrs, node)?;
+    let deadline = Instant::now() + node.config.limits.connect;
+    let upstream = deliver::connect::keeping_source(&pod.thread, node, conn.original, conn.peer.ip(), deadline).await?;
+    record.opened();
+    deliver::copy::sockets(conn.stream, upstream, record.bytes(), &live, &held.watch).await
+}
+
+fn facts(conn: &Captured, destination: &Arc<Workload>, node: &Node) -> Facts {
+    let snapshot = node.snapshots.load();
+    let source =
+        lookup::inbound_source(&snapshot, &node.config.network, conn.peer.ip(), None, Party::default());
+    Facts {
+        id: record::new_id(),
+        direction: Direction::Inbound,
+        protocol: Protocol::Tcp,
+        source_addr: conn.peer,
+        source: source.workload,
+        source_party: source.party,
+        source_identity: None,
+        original: conn.original,
+        destination_addr: conn.original,
+        hbone_addr: None,
+        upstream: Some(conn.original),
+        service: stillmesh_core::decide::inbound_service(&snapshot, destination, None, conn.original.port()),
+        destination: Some(destination.clone()),
+    }
+}

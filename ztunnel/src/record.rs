@@ -1,0 +1,310 @@
+//! One record per connection: it becomes exactly one access log line and exactly one count in the metrics, also
+//! when the task that carries the connection is dropped or panics.
+//!
+//! A path fills [`Facts`] as it learns them, calls [`Record::opened`] when bytes may flow, and ends with
+//! [`Record::complete`] or [`Record::fail`]. [`Ledger`] holds what is open, for metrics scrapes, listings and
+//! [`crate::enforce`].
+
+mod ledger;
+mod log;
+pub mod labels;
+pub mod metrics;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use stillmesh_core::model::{Identity, Service, Workload};
+use stillmesh_core::explain::Reason;
+
+pub use ledger::{Bytes, Cut, First, Ledger, Live};
+pub use log::policy;
+use labels::{LabelParts, Party, TrafficLabels, Word};
+use metrics::Reporter;
+pub use metrics::Metrics;
+
+/// Seen from the captured workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// It is the server.
+    Inbound,
+    /// It is the client.
+    Outbound,
+}
+
+impl Direction {
+    /// As the access log says it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+
+    /// As the metrics say it.
+    pub fn reporter(self) -> &'static str {
+        match self {
+            Self::Inbound => "destination",
+            Self::Outbound => "source",
+        }
+    }
+}
+
+/// How a connection ended, in the words of the `response_flags` label (contract 9.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Flag {
+    /// Well, or by the ends themselves.
+    #[default]
+    None,
+    /// A policy refused it.
+    Deny,
+    /// The next hop could not be reached.
+    Connect,
+    /// The handshake failed.
+    TlsFailure,
+    /// HTTP/2 could not be set up.
+    H2HandshakeFailure,
+    /// The next hop's tunnel port did not answer at all.
+    NetworkPolicy,
+    /// No certificate for the client.
+    IdentityError,
+}
+
+impl Flag {
+    /// The flag with this text; an unknown one means that the next hop was not reached.
+    pub fn from_text(text: &str) -> Self {
+        let all = [Self::None, Self::Deny, Self::TlsFailure, Self::H2HandshakeFailure, Self::NetworkPolicy, Self::IdentityError];
+        all.into_iter().find(|flag| flag.as_str() == text).unwrap_or(Self::Connect)
+    }
+
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "-",
+            Self::Deny => "DENY",
+            Self::Connect => "CONNECT",
+            Self::TlsFailure => "TLS_FAILURE",
+            Self::H2HandshakeFailure => "H2_HANDSHAKE_FAILURE",
+            Self::NetworkPolicy => "NETWORK_POLICY",
+            Self::IdentityError => "IDENTITY_ERROR",
+        }
+    }
+}
+
+/// How the bytes travel on the mesh's side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// As they are.
+    Tcp,
+    /// In a HBONE tunnel.
+    Hbone,
+}
+
+impl Protocol {
+    /// As listings say it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Hbone => "HBONE",
+        }
+    }
+}
+
+/// What is known of a connection.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Shared by both ends: the trace id of the CONNECT, else our own.
+    pub id: Arc<str>,
+    /// Which end we are.
+    pub direction: Direction,
+    /// How the bytes travel.
+    pub protocol: Protocol,
+    /// The client's address.
+    pub source_addr: SocketAddr,
+    /// The client's workload, where it is known for sure.
+    pub source: Option<Arc<Workload>>,
+    /// What the client is called in telemetry.
+    pub source_party: Party,
+    /// The client's identity, only where mutual TLS proved it.
+    pub source_identity: Option<Identity>,
+    /// What the client asked for.
+    pub original: SocketAddr,
+    /// Outbound: the next hop. Inbound: the address that the connection came in at.
+    pub destination_addr: SocketAddr,
+    /// The authority of the CONNECT.
+    pub hbone_addr: Option<String>,
+    /// The address that the application is reached at; inbound only.
+    pub upstream: Option<SocketAddr>,
+    /// The server's workload.
+    pub destination: Option<Arc<Workload>>,
+    /// The service that was meant.
+    pub service: Option<Arc<Service>>,
+}
+
+impl Facts {
+    /// Whether mutual TLS carries it.
+    pub fn mutual_tls(&self) -> bool {
+        self.protocol == Protocol::Hbone
+    }
+
+    fn labels(&self, flag: Flag) -> TrafficLabels {
+        TrafficLabels::from(LabelParts {
+            direction: self.direction,
+            source: &self.source_party,
+            source_identity: self.source_identity.as_ref().filter(|_| self.mutual_tls()),
+            destination: self.destination.as_ref(),
+            service: self.service.as_ref(),
+            flag,
+            mutual_tls: self.mutual_tls(),
+        })
+    }
+}
+
+/// How a connection ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// What went wrong; `None` where nothing did.
+    pub error: Option<String>,
+    /// For the metrics.
+    pub flag: Flag,
+    /// Why, where a decision ended it.
+    pub reason: Option<Reason>,
+}
+
+/// What an error says of itself to the record.
+pub trait Ending: std::fmt::Display {
+    /// For the metrics.
+    fn flag(&self) -> Flag;
+    /// Why, where a decision ended it.
+    fn reason(&self) -> Option<&Reason>;
+}
+
+/// One connection's record. Dropping it writes it down.
+#[derive(Debug)]
+pub struct Record {
+    ledger: Arc<Ledger>,
+    facts: Arc<Facts>,
+    started: Instant,
+    live: Option<Arc<Live>>,
+    bytes: Arc<Bytes>,
+    opened: bool,
+    outcome: Option<Outcome>,
+}
+
+impl Record {
+    /// Starts a record. Nothing is counted or listed yet.
+    pub fn new(ledger: &Arc<Ledger>, facts: Facts) -> Self {
+        let bytes = Arc::new(Bytes::new(match (facts.direction, facts.protocol) {
+            (Direction::Inbound, Protocol::Hbone) => First::Server,
+            _ => First::Client,
+        }));
+        Self {
+            ledger: ledger.clone(),
+            facts: Arc::new(facts),
+            started: Instant::now(),
+            live: None,
+            bytes,
+            opened: false,
+            outcome: None,
+        }
+    }
+
+    /// What is known so far.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Corrects what is known. Only before the connection is listed: afterwards it changes nothing.
+    pub fn learn(&mut self, change: impl FnOnce(&mut Facts)) {
+        debug_assert!(self.live.is_none(), "a listed connection's facts are fixed");
+        if self.live.is_none() {
+            change(Arc::make_mut(&mut self.facts));
+        }
+    }
+
+    /// Lists the connection as live, so that policy changes from now on reach it. The facts are fixed from here.
+    pub fn enlist(&mut self) -> Arc<Live> {
+        let (ledger, facts, bytes) = (&self.ledger, &self.facts, &self.bytes);
+        self.live.get_or_insert_with(|| ledger.enlist(facts.clone(), bytes.clone())).clone()
+    }
+
+    /// Counts the connection as opened and lists it.
+    pub fn opened(&mut self) -> Arc<Live> {
+        let live = self.enlist();
+        if !self.opened {
+            self.opened = true;
+            live.open(&self.ledger.metrics);
+            let facts = &self.facts;
+            tracing::event!(
+                target: "access",
+                tracing::Level::DEBUG,
+                conn.id = %facts.id,
+                src.addr = %facts.source_addr,
+                dst.addr = %facts.destination_addr,
+                direction = facts.direction.as_str(),
+                "connection opened"
+            );
+        }
+        live
+    }
+
+    /// The byte counters, shared with whoever moves the bytes.
+    pub fn bytes(&self) -> &Arc<Bytes> {
+        &self.bytes
+    }
+
+    /// The connection ended by itself.
+    pub fn complete(mut self) {
+        self.outcome = Some(Outcome::default());
+    }
+
+    /// The connection ended by `error`.
+    pub fn fail(mut self, error: &impl Ending) {
+        self.outcome =
+            Some(Outcome { error: Some(error.to_string()), flag: error.flag(), reason: error.reason().cloned() });
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let outcome = self.outcome.take().unwrap_or_else(|| {
+            let error = if std::thread::panicking() {
+                self.ledger.metrics.panics.inc();
+                "internal error"
+            } else {
+                "connection closed before it ended"
+            };
+            Outcome { error: Some(error.into()), flag: Flag::None, reason: None }
+        });
+        let metrics = &self.ledger.metrics;
+        if !self.opened {
+            metrics.connections_opened.get_or_create(&self.facts.labels(Flag::None)).inc();
+        }
+        let labels = self.facts.labels(outcome.flag);
+        if outcome.error.is_some() {
+            metrics.connections_failed.get_or_create(&labels).inc();
+        }
+        metrics.connections_closed.get_or_create(&labels).inc();
+        if let Some(live) = self.live.take() {
+            self.ledger.delist(&live);
+            live.flush();
+            if self.opened {
+                metrics.sockets_open.get_or_create(&Reporter { reporter: Word(self.facts.direction.reporter()) }).dec();
+            }
+        }
+        log::complete(&self.facts, &self.bytes, self.started.elapsed(), &outcome);
+    }
+}
+
+/// An id for a connection that has none yet: 16 random bytes in hex, as a trace id.
+pub fn new_id() -> Arc<str> {
+    format!("{:032x}", rand::random::<u128>()).into()
+}
+
+/// Writes down a connection that ended before enough was known for a record.
+pub fn failed_early(direction: Direction, source: SocketAddr, destination: SocketAddr, error: &dyn std::fmt::Display) {
+    log::failed(direction, source, destination, error);
+}
+
+#[cfg(test)]
+mod tests;

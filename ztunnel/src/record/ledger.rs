@@ -1,0 +1,257 @@
+//! What is open: indexed by destination workload for [`crate::enforce`], listed for the admin port, and flushed
+//! into the byte counters when metrics are read. Sharded plain maps behind short locks.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
+use stillmesh_core::model::WorkloadUid;
+use stillmesh_hbone::copy::Counters;
+use tokio_util::sync::CancellationToken;
+
+use super::labels::Word;
+use super::metrics::{Metrics, Reporter};
+use super::{Direction, Facts, Flag, Outcome};
+
+/// Which end of a connection is the first side of its copying.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum First {
+    /// The client: outbound connections, and inbound ones in the clear.
+    Client,
+    /// The server: inbound tunnels.
+    Server,
+}
+
+/// Bytes of one connection so far.
+#[derive(Debug)]
+pub struct Bytes {
+    /// Counted while copying.
+    pub counters: Counters,
+    first: First,
+}
+
+impl Bytes {
+    /// None yet.
+    pub fn new(first: First) -> Self {
+        Self { counters: Counters::default(), first }
+    }
+
+    /// From the client's side.
+    pub fn received(&self) -> u64 {
+        self.direction(self.first == First::Client)
+    }
+
+    /// From the server's side.
+    pub fn sent(&self) -> u64 {
+        self.direction(self.first == First::Server)
+    }
+
+    fn direction(&self, forward: bool) -> u64 {
+        let counter = if forward { &self.counters.forward } else { &self.counters.backward };
+        counter.load(Ordering::Relaxed)
+    }
+}
+
+/// Ends a connection from outside.
+#[derive(Debug, Default)]
+pub struct Cut {
+    token: CancellationToken,
+    because: OnceLock<Outcome>,
+}
+
+impl Cut {
+    /// Ends the connection. The first reason stays.
+    pub fn cut(&self, because: Outcome) {
+        let _ = self.because.set(because);
+        self.token.cancel();
+    }
+
+    /// Whether it was ended.
+    pub fn is_cut(&self) -> bool {
+        self.token.is_cancelled()
+    }
+
+    /// Waits until somebody ends the connection, and says why. Cancel-safe.
+    pub async fn wait(&self) -> Outcome {
+        self.token.cancelled().await;
+        self.because.get().cloned().unwrap_or_default()
+    }
+}
+
+/// One open connection.
+#[derive(Debug)]
+pub struct Live {
+    /// Unique in this process.
+    pub number: u64,
+    /// What is known of it.
+    pub facts: Arc<Facts>,
+    /// When it was listed.
+    pub since: SystemTime,
+    /// Ends it.
+    pub cut: Cut,
+    bytes: Arc<Bytes>,
+    counted: OnceLock<Counted>,
+}
+
+/// The byte metrics of one connection and what of them is counted already.
+#[derive(Debug)]
+struct Counted {
+    received: Counter,
+    sent: Counter,
+    received_so_far: AtomicU64,
+    sent_so_far: AtomicU64,
+}
+
+impl Live {
+    /// Counts it as opened; the byte metrics follow from now on.
+    pub(super) fn open(&self, metrics: &Metrics) {
+        let labels = self.facts.labels(Flag::None);
+        metrics.connections_opened.get_or_create(&labels).inc();
+        metrics.sockets_open.get_or_create(&Reporter { reporter: Word(self.facts.direction.reporter()) }).inc();
+        let _ = self.counted.set(Counted {
+            received: metrics.received_bytes.get_or_create_owned(&labels),
+            sent: metrics.sent_bytes.get_or_create_owned(&labels),
+            received_so_far: AtomicU64::new(0),
+            sent_so_far: AtomicU64::new(0),
+        });
+    }
+
+    /// Brings the byte metrics up to date. Any number of callers at once count each byte once.
+    pub fn flush(&self) {
+        let Some(counted) = self.counted.get() else { return };
+        for (now, so_far, counter) in [
+            (self.bytes.received(), &counted.received_so_far, &counted.received),
+            (self.bytes.sent(), &counted.sent_so_far, &counted.sent),
+        ] {
+            let before = so_far.fetch_max(now, Ordering::Relaxed);
+            counter.inc_by(now.saturating_sub(before));
+        }
+    }
+
+    /// Bytes from the client's side and from the server's side.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.bytes.received(), self.bytes.sent())
+    }
+}
+
+type Shard = HashMap<Option<WorkloadUid>, HashMap<u64, Arc<Live>>>;
+
+/// All open connections of this node.
+#[derive(Debug)]
+pub struct Ledger {
+    pub(super) metrics: Arc<Metrics>,
+    shards: Vec<Mutex<Shard>>,
+    hasher: RandomState,
+    next: AtomicU64,
+}
+
+impl Ledger {
+    const SHARDS: usize = 16;
+
+    /// An empty ledger that counts into `metrics`.
+    pub fn new(metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            metrics,
+            shards: (0..Self::SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            next: AtomicU64::new(1),
+        })
+    }
+
+    /// The metrics that it counts into.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    pub(super) fn enlist(&self, facts: Arc<Facts>, bytes: Arc<Bytes>) -> Arc<Live> {
+        let live = Arc::new(Live {
+            number: self.next.fetch_add(1, Ordering::Relaxed),
+            facts,
+            since: SystemTime::now(),
+            cut: Cut::default(),
+            bytes,
+            counted: OnceLock::new(),
+        });
+        let key = Self::key(&live);
+        if let Some(shard) = self.shard(&key) {
+            shard.lock().entry(key).or_default().insert(live.number, live.clone());
+        }
+        live
+    }
+
+    pub(super) fn delist(&self, live: &Live) {
+        let key = Self::key(live);
+        let Some(shard) = self.shard(&key) else { return };
+        let mut shard = shard.lock();
+        if let Some(of_workload) = shard.get_mut(&key) {
+            of_workload.remove(&live.number);
+            if of_workload.is_empty() {
+                shard.remove(&key);
+            }
+        }
+    }
+
+    /// Inbound connections are found by the workload they arrive at; outbound ones are only listed.
+    fn key(live: &Live) -> Option<WorkloadUid> {
+        match live.facts.direction {
+            Direction::Inbound => live.facts.destination.as_ref().map(|workload| workload.uid.clone()),
+            Direction::Outbound => None,
+        }
+    }
+
+    fn shard(&self, key: &Option<WorkloadUid>) -> Option<&Mutex<Shard>> {
+        let hash = self.hasher.hash_one(key);
+        self.shards.get(usize::try_from(hash % self.shards.len() as u64).unwrap_or(0))
+    }
+
+    /// Inbound connections that arrive at `workload`.
+    pub fn at(&self, workload: &WorkloadUid) -> Vec<Arc<Live>> {
+        let key = Some(workload.clone());
+        let Some(shard) = self.shard(&key) else { return Vec::new() };
+        shard.lock().get(&key).map(|lives| lives.values().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Inbound connections whose destination `select` takes.
+    pub fn inbound(&self, mut select: impl FnMut(&Facts) -> bool) -> Vec<Arc<Live>> {
+        let mut selected = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            for (_, of_workload) in shard.iter().filter(|(key, _)| key.is_some()) {
+                if of_workload.values().next().is_some_and(|live| select(&live.facts)) {
+                    selected.extend(of_workload.values().cloned());
+                }
+            }
+        }
+        selected
+    }
+
+    /// Everything open, in no order.
+    pub fn all(&self) -> Vec<Arc<Live>> {
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            all.extend(shard.lock().values().flat_map(|lives| lives.values().cloned()));
+        }
+        all
+    }
+
+    /// How many connections are open.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().values().map(HashMap::len).sum::<usize>()).sum()
+    }
+
+    /// Whether none is open.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Brings the byte metrics of everything open up to date; called before metrics are read.
+    pub fn flush(&self) {
+        for live in self.all() {
+            live.flush();
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The access log (contract 9.4): one event per connection, scope `access`. The fields' names, order and form are
+//! what users and tools read; the reason and the policy are ours and come last.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use stillmesh_core::explain::Reason;
+use stillmesh_core::model::PolicyKey;
+
+use super::{Bytes, Direction, Facts, Outcome};
+
+/// The event of a connection that is over.
+pub(super) fn complete(facts: &Facts, bytes: &Bytes, duration: Duration, outcome: &Outcome) {
+    let tls = facts.mutual_tls();
+    let source_identity = facts.source_identity.as_ref().filter(|_| tls).map(ToString::to_string);
+    let destination_identity = facts.destination.as_ref().filter(|_| tls).map(|workload| workload.identity().to_string());
+    let (received, sent) = (bytes.received(), bytes.sent());
+    // The metrics count from the server's point of view at both ends; the log speaks for the end that writes it.
+    let (bytes_sent, bytes_recv) = match facts.direction {
+        Direction::Outbound => (received, sent),
+        Direction::Inbound => (sent, received),
+    };
+    let duration = format!("{}ms", duration.as_millis());
+    let policy = outcome.reason.as_ref().and_then(policy).map(ToString::to_string);
+
+    macro_rules! emit {
+        ($level:ident) => {
+            tracing::event!(
+                target: "access",
+                tracing::Level::$level,
+                src.addr = %facts.source_addr,
+                src.workload = facts.source.as_ref().map(|workload| &*workload.name),
+                src.namespace = facts.source_party.namespace.as_deref(),
+                src.identity = source_identity.as_deref(),
+                src.cluster = facts.source_party.cluster.as_deref(),
+                dst.addr = %facts.destination_addr,
+                dst.hbone_addr = facts.hbone_addr.as_ref().map(tracing::field::display),
+                dst.service = facts.service.as_ref().map(|service| &*service.key.hostname),
+                dst.workload = facts.destination.as_ref().map(|workload| &*workload.name),
+                dst.namespace = facts.destination.as_ref().map(|workload| &*workload.namespace),
+                dst.identity = destination_identity.as_deref(),
+                dst.cluster = facts.destination.as_ref().map(|workload| &*workload.cluster),
+                direction = facts.direction.as_str(),
+                bytes_sent,
+                bytes_recv,
+                duration = duration.as_str(),
+                error = outcome.error.as_deref(),
+                reason = outcome.reason.as_ref().map(Reason::code),
+                policy = policy.as_deref(),
+                conn.id = %facts.id,
+                "connection complete"
+            )
+        };
+    }
+    match outcome.error {
+        Some(_) => emit!(ERROR),
+        None => emit!(INFO),
+    }
+}
+
+/// The event of a connection that was refused before much was known of it.
+pub(super) fn failed(
+    direction: Direction,
+    source: SocketAddr,
+    destination: SocketAddr,
+    error: &dyn std::fmt::Display,
+) {
+    tracing::event!(
+        target: "access",
+        tracing::Level::WARN,
+        src.addr = %source,
+        dst.addr = %destination,
+        direction = direction.as_str(),
+        error = error.to_string().as_str(),
+        "connection failed"
+    );
+}
+
+/// The policy that a reason names first.
+pub fn policy(reason: &Reason) -> Option<&PolicyKey> {
+    match reason {
+        Reason::AllowedBy { policy, .. }
+        | Reason::DeniedBy { policy, .. }
+        | Reason::MutualTlsRequired { policy }
+        | Reason::PolicyUnknown { policy }
+        | Reason::PolicyUnreadable { policy, .. } => Some(policy),
+        Reason::NoAllowMatched { policies } => policies.first(),
+        _ => None,
+    }
+}

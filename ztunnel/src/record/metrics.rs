@@ -1,0 +1,202 @@
+//! The metrics of the node tunnel under Istio's names (contract 9.1).
+
+use std::sync::Arc;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+use super::labels::{Text, TrafficLabels, Word};
+
+/// Label of the socket gauge.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Reporter {
+    /// `source` or `destination`.
+    pub reporter: Word,
+}
+
+/// Labels of the DNS metrics.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[expect(missing_docs, reason = "the names are the labels' names")]
+pub struct DnsLabels {
+    pub request_query_type: Text,
+    pub request_protocol: Word,
+    pub source_canonical_service: Text,
+    pub source_canonical_revision: Text,
+}
+
+/// Label of the terminations of the control plane's stream.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Termination {
+    /// `ConnectionError`, `Error`, `Reconnect` or `Complete`.
+    pub reason: Word,
+}
+
+/// Label of the control plane's messages.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct MessageUrl {
+    /// Type URL.
+    pub url: Text,
+}
+
+/// Label of refused work.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Refused {
+    /// Which bound was reached, or what was wrong with the peer.
+    pub reason: Word,
+}
+
+/// One handle per metric. Cheap to clone through its `Arc`.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the names are the metrics' names")]
+pub struct Metrics {
+    pub connections_opened: Family<TrafficLabels, Counter>,
+    pub connections_closed: Family<TrafficLabels, Counter>,
+    pub connections_failed: Family<TrafficLabels, Counter>,
+    pub received_bytes: Family<TrafficLabels, Counter>,
+    pub sent_bytes: Family<TrafficLabels, Counter>,
+    pub sockets_open: Family<Reporter, Gauge>,
+
+    pub dns_requests: Family<DnsLabels, Counter>,
+    pub dns_upstream_requests: Family<DnsLabels, Counter>,
+    pub dns_upstream_failures: Family<DnsLabels, Counter>,
+    pub dns_upstream_duration: Family<DnsLabels, Histogram, fn() -> Histogram>,
+
+    pub xds_terminations: Family<Termination, Counter>,
+    pub xds_messages: Family<MessageUrl, Counter>,
+    pub xds_message_bytes: Family<MessageUrl, Counter>,
+
+    pub active_proxies: Gauge,
+    pub pending_proxies: Gauge,
+    pub proxies_started: Counter,
+    pub proxies_stopped: Counter,
+
+    pub refused: Family<Refused, Counter>,
+    pub repicked: Counter,
+    pub policy_closed: Counter,
+    pub policy_skipped: Counter,
+    pub panics: Counter,
+}
+
+fn dns_histogram() -> Histogram {
+    Histogram::new([0.0005, 0.001, 0.01, 0.1, 1.0, 5.0])
+}
+
+impl Metrics {
+    /// Makes the metrics and registers them.
+    pub fn new(registry: &mut Registry, version: &str) -> Arc<Self> {
+        let metrics = Self {
+            connections_opened: Family::default(),
+            connections_closed: Family::default(),
+            connections_failed: Family::default(),
+            received_bytes: Family::default(),
+            sent_bytes: Family::default(),
+            sockets_open: Family::default(),
+            dns_requests: Family::default(),
+            dns_upstream_requests: Family::default(),
+            dns_upstream_failures: Family::default(),
+            dns_upstream_duration: Family::new_with_constructor(dns_histogram as fn() -> Histogram),
+            xds_terminations: Family::default(),
+            xds_messages: Family::default(),
+            xds_message_bytes: Family::default(),
+            active_proxies: Gauge::default(),
+            pending_proxies: Gauge::default(),
+            proxies_started: Counter::default(),
+            proxies_stopped: Counter::default(),
+            refused: Family::default(),
+            repicked: Counter::default(),
+            policy_closed: Counter::default(),
+            policy_skipped: Counter::default(),
+            panics: Counter::default(),
+        };
+        metrics.register(registry, version);
+        Arc::new(metrics)
+    }
+
+    fn register(&self, registry: &mut Registry, version: &str) {
+        let istio = registry.sub_registry_with_prefix("istio");
+        istio.register("tcp_connections_opened", "TCP connections opened", self.connections_opened.clone());
+        istio.register("tcp_connections_closed", "TCP connections closed", self.connections_closed.clone());
+        istio.register("tcp_connections_failed", "TCP connections that failed", self.connections_failed.clone());
+        istio.register("tcp_received_bytes", "Bytes from the client's side", self.received_bytes.clone());
+        istio.register("tcp_sent_bytes", "Bytes from the server's side", self.sent_bytes.clone());
+        istio.register("tcp_sockets_open", "Connections being carried", self.sockets_open.clone());
+        istio.register("dns_requests", "DNS queries of captured workloads", self.dns_requests.clone());
+        istio.register("dns_upstream_requests", "DNS queries passed on", self.dns_upstream_requests.clone());
+        istio.register("dns_upstream_failures", "DNS queries passed on in vain", self.dns_upstream_failures.clone());
+        istio.register(
+            "dns_upstream_request_duration_seconds",
+            "Time that resolvers took",
+            self.dns_upstream_duration.clone(),
+        );
+        istio.register(
+            "xds_connection_terminations",
+            "Ended streams to the control plane",
+            self.xds_terminations.clone(),
+        );
+        istio.register("xds_message", "Messages from the control plane", self.xds_messages.clone());
+        istio.register("xds_message_bytes", "Their bytes", self.xds_message_bytes.clone());
+        let build = Gauge::<i64>::default();
+        build.set(1);
+        let labels = [("component".into(), "ztunnel".into()), ("tag".into(), version.to_owned().into())];
+        istio.sub_registry_with_labels(labels.into_iter()).register("build", "This build", build);
+        registry.register("workload_manager_active_proxy_count", "Pods served", self.active_proxies.clone());
+        registry.register("workload_manager_pending_proxy_count", "Pods waiting", self.pending_proxies.clone());
+        registry.register("workload_manager_proxies_started", "Pods taken up", self.proxies_started.clone());
+        registry.register("workload_manager_proxies_stopped", "Pods let go", self.proxies_stopped.clone());
+        registry.register("stillmesh_ztunnel_refused", "Work refused at a bound", self.refused.clone());
+        registry.register("stillmesh_ztunnel_repicked", "Connections sent to a further endpoint", self.repicked.clone());
+        registry.register(
+            "stillmesh_ztunnel_policy_closed",
+            "Open connections closed by a policy change",
+            self.policy_closed.clone(),
+        );
+        registry.register(
+            "stillmesh_ztunnel_policy_skipped",
+            "Decisions made without a policy that has not arrived",
+            self.policy_skipped.clone(),
+        );
+        registry.register("stillmesh_ztunnel_panics", "Connections ended by a fault of ours", self.panics.clone());
+        registry.register(
+            "stillmesh_ztunnel_version",
+            "Version of this program",
+            Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]),
+        );
+    }
+
+    /// Counts work that was refused.
+    pub fn refuse(&self, reason: &'static str) {
+        self.refused.get_or_create(&Refused { reason: Word(reason) }).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text::encode;
+
+    use super::*;
+
+    #[test]
+    fn names_are_istios() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry, "1.2.3");
+        metrics.sockets_open.get_or_create(&Reporter { reporter: Word("source") }).set(2);
+        metrics.proxies_started.inc();
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        for line in [
+            "istio_build{component=\"ztunnel\",tag=\"1.2.3\"} 1",
+            "istio_tcp_sockets_open{reporter=\"source\"} 2",
+            "workload_manager_proxies_started_total 1",
+            "workload_manager_active_proxy_count 0",
+            "# TYPE istio_tcp_sockets_open gauge",
+            "# TYPE workload_manager_proxies_started counter",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,225 @@
+use std::sync::atomic::Ordering;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use stillmesh_core::model::PolicyKey;
+
+use super::*;
+use crate::testing::{self, Events};
+
+struct World {
+    registry: Registry,
+    ledger: Arc<Ledger>,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry, "test");
+        Self { registry, ledger: Ledger::new(metrics) }
+    }
+
+    fn metrics(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).unwrap();
+        text
+    }
+
+    /// The value of the only series of `name`, 0 where there is none.
+    fn value(&self, name: &str) -> u64 {
+        let text = self.metrics();
+        let mut values = text
+            .lines()
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{')))
+            .map(|line| line.rsplit_once(' ').unwrap().1.parse().unwrap());
+        let value = values.next().unwrap_or(0);
+        assert_eq!(values.next(), None, "{name} has several series:\n{text}");
+        value
+    }
+
+    fn facts(&self) -> Facts {
+        let source = testing::workload("shop", "page-1", [10, 0, 0, 1]);
+        Facts {
+            id: "0af7651916cd43dd8448eb211c80319c".into(),
+            direction: Direction::Inbound,
+            protocol: Protocol::Hbone,
+            source_addr: "10.0.0.1:4000".parse().unwrap(),
+            source_party: Party::from(&source),
+            source_identity: Some(source.identity()),
+            source: Some(Arc::new(source)),
+            original: "10.0.0.2:8080".parse().unwrap(),
+            destination_addr: "10.0.0.2:15008".parse().unwrap(),
+            hbone_addr: Some("10.0.0.2:8080".into()),
+            upstream: Some("10.0.0.2:8080".parse().unwrap()),
+            destination: Some(Arc::new(testing::workload("shop", "details-1", [10, 0, 0, 2]))),
+            service: None,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("connection closed due to policy rejection: explicitly denied by: shop/no")]
+struct Denied(Reason);
+
+impl Ending for Denied {
+    fn flag(&self) -> Flag {
+        Flag::Deny
+    }
+    fn reason(&self) -> Option<&Reason> {
+        Some(&self.0)
+    }
+}
+
+#[test]
+fn a_connection_is_counted_once_and_its_bytes_while_it_is_open() {
+    let world = World::new();
+    let mut record = Record::new(&world.ledger, world.facts());
+    record.opened();
+    record.opened();
+    assert_eq!(world.value("istio_tcp_connections_opened_total"), 1);
+    assert_eq!(world.value("istio_tcp_sockets_open"), 1);
+    record.bytes().counters.backward.fetch_add(10, Ordering::Relaxed);
+    world.ledger.flush();
+    world.ledger.flush();
+    assert_eq!(world.value("istio_tcp_received_bytes_total"), 10);
+    record.bytes().counters.backward.fetch_add(5, Ordering::Relaxed);
+    record.bytes().counters.forward.fetch_add(7, Ordering::Relaxed);
+    record.complete();
+    assert_eq!(world.value("istio_tcp_received_bytes_total"), 15);
+    assert_eq!(world.value("istio_tcp_sent_bytes_total"), 7);
+    assert_eq!(world.value("istio_tcp_connections_closed_total"), 1);
+    assert_eq!(world.value("istio_tcp_connections_failed_total"), 0);
+    assert_eq!(world.value("istio_tcp_sockets_open"), 0);
+    assert!(world.ledger.is_empty());
+}
+
+#[test]
+fn a_failed_connection_counts_as_opened_failed_and_closed() {
+    let world = World::new();
+    let reason = Reason::DeniedBy { policy: PolicyKey::new("shop", "no"), rule: 0 };
+    Record::new(&world.ledger, world.facts()).fail(&Denied(reason));
+    for name in ["opened", "failed", "closed"] {
+        assert_eq!(world.value(&format!("istio_tcp_connections_{name}_total")), 1, "{name}");
+    }
+    assert!(world.metrics().contains("response_flags=\"DENY\""));
+}
+
+#[test]
+fn a_dropped_record_is_written_down_too() {
+    let world = World::new();
+    let events = Events::capture(|| {
+        let mut record = Record::new(&world.ledger, world.facts());
+        record.opened();
+    });
+    assert_eq!(world.value("istio_tcp_connections_closed_total"), 1);
+    assert!(world.ledger.is_empty());
+    let event = events.of("connection complete");
+    assert_eq!(event.field("error"), Some("\"connection closed before it ended\""));
+}
+
+#[test]
+fn a_panic_counts_and_is_written_down() {
+    let world = World::new();
+    let (ledger, facts) = (world.ledger.clone(), world.facts());
+    let panicked = std::thread::spawn(move || {
+        let mut record = Record::new(&ledger, facts);
+        record.opened();
+        panic!("a fault");
+    })
+    .join();
+    assert!(panicked.is_err());
+    assert_eq!(world.value("istio_tcp_connections_closed_total"), 1);
+    assert!(world.metrics().contains("stillmesh_ztunnel_panics_total 1"));
+}
+
+#[test]
+fn the_access_log_has_istios_fields_in_order() {
+    let world = World::new();
+    let events = Events::capture(|| {
+        let mut record = Record::new(&world.ledger, world.facts());
+        record.opened();
+        record.bytes().counters.backward.fetch_add(67, Ordering::Relaxed);
+        record.bytes().counters.forward.fetch_add(490, Ordering::Relaxed);
+        record.complete();
+    });
+    let event = events.of("connection complete");
+    assert_eq!((event.level.as_str(), event.target.as_str()), ("INFO", "access"));
+    let fields: Vec<_> = event.fields.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let expected = [
+        "src.addr=10.0.0.1:4000",
+        "src.workload=\"page-1\"",
+        "src.namespace=\"shop\"",
+        "src.identity=\"spiffe://cluster.local/ns/shop/sa/page\"",
+        "src.cluster=\"Kubernetes\"",
+        "dst.addr=10.0.0.2:15008",
+        "dst.hbone_addr=10.0.0.2:8080",
+        "dst.workload=\"details-1\"",
+        "dst.namespace=\"shop\"",
+        "dst.identity=\"spiffe://cluster.local/ns/shop/sa/details\"",
+        "dst.cluster=\"Kubernetes\"",
+        "direction=\"inbound\"",
+        "bytes_sent=490",
+        "bytes_recv=67",
+        "duration=\"0ms\"",
+        "conn.id=0af7651916cd43dd8448eb211c80319c",
+    ];
+    assert_eq!(fields, expected);
+}
+
+#[test]
+fn a_denial_names_reason_and_policy() {
+    let world = World::new();
+    let events = Events::capture(|| {
+        let reason = Reason::DeniedBy { policy: PolicyKey::new("shop", "no"), rule: 0 };
+        Record::new(&world.ledger, world.facts()).fail(&Denied(reason));
+    });
+    let event = events.of("connection complete");
+    assert_eq!(event.level, "ERROR");
+    assert_eq!(event.field("policy"), Some("\"shop/no\""));
+    assert!(event.field("reason").is_some());
+    assert!(event.field("error").is_some_and(|error| error.contains("explicitly denied by: shop/no")));
+}
+
+#[test]
+fn clear_text_claims_no_identity() {
+    let world = World::new();
+    let events = Events::capture(|| {
+        let mut facts = world.facts();
+        facts.protocol = Protocol::Tcp;
+        facts.hbone_addr = None;
+        Record::new(&world.ledger, facts).complete();
+    });
+    let event = events.of("connection complete");
+    assert_eq!(event.field("src.identity"), None);
+    assert_eq!(event.field("dst.identity"), None);
+    assert!(world.metrics().contains("source_principal=\"unknown\""));
+}
+
+#[test]
+fn outbound_sent_bytes_are_what_the_client_sent() {
+    let world = World::new();
+    let events = Events::capture(|| {
+        let mut facts = world.facts();
+        facts.direction = Direction::Outbound;
+        let record = Record::new(&world.ledger, facts);
+        record.bytes().counters.forward.fetch_add(67, Ordering::Relaxed);
+        record.complete();
+    });
+    assert_eq!(events.of("connection complete").field("bytes_sent"), Some("67"));
+}
+
+#[test]
+fn inbound_connections_are_found_by_their_destination() {
+    let world = World::new();
+    let uid = world.facts().destination.unwrap().uid.clone();
+    let mut inbound = Record::new(&world.ledger, world.facts());
+    let live = inbound.enlist();
+    let mut facts = world.facts();
+    facts.direction = Direction::Outbound;
+    let mut outbound = Record::new(&world.ledger, facts);
+    outbound.enlist();
+    assert_eq!(world.ledger.at(&uid).iter().map(|live| live.number).collect::<Vec<_>>(), [live.number]);
+    assert_eq!(world.ledger.all().len(), 2);
+    drop(inbound);
+    assert!(world.ledger.at(&uid).is_empty());
+}

@@ -1,0 +1,135 @@
+//! A pod's tunnels to others: one pool per worker, dialled from inside the pod's namespace.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use stillmesh_core::attrs::Authority;
+use stillmesh_core::model::{Identity, Workload};
+use stillmesh_hbone::headers::{Baggage, ConnectHeaders, Forwarded, Traceparent};
+use stillmesh_hbone::{Dial, Key, Limits, Pool, Stream, TunnelError};
+use stillmesh_runtime::sys::netns::NetnsThread;
+use stillmesh_runtime::sys::socket::{self, Mark};
+use stillmesh_runtime::tasks::Tasks;
+use tokio::net::TcpStream;
+
+use super::Request;
+use crate::config::{Config, Keepalive};
+use crate::node::Node;
+use crate::path::PathError;
+
+/// The pools of one pod, by worker.
+#[derive(Debug)]
+pub struct Pools {
+    pools: Vec<Pool>,
+}
+
+impl Pools {
+    /// Empty pools that dial with the namespace's thread; their tasks are owned by `tasks`.
+    pub fn new(node: &Node, thread: &Arc<NetnsThread>, tasks: &Tasks) -> Self {
+        let dial: Arc<dyn Dial> = Arc::new(PodDial {
+            thread: thread.clone(),
+            mark: Mark(node.config.mark.get()),
+            keepalive: node.config.keepalive,
+        });
+        let secrets = node.identities.secrets();
+        let pool = |_| Pool::new(limits(&node.config), secrets.clone(), dial.clone(), tasks.clone());
+        Self { pools: (0..node.workers.count()).map(pool).collect() }
+    }
+
+    /// Opens a stream in a tunnel of the worker that this runs on.
+    pub async fn open(
+        &self,
+        request: &Request<'_>,
+        worker: usize,
+        next_hop: SocketAddr,
+        authority: &Authority,
+        expected: &[Identity],
+    ) -> Result<Stream, PathError> {
+        let Some(pool) = self.pools.get(worker).or(self.pools.first()) else {
+            return Err(PathError::Full { what: "workers", limit: 0 });
+        };
+        let source_ip = request.conn.peer.ip();
+        let key = Key { source: request.source.identity(), source_ip, destination: next_hop, expected: expected.to_vec() };
+        let headers = ConnectHeaders {
+            baggage: Some(baggage(request.source)),
+            forwarded: Some(Forwarded {
+                source: Some(request.conn.peer),
+                host: super::service_host(request.plan).map(ToString::to_string),
+            }),
+            traceparent: u128::from_str_radix(&request.facts.id, 16).ok().map(|trace| Traceparent::new(trace, rand::random())),
+            network: None,
+        };
+        let opened = pool.open(&key, authority, &headers).await;
+        opened.map(|opened| opened.stream).map_err(|source| PathError::Tunnel { source })
+    }
+
+    /// Open tunnels.
+    pub fn tunnels(&self) -> usize {
+        self.pools.iter().map(Pool::tunnels).sum()
+    }
+
+    /// Lets go of all tunnels: they end when their streams have.
+    pub fn close(&self) {
+        for pool in &self.pools {
+            pool.close();
+        }
+    }
+}
+
+/// The tunnels' bounds as configured.
+pub fn limits(config: &Config) -> Limits {
+    let default = Limits::default();
+    Limits {
+        stream_window: config.hbone.stream_window_bytes.min(default.stream_window),
+        connection_window: config.hbone.connection_window_bytes,
+        frame: config.hbone.frame_bytes,
+        client_streams: usize::from(config.hbone.streams),
+        handshake: config.limits.handshake,
+        connect: config.limits.connect,
+        idle: config.hbone.unused,
+        ..default
+    }
+}
+
+/// A workload as baggage tells of it (contract 3.2).
+pub fn baggage(workload: &Workload) -> Baggage {
+    let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    Baggage {
+        cluster: text(&workload.cluster),
+        namespace: text(&workload.namespace),
+        workload: text(&workload.workload_name).map(|name| (workload.workload_type.as_str().to_owned(), name)),
+        service: text(&workload.canonical_name),
+        revision: text(&workload.canonical_revision),
+        region: text(&workload.locality.region),
+        zone: text(&workload.locality.zone),
+    }
+}
+
+/// Whether the same endpoint may be asked again: it was not the endpoint that failed, but a tunnel that had ended.
+pub fn was_stale(error: &TunnelError) -> bool {
+    matches!(error, TunnelError::Reset { .. })
+}
+
+/// Dials from inside a pod's namespace, from the pod's own address.
+struct PodDial {
+    thread: Arc<NetnsThread>,
+    mark: Mark,
+    keepalive: Option<Keepalive>,
+}
+
+impl Dial for PodDial {
+    fn dial<'a>(&'a self, key: &'a Key) -> Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send + 'a>> {
+        let (destination, mark) = (key.destination, self.mark);
+        Box::pin(async move {
+            let made = self.thread.run(move || socket::tcp_connect_socket(destination, Some(mark), None));
+            let stream = made.await??.connect(destination).await?;
+            if let Err(error) = socket::tune(&stream, self.keepalive.map(Into::into)) {
+                tracing::debug!(%error, "socket options not set");
+            }
+            Ok(stream)
+        })
+    }
+}
