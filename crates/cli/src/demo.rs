@@ -3,7 +3,6 @@
 //!
 //! It drives a mesh of its own through the same commands that a user types, so each step can be repeated by hand.
 
-mod mesh;
 mod story;
 
 use std::path::PathBuf;
@@ -13,7 +12,7 @@ use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
-use mesh::Mesh;
+use crate::driver::{Files, Mesh};
 
 /// Shows a mesh on this machine, step by step, then a summary.
 #[derive(Clone, Debug, Args)]
@@ -55,9 +54,11 @@ impl Demo {
     pub fn run(self) -> anyhow::Result<()> {
         let started = Instant::now();
         let kept = PathBuf::from("stillmesh-demo");
-        let files = Files::write(if self.keep { Some(&kept) } else { None })?;
+        let shop = include_str!("demo/manifests/shop.yaml").replace("[STILLMESH,", &format!("[{},", own_file()?));
+        let contents = [("shop.yaml", &*shop), ("namespaces.yaml", include_str!("demo/manifests/namespaces.yaml"))];
+        let files = if self.keep { Files::keep(&kept, &contents)? } else { Files::temporary(&contents)? };
         let mut teller = Teller { json: self.json, steps: Vec::new() };
-        let told = Mesh::start(&self.name, files.path()).and_then(|mut mesh| {
+        let told = Mesh::start(&self.name, files.path(), &["--secret-ttl", "20s"]).and_then(|mut mesh| {
             let told = story::tell(&mut mesh, &mut teller);
             if told.is_err() {
                 teller.note(&format!("`up` said:\n{}", mesh.said()));
@@ -75,6 +76,12 @@ impl Demo {
         }
         told
     }
+}
+
+/// This command's own file, quoted for YAML.
+fn own_file() -> anyhow::Result<String> {
+    let file = std::env::current_exe().context("find this command's own file")?;
+    Ok(serde_json::to_string(&file.to_string_lossy())?)
 }
 
 fn try_yourself(name: &str, dir: &std::path::Path) {
@@ -142,47 +149,5 @@ impl Teller {
         table.add_row([verdict, if passed { "✔" } else { "✘" }, &format!("{seconds:.1}")]);
         crate::output::line(&format!("\n{table}"));
         Ok(())
-    }
-}
-
-/// The demo's directory of manifests.
-enum Files {
-    Temporary(TemporaryDir),
-    Kept(PathBuf),
-}
-
-/// A folder that goes when it is dropped.
-struct TemporaryDir(PathBuf);
-
-impl Drop for TemporaryDir {
-    fn drop(&mut self) {
-        // It was ours alone; what cannot be removed is no reason to fail at the end.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-impl Files {
-    fn write(kept: Option<&PathBuf>) -> anyhow::Result<Self> {
-        let files = match kept {
-            Some(dir) => Self::Kept(std::path::absolute(dir)?),
-            None => {
-                let random: u64 = rand::random();
-                Self::Temporary(TemporaryDir(std::env::temp_dir().join(format!("stillmesh-demo-{random:016x}"))))
-            }
-        };
-        let dir = files.path();
-        std::fs::create_dir(dir).with_context(|| format!("make the folder {} (is one left of an earlier demo?)", dir.display()))?;
-        let command = std::env::current_exe().context("find this command's own file")?;
-        let command = serde_json::to_string(&command.to_string_lossy())?;
-        std::fs::write(dir.join("shop.yaml"), include_str!("demo/manifests/shop.yaml").replace("[STILLMESH,", &format!("[{command},")))?;
-        std::fs::write(dir.join("namespaces.yaml"), include_str!("demo/manifests/namespaces.yaml"))?;
-        Ok(files)
-    }
-
-    fn path(&self) -> &std::path::Path {
-        match self {
-            Self::Temporary(dir) => &dir.0,
-            Self::Kept(dir) => dir,
-        }
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use serde_json::Value;
 
 use super::Teller;
-use super::mesh::{Mesh, until};
+use crate::driver::{Mesh, until};
 
 /// What the page asks of reviews, as it stands on the wire.
 const IN_CLEAR: &str = "GET /reviews";

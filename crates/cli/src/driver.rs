@@ -1,4 +1,6 @@
-//! The demo's mesh, driven through the command itself.
+//! A mesh driven through the command itself, as a user would: what the demo and the benchmark stand on.
+//!
+//! Each call is a `stillmesh` command, so everything they show can be repeated by hand.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -12,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Time between two looks while waiting.
 const LOOK: Duration = Duration::from_millis(100);
 
-pub(super) struct Mesh {
+pub(crate) struct Mesh {
     name: String,
     dir: PathBuf,
     exe: PathBuf,
@@ -22,12 +24,13 @@ pub(super) struct Mesh {
 
 impl Mesh {
     /// Starts `stillmesh up` on the directory. Errors: it ends at once, with what it said.
-    pub(super) fn start(name: &str, dir: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn start(name: &str, dir: &Path, options: &[&str]) -> anyhow::Result<Self> {
         let exe = std::env::current_exe().context("find this command's own file")?;
         let log = dir.join(".up.log");
         let said = std::fs::File::create(&log).with_context(|| format!("write {}", log.display()))?;
         let up = Command::new(&exe)
-            .args(["up", "--name", name, "--nodes", "2", "--secret-ttl", "20s"])
+            .args(["up", "--name", name, "--nodes", "2"])
+            .args(options)
             .arg(dir)
             .stdin(Stdio::null())
             .stdout(said.try_clone()?)
@@ -38,12 +41,12 @@ impl Mesh {
     }
 
     /// What `up` printed.
-    pub(super) fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Waits until every pod is ready; the error is what `up` said.
-    pub(super) fn ready(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn ready(&mut self) -> anyhow::Result<()> {
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
             if let Some(status) = self.up.try_wait()? {
@@ -57,17 +60,32 @@ impl Mesh {
         bail!("not every pod is ready after {PATIENCE:?}:\n{}", self.said())
     }
 
-    /// Runs a command against the mesh. Options end before a `--` among the arguments.
-    pub(super) fn run(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+    /// Process id of `stillmesh up`.
+    pub(crate) fn pid(&self) -> u32 {
+        self.up.id()
+    }
+
+    /// The command's own file, as text.
+    pub(crate) fn exe(&self) -> String {
+        self.exe.to_string_lossy().into_owned()
+    }
+
+    /// A command against the mesh, not run yet. Options end before a `--` among the arguments.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let at = arguments.iter().position(|argument| *argument == "--").unwrap_or(arguments.len());
         let (options, rest) = arguments.split_at(at);
         let mut command = Command::new(&self.exe);
         command.args(options).args(["--name", &self.name]).args(rest).stdin(Stdio::null());
-        command.output().with_context(|| format!("run stillmesh {}", arguments.join(" ")))
+        command
+    }
+
+    /// Runs a command against the mesh.
+    pub(crate) fn run(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        self.command(arguments).output().with_context(|| format!("run stillmesh {}", arguments.join(" ")))
     }
 
     /// Standard output of a command that must succeed.
-    pub(super) fn must(&self, arguments: &[&str]) -> anyhow::Result<String> {
+    pub(crate) fn must(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let output = self.run(arguments)?;
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "stillmesh {}: {}", arguments.join(" "), error.trim());
@@ -75,51 +93,51 @@ impl Mesh {
     }
 
     /// Pods of a namespace.
-    pub(super) fn pods(&self, namespace: &str) -> anyhow::Result<Vec<Value>> {
+    pub(crate) fn pods(&self, namespace: &str) -> anyhow::Result<Vec<Value>> {
         let list: Value = serde_json::from_str(&self.must(&["get", "pods", "-n", namespace, "-o", "json"])?)?;
         Ok(list["items"].as_array().cloned().unwrap_or_default())
     }
 
     /// GETs a path from a pod by the bundled client.
-    pub(super) fn fetch(&self, namespace: &str, pod: &str, authority: &str, path: &str) -> anyhow::Result<String> {
+    pub(crate) fn fetch(&self, namespace: &str, pod: &str, authority: &str, path: &str) -> anyhow::Result<String> {
         let exe = self.exe.to_string_lossy();
         self.must(&["exec", "-n", namespace, pod, "--", &exe, "shop", "fetch", authority, "--path", path])
     }
 
     /// The last line of JSON that a pod printed.
-    pub(super) fn counters(&self, pod: &str) -> anyhow::Result<Value> {
+    pub(crate) fn counters(&self, pod: &str) -> anyhow::Result<Value> {
         let log = self.must(&["logs", "-n", "shop", pod])?;
         let line = log.lines().rev().find_map(|line| serde_json::from_str(line).ok());
         line.with_context(|| format!("{pod} has printed no counters yet"))
     }
 
     /// What went over the link of node1 in so many seconds.
-    pub(super) fn capture(&self, seconds: &str, word: &str) -> anyhow::Result<crate::capture::Summary> {
+    pub(crate) fn capture(&self, seconds: &str, word: &str) -> anyhow::Result<crate::capture::Summary> {
         let seen = self.must(&["capture", "node1", "--seconds", seconds, "--find", word, "--json"])?;
         Ok(serde_json::from_str(&seen)?)
     }
 
     /// Writes a manifest, atomically.
-    pub(super) fn apply(&self, file: &str, content: &str) -> anyhow::Result<()> {
+    pub(crate) fn apply(&self, file: &str, content: &str) -> anyhow::Result<()> {
         let part = self.dir.join(format!(".{file}.part"));
         std::fs::write(&part, content)?;
         Ok(std::fs::rename(part, self.dir.join(file))?)
     }
 
     /// Deletes a manifest.
-    pub(super) fn delete(&self, file: &str) -> anyhow::Result<()> {
+    pub(crate) fn delete(&self, file: &str) -> anyhow::Result<()> {
         std::fs::remove_file(self.dir.join(file)).with_context(|| format!("delete {file}"))
     }
 
     /// Takes the mesh down.
-    pub(super) fn down(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn down(&mut self) -> anyhow::Result<()> {
         self.must(&["down"])?;
         self.up.wait()?;
         Ok(())
     }
 
     /// Waits for the end of `up` (Ctrl-C reaches it too).
-    pub(super) fn wait(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn wait(&mut self) -> anyhow::Result<()> {
         self.up.wait()?;
         Ok(())
     }
@@ -134,13 +152,62 @@ impl Drop for Mesh {
 }
 
 /// Asks again until the answer is there; the last error otherwise.
-pub(super) fn until<T>(mut look: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+pub(crate) fn until<T>(mut look: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let end = Instant::now() + PATIENCE;
     loop {
         match look() {
             Ok(answer) => return Ok(answer),
             Err(error) if Instant::now() > end => return Err(error.context(format!("still so after {PATIENCE:?}"))),
             Err(_) => std::thread::sleep(LOOK),
+        }
+    }
+}
+
+/// A directory of manifests.
+pub(crate) enum Files {
+    /// Goes when dropped.
+    Temporary(TemporaryDir),
+    /// Stays.
+    Kept(PathBuf),
+}
+
+/// A folder that goes when it is dropped.
+pub(crate) struct TemporaryDir(PathBuf);
+
+impl Drop for TemporaryDir {
+    fn drop(&mut self) {
+        // It was ours alone; what cannot be removed is no reason to fail at the end.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Files {
+    /// Files (name and content) in a new folder for temporary files.
+    pub(crate) fn temporary(contents: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let dir = std::env::temp_dir().join(format!("stillmesh-{:016x}", rand::random::<u64>()));
+        Self::Temporary(TemporaryDir(dir)).fill(contents)
+    }
+
+    /// Files in a folder of that name, which must not be there yet.
+    pub(crate) fn keep(dir: &Path, contents: &[(&str, &str)]) -> anyhow::Result<Self> {
+        Self::Kept(std::path::absolute(dir)?).fill(contents)
+    }
+
+    fn fill(self, contents: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let dir = self.path();
+        std::fs::create_dir(dir).with_context(|| format!("make the folder {}; is it left of an earlier run?", dir.display()))?;
+        for (name, content) in contents {
+            let file = dir.join(name);
+            std::fs::write(&file, content).with_context(|| format!("write {}", file.display()))?;
+        }
+        Ok(self)
+    }
+
+    /// The folder.
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Temporary(dir) => &dir.0,
+            Self::Kept(dir) => dir,
         }
     }
 }
