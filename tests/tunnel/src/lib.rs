@@ -1,0 +1,12 @@
+//! A mesh for tests: nodes with a real ztunnel each, pods in network namespaces with real capture rules, a control
+//! plane and a CA that speak the real protocols. Everything lives in the namespaces of one isolated test.
+//!
+//! Everything here panics when it cannot do its part: a test that cannot run has failed.
+#![expect(clippy::panic, clippy::expect_used, reason = "a test that cannot run fails with the reason")]
+
+mod control;
+mod mesh;
+mod pod;
+
+pub use mesh::{Mesh, Node};
+pub use pod::Pod;
