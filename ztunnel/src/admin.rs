@@ -217,6 +217,5 @@ fn pods(admin: &Admin) -> serde_json::Value {
     pods.collect()
 }
 
-
 #[cfg(test)]
 mod tests;

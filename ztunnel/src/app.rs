@@ -23,9 +23,9 @@ use crate::enforce::Enforcer;
 use crate::lookup::Snapshots;
 use crate::lookup::writer::{Publisher, Writer};
 use crate::node::{Node, Parts};
-use crate::record::metrics::{Termination, Metrics};
-use crate::record::labels::Word;
 use crate::record::Ledger;
+use crate::record::labels::Word;
+use crate::record::metrics::{Metrics, Termination};
 use crate::tunnel::Identities;
 use crate::workers::Workers;
 

@@ -68,9 +68,8 @@ pub async fn own_workload(
     pod: &PodInfo,
     limit: Duration,
 ) -> Result<Arc<Workload>, PathError> {
-    let find = |snapshot: &Snapshot| {
-        snapshot.local_workload(node, &pod.namespace, &pod.name, &pod.service_account).cloned()
-    };
+    let find =
+        |snapshot: &Snapshot| snapshot.local_workload(node, &pod.namespace, &pod.name, &pod.service_account).cloned();
     snapshots.wait_for(limit, find).await.ok_or_else(|| PathError::NoLocalWorkload {
         name: pod.name.as_str().into(),
         namespace: pod.namespace.as_str().into(),
@@ -102,10 +101,9 @@ pub fn inbound_source(
         (Some(workload), Some(identity)) if workload.identity() == *identity => {
             Source { party: Party::from(workload.as_ref()), workload: Some(workload.clone()) }
         }
-        (_, Some(identity)) => Source {
-            workload: None,
-            party: Party { namespace: Some(identity.namespace.clone()), ..described },
-        },
+        (_, Some(identity)) => {
+            Source { workload: None, party: Party { namespace: Some(identity.namespace.clone()), ..described } }
+        }
         (None, None) => Source::default(),
     }
 }

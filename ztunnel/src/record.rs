@@ -5,23 +5,23 @@
 //! [`Record::complete`] or [`Record::fail`]. [`Ledger`] holds what is open, for metrics scrapes, listings and
 //! [`crate::enforce`].
 
+pub mod labels;
 mod ledger;
 mod log;
-pub mod labels;
 pub mod metrics;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use stillmesh_core::model::{Identity, Service, Workload};
 use stillmesh_core::explain::Reason;
+use stillmesh_core::model::{Identity, Service, Workload};
 
+use labels::{LabelParts, Party, TrafficLabels, Word};
 pub use ledger::{Bytes, Cut, First, Ledger, Live};
 pub use log::policy;
-use labels::{LabelParts, Party, TrafficLabels, Word};
-use metrics::Reporter;
 pub use metrics::Metrics;
+use metrics::Reporter;
 
 /// Seen from the captured workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -73,7 +73,14 @@ pub enum Flag {
 impl Flag {
     /// The flag with this text; an unknown one means that the next hop was not reached.
     pub fn from_text(text: &str) -> Self {
-        let all = [Self::None, Self::Deny, Self::TlsFailure, Self::H2HandshakeFailure, Self::NetworkPolicy, Self::IdentityError];
+        let all = [
+            Self::None,
+            Self::Deny,
+            Self::TlsFailure,
+            Self::H2HandshakeFailure,
+            Self::NetworkPolicy,
+            Self::IdentityError,
+        ];
         all.into_iter().find(|flag| flag.as_str() == text).unwrap_or(Self::Connect)
     }
 

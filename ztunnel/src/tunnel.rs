@@ -104,7 +104,7 @@ pub fn authority(plan: &OutboundPlan) -> Option<String> {
 
 /// Whether the failure was a tunnel's that had ended, so that the same endpoint is worth another try.
 pub fn was_stale(error: &PathError) -> bool {
-    matches!(error, PathError::Tunnel { source } if pools::was_stale(source))
+    matches!(error, PathError::Tunnel { source } if source.was_stale())
 }
 
 /// The name of the service that a connection means.

@@ -70,7 +70,8 @@ impl Workers {
 
     fn place(&self, home: usize) -> Place {
         let load = |worker: &Worker| worker.load.load(Ordering::Relaxed);
-        let least = self.workers.iter().enumerate().min_by_key(|(_, worker)| load(worker)).map_or(0, |(index, _)| index);
+        let least =
+            self.workers.iter().enumerate().min_by_key(|(_, worker)| load(worker)).map_or(0, |(index, _)| index);
         let loads = [home, least].map(|index| self.workers.get(index).map_or(0, load));
         let index = if is_overloaded(loads[0], loads[1]) { least } else { home };
         // Both indices are below the count; were they not, the first worker would do.

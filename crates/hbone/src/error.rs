@@ -96,6 +96,17 @@ impl TunnelError {
         }
     }
 
+    /// Whether it was a shared connection that had just ended, and not the endpoint that failed: the same endpoint is
+    /// worth another try.
+    pub fn was_stale(&self) -> bool {
+        match self {
+            Self::Reset { source, .. } => {
+                source.is_go_away() || source.is_io() || source.reason() == Some(h2::Reason::REFUSED_STREAM)
+            }
+            _ => false,
+        }
+    }
+
     /// Istio's response flag (contract 9.1).
     pub fn response_flag(&self) -> &'static str {
         match self {

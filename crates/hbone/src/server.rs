@@ -93,10 +93,9 @@ impl Incoming {
     pub fn refuse(mut self, status: StatusCode) {
         let mut response = Response::new(());
         *response.status_mut() = status;
-        if self.respond.send_response(response, true).is_ok() {
-            // Nothing of the request's body is wanted: without this the peer may go on sending.
-            self.respond.send_reset(Reason::NO_ERROR);
-        }
+        // Nothing of the request's body is wanted: dropping the stream after its end resets it with NO_ERROR once the
+        // answer is sent (RFC 9113 section 8.1). A reset from here would take the place of the answer.
+        let _ = self.respond.send_response(response, true);
     }
 }
 

@@ -55,12 +55,8 @@ struct Anybody;
 
 impl Authenticate for Anybody {
     fn authenticate<'a>(&'a self, _credentials: Credentials<'a>) -> BoxFuture<'a, Result<Caller, AuthError>> {
-        let caller = Caller {
-            namespace: "istio-system".into(),
-            service_account: "ztunnel".into(),
-            node: None,
-            pod: None,
-        };
+        let caller =
+            Caller { namespace: "istio-system".into(), service_account: "ztunnel".into(), node: None, pod: None };
         std::future::ready(Ok(caller)).boxed()
     }
 }

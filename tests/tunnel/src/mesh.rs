@@ -1,14 +1,15 @@
 //! Nodes and what they know.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 use stillmesh_api::zds::{Listener, PodInfo, ServerConnection};
 use stillmesh_core::fixtures;
-use stillmesh_core::model::{NetworkAddress, Policy, PolicyKey, PortMapping, Service, ServiceKey, Workload, WorkloadUid};
+use stillmesh_core::model::{
+    NetworkAddress, Policy, PolicyKey, PortMapping, Service, ServiceKey, Workload, WorkloadUid,
+};
 use stillmesh_core::snapshot::Change;
 use stillmesh_runtime::admin::client::{Client, Endpoint};
 use stillmesh_runtime::drain::{self, Mode};
@@ -16,6 +17,7 @@ use stillmesh_runtime::env::Reader;
 use stillmesh_runtime::tasks::{Task, Tasks};
 use stillmesh_test_support::net::Place;
 use stillmesh_ztunnel::Config;
+use tempfile::TempDir;
 use tokio::sync::Mutex;
 
 use crate::Pod;
@@ -31,6 +33,7 @@ pub struct Mesh {
     /// Between all pods.
     pub router: Place,
     tasks: Tasks,
+    sockets: TempDir,
     nodes: u16,
     pods: u8,
 }
@@ -60,7 +63,8 @@ impl Mesh {
         control.store.publish(Vec::new());
         let router = Place::new("router");
         router.forward();
-        Self { control, router, tasks, nodes: 0, pods: 0 }
+        let sockets = TempDir::new().expect("a directory for the agents' sockets");
+        Self { control, router, tasks, sockets, nodes: 0, pods: 0 }
     }
 
     /// A node with a running ztunnel that has its snapshot of pods: none.
@@ -72,7 +76,7 @@ impl Mesh {
     pub async fn node_with(&mut self, environment: &[(&str, &str)]) -> Node {
         self.nodes += 1;
         let name = format!("node-{}", self.nodes);
-        let socket = PathBuf::from(format!("/run/{name}.sock"));
+        let socket = self.sockets.path().join(format!("{name}.sock"));
         let port = |offset: u16| SocketAddr::from(([127, 0, 0, 1], 20_000 + self.nodes * 10 + offset));
         let (admin, stats) = (port(0), port(1));
         let mut values = vec![
@@ -126,8 +130,7 @@ impl Mesh {
     /// Makes a service known; `endpoints` are told of it by being published again.
     pub fn service(&self, name: &str, vips: &[&str], ports: &[(u16, u16)], endpoints: &[(&Node, &Pod)]) -> Service {
         let mut service = fixtures::service(name, ports);
-        service.vips =
-            vips.iter().map(|vip| NetworkAddress::new("", vip.parse().expect("an address"))).collect();
+        service.vips = vips.iter().map(|vip| NetworkAddress::new("", vip.parse().expect("an address"))).collect();
         self.publish(Change::Service(Arc::new(service.clone())));
         let mappings: Vec<PortMapping> = service.ports.iter().map(|port| port.mapping).collect();
         for (node, pod) in endpoints {
@@ -172,8 +175,7 @@ impl Node {
     /// Hands a pod to ztunnel under a UID of its own.
     pub async fn add_as(&self, uid: &str, pod: &Pod) {
         let (namespace, name) = pod.name.split_once('/').expect("namespace/name");
-        let info =
-            PodInfo { name: name.to_owned(), namespace: namespace.to_owned(), service_account: name.to_owned() };
+        let info = PodInfo { name: name.to_owned(), namespace: namespace.to_owned(), service_account: name.to_owned() };
         let netns = pod.place.netns().try_clone_fd().expect("a descriptor");
         let mut agent = self.agent.lock().await;
         agent.add(uid, &info, std::os::fd::AsFd::as_fd(&netns)).await.expect("ztunnel to take the pod");
@@ -199,9 +201,24 @@ impl Node {
     /// The sum of all series of a metric whose labels contain all of `labels`.
     pub async fn metric(&self, name: &str, labels: &[&str]) -> u64 {
         let text = self.metrics().await;
-        let series = text.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
+        let series =
+            text.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
         let matching = series.filter(|line| labels.iter().all(|label| line.contains(label)));
         matching.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
+    }
+
+    /// Waits until [`Node::metric`] is `expected`: a connection is counted a moment after its ends have seen its end.
+    pub async fn counts(&self, name: &str, labels: &[&str], expected: u64) {
+        let begin = tokio::time::Instant::now();
+        loop {
+            let count = self.metric(name, labels).await;
+            if count == expected {
+                return;
+            }
+            let patient = begin.elapsed() < Duration::from_secs(5);
+            assert!(patient, "{name} {labels:?} of {}: {count}, not {expected}:\n{}", self.name, self.metrics().await);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Waits until the admin port's connections satisfy `done`.

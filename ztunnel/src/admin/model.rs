@@ -44,10 +44,8 @@ impl Object {
 /// A workload.
 pub fn workload(workload: &Workload) -> Value {
     let locality = &workload.locality;
-    let region = Object::new()
-        .text("region", &locality.region)
-        .text("zone", &locality.zone)
-        .text("subzone", &locality.subzone);
+    let region =
+        Object::new().text("region", &locality.region).text("zone", &locality.zone).text("subzone", &locality.subzone);
     Object::new()
         .always("workloadIps", workload.addresses.iter().map(ToString::to_string).collect::<Vec<_>>())
         .maybe("waypoint", workload.waypoint.as_ref().map(gateway))
@@ -177,9 +175,7 @@ pub fn policy(policy: &Policy) -> Value {
 }
 
 fn rule_match(rule: &Match) -> Value {
-    let account = |account: &stillmesh_core::model::ServiceAccountMatch| {
-        json!({ "namespace": &*account.namespace, "serviceAccount": &*account.service_account })
-    };
+    let account = |account: &stillmesh_core::model::ServiceAccountMatch| json!({ "namespace": &*account.namespace, "serviceAccount": &*account.service_account });
     let port = |port: &u16| Value::from(*port);
     let net = |net: &ipnet::IpNet| Value::from(net.to_string());
     Object::new()

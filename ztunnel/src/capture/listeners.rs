@@ -46,13 +46,17 @@ pub async fn listen(thread: &NetnsThread, config: &Config) -> Result<Listeners, 
     let dns: Vec<SocketAddr> = config.dns.as_ref().map(|dns| dns.listen.clone()).unwrap_or_default();
     let made = thread.run(move || {
         let any = |port: u16, options| {
-            socket::tcp_listener_any(port, options).map_err(|source| ListenError { what: format!("port {port}"), source })
+            socket::tcp_listener_any(port, options)
+                .map_err(|source| ListenError { what: format!("port {port}"), source })
         };
         Ok(Listeners {
             outbound: any(OUTBOUND, plain)?,
             inbound_plain: any(INBOUND_PLAIN, transparent)?,
             inbound_hbone: any(INBOUND_HBONE, transparent)?,
-            dns: dns.into_iter().filter_map(|address| dns_pair(address, plain).transpose()).collect::<Result<_, _>>()?,
+            dns: dns
+                .into_iter()
+                .filter_map(|address| dns_pair(address, plain).transpose())
+                .collect::<Result<_, _>>()?,
         })
     });
     made.await.map_err(|source| ListenError { what: "any port".to_owned(), source })?
@@ -60,8 +64,7 @@ pub async fn listen(thread: &NetnsThread, config: &Config) -> Result<Listeners, 
 
 /// `None` for an IPv6 address where the namespace has no IPv6.
 fn dns_pair(address: SocketAddr, options: Options) -> Result<Option<(UdpSocket, TcpListener)>, ListenError> {
-    let pair = socket::udp_socket(address, options)
-        .and_then(|udp| Ok((udp, socket::tcp_listener(address, options)?)));
+    let pair = socket::udp_socket(address, options).and_then(|udp| Ok((udp, socket::tcp_listener(address, options)?)));
     match pair {
         Ok(pair) => Ok(Some(pair)),
         Err(error) if address.is_ipv6() && no_family(&error) => Ok(None),

@@ -62,11 +62,7 @@ impl Session {
     }
 
     /// Does what the agent asks; the inner result is the answer.
-    pub async fn handle(
-        &mut self,
-        request: Request,
-        proxies: &mut impl Proxies,
-    ) -> Result<Result<(), String>, Broken> {
+    pub async fn handle(&mut self, request: Request, proxies: &mut impl Proxies) -> Result<Result<(), String>, Broken> {
         let answer = match request {
             Request::Add { uid, info, netns } => {
                 self.named.insert(uid.clone());

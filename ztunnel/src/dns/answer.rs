@@ -147,7 +147,8 @@ impl Zone {
         for full in self.full_names(namespace, name) {
             add(full, false);
         }
-        let own = [format!("{namespace}.{}", self.service_domain), self.service_domain.clone(), self.cluster_domain.clone()];
+        let own =
+            [format!("{namespace}.{}", self.service_domain), self.service_domain.clone(), self.cluster_domain.clone()];
         for domain in own.iter().chain(&self.search) {
             let Some(stripped) = name.strip_suffix(domain.as_str()).and_then(|rest| rest.strip_suffix('.')) else {
                 continue;

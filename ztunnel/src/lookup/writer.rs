@@ -57,7 +57,12 @@ pub struct Writer {
 
 impl Writer {
     /// A writer and what sends to it.
-    pub fn new(stage: Stage, snapshots: Arc<Snapshots>, enforcer: Enforcer, metrics: Arc<Metrics>) -> (Self, Publisher) {
+    pub fn new(
+        stage: Stage,
+        snapshots: Arc<Snapshots>,
+        enforcer: Enforcer,
+        metrics: Arc<Metrics>,
+    ) -> (Self, Publisher) {
         let (sender, inbox) = mpsc::channel(INBOX);
         (Self { inbox, stage, snapshots, enforcer }, Publisher { inbox: sender, metrics })
     }

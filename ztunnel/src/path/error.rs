@@ -202,7 +202,9 @@ impl Diagnose for PathError {
 
     fn remedy(&self) -> &'static str {
         match self {
-            Self::NoLocalWorkload { .. } => "check that ztunnel is connected to its control plane and NODE_NAME is right",
+            Self::NoLocalWorkload { .. } => {
+                "check that ztunnel is connected to its control plane and NODE_NAME is right"
+            }
             Self::Refused { reason, .. } | Self::Denied { reason } => reason.remedy(),
             Self::Cut { .. } => "see the policy that the record names",
             Self::Drained => "give connections more time: terminationGracePeriodSeconds of ztunnel",

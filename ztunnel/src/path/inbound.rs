@@ -181,8 +181,7 @@ impl Tunnel {
         let snapshot = self.node.snapshots.load();
         let described = headers.baggage.map(party).unwrap_or_default();
         let network = &self.node.config.network;
-        let source =
-            lookup::inbound_source(&snapshot, network, self.ends.peer.ip(), Some(&self.source), described);
+        let source = lookup::inbound_source(&snapshot, network, self.ends.peer.ip(), Some(&self.source), described);
         let service = plan.and_then(|plan| {
             let host = headers.forwarded.as_ref().and_then(|forwarded| forwarded.host.as_deref());
             let guess = || stillmesh_core::decide::inbound_service(&snapshot, destination, host, plan.upstream.port());

@@ -154,12 +154,7 @@ fn is_new(plan: &OutboundPlan, tried: &[WorkloadUid]) -> bool {
     plan.upstream.as_ref().is_some_and(|workload| !tried.contains(&workload.uid))
 }
 
-fn decide(
-    conn: &Captured,
-    source: &Workload,
-    node: &Node,
-    tried: &[WorkloadUid],
-) -> Result<OutboundPlan, PathError> {
+fn decide(conn: &Captured, source: &Workload, node: &Node, tried: &[WorkloadUid]) -> Result<OutboundPlan, PathError> {
     let attrs = OutboundAttrs { source, destination: conn.original, entropy: rand::random(), tried };
     decide::outbound(&node.snapshots.load(), &attrs)
 }

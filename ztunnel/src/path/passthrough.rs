@@ -59,8 +59,7 @@ async fn carry(
 
 fn facts(conn: &Captured, destination: &Arc<Workload>, node: &Node) -> Facts {
     let snapshot = node.snapshots.load();
-    let source =
-        lookup::inbound_source(&snapshot, &node.config.network, conn.peer.ip(), None, Party::default());
+    let source = lookup::inbound_source(&snapshot, &node.config.network, conn.peer.ip(), None, Party::default());
     Facts {
         id: record::new_id(),
         direction: Direction::Inbound,

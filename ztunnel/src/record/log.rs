@@ -13,7 +13,8 @@ use super::{Bytes, Direction, Facts, Outcome};
 pub(super) fn complete(facts: &Facts, bytes: &Bytes, duration: Duration, outcome: &Outcome) {
     let tls = facts.mutual_tls();
     let source_identity = facts.source_identity.as_ref().filter(|_| tls).map(ToString::to_string);
-    let destination_identity = facts.destination.as_ref().filter(|_| tls).map(|workload| workload.identity().to_string());
+    let destination_identity =
+        facts.destination.as_ref().filter(|_| tls).map(|workload| workload.identity().to_string());
     let (received, sent) = (bytes.received(), bytes.sent());
     // The metrics count from the server's point of view at both ends; the log speaks for the end that writes it.
     let (bytes_sent, bytes_recv) = match facts.direction {
@@ -59,12 +60,7 @@ pub(super) fn complete(facts: &Facts, bytes: &Bytes, duration: Duration, outcome
 }
 
 /// The event of a connection that was refused before much was known of it.
-pub(super) fn failed(
-    direction: Direction,
-    source: SocketAddr,
-    destination: SocketAddr,
-    error: &dyn std::fmt::Display,
-) {
+pub(super) fn failed(direction: Direction, source: SocketAddr, destination: SocketAddr, error: &dyn std::fmt::Display) {
     tracing::event!(
         target: "access",
         tracing::Level::WARN,

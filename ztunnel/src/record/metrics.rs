@@ -149,7 +149,11 @@ impl Metrics {
         registry.register("workload_manager_proxies_started", "Pods taken up", self.proxies_started.clone());
         registry.register("workload_manager_proxies_stopped", "Pods let go", self.proxies_stopped.clone());
         registry.register("stillmesh_ztunnel_refused", "Work refused at a bound", self.refused.clone());
-        registry.register("stillmesh_ztunnel_repicked", "Connections sent to a further endpoint", self.repicked.clone());
+        registry.register(
+            "stillmesh_ztunnel_repicked",
+            "Connections sent to a further endpoint",
+            self.repicked.clone(),
+        );
         registry.register(
             "stillmesh_ztunnel_policy_closed",
             "Open connections closed by a policy change",

@@ -76,7 +76,9 @@ impl Identities {
                 Some(leaf) => {
                     let chain = leaf.chain().iter().enumerate().map(|(place, der)| {
                         let mut entry = json!({ "pem": certificate(der) });
-                        if place == 0 && let Some(entry) = entry.as_object_mut() {
+                        if place == 0
+                            && let Some(entry) = entry.as_object_mut()
+                        {
                             entry.insert("serialNumber".to_owned(), decimal(leaf.serial()).into());
                             entry.insert("validFrom".to_owned(), timestamp(leaf.not_before()).into());
                             entry.insert("expirationTime".to_owned(), timestamp(leaf.not_after()).into());

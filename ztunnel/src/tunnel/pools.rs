@@ -9,7 +9,7 @@ use std::sync::Arc;
 use stillmesh_core::attrs::Authority;
 use stillmesh_core::model::{Identity, Workload};
 use stillmesh_hbone::headers::{Baggage, ConnectHeaders, Forwarded, Traceparent};
-use stillmesh_hbone::{Dial, Key, Limits, Pool, Stream, TunnelError};
+use stillmesh_hbone::{Dial, Key, Limits, Pool, Stream};
 use stillmesh_runtime::sys::netns::NetnsThread;
 use stillmesh_runtime::sys::socket::{self, Mark};
 use stillmesh_runtime::tasks::Tasks;
@@ -52,14 +52,17 @@ impl Pools {
             return Err(PathError::Full { what: "workers", limit: 0 });
         };
         let source_ip = request.conn.peer.ip();
-        let key = Key { source: request.source.identity(), source_ip, destination: next_hop, expected: expected.to_vec() };
+        let key =
+            Key { source: request.source.identity(), source_ip, destination: next_hop, expected: expected.to_vec() };
         let headers = ConnectHeaders {
             baggage: Some(baggage(request.source)),
             forwarded: Some(Forwarded {
                 source: Some(request.conn.peer),
                 host: super::service_host(request.plan).map(ToString::to_string),
             }),
-            traceparent: u128::from_str_radix(&request.facts.id, 16).ok().map(|trace| Traceparent::new(trace, rand::random())),
+            traceparent: u128::from_str_radix(&request.facts.id, 16)
+                .ok()
+                .map(|trace| Traceparent::new(trace, rand::random())),
             network: None,
         };
         let opened = pool.open(&key, authority, &headers).await;
@@ -106,11 +109,6 @@ pub fn baggage(workload: &Workload) -> Baggage {
         region: text(&workload.locality.region),
         zone: text(&workload.locality.zone),
     }
-}
-
-/// Whether the same endpoint may be asked again: it was not the endpoint that failed, but a tunnel that had ended.
-pub fn was_stale(error: &TunnelError) -> bool {
-    matches!(error, TunnelError::Reset { .. })
 }
 
 /// Dials from inside a pod's namespace, from the pod's own address.

@@ -1,0 +1,7 @@
+//! Real connections between real pods.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod carry;
+mod lifecycle;
+mod names;
+mod policy;

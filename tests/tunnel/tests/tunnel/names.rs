@@ -1,0 +1,107 @@
+//! Services, their addresses and their names.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::rr::{Name, RecordType};
+use stillmesh_test_support::isolated_async;
+use stillmesh_tunnel_tests::{Mesh, Node, Pod};
+use tokio::time::timeout;
+
+/// Waits until a node knows a service with so many endpoints.
+async fn knows(node: &Node, hostname: &str, endpoints: usize) {
+    node.knows("the service", |dump| {
+        let services = dump["services"].as_array().cloned().unwrap_or_default();
+        let found = services.iter().find(|service| service["hostname"] == hostname);
+        found.is_some_and(|service| service["endpoints"].as_object().is_some_and(|all| all.len() == endpoints))
+    })
+    .await;
+}
+
+#[test]
+fn a_service_is_reached_by_its_address_and_port() {
+    isolated_async(|| async {
+        let mut mesh = Mesh::new().await;
+        let (one, two) = (mesh.node().await, mesh.node().await);
+        let (page, details) = (mesh.pod(&one, "shop/page").await, mesh.pod(&two, "shop/details").await);
+        details.echo(8080).await;
+        let service = mesh.service("shop/details", &["10.96.0.1"], &[(80, 8080)], &[(&two, &details)]);
+        knows(&one, &service.key.hostname, 1).await;
+        let vip: SocketAddr = "10.96.0.1:80".parse().unwrap();
+        let (_, echo) = page.ask(vip, "hello").await.unwrap();
+        assert_eq!(echo, "hello");
+        let labels = ["destination_service_name=\"details\"", "destination_workload=\"details\""];
+        for node in [&one, &two] {
+            node.counts("istio_tcp_connections_opened_total", &labels, 1).await;
+        }
+        assert!(page.ask("10.96.0.1:81".parse().unwrap(), "hello").await.is_err(), "the service has no such port");
+    });
+}
+
+#[test]
+fn endpoints_that_cannot_be_reached_are_passed_over_before_the_first_byte() {
+    isolated_async(|| async {
+        let mut mesh = Mesh::new().await;
+        let (one, two) = (mesh.node().await, mesh.node().await);
+        let page = mesh.pod(&one, "shop/page").await;
+        let (alive, dead) = (mesh.pod(&two, "shop/details-a").await, mesh.pod(&two, "shop/details-b").await);
+        alive.echo(8080).await;
+        let endpoints = [(&two, &alive), (&two, &dead)];
+        let service = mesh.service("shop/details", &["10.96.0.1"], &[(80, 8080)], &endpoints);
+        knows(&one, &service.key.hostname, 2).await;
+        for n in 0..20 {
+            let (_, echo) = page.ask("10.96.0.1:80".parse().unwrap(), "hello").await.unwrap();
+            assert_eq!(echo, "hello", "connection {n}");
+        }
+        assert!(one.metric("stillmesh_ztunnel_repicked_total", &[]).await > 0);
+        one.counts("istio_tcp_connections_failed_total", &[], 0).await;
+    });
+}
+
+#[test]
+fn a_pod_reaches_itself_through_its_service() {
+    isolated_async(|| async {
+        let mut mesh = Mesh::new().await;
+        let node = mesh.node().await;
+        let page = mesh.pod(&node, "shop/page").await;
+        page.echo(8080).await;
+        let service = mesh.service("shop/page", &["10.96.0.1"], &[(80, 8080)], &[(&node, &page)]);
+        knows(&node, &service.key.hostname, 1).await;
+        let (_, echo) = page.ask("10.96.0.1:80".parse().unwrap(), "hello").await.unwrap();
+        assert_eq!(echo, "hello");
+    });
+}
+
+async fn resolve(pod: &Pod, name: &str, kind: RecordType) -> Message {
+    let mut question = Message::query();
+    question.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+    let socket = pod.datagrams().await;
+    // Any server will do: questions are captured.
+    socket.send_to(&question.to_vec().unwrap(), "10.96.0.10:53").await.unwrap();
+    let mut buffer = [0; 1500];
+    let (length, from) = timeout(Duration::from_secs(10), socket.recv_from(&mut buffer)).await.unwrap().unwrap();
+    assert_eq!(from.to_string(), "10.96.0.10:53");
+    let answer = Message::from_vec(&buffer[..length]).unwrap();
+    assert_eq!(answer.metadata.id, question.metadata.id);
+    answer
+}
+
+#[test]
+fn names_of_the_mesh_are_answered_in_the_pod() {
+    isolated_async(|| async {
+        let mut mesh = Mesh::new().await;
+        let node = mesh.node().await;
+        let page = mesh.pod(&node, "shop/page").await;
+        let service = mesh.service("shop/details", &["10.96.0.1"], &[(80, 8080)], &[]);
+        knows(&node, &service.key.hostname, 0).await;
+        for name in ["details", "details.shop", "details.shop.svc.cluster.local."] {
+            let answer = resolve(&page, name, RecordType::A).await;
+            let addresses: Vec<_> = answer.answers.iter().map(|record| record.data.to_string()).collect();
+            assert_eq!(addresses, ["10.96.0.1"], "{name}");
+        }
+        let answer = resolve(&page, "details.shop.svc.cluster.local.", RecordType::AAAA).await;
+        assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::NoError, 0));
+        node.counts("istio_dns_requests_total", &["request_query_type=\"A\""], 3).await;
+    });
+}
