@@ -13,7 +13,8 @@ mod workload;
 pub use authorization::{Authorization, authorization};
 pub use endpoints::{SliceEndpoints, endpoint_ports, pod_serves, slice_endpoints, slice_ports, slice_service};
 pub use peer_authentication::{
-    Level, attached_policy, level, oldest, parent_is_strict, port_policy, static_strict_key, static_strict_policy,
+    Level, attached_policy, level, oldest, parent_is_strict, port_policy, port_policy_key, static_strict_key,
+    static_strict_policy,
 };
 pub use service::{service, service_key};
 pub use workload::{Attached, locality, owner, slice_workload, workload, workload_uid};

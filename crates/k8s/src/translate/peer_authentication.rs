@@ -116,8 +116,12 @@ pub fn port_policy(policy: &PeerAuthentication, parent_strict: bool, mesh: &Mesh
         differing.into_iter().map(closed).collect()
     };
     let namespace = policy.metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
-    let name = format!("{CONVERTED}{}", policy.metadata.name.as_deref().unwrap_or_default());
-    Some(denial(PolicyKey::new(namespace, name), rules))
+    Some(denial(port_policy_key(namespace, policy.metadata.name.as_deref().unwrap_or_default()), rules))
+}
+
+/// The key of the policy that [`port_policy`] makes of a PeerAuthentication of this name.
+pub fn port_policy_key(namespace: &str, name: &str) -> PolicyKey {
+    PolicyKey::new(namespace, format!("{CONVERTED}{name}"))
 }
 
 /// The key of the policy of workloads that are STRICT on every port.

@@ -1,0 +1,113 @@
+//! What is odd about objects that only shows when they are seen together.
+
+use stillmesh_core::model::Str;
+use stillmesh_k8s::finding::Severity;
+use stillmesh_k8s::translate::{self, Level};
+use stillmesh_k8s::{Finding, Kind, ObjectKey, Placed, Position, labels};
+
+use super::Builder;
+
+/// Annotation by which whoever admitted an object says where its user wrote it: `file:line:column`.
+pub const SOURCE: &str = "stillmesh.io/source";
+
+const USE_WAYPOINT: &str = "istio.io/use-waypoint";
+
+/// Where an object was written by its user, as far as it is known.
+pub(super) fn origin(placed: &Placed) -> Position {
+    let told = labels::of(&placed.object.metadata().annotations).get(SOURCE).and_then(|text| {
+        let mut parts = text.rsplitn(3, ':');
+        let column = parts.next()?.parse().ok()?;
+        let line = parts.next()?.parse().ok()?;
+        Some(Position::new(parts.next()?, line, column))
+    });
+    told.unwrap_or_else(|| placed.at.clone())
+}
+
+/// A trust domain that changed while nodes were being served.
+pub(super) fn needs_restart(key: &ObjectKey, at: &Position) -> Finding {
+    Finding {
+        at: at.clone(),
+        severity: Severity::Warning,
+        code: "MAN014",
+        object: key.to_string(),
+        path: "data.mesh.trustDomain".to_owned(),
+        message: "the trust domain changed while certificates of the old one are in use".to_owned(),
+        hint: "it takes effect with the next start of the controller".to_owned(),
+    }
+}
+
+impl Builder {
+    /// Everything that is odd now, in order of place. Costs a look at every policy; not for every change.
+    pub fn findings(&self) -> Vec<Finding> {
+        let mut all = self.mesh_config.findings.clone();
+        for ((namespace, name), policy) in self.world.policies.all() {
+            let key = ObjectKey::new(Kind::AuthorizationPolicy, &namespace, &name);
+            if policy.spec.target_ref.is_some() || !policy.spec.target_refs.is_empty() {
+                let hint = "waypoints enforce such policies, and there are none yet";
+                all.push(self.odd("MAN016", &key, "spec.targetRefs", "this policy is enforced nowhere", hint));
+            }
+            if let Some(selector) = &policy.spec.selector
+                && !self.selects_something(&namespace, &selector.match_labels)
+            {
+                all.push(self.selects_nothing(&key));
+            }
+        }
+        for ((namespace, name), peer) in self.world.peers.all() {
+            let key = ObjectKey::new(Kind::PeerAuthentication, &namespace, &name);
+            match (translate::level(peer, &self.mesh), &peer.spec.selector) {
+                (Level::Nothing, _) => {
+                    let hint = "write it in the namespace of the workloads";
+                    let message = "a selector has no effect in the root namespace";
+                    all.push(self.odd("MAN013", &key, "spec.selector", message, hint));
+                }
+                (Level::Workload, Some(selector)) if !self.selects_something(&namespace, &selector.match_labels) => {
+                    all.push(self.selects_nothing(&key));
+                }
+                _ => {}
+            }
+        }
+        let services = self.world.services.all().map(|((namespace, name), service)| {
+            (ObjectKey::new(Kind::Service, &namespace, &name), &service.metadata.labels)
+        });
+        let namespaces = self
+            .world
+            .namespaces
+            .iter()
+            .map(|(name, namespace)| (ObjectKey::new(Kind::Namespace, "", name), &namespace.metadata.labels));
+        for (key, written) in services.chain(namespaces) {
+            if labels::of(written).get(USE_WAYPOINT).is_some_and(|waypoint| waypoint != "none") {
+                let path = format!("metadata.labels[{USE_WAYPOINT:?}]");
+                all.push(self.odd("MAN016", &key, &path, "without effect: there are no waypoints yet", ""));
+            }
+        }
+        all.sort();
+        all
+    }
+
+    fn selects_something(&self, namespace: &Str, wanted: &labels::Labels) -> bool {
+        let selects =
+            |pod: &k8s_openapi::api::core::v1::Pod| labels::match_all(wanted, labels::of(&pod.metadata.labels));
+        if *namespace == self.mesh.root_namespace {
+            self.world.pods.all().any(|(_, pod)| selects(pod))
+        } else {
+            self.world.pods.of(namespace).any(|(_, pod)| selects(pod))
+        }
+    }
+
+    fn selects_nothing(&self, key: &ObjectKey) -> Finding {
+        let hint = "check the labels, and that the policy is in the namespace of the pods";
+        self.odd("MAN013", key, "spec.selector", "no pod has these labels: the policy does nothing", hint)
+    }
+
+    fn odd(&self, code: &'static str, key: &ObjectKey, path: &str, message: &str, hint: &str) -> Finding {
+        Finding {
+            at: self.places.get(key).cloned().unwrap_or_else(|| Position::file("")),
+            severity: Severity::Warning,
+            code,
+            object: key.to_string(),
+            path: path.to_owned(),
+            message: message.to_owned(),
+            hint: hint.to_owned(),
+        }
+    }
+}

@@ -1,0 +1,431 @@
+use proptest::prelude::*;
+use stillmesh_k8s::parse;
+
+use super::*;
+
+/// Texts of objects in, told changes out.
+struct World {
+    builder: Builder,
+}
+
+fn update(set: &str, removed: &[ObjectKey]) -> objects::Update {
+    let found = parse::documents("test.yaml", set);
+    assert!(!found.has_errors(), "{:?}", found.findings);
+    let sets = found.objects.into_iter().map(objects::Change::Set);
+    let changes = sets.chain(removed.iter().cloned().map(objects::Change::Removed)).collect();
+    objects::Update { changes, complete: true, ..objects::Update::default() }
+}
+
+fn told(changes: &[Change]) -> Vec<String> {
+    let one = |change: &Change| match change {
+        Change::Workload(one) => format!("workload {}", one.uid),
+        Change::WorkloadRemoved(uid) => format!("no workload {uid}"),
+        Change::Service(one) => format!("service {}", one.key),
+        Change::ServiceRemoved(key) => format!("no service {key}"),
+        Change::Policy(one) => format!("policy {}", one.key),
+        Change::PolicyRemoved(key) => format!("no policy {key}"),
+    };
+    changes.iter().map(one).collect()
+}
+
+impl World {
+    fn new(text: &str) -> Self {
+        let mut builder = Builder::new(Mesh::default());
+        builder.apply(&update(text, &[]));
+        Self { builder }
+    }
+
+    fn set(&mut self, text: &str) -> Vec<String> {
+        told(&self.builder.apply(&update(text, &[])).changes)
+    }
+
+    fn remove(&mut self, kind: Kind, namespace: &str, name: &str) -> Vec<String> {
+        told(&self.builder.apply(&update("", &[ObjectKey::new(kind, namespace, name)])).changes)
+    }
+
+    fn workload(&self, name: &str) -> &Workload {
+        &self.builder.workloads[&("shop".into(), name.into())]
+    }
+
+    fn policies(&self, name: &str) -> Vec<String> {
+        self.workload(name).authorization_policies.iter().map(ToString::to_string).collect()
+    }
+
+    fn services(&self, name: &str) -> Vec<String> {
+        self.workload(name).services.iter().map(|(key, ports)| format!("{} {ports:?}", key.hostname)).collect()
+    }
+}
+
+fn pod(name: &str, app: &str, node: &str, ip: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, labels: {{app: {app}}}}}\nspec:\n  nodeName: {node}\n  \
+         serviceAccountName: {app}\n  containers: [{{name: main, ports: [{{name: web, containerPort: 8080}}]}}]\nstatus: {{podIP: {ip}, phase: \
+         Running, conditions: [{{type: Ready, status: 'True'}}]}}\n"
+    )
+}
+
+fn service(name: &str, app: &str, port: u16) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{clusterIP: 10.96.0.{port}, selector: {{app: \
+         {app}}}, ports: [{{port: {port}, targetPort: web}}]}}\n"
+    )
+}
+
+fn policy(namespace: &str, name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+    )
+}
+
+fn peer(namespace: &str, name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+    )
+}
+
+fn shop() -> String {
+    [
+        pod("page-0", "page", "n1", "10.0.0.1"),
+        pod("page-1", "page", "n2", "10.0.0.2"),
+        pod("details-0", "details", "n1", "10.0.0.3"),
+        service("page", "page", 80),
+    ]
+    .concat()
+}
+
+#[test]
+fn one_edited_object_sends_what_it_concerns_and_nothing_else() {
+    let mut world = World::new(&shop());
+    assert_eq!(world.set(&shop()), [""; 0], "the same again");
+    assert_eq!(world.set(&pod("page-0", "page", "n1", "10.0.0.9")), ["workload Kubernetes//Pod/shop/page-0"]);
+    let vip = service("page", "page", 80).replace("10.96.0.80", "10.96.0.81");
+    assert_eq!(
+        world.set(&vip),
+        ["service shop/page.shop.svc.cluster.local"],
+        "endpoints do not change with an address"
+    );
+    assert_eq!(world.set("apiVersion: v1\nkind: Secret\nmetadata: {name: a, namespace: shop}\n"), [""; 0]);
+    assert_eq!(world.set("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {a: b}}\n"), [""; 0]);
+}
+
+#[test]
+fn a_service_joins_and_leaves_its_endpoints() {
+    let mut world = World::new(&shop());
+    assert_eq!(
+        world.services("page-0"),
+        ["page.shop.svc.cluster.local [PortMapping { service_port: 80, target_port: 8080 }]"]
+    );
+    assert_eq!(
+        world.set(&service("details", "details", 90)),
+        ["service shop/details.shop.svc.cluster.local", "workload Kubernetes//Pod/shop/details-0"]
+    );
+    assert_eq!(
+        world.set(&service("details", "page", 90)),
+        [
+            "service shop/details.shop.svc.cluster.local",
+            "workload Kubernetes//Pod/shop/details-0",
+            "workload Kubernetes//Pod/shop/page-0",
+            "workload Kubernetes//Pod/shop/page-1"
+        ]
+        .into_iter()
+        .filter(|line| !line.starts_with("service"))
+        .collect::<Vec<_>>(),
+        "a selector is not part of the resource"
+    );
+    let gone = world.remove(Kind::Service, "shop", "details");
+    assert_eq!(gone.last().unwrap(), "no service shop/details.shop.svc.cluster.local", "after its endpoints: {gone:?}");
+    assert_eq!(gone.len(), 3);
+}
+
+#[test]
+fn policies_come_before_the_workloads_that_name_them_and_go_after() {
+    let mut world = World::new(&shop());
+    let deny = policy("shop", "p", "{selector: {matchLabels: {app: page}}, action: DENY, rules: [{}]}");
+    assert_eq!(
+        world.set(&deny),
+        ["policy shop/p", "workload Kubernetes//Pod/shop/page-0", "workload Kubernetes//Pod/shop/page-1"]
+    );
+    assert_eq!(world.policies("page-0"), ["shop/p"]);
+    let other_rules = deny.replace("[{}]", "[{from: [{source: {namespaces: [a]}}]}]");
+    assert_eq!(world.set(&other_rules), ["policy shop/p"], "who names it stays the same");
+    assert_eq!(
+        world.remove(Kind::AuthorizationPolicy, "shop", "p"),
+        ["workload Kubernetes//Pod/shop/page-0", "workload Kubernetes//Pod/shop/page-1", "no policy shop/p"]
+    );
+}
+
+#[test]
+fn a_policy_for_a_namespace_or_the_mesh_touches_no_workload() {
+    let mut world = World::new(&shop());
+    assert_eq!(world.set(&policy("shop", "p", "{}")), ["policy shop/p"]);
+    assert_eq!(world.set(&policy("istio-system", "q", "{}")), ["policy istio-system/q"]);
+    let selecting = policy("istio-system", "r", "{selector: {matchLabels: {app: details}}}");
+    assert_eq!(world.set(&selecting), ["policy istio-system/r", "workload Kubernetes//Pod/shop/details-0"]);
+    assert_eq!(world.policies("details-0"), ["istio-system/r"]);
+}
+
+#[test]
+fn a_rejected_policy_is_not_named_and_its_verdict_says_why() {
+    let mut world = World::new(&shop());
+    let built = world
+        .builder
+        .apply(&update(&policy("shop", "p", "{selector: {matchLabels: {app: page}}, action: AUDIT}"), &[]));
+    assert_eq!(told(&built.changes), [""; 0]);
+    let [verdict] = &built.verdicts[..] else { panic!("{built:?}") };
+    assert_eq!(verdict.object.to_string(), "AuthorizationPolicy shop/p");
+    assert_eq!(verdict.condition.as_ref().unwrap().reason, "UnsupportedValue");
+    let gone = world.builder.apply(&update("", &[verdict.object.clone()]));
+    assert_eq!(gone.verdicts[0].condition, None);
+}
+
+#[test]
+fn strict_for_a_namespace_is_one_policy_named_by_all_of_it() {
+    let mut world = World::new(&shop());
+    let strict = "istio-system/istio_converted_static_strict";
+    let told = world.set(&peer("shop", "p", "{mtls: {mode: STRICT}}"));
+    assert_eq!((told.len(), told[0].as_str()), (4, "policy istio-system/istio_converted_static_strict"));
+    assert_eq!(world.policies("details-0"), [strict]);
+    let open = peer("shop", "q", "{selector: {matchLabels: {app: page}}, portLevelMtls: {8080: {mode: PERMISSIVE}}}");
+    assert_eq!(world.set(&open).len(), 3);
+    assert_eq!(world.policies("page-0"), ["shop/converted_peer_authentication_q"]);
+    assert_eq!(world.policies("details-0"), [strict]);
+    let told = world.remove(Kind::PeerAuthentication, "shop", "p");
+    assert!(
+        told.contains(&"no policy shop/converted_peer_authentication_q".to_owned()),
+        "nothing differs any more: {told:?}"
+    );
+    assert_eq!(world.policies("page-0"), [""; 0]);
+    assert_eq!(
+        world.remove(Kind::PeerAuthentication, "shop", "q"),
+        ["no policy istio-system/istio_converted_static_strict"]
+    );
+}
+
+#[test]
+fn capture_is_told_by_one_workload() {
+    let mut world = World::new(&shop());
+    let captured = pod("page-0", "page", "n1", "10.0.0.1")
+        .replace("labels: {app: page}", "labels: {app: page}, annotations: {ambient.istio.io/redirection: enabled}");
+    assert_eq!(world.set(&captured), ["workload Kubernetes//Pod/shop/page-0"]);
+    assert_eq!(world.workload("page-0").tunnel_protocol, stillmesh_core::model::TunnelProtocol::Hbone);
+}
+
+#[test]
+fn a_nodes_place_is_told_by_the_workloads_on_it() {
+    let mut world = World::new(&shop());
+    let node = "apiVersion: v1\nkind: Node\nmetadata: {name: n2, labels: {topology.kubernetes.io/zone: z}}\n";
+    assert_eq!(world.set(node), ["workload Kubernetes//Pod/shop/page-1"]);
+    assert_eq!(world.remove(Kind::Node, "", "n2"), ["workload Kubernetes//Pod/shop/page-1"]);
+}
+
+#[test]
+fn slices_give_a_service_without_selector_its_endpoints() {
+    let mut world = World::new(&shop());
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: shop}\nspec: {ports: [{name: sql, port: 5432}]}\n---\n";
+    let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: db-1, namespace: shop, labels: {kubernetes.io/service-name: db}}\n\
+                 addressType: IPv4\nports: [{name: sql, port: 15432}]\nendpoints:\n- {addresses: [10.0.0.3], targetRef: {kind: Pod, name: details-0}}\n\
+                 - {addresses: [192.0.2.7]}\n";
+    assert_eq!(
+        world.set(&format!("{service}{slice}")),
+        [
+            "service shop/db.shop.svc.cluster.local",
+            "workload Kubernetes/discovery.k8s.io/EndpointSlice/shop/db-1/192.0.2.7",
+            "workload Kubernetes//Pod/shop/details-0"
+        ]
+    );
+    assert_eq!(
+        world.services("details-0"),
+        ["db.shop.svc.cluster.local [PortMapping { service_port: 5432, target_port: 15432 }]"]
+    );
+    assert_eq!(
+        world.remove(Kind::EndpointSlice, "shop", "db-1"),
+        [
+            "workload Kubernetes//Pod/shop/details-0",
+            "no workload Kubernetes/discovery.k8s.io/EndpointSlice/shop/db-1/192.0.2.7"
+        ]
+    );
+}
+
+#[test]
+fn the_root_namespace_and_the_trust_domain_come_from_the_meshs_config() {
+    let mut world = World::new(&(shop() + &policy("shop", "p", "{}")));
+    let config = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: 'rootNamespace: shop'}\n";
+    assert_eq!(world.set(config), ["policy shop/p"]);
+    assert_eq!(world.builder.policies.values().next().unwrap().scope, stillmesh_core::model::Scope::Global);
+    world.builder.fix_trust_domain();
+    assert_eq!(world.set(&config.replace("rootNamespace: shop", "trustDomain: other")), ["policy shop/p"]);
+    assert_eq!(world.workload("page-0").trust_domain, Default::default());
+    let findings: Vec<&str> = world.builder.mesh_config.findings.iter().map(|one| one.code).collect();
+    assert_eq!(findings, ["MAN014"]);
+}
+
+#[test]
+fn policies_that_select_nothing_are_told_with_their_place() {
+    let mut world = World::new(&shop());
+    let nothing = policy("shop", "p", "{selector: {matchLabels: {app: pgae}}}");
+    world.set(&(nothing.clone() + &peer("istio-system", "q", "{selector: {matchLabels: {app: page}}}")));
+    let told: Vec<String> = world.builder.findings().iter().map(ToString::to_string).collect();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert_eq!(
+        told[0],
+        "test.yaml:2:1: AuthorizationPolicy shop/p: spec.selector: no pod has these labels: the policy does nothing; check the labels, and \
+         that the policy is in the namespace of the pods"
+    );
+    let placed =
+        nothing.replace("namespace: shop}", "namespace: shop, annotations: {stillmesh.io/source: 'a/b.yaml:7:3'}}");
+    world.set(&placed);
+    assert_eq!(world.builder.findings()[0].at, Position::new("a/b.yaml", 7, 3));
+    world.set(&pod("x", "pgae", "n1", "10.0.0.7"));
+    assert_eq!(world.builder.findings().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_ca_learns_who_runs_where() {
+    let mut world = World::new(&shop());
+    let running = world.builder.running();
+    let patience = std::time::Duration::from_secs(1);
+    assert!(
+        running.runs("n1", "shop", "page")
+            && running.runs("n2", "shop", "page")
+            && running.runs("n1", "shop", "details")
+    );
+    assert!(!running.runs("n2", "shop", "details") && !running.runs("n3", "shop", "page"));
+    assert!(!running.comes_to_run("n2", "shop", "details", patience).await);
+    world.set(&pod("details-0", "details", "n2", "10.0.0.3"));
+    assert!(running.comes_to_run("n2", "shop", "details", patience).await);
+    assert!(!running.runs("n1", "shop", "details"));
+    world.set(&pod("page-0", "page", "n1", "10.0.0.1").replace("Running", "Failed"));
+    assert!(!running.runs("n1", "shop", "page"));
+    let waiting = running.comes_to_run("n9", "shop", "page", patience);
+    let (came, _) = tokio::join!(waiting, async { world.set(&pod("page-9", "page", "n9", "10.0.0.5")) });
+    assert!(came);
+    world.remove(Kind::Pod, "shop", "page-9");
+    assert!(!running.runs("n9", "shop", "page"));
+}
+
+fn any_object() -> impl Strategy<Value = (String, ObjectKey)> {
+    let app = || prop_oneof![Just("page"), Just("details")];
+    let spec = prop_oneof![
+        Just("{}"),
+        Just("{selector: {matchLabels: {app: page}}}"),
+        Just("{action: DENY, selector: {matchLabels: {app: details}}, rules: [{}]}"),
+        Just("{action: AUDIT, selector: {matchLabels: {app: page}}}"),
+    ];
+    let modes = prop_oneof![
+        Just("{mtls: {mode: STRICT}}"),
+        Just("{mtls: {mode: PERMISSIVE}}"),
+        Just("{selector: {matchLabels: {app: page}}, mtls: {mode: STRICT}, portLevelMtls: {8080: {mode: DISABLE}}}"),
+        Just("{selector: {matchLabels: {app: page}}, portLevelMtls: {8080: {mode: STRICT}}}"),
+    ];
+    let space = || prop_oneof![Just("shop"), Just("istio-system"), Just("other")];
+    let config = prop_oneof![Just("rootNamespace: other"), Just("trustDomain: td"), Just("{}")];
+    prop_oneof![
+        (0..3_u8, app(), 0..3_u8, 1..9_u8).prop_map(|(name, app, node, ip)| {
+            let name = format!("p{name}");
+            (pod(&name, app, &format!("n{node}"), &format!("10.0.0.{ip}")), ObjectKey::new(Kind::Pod, "shop", &name))
+        }),
+        (0..3_u8, app(), 80..83_u16).prop_map(|(name, app, port)| {
+            let name = format!("s{name}");
+            (service(&name, app, port), ObjectKey::new(Kind::Service, "shop", &name))
+        }),
+        (space(), 0..3_u8, spec).prop_map(|(namespace, name, spec)| {
+            let name = format!("a{name}");
+            (policy(namespace, &name, spec), ObjectKey::new(Kind::AuthorizationPolicy, namespace, &name))
+        }),
+        (space(), 0..3_u8, modes).prop_map(|(namespace, name, spec)| {
+            let name = format!("m{name}");
+            (peer(namespace, &name, spec), ObjectKey::new(Kind::PeerAuthentication, namespace, &name))
+        }),
+        (0..3_u8, 0..3_u8).prop_map(|(name, zone)| {
+            let text = format!("---\napiVersion: v1\nkind: Node\nmetadata: {{name: n{name}, labels: {{topology.kubernetes.io/zone: z{zone}}}}}\n");
+            (text, ObjectKey::new(Kind::Node, "", &format!("n{name}")))
+        }),
+        (0..3_u8, 0..3_u8, 0..2_u8).prop_map(|(name, service, pod)| {
+            let text = format!(
+                "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: e{name}, namespace: shop, labels: {{kubernetes.io/service-name: \
+                 bare{service}}}}}\naddressType: IPv4\nports: [{{port: 9000}}]\nendpoints:\n- {{addresses: [10.0.0.1], targetRef: {{kind: Pod, name: p{pod}}}}}\n\
+                 - {{addresses: [192.0.2.{name}]}}\n"
+            );
+            (text, ObjectKey::new(Kind::EndpointSlice, "shop", &format!("e{name}")))
+        }),
+        (0..3_u8, 80..83_u16).prop_map(|(name, port)| {
+            let text =
+                format!("---\napiVersion: v1\nkind: Service\nmetadata: {{name: bare{name}, namespace: shop}}\nspec: {{ports: [{{port: {port}}}]}}\n");
+            (text, ObjectKey::new(Kind::Service, "shop", &format!("bare{name}")))
+        }),
+        config.prop_map(|mesh| {
+            let text = format!("---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata: {{mesh: '{mesh}'}}\n");
+            (text, ObjectKey::new(Kind::ConfigMap, "istio-system", "istio"))
+        }),
+    ]
+}
+
+/// What the changes add up to on a node.
+#[derive(Default)]
+struct Node {
+    held: BTreeMap<String, String>,
+    policies: BTreeSet<String>,
+}
+
+impl Node {
+    fn take(&mut self, changes: &[Change]) {
+        for change in changes {
+            let (name, content) = match change {
+                Change::Workload(one) => (format!("w {}", one.uid), Some(format!("{one:?}"))),
+                Change::WorkloadRemoved(uid) => (format!("w {uid}"), None),
+                Change::Service(one) => (format!("s {}", one.key), Some(format!("{one:?}"))),
+                Change::ServiceRemoved(key) => (format!("s {key}"), None),
+                Change::Policy(one) => (format!("p {}", one.key), Some(format!("{one:?}"))),
+                Change::PolicyRemoved(key) => (format!("p {key}"), None),
+            };
+            match content {
+                Some(content) => assert_ne!(self.held.insert(name, content.clone()), Some(content), "sent for nothing"),
+                None => assert!(self.held.remove(&name).is_some(), "{name} was not there"),
+            }
+            if let Change::Workload(one) = change {
+                for policy in &one.authorization_policies {
+                    assert!(
+                        self.held.contains_key(&format!("p {policy}")),
+                        "{} names {policy}, which is not here",
+                        one.uid
+                    );
+                }
+            }
+            self.policies = self.held.keys().filter(|name| name.starts_with("p ")).cloned().collect();
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn following_changes_gives_what_building_anew_gives(
+        steps in proptest::collection::vec((proptest::collection::vec(any_object(), 1..4), any::<bool>()), 1..16)
+    ) {
+        let mut builder = Builder::new(Mesh::default());
+        let mut node = Node::default();
+        let mut objects: BTreeMap<ObjectKey, String> = BTreeMap::new();
+        for (step, removes) in steps {
+            let built = if removes {
+                let keys: Vec<ObjectKey> = step.into_iter().map(|(_, key)| key).collect();
+                keys.iter().for_each(|key| { objects.remove(key); });
+                builder.apply(&update("", &keys))
+            } else {
+                let mut text = String::new();
+                for (object, key) in step {
+                    text.push_str(&object);
+                    objects.insert(key, object);
+                }
+                builder.apply(&update(&text, &[]))
+            };
+            node.take(&built.changes);
+            let mut anew = Builder::new(Mesh::default());
+            let text: String = objects.values().cloned().collect();
+            anew.apply(&update(&text, &[]));
+            let mut expected = Node::default();
+            expected.take(&anew.published().collect::<Vec<_>>());
+            prop_assert_eq!(&node.held, &expected.held);
+        }
+    }
+}

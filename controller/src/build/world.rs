@@ -1,0 +1,157 @@
+//! The objects that matter, with the indexes that say which others a change concerns.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use stillmesh_core::model::Str;
+use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication};
+use stillmesh_k8s::translate;
+
+/// Namespace and name.
+pub(super) type Name = (Str, Str);
+
+/// Objects of one kind by namespace and name.
+#[derive(Debug)]
+pub(super) struct Grouped<T>(HashMap<Str, BTreeMap<Str, Arc<T>>>);
+
+impl<T> Default for Grouped<T> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<T> Grouped<T> {
+    pub fn get(&self, name: &Name) -> Option<&Arc<T>> {
+        self.0.get(&name.0)?.get(&name.1)
+    }
+
+    /// Puts an object in place, or takes it away. Returns what was there.
+    pub fn replace(&mut self, name: &Name, object: Option<Arc<T>>) -> Option<Arc<T>> {
+        match object {
+            Some(object) => self.0.entry(name.0.clone()).or_default().insert(name.1.clone(), object),
+            None => {
+                let group = self.0.get_mut(&name.0)?;
+                let old = group.remove(&name.1);
+                if group.is_empty() {
+                    self.0.remove(&name.0);
+                }
+                old
+            }
+        }
+    }
+
+    /// The objects of a namespace.
+    pub fn of(&self, namespace: &str) -> impl Iterator<Item = (&Str, &Arc<T>)> {
+        self.0.get(namespace).into_iter().flatten()
+    }
+
+    /// The names of a namespace's objects.
+    pub fn names_of<'a>(&'a self, namespace: &'a Str) -> impl Iterator<Item = Name> + 'a {
+        self.of(namespace).map(|(name, _)| (namespace.clone(), name.clone()))
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = (Name, &Arc<T>)> {
+        self.0
+            .iter()
+            .flat_map(|(namespace, group)| group.iter().map(|(name, one)| ((namespace.clone(), name.clone()), one)))
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.values().map(BTreeMap::len).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Everything that resources are built from.
+#[derive(Debug, Default)]
+pub(super) struct World {
+    pub namespaces: HashMap<Str, Arc<Namespace>>,
+    pub nodes: HashMap<Str, Arc<Node>>,
+    /// ConfigMap `istio` of the root namespace.
+    pub mesh_config: Option<Arc<ConfigMap>>,
+    pub pods: Grouped<Pod>,
+    pub services: Grouped<Service>,
+    pub slices: Grouped<EndpointSlice>,
+    pub policies: Grouped<AuthorizationPolicy>,
+    pub peers: Grouped<PeerAuthentication>,
+    pods_on: HashMap<Str, BTreeSet<Name>>,
+    slices_of_service: HashMap<Name, BTreeSet<Name>>,
+    slices_of_pod: HashMap<Name, BTreeSet<Name>>,
+}
+
+impl World {
+    pub fn replace_pod(&mut self, name: &Name, pod: Option<Arc<Pod>>) -> Option<Arc<Pod>> {
+        if let Some(node) = pod.as_deref().and_then(node_of) {
+            self.pods_on.entry(node.into()).or_default().insert(name.clone());
+        }
+        let node = pod.as_deref().and_then(node_of).map(Str::from);
+        let old = self.pods.replace(name, pod);
+        if let Some(before) = old.as_deref().and_then(node_of)
+            && node.as_deref() != Some(before)
+        {
+            take(&mut self.pods_on, before, name);
+        }
+        old
+    }
+
+    pub fn replace_slice(&mut self, name: &Name, slice: Option<Arc<EndpointSlice>>) -> Option<Arc<EndpointSlice>> {
+        let old = self.slices.replace(name, slice.clone());
+        for (service, pods) in old.iter().map(|old| ends(name, old)) {
+            service.iter().for_each(|service| take(&mut self.slices_of_service, service, name));
+            pods.iter().for_each(|pod| take(&mut self.slices_of_pod, pod, name));
+        }
+        for (service, pods) in slice.iter().map(|new| ends(name, new)) {
+            for service in service {
+                self.slices_of_service.entry(service).or_default().insert(name.clone());
+            }
+            for pod in pods {
+                self.slices_of_pod.entry(pod).or_default().insert(name.clone());
+            }
+        }
+        old
+    }
+
+    /// The pods of a node.
+    pub fn pods_on(&self, node: &str) -> impl Iterator<Item = &Name> {
+        self.pods_on.get(node).into_iter().flatten()
+    }
+
+    /// The slices that list the endpoints of a service.
+    pub fn slices_of_service(&self, service: &Name) -> impl Iterator<Item = &Name> {
+        self.slices_of_service.get(service).into_iter().flatten()
+    }
+
+    /// The slices that name a pod.
+    pub fn slices_of_pod(&self, pod: &Name) -> impl Iterator<Item = &Name> {
+        self.slices_of_pod.get(pod).into_iter().flatten()
+    }
+}
+
+/// The service and the pods that a slice names.
+pub(super) fn ends(name: &Name, slice: &EndpointSlice) -> (Option<Name>, Vec<Name>) {
+    let here = |other: &str| (name.0.clone(), Str::from(other));
+    let pods = translate::slice_endpoints(slice).pods.into_iter().map(here).collect();
+    (translate::slice_service(slice).map(here), pods)
+}
+
+pub(super) fn node_of(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref().filter(|node| !node.is_empty())
+}
+
+fn take<K, Q>(index: &mut HashMap<K, BTreeSet<Name>>, key: &Q, name: &Name)
+where
+    K: std::borrow::Borrow<Q> + std::hash::Hash + Eq,
+    Q: std::hash::Hash + Eq + ?Sized,
+{
+    if let Some(set) = index.get_mut(key) {
+        set.remove(name);
+        if set.is_empty() {
+            index.remove(key);
+        }
+    }
+}
