@@ -21,6 +21,7 @@ use crate::deliver::connect;
 use crate::node::Node;
 use crate::path::PathError;
 use crate::record::Facts;
+use crate::record::metrics::OnDemandDns;
 
 /// A way to the destination that is open.
 #[derive(Debug)]
@@ -61,6 +62,7 @@ pub async fn open(request: &Request<'_>, pod: &Pod, node: &Node, worker: usize) 
     let next_hop = match &plan.dial {
         Dial::Address(address) => *address,
         Dial::Name(name, port) => {
+            node.metrics.on_demand_dns.get_or_create(&OnDemandDns::new(name, request.source)).inc();
             let left = deadline.saturating_duration_since(Instant::now());
             let resolved = connect::resolve(name, *port, conn.original.ip(), left).await;
             resolved.map_err(|source| PathError::Resolve { name: name.clone(), source })?

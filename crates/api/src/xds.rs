@@ -46,6 +46,8 @@ pub struct Batch {
     pub changes: Vec<Change>,
     /// The first response of this type since the process started: with it the type's state is complete.
     pub first: bool,
+    /// Size of the response on the wire, for telemetry.
+    pub bytes: usize,
 }
 
 /// A resource that was not taken, and why: becomes part of a NACK.

@@ -26,6 +26,8 @@ pub struct Control {
     pub root_pem: String,
     /// What is published.
     pub store: Arc<Store>,
+    /// Its CA.
+    pub issuer: Arc<Issuer>,
     _drain: drain::Trigger,
 }
 
@@ -46,7 +48,7 @@ impl Control {
         let address = listener.local_addr().expect("the port");
         let (trigger, watch) = drain::channel();
         tasks.spawn("control plane", serve(listener, tls, routes.routes(), Limits::default(), watch));
-        Self { address, root_pem: issuer.root_pem().to_owned(), store, _drain: trigger }
+        Self { address, root_pem: issuer.root_pem().to_owned(), store, issuer, _drain: trigger }
     }
 }
 

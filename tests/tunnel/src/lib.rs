@@ -6,7 +6,9 @@
 
 mod control;
 mod mesh;
+mod peer;
 mod pod;
 
 pub use mesh::{Mesh, Node};
+pub use peer::Peer;
 pub use pod::Pod;

@@ -41,6 +41,7 @@ impl Sink for Publisher {
     async fn apply(&mut self, batch: Batch) -> Vec<Rejected> {
         let url = MessageUrl { url: Text::from(&Str::from(batch.kind.url())) };
         self.metrics.xds_messages.get_or_create(&url).inc();
+        self.metrics.xds_message_bytes.get_or_create(&url).inc_by(batch.bytes as u64);
         self.publish(batch.changes).await;
         Vec::new()
     }

@@ -9,8 +9,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+use stillmesh_core::model::{Str, Workload};
 
-use super::labels::{Text, TrafficLabels, Word};
+use super::labels::{Principal, Text, TrafficLabels, Word};
 
 /// Label of the socket gauge.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -43,6 +44,38 @@ pub struct MessageUrl {
     pub url: Text,
 }
 
+/// Labels of names resolved for a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[expect(missing_docs, reason = "the names are the labels' names")]
+pub struct OnDemandDns {
+    pub hostname: Text,
+    pub source_workload: Text,
+    pub source_canonical_service: Text,
+    pub source_canonical_revision: Text,
+    pub source_workload_namespace: Text,
+    pub source_principal: Principal,
+    pub source_app: Text,
+    pub source_version: Text,
+    pub source_cluster: Text,
+}
+
+impl OnDemandDns {
+    /// For a connection of `source`.
+    pub fn new(hostname: &Str, source: &Workload) -> Self {
+        Self {
+            hostname: Text::from(hostname),
+            source_workload: Text::from(&source.workload_name),
+            source_canonical_service: Text::from(&source.canonical_name),
+            source_canonical_revision: Text::from(&source.canonical_revision),
+            source_workload_namespace: Text::from(&source.namespace),
+            source_principal: Principal(Some(source.identity())),
+            source_app: Text::from(&source.canonical_name),
+            source_version: Text::from(&source.canonical_revision),
+            source_cluster: Text::from(&source.cluster),
+        }
+    }
+}
+
 /// Label of refused work.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Refused {
@@ -61,6 +94,7 @@ pub struct Metrics {
     pub sent_bytes: Family<TrafficLabels, Counter>,
     pub sockets_open: Family<Reporter, Gauge>,
 
+    pub on_demand_dns: Family<OnDemandDns, Counter>,
     pub dns_requests: Family<DnsLabels, Counter>,
     pub dns_upstream_requests: Family<DnsLabels, Counter>,
     pub dns_upstream_failures: Family<DnsLabels, Counter>,
@@ -96,6 +130,7 @@ impl Metrics {
             received_bytes: Family::default(),
             sent_bytes: Family::default(),
             sockets_open: Family::default(),
+            on_demand_dns: Family::default(),
             dns_requests: Family::default(),
             dns_upstream_requests: Family::default(),
             dns_upstream_failures: Family::default(),
@@ -125,6 +160,7 @@ impl Metrics {
         istio.register("tcp_received_bytes", "Bytes from the client's side", self.received_bytes.clone());
         istio.register("tcp_sent_bytes", "Bytes from the server's side", self.sent_bytes.clone());
         istio.register("tcp_sockets_open", "Connections being carried", self.sockets_open.clone());
+        istio.register("on_demand_dns", "Endpoint names resolved for a connection", self.on_demand_dns.clone());
         istio.register("dns_requests", "DNS queries of captured workloads", self.dns_requests.clone());
         istio.register("dns_upstream_requests", "DNS queries passed on", self.dns_upstream_requests.clone());
         istio.register("dns_upstream_failures", "DNS queries passed on in vain", self.dns_upstream_failures.clone());

@@ -92,6 +92,7 @@ impl Client {
             let why = format!("type {:?} was not asked for", response.type_url);
             return Err(Box::new(reply(response.type_url, response.nonce, Some(why))));
         };
+        let bytes = prost::Message::encoded_len(&response);
         let mut ticket = Ticket {
             kind,
             nonce: response.nonce,
@@ -105,7 +106,7 @@ impl Client {
             changes.extend(ticket.read(resource));
         }
         changes.extend(ticket.removed.iter().filter_map(|name| codec::removed(kind, name)));
-        Ok((Batch { kind, changes, first: !held.complete }, ticket))
+        Ok((Batch { kind, changes, first: !held.complete, bytes }, ticket))
     }
 
     /// The batch was applied but for `refused`. Returns the ACK or NACK to send.

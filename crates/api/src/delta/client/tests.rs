@@ -63,14 +63,17 @@ fn a_response_is_acknowledged_by_nonce_after_it_was_applied_and_makes_the_client
     client.opened(Instant::now());
     let page = workload("page", 1, "n1", &[], &[]);
     let (batch, ticket) = client.receive(response(ADDRESS, "a1", vec![resource(&page, "v1")], &[])).unwrap();
-    assert_eq!(batch, Batch { kind: ResourceType::Address, changes: vec![page], first: true });
+    let bytes = batch.bytes;
+    assert!(bytes > 0);
+    assert_eq!(batch, Batch { kind: ResourceType::Address, changes: vec![page], first: true, bytes });
     let ack = client.acknowledge(ticket, Vec::new());
     assert_eq!((ack.type_url.as_str(), ack.response_nonce.as_str()), (ADDRESS, "a1"));
     assert_eq!((ack.node, ack.error_detail), (None, None));
     assert!(!client.ready(), "no policies yet");
 
     let (batch, ticket) = client.receive(response(AUTHORIZATION, "b1", Vec::new(), &[])).unwrap();
-    assert_eq!(batch, Batch { kind: ResourceType::Authorization, changes: Vec::new(), first: true });
+    let bytes = batch.bytes;
+    assert_eq!(batch, Batch { kind: ResourceType::Authorization, changes: Vec::new(), first: true, bytes });
     let _ = client.acknowledge(ticket, Vec::new());
     assert!(client.ready());
 
