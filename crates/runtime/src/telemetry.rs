@@ -2,11 +2,13 @@
 //!
 //! `LOG_FORMAT` (`text` or `json`) and `RUST_LOG` (tracing's filter syntax, default `info`) are read once, by [`init`].
 
+mod lines;
 pub mod metrics;
 
-use std::io::{self, IsTerminal as _};
+use std::io;
 use std::sync::OnceLock;
 
+use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt, reload};
@@ -36,10 +38,10 @@ pub fn init_from(component: &'static str, mut reader: Reader) -> Result<Levels, 
         return Ok(levels.clone());
     }
     let (filter, handle) = reload::Layer::new(filter.unwrap_or_else(|| EnvFilter::new("info")));
-    let lines = fmt::layer().with_writer(io::stderr);
+    let layer = fmt::layer().with_writer(io::stderr);
     let lines = match format.unwrap_or(Format::Text) {
-        Format::Text => lines.with_ansi(io::stderr().is_terminal()).boxed(),
-        Format::Json => lines.json().flatten_event(true).with_ansi(false).boxed(),
+        Format::Text => layer.with_ansi(false).event_format(lines::Text).boxed(),
+        Format::Json => layer.with_ansi(false).fmt_fields(JsonFields::new()).event_format(lines::Json).boxed(),
     };
     let levels = Levels { handle };
     if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
