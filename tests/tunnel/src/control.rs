@@ -28,7 +28,7 @@ pub struct Control {
     pub store: Arc<Store>,
     /// Its CA.
     pub issuer: Arc<Issuer>,
-    _drain: drain::Trigger,
+    drain: drain::Trigger,
 }
 
 impl Control {
@@ -48,7 +48,14 @@ impl Control {
         let address = listener.local_addr().expect("the port");
         let (trigger, watch) = drain::channel();
         tasks.spawn("control plane", serve(listener, tls, routes.routes(), Limits::default(), watch));
-        Self { address, root_pem: issuer.root_pem().to_owned(), store, issuer, _drain: trigger }
+        Self { address, root_pem: issuer.root_pem().to_owned(), store, issuer, drain: trigger }
+    }
+}
+
+impl Control {
+    /// Ends it, connections included.
+    pub fn stop(&self) {
+        self.drain.start(drain::Mode::Immediate, Duration::ZERO);
     }
 }
 

@@ -42,7 +42,8 @@ pub struct Mesh {
 pub struct Node {
     /// Its name.
     pub name: String,
-    agent: Arc<Mutex<ServerConnection>>,
+    agent: Arc<Mutex<Option<ServerConnection>>>,
+    listener: Arc<Mutex<Listener>>,
     admin: SocketAddr,
     stats: SocketAddr,
     trigger: drain::Trigger,
@@ -100,7 +101,8 @@ impl Mesh {
         });
         let mut agent = listener.accept().await.hello().await.expect("ztunnel's hello");
         agent.snapshot_sent().await.expect("ztunnel to take the snapshot");
-        Node { name, agent: Arc::new(Mutex::new(agent)), admin, stats, trigger, tunnel: Some(tunnel) }
+        let (agent, listener) = (Arc::new(Mutex::new(Some(agent))), Arc::new(Mutex::new(listener)));
+        Node { name, agent, listener, admin, stats, trigger, tunnel: Some(tunnel) }
     }
 
     /// A pod `namespace/name` in the mesh, with a workload of the same name and account.
@@ -155,6 +157,11 @@ impl Mesh {
         self.control.store.publish(vec![change]);
     }
 
+    /// The control plane goes away.
+    pub fn lose_control(&self) {
+        self.control.stop();
+    }
+
     /// The key of a pod's workload.
     pub fn uid(pod: &Pod) -> WorkloadUid {
         fixtures::workload(&pod.name).uid
@@ -178,12 +185,26 @@ impl Node {
         let info = PodInfo { name: name.to_owned(), namespace: namespace.to_owned(), service_account: name.to_owned() };
         let netns = pod.place.netns().try_clone_fd().expect("a descriptor");
         let mut agent = self.agent.lock().await;
+        let agent = agent.as_mut().expect("a running agent");
         agent.add(uid, &info, std::os::fd::AsFd::as_fd(&netns)).await.expect("ztunnel to take the pod");
+    }
+
+    /// The agent is started anew: ztunnel comes back to it and is told to keep these pods.
+    pub async fn restart_agent(&self, keep: &[&Pod]) {
+        let mut agent = self.agent.lock().await;
+        drop(agent.take());
+        let mut anew = self.listener.lock().await.accept().await.hello().await.expect("ztunnel's hello");
+        for pod in keep {
+            anew.keep(&pod.uid()).await.expect("ztunnel to know the pod");
+        }
+        anew.snapshot_sent().await.expect("ztunnel to take the snapshot");
+        *agent = Some(anew);
     }
 
     /// Takes a pod from ztunnel.
     pub async fn del(&self, pod: &Pod) {
-        self.agent.lock().await.del(&pod.uid()).await.expect("ztunnel to let the pod go");
+        let mut agent = self.agent.lock().await;
+        agent.as_mut().expect("a running agent").del(&pod.uid()).await.expect("ztunnel to let the pod go");
     }
 
     /// A page of the admin port.

@@ -138,3 +138,37 @@ fn certificates_are_renewed_under_load_and_tunnels_follow() {
         two.counts("istio_tcp_connections_failed_total", &[], 0).await;
     });
 }
+
+#[test]
+fn an_agent_that_is_started_anew_disturbs_no_pod_that_it_keeps() {
+    isolated_async(|| async {
+        let mut mesh = Mesh::new().await;
+        let (one, two) = (mesh.node().await, mesh.node().await);
+        let (page, details) = (mesh.pod(&one, "shop/page").await, mesh.pod(&two, "shop/details").await);
+        let gone = mesh.pod(&one, "shop/gone").await;
+        details.echo(8080).await;
+        let mut stream = open(&page, &details).await;
+        one.restart_agent(&[&page]).await;
+        echoes(&mut stream).await;
+        page.ask(details.at(8080), "hello").await.unwrap();
+        assert!(gone.connect(details.at(8080)).await.is_err(), "it was not named");
+    });
+}
+
+#[test]
+fn without_a_control_plane_all_works_on_with_what_is_known() {
+    isolated_async(|| async {
+        let mut mesh = Mesh::new().await;
+        let (one, two) = (mesh.node().await, mesh.node().await);
+        let (page, details) = (mesh.pod(&one, "shop/page").await, mesh.pod(&two, "shop/details").await);
+        details.echo(8080).await;
+        let mut stream = open(&page, &details).await;
+        mesh.lose_control();
+        echoes(&mut stream).await;
+        for _ in 0..5 {
+            page.ask(details.at(8080), "hello").await.unwrap();
+        }
+        one.restart_agent(&[&page]).await;
+        page.ask(details.at(8080), "hello").await.unwrap();
+    });
+}

@@ -5,8 +5,13 @@ use std::time::Duration;
 
 use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
+use stillmesh_runtime::sys::netns::NetnsThread;
+use stillmesh_runtime::sys::socket::Mark;
 use stillmesh_test_support::isolated_async;
 use stillmesh_tunnel_tests::{Mesh, Node, Pod};
+use stillmesh_ztunnel::dns::forward::Forwarder;
+use stillmesh_ztunnel::dns::message::Transport;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 /// Waits until a node knows a service with so many endpoints.
@@ -103,5 +108,63 @@ fn names_of_the_mesh_are_answered_in_the_pod() {
         let answer = resolve(&page, "details.shop.svc.cluster.local.", RecordType::AAAA).await;
         assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::NoError, 0));
         node.counts("istio_dns_requests_total", &["request_query_type=\"A\""], 3).await;
+    });
+}
+
+/// Answers one question per transport with NXDOMAIN.
+async fn resolver(pod: &Pod) {
+    let udp = pod.place.run_async(|| {
+        let any = SocketAddr::from(([0, 0, 0, 0], 53));
+        stillmesh_runtime::sys::socket::udp_socket(any, stillmesh_runtime::sys::socket::Options::default())
+    });
+    let udp = tokio::net::UdpSocket::from_std(udp.await.unwrap()).unwrap();
+    let tcp = pod.listen(53).await;
+    let answer = |question: &[u8]| {
+        let question = Message::from_vec(question).unwrap();
+        let mut answer = Message::error_msg(question.metadata.id, question.metadata.op_code, ResponseCode::NXDomain);
+        answer.add_query(question.queries[0].clone());
+        answer.to_vec().unwrap()
+    };
+    let serving = async move {
+        let mut buffer = [0; 1500];
+        let (length, client) = udp.recv_from(&mut buffer).await.unwrap();
+        // A forged answer first: another id.
+        let mut forged = answer(&buffer[..length]);
+        forged[0] ^= 0xff;
+        udp.send_to(&forged, client).await.unwrap();
+        udp.send_to(&answer(&buffer[..length]), client).await.unwrap();
+        let (mut stream, _) = tcp.accept().await.unwrap();
+        let length = stream.read_u16().await.unwrap();
+        stream.read_exact(&mut buffer[..usize::from(length)]).await.unwrap();
+        let answer = answer(&buffer[..usize::from(length)]);
+        stream.write_u16(answer.len() as u16).await.unwrap();
+        stream.write_all(&answer).await.unwrap();
+    };
+    let tasks = stillmesh_runtime::tasks::Tasks::new("resolver");
+    tasks.spawn("serve", serving);
+    std::mem::forget(tasks);
+}
+
+#[test]
+fn other_names_are_asked_of_the_next_resolver_when_one_is_silent() {
+    isolated_async(|| async {
+        let mut mesh = Mesh::new().await;
+        let node = mesh.node().await;
+        let page = mesh.pod(&node, "shop/page").await;
+        let (silent, answering) = (mesh.unmeshed("out/silent").await, mesh.unmeshed("out/answering").await);
+        let _silent = silent.listen(53).await;
+        resolver(&answering).await;
+        let thread = NetnsThread::spawn("asker", page.place.netns().clone()).unwrap();
+        let servers = [silent.at(53), answering.at(53)];
+        let forwarder = Forwarder { thread: &thread, mark: Mark::PROXY, servers: &servers };
+        let mut question = Message::query();
+        question.metadata.id = 7;
+        question.add_query(Query::query(Name::from_ascii("example.com.").unwrap(), RecordType::A));
+        let question = question.to_vec().unwrap();
+        for transport in [Transport::Udp, Transport::Tcp] {
+            let reply = forwarder.ask(&question, transport).await.unwrap();
+            let reply = Message::from_vec(&reply).unwrap();
+            assert_eq!((reply.metadata.id, reply.metadata.response_code), (7, ResponseCode::NXDomain), "{transport:?}");
+        }
     });
 }
