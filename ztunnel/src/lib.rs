@@ -6,7 +6,7 @@
 #![warn(missing_docs)]
 
 pub mod admin;
-mod app;
+pub mod app;
 pub mod capture;
 pub mod config;
 pub mod decide;
