@@ -12,6 +12,11 @@ use stillmesh_runtime::env::{Problems, Reader};
 /// Every key: name, default, meaning. `--objects-dir X` is the same as `OBJECTS_DIR=X`.
 pub const KEYS: &[(&str, &str, &str)] = &[
     ("OBJECTS_DIR", "", "directory of manifests to read and follow; required"),
+    (
+        "OBJECTS_SETTLE",
+        "0s",
+        "how long a manifest may be half-written; 0 where the only writer renames whole files into place",
+    ),
     ("CA_DIR", "", "directory that keeps the CA: ca-key.pem, ca-cert.pem, root-cert.pem; required"),
     ("JOIN_TOKENS", "", "file of join tokens, a JSON map of SHA-256 (hex) of a token to its node; required"),
     ("LISTEN", "0.0.0.0:15012", "address of xDS and CA, gRPC over TLS"),
@@ -35,6 +40,8 @@ pub const KEYS: &[(&str, &str, &str)] = &[
 pub struct Config {
     /// Directory of manifests.
     pub objects_dir: PathBuf,
+    /// How long a manifest may be half-written.
+    pub objects_settle: Duration,
     /// Directory of the CA.
     pub ca_dir: PathBuf,
     /// File of join tokens.
@@ -95,6 +102,7 @@ impl Config {
         let status = reader.flag("AMBIENT_ENABLE_STATUS", true);
         let config = Self {
             objects_dir,
+            objects_settle: reader.duration("OBJECTS_SETTLE", Duration::ZERO),
             ca_dir,
             join_tokens,
             listen,

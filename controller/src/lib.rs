@@ -11,6 +11,50 @@ mod monitoring;
 pub mod serve;
 mod status;
 
-pub use app::run;
+pub use app::{Listeners, run, run_on};
 pub use config::Config;
 pub use serve::token_digest;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use stillmesh_runtime::{drain, telemetry};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How long open streams may take to end after SIGTERM.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The controller as a process: `arguments` are its flags, without the program's name. Ends with SIGTERM or SIGINT.
+pub fn main(arguments: impl IntoIterator<Item = String>) -> anyhow::Result<()> {
+    let arguments: Vec<String> = arguments.into_iter().collect();
+    if arguments.iter().any(|argument| argument == "--help" || argument == "-h") {
+        print_help();
+        return Ok(());
+    }
+    telemetry::init("controller")?;
+    let config = Config::from_process(arguments)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        let (trigger, watch) = drain::channel();
+        let mut running = std::pin::pin!(run(config, watch));
+        tokio::select! {
+            ended = &mut running => return ended,
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        trigger.start(drain::Mode::Graceful, GRACE);
+        running.await
+    })
+}
+
+#[expect(clippy::print_stdout, reason = "the help is what was asked for")]
+fn print_help() {
+    println!("Runs the control plane. Every flag may also be set in the environment: --objects-dir as OBJECTS_DIR.\n");
+    for (key, default, meaning) in config::KEYS {
+        let flag = key.to_ascii_lowercase().replace('_', "-");
+        let default = if default.is_empty() { String::new() } else { format!(" (default {default})") };
+        println!("  --{flag:<46} {meaning}{default}");
+    }
+}

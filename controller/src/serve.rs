@@ -1,5 +1,11 @@
-//! Nodes: who they are, what they get, which certificates.
+//! Nodes: who they are ([`JoinTokens`]), what they get and how they take it, which certificates they are given.
 
+mod ca;
+mod certificate;
+mod nodes;
 mod tokens;
 
+pub(crate) use ca::Authority;
+pub(crate) use certificate::ServingCertificate;
+pub(crate) use nodes::Nodes;
 pub use tokens::{JoinTokens, token_digest};
