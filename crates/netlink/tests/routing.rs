@@ -35,7 +35,10 @@ fn a_veth_pair_is_made_with_its_peer_in_another_namespace_and_can_be_changed() {
         rtnl.change_link(here.index, &change).unwrap();
         rtnl.set_up(here.index).unwrap();
         let changed = rtnl.link("v1").unwrap().unwrap();
-        assert_eq!((changed.index, changed.mtu, changed.master, changed.up), (here.index, 1300, Some(bridge.index), true));
+        assert_eq!(
+            (changed.index, changed.mtu, changed.master, changed.up),
+            (here.index, 1300, Some(bridge.index), true)
+        );
         assert_eq!(rtnl.link("v0").unwrap(), None);
         assert!(rtnl.links().unwrap().contains(&changed));
 
@@ -75,7 +78,10 @@ fn addresses_of_both_families_are_usable_at_once_and_idempotent() {
 fn a_pod_reaches_its_node_point_to_point_by_onlink_routes() {
     isolated(|| {
         let (pod, node) = (Place::new("pod"), Place::new("node"));
-        join((&pod, "eth0", &["10.244.1.5/32", "fd00:244:1::5/128"]), (&node, "pod5", &["169.254.1.1/32", "fe80::1/64"]));
+        join(
+            (&pod, "eth0", &["10.244.1.5/32", "fd00:244:1::5/128"]),
+            (&node, "pod5", &["169.254.1.1/32", "fe80::1/64"]),
+        );
         let (eth0, pod5) = (pod.link("eth0"), node.link("pod5"));
         pod.route(move |rtnl| {
             for (everything, gateway) in [("0.0.0.0/0", "169.254.1.1"), ("::/0", "fe80::1")] {
@@ -125,9 +131,8 @@ fn mark_rules_and_the_local_table_100_are_added_once_and_removed() {
         let wanted: Vec<_> = [false, true]
             .map(|ipv6| RoutingRule { ipv6, priority: 32764, mark: Some((0x111, 0xfff)), table: 100 })
             .to_vec();
-        let ours = |rtnl: &mut Rtnl| {
-            Ok(rtnl.rules()?.into_iter().filter(|rule| rule.priority == 32764).collect::<Vec<_>>())
-        };
+        let ours =
+            |rtnl: &mut Rtnl| Ok(rtnl.rules()?.into_iter().filter(|rule| rule.priority == 32764).collect::<Vec<_>>());
         for _ in 0..2 {
             let rules = wanted.clone();
             place.route(move |rtnl| {

@@ -1,4 +1,5 @@
 //! Threads in namespaces, and sockets as the node tunnel makes them.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};

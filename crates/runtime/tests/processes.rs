@@ -1,16 +1,24 @@
 //! Children in namespaces and pid 1. The program has no test harness: these calls need a process with one thread.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::SigSet;
 use stillmesh_runtime::sys::netns::Netns;
 use stillmesh_runtime::sys::process::{
-    Exit, Init, Isolation, Launch, Signal, Step, fork, require_single_thread, run_as_init, set_parent_death_signal, spawn,
+    Exit, Init, Isolation, Launch, Signal, Step, fork, pidfd_open, require_single_thread, run_as_init,
+    set_parent_death_signal, spawn,
 };
 
+/// No test here waits for anything longer than this.
+const DEADLINE_SECONDS: u32 = 120;
+
 fn main() {
+    // A hung test ends the program; its children end with their pipes or with it.
+    nix::unistd::alarm::set(DEADLINE_SECONDS);
     let tests: [(&str, fn()); 9] = [
         ("a_child_ends_with_its_code_or_signal", a_child_ends_with_its_code_or_signal),
         ("a_child_is_root_alone_in_its_namespaces", a_child_is_root_alone_in_its_namespaces),
@@ -46,7 +54,12 @@ fn wait_async(child: &stillmesh_runtime::sys::process::Child) -> Exit {
 fn a_child_ends_with_its_code_or_signal() {
     assert_eq!(fork(|| 7).unwrap().wait().unwrap(), Exit::Code(7));
     assert_eq!(fork(|| panic!("planted")).unwrap().wait().unwrap(), Exit::Code(101));
-    let child = fork(|| loop { std::thread::park() }).unwrap();
+    let child = fork(|| {
+        loop {
+            std::thread::park()
+        }
+    })
+    .unwrap();
     child.signal(Signal::SIGTERM).unwrap();
     let exit = wait_async(&child);
     assert_eq!((exit, exit.code()), (Exit::Signal(15), 143));
@@ -93,54 +106,61 @@ fn pid_1_ends_with_its_child_and_takes_all_along() {
 fn pid_1_forwards_signals_and_reaps_orphans() {
     let (mut reader, mut writer) = std::io::pipe().unwrap();
     let child = with_init(None, move || {
-        let mut program = Command::new("sh");
-        // The orphan's parent ends at once, so pid 1 inherits it; `wait` then sees only its own children.
-        program.args(["-c", "trap 'exit 3' TERM; (sleep 0.01 &) ; echo ready; while :; do sleep 0.01; done"]);
-        program.stdout(writer.try_clone().unwrap());
-        let mut running = program.spawn().unwrap();
-        let status = forward_to(&mut running);
-        writer.write_all(if zombies() == 0 { b"reaped" } else { b"zombies" }).unwrap();
-        status
+        let signals = SigSet::from(Signal::SIGTERM);
+        signals.thread_block().unwrap();
+        let (mut told, tell) = std::io::pipe().unwrap();
+        let parent = fork(move || {
+            // Its parent ends at once, so pid 1 inherits it.
+            let orphan = fork(|| 0).unwrap();
+            write_pid(tell, orphan.pid());
+            0
+        });
+        assert_eq!(parent.unwrap().wait().unwrap(), Exit::Code(0));
+        let mut pid = [0; 4];
+        told.read_exact(&mut pid).unwrap();
+        until_gone(i32::from_ne_bytes(pid));
+        writer.write_all(b"ready").unwrap();
+        // The signal that pid 1 is sent arrives here.
+        if signals.wait().unwrap() == Signal::SIGTERM { 3 } else { 4 }
     });
-    let mut ready = [0; 6];
+    let mut ready = [0; 5];
     reader.read_exact(&mut ready).unwrap();
-    assert_eq!(&ready, b"ready\n");
     child.signal(Signal::SIGTERM).unwrap();
     assert_eq!(child.wait().unwrap(), Exit::Code(3));
-    let mut text = String::new();
-    reader.read_to_string(&mut text).unwrap();
-    assert_eq!(text, "reaped");
 }
 
-/// What the runner does with a signal that it is sent: here it passes it to its program and waits.
-fn forward_to(program: &mut std::process::Child) -> i32 {
-    use nix::sys::signal::{SigSet, kill};
-    let signals = SigSet::from(Signal::SIGTERM);
-    signals.thread_block().unwrap();
-    let signal = signals.wait().unwrap();
-    kill(nix::unistd::Pid::from_raw(program.id().cast_signed()), signal).unwrap();
-    program.wait().unwrap().code().unwrap()
+fn write_pid(mut to: std::io::PipeWriter, pid: i32) {
+    to.write_all(&pid.to_ne_bytes()).unwrap();
 }
 
-/// Processes of this pid namespace that ended and were not reaped.
-fn zombies() -> usize {
-    let proc = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
-    let stats = proc.filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok());
-    let own = Command::new("true").status();
-    assert!(own.is_ok());
-    let our_namespace = std::fs::read_link("/proc/self/ns/pid").ok();
-    let _ = our_namespace;
-    stats.filter(|stat| stat.contains("(sleep) Z")).count()
+/// Returns when there is no such process any more, not even one that waits to be reaped.
+fn until_gone(pid: i32) {
+    let begin = Instant::now();
+    while nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None).is_ok() {
+        assert!(begin.elapsed() < Duration::from_secs(30), "process {pid} was not reaped");
+        std::thread::yield_now();
+    }
 }
 
 fn pid_1_ends_when_its_lifeline_breaks() {
-    let (lifeline, holder) = std::io::pipe().unwrap();
-    let child = with_init(Some(lifeline.into()), move || loop {
-        std::thread::park()
-    });
-    // The child has a copy of the holding end, as a forked process has; it must not count.
-    drop(holder);
-    assert_eq!(child.wait().unwrap().code(), 128 + 9);
+    let (mut reader, mut writer) = std::io::pipe().unwrap();
+    let parent = fork(move || {
+        let lifeline = pidfd_open(std::process::id().cast_signed()).unwrap();
+        let _init = with_init(Some(lifeline), move || {
+            writer.write_all(b"x").unwrap();
+            loop {
+                std::thread::park();
+            }
+        });
+        loop {
+            std::thread::park();
+        }
+    })
+    .unwrap();
+    reader.read_exact(&mut [0]).unwrap();
+    parent.signal(Signal::SIGKILL).unwrap();
+    assert_eq!(parent.wait().unwrap(), Exit::Signal(9));
+    reader.read_to_end(&mut Vec::new()).unwrap();
 }
 
 fn children_die_with_their_parent() {
@@ -174,7 +194,7 @@ fn a_launched_program_is_set_up_first() {
     std::fs::write(&new, "bound").unwrap();
     std::fs::write(&over, "original").unwrap();
     let mut program = Command::new("sh");
-    program.arg("-c").arg("id -u; cat \"$0\"; test \"$(ps -o sid= -p $$ 2>/dev/null || echo $$)\" -eq $$").arg(&over);
+    program.arg("-c").arg("id -u; cat \"$0\"; test $(cut -d' ' -f6 /proc/$$/stat) = $$").arg(&over);
     program.stdout(std::process::Stdio::piped());
     let launch = Launch::new().isolate(Isolation::new().user().mount().net()).new_session();
     let launch = launch.death_signal(Signal::SIGKILL).bind(&new, &over).unwrap();

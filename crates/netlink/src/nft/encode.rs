@@ -554,3 +554,6 @@ pub(super) fn element(set: &Set, element: &Element) -> Result<(Vec<u8>, Option<M
     }
     Ok((key, Some(value)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,8 +15,9 @@ use super::child::{Exit, fork};
 /// What pid 1 holds on to.
 #[derive(Debug, Default)]
 pub struct Init {
-    /// The reading end of a pipe (or a socket). When its other end closes, however that happens, pid 1 ends, and the
-    /// kernel with it every process of the namespace.
+    /// When this becomes readable or is closed at its other end, pid 1 ends, and the kernel with it every process of
+    /// the namespace. Best is a pidfd of the process that all depends on ([`super::pidfd_open`], before the fork): it
+    /// becomes readable when that process ends, in whatever way. The other end of a pipe would be copied into pid 1.
     pub lifeline: Option<OwnedFd>,
 }
 
@@ -46,7 +47,6 @@ pub fn run_as_init(init: &Init, body: impl FnOnce() -> i32) -> io::Result<Exit> 
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
-        // Nothing is ever written into it: readable means closed.
         if fds.get(1).and_then(PollFd::revents).is_some_and(|events| !events.is_empty()) {
             return Ok(Exit::Signal(libc::SIGKILL));
         }
