@@ -5,4 +5,5 @@
 //! and falls after a tunnel has taken the pod.
 
 pub mod older;
+pub mod pod;
 pub mod steps;

@@ -1,18 +1,23 @@
 //! The node agent and the client side of the CNI plugin: pods get their capture rules and reach the tunnel.
 //!
 //! [`enroll`] is the heart: a pod enters or leaves the mesh, each step repeatable and undoable. [`rules`] says what is
-//! in the kernel. The agent decides who is captured from the objects of its node, the same way the plugin does.
+//! in the kernel. [`agent`] decides who is captured from the objects of its node ([`world`]), the same way the plugin
+//! does ([`plugin`], whose other end is [`intake`]). [`handover`] brings pods to the node's tunnels.
 #![forbid(unsafe_code)]
 
+pub mod agent;
+pub mod belief;
 pub mod config;
 pub mod enroll;
+pub mod handover;
+pub mod intake;
+pub mod metrics;
+pub mod netns;
 pub mod plugin;
+pub mod receipt;
 pub mod rules;
+pub mod world;
+pub mod writeback;
 
+pub use agent::run;
 pub use config::Config;
-
-/// Runs the agent until `drain` starts. Rules stay in place: running pods do not notice.
-pub async fn run(_config: Config, drain: stillmesh_runtime::drain::Watch) -> anyhow::Result<()> {
-    drain.signaled().await;
-    Ok(())
-}

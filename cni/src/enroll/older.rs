@@ -4,13 +4,14 @@
 //! [`sockets`] and [`cut`], which ask the kernel in the calling thread's namespace.
 
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use stillmesh_netlink::Error;
 use stillmesh_netlink::sock_diag::{self, State, TcpSocket};
 
-use crate::rules::plan::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, TUNNEL_MARK};
+use crate::rules::plan::{Facts, HBONE_PORT, INBOUND_PORT, Inbound, OUTBOUND_PORT, PROBE_SOURCE, PROBE_SOURCE_V6};
+use crate::rules::plan::{Probes, TUNNEL_MARK};
 
 /// The ends of a connection as the pod sees them, and which of several with equal ends it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -23,9 +24,17 @@ pub struct Connection {
     pub cookie: Option<u64>,
 }
 
-/// The open connections of a pod that no tunnel carries: neither those within the pod, nor the tunnel's own, nor those
-/// that are redirected to it or were opened by it.
-pub fn uncaptured(sockets: &[TcpSocket]) -> Vec<Connection> {
+/// The open connections of a pod that no tunnel carries and that capture would have: neither those within the pod, nor
+/// the tunnel's own, nor those that are redirected to it or were opened by it, nor what the pod's facts leave alone.
+pub fn uncaptured(facts: &Facts, sockets: &[TcpSocket]) -> Vec<Connection> {
+    let listening: HashSet<u16> = match facts.inbound {
+        Inbound::Captured => HashSet::new(),
+        Inbound::Bypassed => {
+            sockets.iter().filter(|socket| socket.state == State::Listen).map(|socket| socket.local.port()).collect()
+        }
+    };
+    let probe =
+        |address: IpAddr| facts.probes == Probes::Honoured && (address == PROBE_SOURCE || address == PROBE_SOURCE_V6);
     // What reaches another socket of this namespace: its remote end is somebody's local end, and the other way round.
     let here: HashSet<(SocketAddr, SocketAddr)> = sockets.iter().map(|socket| (socket.local, socket.remote)).collect();
     // A redirected connection keeps its source, so the tunnel's end has the application's own address as remote.
@@ -38,6 +47,8 @@ pub fn uncaptured(sockets: &[TcpSocket]) -> Vec<Connection> {
         alive(socket)
             && !of_tunnel(socket)
             && !socket.remote.ip().is_loopback()
+            && !probe(socket.remote.ip())
+            && !listening.contains(&socket.local.port())
             && !here.contains(&(socket.remote, socket.local))
             && !redirected.contains(&socket.local)
     };

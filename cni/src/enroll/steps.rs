@@ -78,6 +78,8 @@ pub struct Progress {
     pub counted: bool,
     /// The tunnel.
     pub tunnel: Tunnel,
+    /// Whether a tunnel had a moment to take it.
+    pub waited: bool,
     /// The annotation.
     pub told: Told,
     /// Leaving: whether peers had time to hear of it.
@@ -95,6 +97,7 @@ impl Progress {
         rules: Rules::Absent,
         counted: false,
         tunnel: Tunnel::Unoffered,
+        waited: false,
         told: Told::Unknown,
         settled: false,
         drained: false,
@@ -167,8 +170,10 @@ fn capture(progress: &Progress) -> Option<Step> {
         // Taken before, by a tunnel that may be restarting: that is no reason to stop the pod.
         (Tunnel::Offered, Guard::Down, Told::Enabled) => Some(Step::AwaitTunnel),
         (Tunnel::Offered, Guard::Down, _) => Some(Step::Tell(Told::Enabled)),
-        (Tunnel::Offered, Guard::Up, Told::Pending) => Some(Step::AwaitTunnel),
-        (Tunnel::Offered, Guard::Up, _) => Some(Step::Tell(Told::Pending)),
+        (Tunnel::Offered, Guard::Up, told) if progress.waited && told != Told::Pending => {
+            Some(Step::Tell(Told::Pending))
+        }
+        (Tunnel::Offered, Guard::Up, _) => Some(Step::AwaitTunnel),
         (Tunnel::Accepted, Guard::Up, _) => Some(Step::LowerGuard),
         (Tunnel::Accepted, Guard::Down, Told::Enabled) => None,
         (Tunnel::Accepted, Guard::Down, _) => Some(Step::Tell(Told::Enabled)),

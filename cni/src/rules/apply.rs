@@ -12,7 +12,9 @@ use stillmesh_netlink::nft::{self, Batch, Expr, Field};
 use stillmesh_netlink::route::{Route, RouteKind, RoutingRule, Rtnl};
 
 use super::plan::{self, Action, ChainKind, Facts, Family, Hook, Ipv6, Match, RulePlan};
-use super::plan::{GUARD_TABLE, MANGLE_TABLE, NAT_TABLE, RAW_TABLE, REPLY_MARK, REPLY_RULE_PRIORITY, REPLY_TABLE};
+use super::plan::{
+    GUARD_TABLE, MANGLE_TABLE, NAT_TABLE, OUTPUT_CHAIN, RAW_TABLE, REPLY_MARK, REPLY_RULE_PRIORITY, REPLY_TABLE,
+};
 
 /// Rules or routes of a pod that could not be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -66,8 +68,10 @@ pub enum FoundRules {
     Capturing,
     /// Exactly those of a pod that leaves.
     Leaving,
-    /// Something of ours that is none of these, for example from another version.
-    Other,
+    /// Redirects of ours that are not those wanted now: another version's, or for other facts.
+    Different,
+    /// Parts of ours that do not capture.
+    Damaged,
 }
 
 /// Puts all of the plan in place. Tables go in one transaction, after the routes that they rely on.
@@ -133,8 +137,10 @@ pub fn inspect(facts: &Facts) -> Result<Found, ApplyError> {
         FoundRules::Nothing
     } else if matches(&plan::leave(&facts))? {
         FoundRules::Leaving
+    } else if redirects()? {
+        FoundRules::Different
     } else {
-        FoundRules::Other
+        FoundRules::Damaged
     };
     let guard = has_table(GUARD_TABLE)?;
     Ok(Found { ipv6: facts.ipv6, rules, guard })
@@ -173,6 +179,12 @@ fn ipv6() -> Ipv6 {
         // A masked /proc says nothing; rules for a family that is not used do no harm.
         Err(_) => Ipv6::On,
     }
+}
+
+/// Whether there are any rules in the chain that redirects what the pod opens.
+fn redirects() -> Result<bool, ApplyError> {
+    let rules = nft::list(nft::Family::Inet, NAT_TABLE).map_err(failed("read the rules"))?;
+    Ok(["output", OUTPUT_CHAIN].iter().all(|chain| rules.iter().any(|rule| rule.chain == *chain)))
 }
 
 /// Names of our capture tables that are there.

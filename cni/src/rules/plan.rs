@@ -38,6 +38,8 @@ pub const NAT_TABLE: &str = "istio-ambient-nat";
 pub const MANGLE_TABLE: &str = "istio-ambient-mangle";
 /// Name of the table that keeps the tunnel's DNS apart from the application's in connection tracking.
 pub const RAW_TABLE: &str = "istio-ambient-raw";
+/// Name of the chain of what the pod sends, in each of the tables.
+pub const OUTPUT_CHAIN: &str = "istio-output";
 /// Name of the table that stands before capture: no new TCP connection in or out.
 pub const GUARD_TABLE: &str = "stillmesh-guard";
 
@@ -351,9 +353,9 @@ fn table(name: &'static str, kind: ChainKind, priority: i32, rules: Pair) -> Tab
     };
     let chains = vec![
         base("prerouting", "istio-prerouting", incoming_kind, Hook::Prerouting),
-        base("output", "istio-output", kind, Hook::Output),
+        base("output", OUTPUT_CHAIN, kind, Hook::Output),
         Chain { name: "istio-prerouting", base: None, rules: rules.incoming },
-        Chain { name: "istio-output", base: None, rules: rules.outgoing },
+        Chain { name: OUTPUT_CHAIN, base: None, rules: rules.outgoing },
     ];
     Table { name, chains }
 }

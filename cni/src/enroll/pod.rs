@@ -1,0 +1,626 @@
+//! One pod's way into the mesh and out of it: does what [`super::steps`] says, until the pod is as wanted or gone.
+//!
+//! One task per pod, owned by the agent. It never gives up: a failed step is tried again with growing delays, and
+//! until capture is complete the guard stands. What the agent wants may change at any time and takes effect at once.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use stillmesh_api::zds::PodInfo;
+use stillmesh_core::diagnose::{Diagnose, Fault};
+use stillmesh_runtime::Backoff;
+use stillmesh_runtime::sys::netns::{Netns, NetnsThread};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::older::{self, Connection};
+use super::steps::{Guard, Progress, Rules, Step, Told, Tunnel, Wanted, next};
+use crate::belief::{Belief, Beliefs, MAX_OLDER};
+use crate::handover::{Handover, Taken};
+use crate::metrics::{Counted, Metrics, PodLabels, PodState};
+use crate::receipt::{self, Receipt};
+use crate::rules::apply::{self, ApplyError, FoundRules, Outcome};
+use crate::rules::plan::{self, Facts, Ipv6};
+use crate::writeback::{PodName, Writer};
+
+/// What the agent wants of a pod.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Intent {
+    /// Captured, free or gone.
+    pub wanted: Wanted,
+    /// Who it is.
+    pub info: PodInfo,
+    /// Its network namespace; absent where it cannot be found.
+    pub netns: Option<Netns>,
+    /// What its rules depend on. Whether there is IPv6 is found out in the namespace.
+    pub facts: Facts,
+}
+
+/// How far a pod is, for who waits for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Inode of the namespace in which the pod is captured: rules in force, taken by a tunnel, guard down.
+    pub captured: Option<u64>,
+    /// Why it is not yet.
+    pub waiting_for: Option<Arc<str>>,
+    /// What failed before or at the rules, in the namespace with this inode; tried again all the same.
+    pub failed: Option<(u64, Arc<str>)>,
+}
+
+/// What all pods of an agent share.
+#[derive(Clone)]
+pub struct Shared {
+    /// The way to the tunnels.
+    pub handover: Handover,
+    /// What is believed, on disk.
+    pub beliefs: Beliefs,
+    /// Annotations.
+    pub writer: Writer,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Timing.
+    pub times: Times,
+}
+
+/// How long and how often. All wall time.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// How long peers have to hear that a pod leaves before the tunnel lets it go. Default 2 s.
+    pub settle: Duration,
+    /// How long connections in the tunnel may take to end when a pod leaves. Default 60 s.
+    pub drain: Duration,
+    /// How often rules of a captured pod are compared with the plan. Default 30 s.
+    pub verify: Duration,
+    /// How often an offer that no tunnel has answered is repeated. Default 5 s.
+    pub offer: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self {
+            settle: Duration::from_secs(2),
+            drain: Duration::from_secs(60),
+            verify: Duration::from_secs(30),
+            offer: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A step that failed. It is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The namespace cannot be entered, or the work there broke off.
+    #[error("the pod's network namespace cannot be worked in")]
+    Namespace(#[source] io::Error),
+    /// The kernel took too long.
+    #[error("the kernel did not answer within {0:?}")]
+    Slow(Duration),
+    /// Rules cannot be read or changed.
+    #[error(transparent)]
+    Rules(#[from] ApplyError),
+    /// Sockets cannot be listed.
+    #[error("the pod's TCP sockets cannot be listed")]
+    Sockets(#[source] stillmesh_netlink::Error),
+    /// The state directory cannot be written.
+    #[error("what is believed of the pod cannot be written")]
+    Belief(#[source] io::Error),
+}
+
+impl Diagnose for StepError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Namespace(_) => "CNI020",
+            Self::Slow(_) => "CNI021",
+            Self::Rules(error) => error.code(),
+            Self::Sockets(_) => "CNI022",
+            Self::Belief(_) => "CNI023",
+        }
+    }
+    fn fault(&self) -> Fault {
+        Fault::Internal
+    }
+    fn remedy(&self) -> &'static str {
+        match self {
+            Self::Namespace(_) => "check that the agent has CAP_SYS_ADMIN and that the pod still runs",
+            Self::Slow(_) => "check the load of this node",
+            Self::Rules(error) => error.remedy(),
+            Self::Sockets(_) => "check that the kernel has inet_diag",
+            Self::Belief(_) => "check that STATE_DIR can be written and has space",
+        }
+    }
+}
+
+/// One pod's state, owned by its task.
+pub struct Pod {
+    uid: String,
+    shared: Shared,
+    intents: watch::Receiver<Intent>,
+    status: watch::Sender<Status>,
+    progress: Progress,
+    intent: Intent,
+    ipv6: Ipv6,
+    older: Vec<Connection>,
+    since: Option<String>,
+    /// When the first part of leaving was done.
+    left: Option<Instant>,
+    taken: Option<watch::Receiver<Taken>>,
+    thread: Option<NetnsThread>,
+    counted: Counted,
+    /// Delays between offers that a tunnel refuses.
+    refusals: Backoff,
+}
+
+/// How long the kernel may take for one step.
+const KERNEL: Duration = Duration::from_secs(5);
+const FIRST_RETRY: Duration = Duration::from_millis(5);
+const LAST_RETRY: Duration = Duration::from_secs(5);
+
+impl Pod {
+    /// A pod of which nothing is done, or what `belief` says.
+    pub fn new(
+        uid: &str,
+        shared: Shared,
+        intents: watch::Receiver<Intent>,
+        status: watch::Sender<Status>,
+        belief: Option<Belief>,
+    ) -> Self {
+        let intent = intents.borrow().clone();
+        let mut progress = Progress { believed: belief.is_some(), ..Progress::UNKNOWN };
+        let inode = intent.netns.as_ref().map(Netns::inode);
+        let (mut older, mut since) = (Vec::new(), None);
+        if let Some(belief) = belief.filter(|belief| Some(belief.netns) == inode && belief.since.is_some()) {
+            progress.counted = true;
+            (older, since) = (belief.older, belief.since);
+        }
+        let counted = Counted::new(shared.metrics.clone());
+        Self {
+            uid: uid.to_owned(),
+            shared,
+            intents,
+            status,
+            progress,
+            ipv6: intent.facts.ipv6,
+            intent,
+            older,
+            since,
+            left: None,
+            taken: None,
+            thread: None,
+            counted,
+            refusals: Backoff::new(FIRST_RETRY, LAST_RETRY),
+        }
+    }
+
+    /// Works until nothing is left to do for a pod that is free or gone. Dropped before that, everything stays as it
+    /// is in the kernel.
+    pub async fn run(mut self) {
+        let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
+        loop {
+            self.adopt();
+            let wanted = self.wanted();
+            if wanted == Wanted::Captured && self.intent.netns.is_none() {
+                self.keep().await;
+                continue;
+            }
+            let Some(step) = next(wanted, &self.progress) else {
+                if wanted == Wanted::Captured {
+                    self.watch().await;
+                    continue;
+                }
+                break;
+            };
+            self.count(wanted);
+            tracing::debug!(pod = %self.name(), ?step, "step");
+            match self.perform(step).await {
+                Ok(()) => backoff.reset(),
+                Err(error) => {
+                    let wait = backoff.next(1.0);
+                    self.report(step, &error, wait);
+                    tokio::select! {
+                        () = sleep(wait) => {}
+                        changed = self.intents.changed() => if changed.is_err() { return },
+                    }
+                }
+            }
+        }
+        let labels = self.labels();
+        self.shared.metrics.older_connections.remove(&labels);
+        match self.intent.wanted {
+            Wanted::Gone => self.shared.writer.forget(&self.pod_name(), &self.uid),
+            // Where its namespace was not at hand nothing has been said yet.
+            _ => self.shared.writer.set(&self.pod_name(), &self.uid, receipt::annotations(Told::Nothing, None)),
+        }
+        tracing::info!(pod = %self.name(), wanted = ?self.wanted(), "the pod is out of the mesh");
+    }
+
+    /// A pod that should live on without capture, but whose namespace cannot be found, is beyond us.
+    fn wanted(&self) -> Wanted {
+        match (self.intent.wanted, &self.intent.netns) {
+            (Wanted::Free, None) => Wanted::Gone,
+            (wanted, _) => wanted,
+        }
+    }
+
+    /// Takes over what the agent wants now.
+    fn adopt(&mut self) {
+        let intent = self.intents.borrow_and_update().clone();
+        if intent.netns.is_some() && intent.netns != self.intent.netns {
+            // The sandbox was made anew: nothing of what was done holds there.
+            let believed = self.progress.believed;
+            self.progress = Progress { believed, ..Progress::UNKNOWN };
+            self.thread = None;
+            self.older.clear();
+            self.since = None;
+        } else if intent.facts != self.intent.facts {
+            self.progress.inspected = false;
+            // The receipt names the rules.
+            self.progress.told = Told::Unknown;
+        }
+        if intent.wanted == Wanted::Captured && self.intent.wanted != Wanted::Captured {
+            // Somebody else may have written meanwhile.
+            self.progress.told = Told::Unknown;
+        }
+        self.intent = intent;
+    }
+
+    fn facts(&self) -> Facts {
+        Facts { ipv6: self.ipv6, ..self.intent.facts.clone() }
+    }
+
+    async fn perform(&mut self, step: Step) -> Result<(), StepError> {
+        match step {
+            Step::Inspect => self.inspect().await,
+            Step::Believe => self.believe().await,
+            Step::RaiseGuard => {
+                let facts = self.facts();
+                self.inside(move || apply::raise_guard(&facts)).await??;
+                self.progress.guard = Guard::Up;
+                Ok(())
+            }
+            Step::CountOlder => self.count_older().await,
+            Step::InstallRules => {
+                let plan = plan::capture(&self.facts());
+                let outcome = self.inside(move || apply::install(&plan)).await??;
+                if outcome == Outcome::Changed {
+                    tracing::info!(pod = %self.name(), older = self.older.len(), "rules are in force");
+                }
+                self.progress.rules = Rules::Capturing;
+                Ok(())
+            }
+            Step::Offer => {
+                let netns = self.intent.netns.clone();
+                self.taken = Some(self.shared.handover.offer(&self.uid, self.intent.info.clone(), netns));
+                self.progress.tunnel = Tunnel::Offered;
+                Ok(())
+            }
+            Step::AwaitTunnel => {
+                self.await_tunnel().await;
+                Ok(())
+            }
+            Step::LowerGuard => {
+                self.inside(apply::lower_guard).await??;
+                self.progress.guard = Guard::Down;
+                Ok(())
+            }
+            Step::Tell(told) => self.tell(told).await,
+            Step::StopRedirects => {
+                let plan = plan::leave(&self.facts());
+                self.inside(move || apply::install(&plan)).await??;
+                self.left = Some(Instant::now());
+                let progress = &mut self.progress;
+                (progress.rules, progress.counted) = (Rules::Leaving, false);
+                (progress.settled, progress.drained) = (false, false);
+                self.older.clear();
+                self.since = None;
+                Ok(())
+            }
+            Step::Settle => {
+                if !self.wait_for(self.shared.times.settle).await {
+                    self.progress.settled = true;
+                }
+                Ok(())
+            }
+            Step::TakeBack => {
+                self.shared.handover.take_back(&self.uid);
+                self.taken = None;
+                self.progress.tunnel = Tunnel::Unoffered;
+                Ok(())
+            }
+            Step::AwaitDrain => self.await_drain().await,
+            Step::RemoveRules => {
+                self.inside(apply::remove).await??;
+                self.progress.rules = Rules::Absent;
+                Ok(())
+            }
+            Step::Forget => {
+                let (beliefs, uid) = (self.shared.beliefs.clone(), self.uid.clone());
+                blocking(move || beliefs.delete(&uid)).await.map_err(StepError::Belief)?;
+                self.progress.believed = false;
+                Ok(())
+            }
+        }
+    }
+
+    async fn inspect(&mut self) -> Result<(), StepError> {
+        let facts = self.intent.facts.clone();
+        let found = self.inside(move || apply::inspect(&facts)).await??;
+        self.ipv6 = found.ipv6;
+        let before = self.progress.rules;
+        let progress = &mut self.progress;
+        progress.guard = if found.guard { Guard::Up } else { Guard::Down };
+        progress.rules = match found.rules {
+            FoundRules::Capturing => Rules::Capturing,
+            FoundRules::Different => Rules::Stale,
+            FoundRules::Leaving => Rules::Leaving,
+            FoundRules::Nothing => Rules::Absent,
+            // Parts that do not capture: for a pod that stays, as if absent; for one that leaves, to be taken out.
+            FoundRules::Damaged if self.intent.wanted == Wanted::Captured => Rules::Absent,
+            FoundRules::Damaged => Rules::Leaving,
+        };
+        if !matches!(progress.rules, Rules::Capturing | Rules::Stale) {
+            // New connections may have opened in the clear.
+            progress.counted = false;
+        }
+        if before == Rules::Capturing && progress.rules != Rules::Capturing {
+            self.shared.metrics.repairs.inc();
+            tracing::warn!(pod = %self.name(), found = ?found.rules, "the pod's rules were changed by somebody else");
+        }
+        self.progress.inspected = true;
+        Ok(())
+    }
+
+    async fn count_older(&mut self) -> Result<(), StepError> {
+        let sockets = self.inside(older::sockets).await?.map_err(StepError::Sockets)?;
+        self.older = older::uncaptured(&self.facts(), &sockets);
+        self.progress.counted = true;
+        self.show_older();
+        Ok(())
+    }
+
+    async fn await_tunnel(&mut self) {
+        let Some(taken) = &mut self.taken else {
+            self.progress.tunnel = Tunnel::Unoffered;
+            return;
+        };
+        let now = taken.borrow_and_update().clone();
+        let reason: Arc<str> = match now {
+            Taken::Accepted => {
+                (self.progress.tunnel, self.progress.waited) = (Tunnel::Accepted, false);
+                self.refusals.reset();
+                return;
+            }
+            Taken::Waiting if self.shared.handover.tunnels() == 0 => "no ztunnel is connected".into(),
+            Taken::Waiting => "ztunnel has not answered".into(),
+            Taken::Refused(ref reason) => format!("ztunnel refused the pod: {reason}").into(),
+        };
+        self.status.send_modify(|status| status.waiting_for = Some(reason));
+        let refused = matches!(now, Taken::Refused(_));
+        let first = !refused && !self.progress.waited;
+        let wait = match (refused, first) {
+            (true, _) => self.refusals.next(1.0),
+            (false, true) => FIRST_WAIT,
+            (false, false) => self.shared.times.offer,
+        };
+        tokio::select! {
+            _ = taken.changed() => {}
+            _ = self.intents.changed() => {}
+            () = sleep(wait) => {
+                self.progress.waited = true;
+                if !first {
+                    self.progress.tunnel = Tunnel::Unoffered;
+                }
+            }
+        }
+    }
+
+    async fn await_drain(&mut self) -> Result<(), StepError> {
+        let over = self.left.is_none_or(|left| left.elapsed() >= self.shared.times.drain);
+        let sockets = self.inside(older::sockets).await?.map_err(StepError::Sockets)?;
+        let open = older::in_tunnel(&sockets);
+        if open == 0 || over {
+            if open > 0 {
+                tracing::info!(pod = %self.name(), open, "the pod leaves with connections in the tunnel");
+            }
+            self.progress.drained = true;
+            return Ok(());
+        }
+        self.wait_for(DRAIN_POLL).await;
+        Ok(())
+    }
+
+    /// Writes what the annotation is to say; the rest happens in the background.
+    async fn tell(&mut self, told: Told) -> Result<(), StepError> {
+        if told == Told::Enabled {
+            if self.since.is_none() {
+                self.since = Some(jiff::Timestamp::now().to_string());
+            }
+            self.save().await?;
+        }
+        let receipt = (told == Told::Enabled).then(|| self.receipt()).flatten();
+        let annotations = receipt::annotations(told, receipt.as_ref());
+        self.shared.writer.set(&self.pod_name(), &self.uid, annotations);
+        self.progress.told = told;
+        if let (Told::Enabled, Some(netns)) = (told, &self.intent.netns) {
+            let inode = netns.inode();
+            self.status.send_replace(Status { captured: Some(inode), ..Status::default() });
+            tracing::info!(pod = %self.name(), older = self.older.len(), "the pod is captured");
+        } else {
+            self.status.send_modify(|status| status.captured = None);
+        }
+        Ok(())
+    }
+
+    async fn believe(&mut self) -> Result<(), StepError> {
+        self.save().await?;
+        self.progress.believed = true;
+        Ok(())
+    }
+
+    async fn save(&self) -> Result<(), StepError> {
+        let belief = Belief {
+            uid: self.uid.clone(),
+            namespace: self.intent.info.namespace.clone(),
+            name: self.intent.info.name.clone(),
+            netns: self.intent.netns.as_ref().map(Netns::inode).unwrap_or_default(),
+            since: self.since.clone(),
+            older: self.older.iter().take(MAX_OLDER).copied().collect(),
+        };
+        let beliefs = self.shared.beliefs.clone();
+        blocking(move || beliefs.save(&belief)).await.map_err(StepError::Belief)
+    }
+
+    /// The pod is as wanted: follows its older connections, its tunnel and its rules until something changes.
+    async fn watch(&mut self) {
+        self.count(Wanted::Captured);
+        let verify = Instant::now() + self.shared.times.verify;
+        let mut poll = OLDER_POLL;
+        loop {
+            if self.older.is_empty() {
+                // Nothing to do in the namespace for long: no thread there.
+                self.thread = None;
+            }
+            let mut taken = self.taken.clone();
+            let refused = async {
+                match &mut taken {
+                    Some(taken) => taken.wait_for(|taken| matches!(taken, Taken::Refused(_))).await.is_ok(),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = self.intents.changed() => return,
+                _ = refused => {
+                    self.progress.tunnel = Tunnel::Offered;
+                    return;
+                }
+                () = tokio::time::sleep_until(verify) => {
+                    self.progress.inspected = false;
+                    return;
+                }
+                () = sleep(poll), if !self.older.is_empty() => {
+                    if let Err(error) = self.follow_older().await {
+                        self.report(Step::CountOlder, &error, poll);
+                    }
+                    poll = (poll * 2).min(OLDER_POLL_MAX);
+                }
+            }
+        }
+    }
+
+    async fn follow_older(&mut self) -> Result<(), StepError> {
+        let sockets = self.inside(older::sockets).await?.map_err(StepError::Sockets)?;
+        let remaining = older::remaining(&self.older, &sockets);
+        if remaining.len() == self.older.len() {
+            self.older = remaining;
+            return Ok(());
+        }
+        self.older = remaining;
+        self.show_older();
+        self.save().await?;
+        let annotations = receipt::annotations(Told::Enabled, self.receipt().as_ref());
+        self.shared.writer.set(&self.pod_name(), &self.uid, annotations);
+        if self.older.is_empty() {
+            tracing::info!(pod = %self.name(), "the last connection older than capture has ended");
+        }
+        Ok(())
+    }
+
+    /// Captured as far as we know, but its namespace is not at hand: the tunnel is asked to keep what it has.
+    async fn keep(&mut self) {
+        self.taken = Some(self.shared.handover.offer(&self.uid, self.intent.info.clone(), None));
+        self.progress.tunnel = Tunnel::Offered;
+        // The sender is gone when the agent ends, and this task with it.
+        if self.intents.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Whether the intent changed within the time. Cancel-safe.
+    async fn wait_for(&mut self, time: Duration) -> bool {
+        timeout(time, self.intents.changed()).await.is_ok()
+    }
+
+    /// Runs `work` in the pod's namespace.
+    async fn inside<T: Send + 'static>(&mut self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, StepError> {
+        if self.thread.is_none() {
+            let Some(netns) = self.intent.netns.clone() else {
+                return Err(StepError::Namespace(io::ErrorKind::NotFound.into()));
+            };
+            self.thread = Some(NetnsThread::spawn("pod-netns", netns).map_err(StepError::Namespace)?);
+        }
+        let Some(thread) = &self.thread else {
+            return Err(StepError::Namespace(io::ErrorKind::NotFound.into()));
+        };
+        let result = timeout(KERNEL, thread.run(work)).await;
+        match result {
+            Ok(Ok(value)) => Ok(value),
+            failed => {
+                // Whatever it is doing, the next step gets a thread that is not.
+                self.thread = None;
+                Err(failed.map_or(StepError::Slow(KERNEL), |result| match result {
+                    Ok(_) => StepError::Slow(KERNEL),
+                    Err(source) => StepError::Namespace(source),
+                }))
+            }
+        }
+    }
+
+    fn report(&self, step: Step, error: &StepError, wait: Duration) {
+        self.shared.metrics.failed_steps.inc();
+        let cause = std::error::Error::source(error).map(ToString::to_string);
+        let pod = self.name();
+        tracing::warn!(%pod, ?step, error.code = error.code(), %error, cause, ?wait, "a step failed");
+        let inode = self.intent.netns.as_ref().map(Netns::inode);
+        if let (Some(inode), true) = (inode, self.progress.rules != Rules::Capturing) {
+            let text = cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"));
+            self.status.send_modify(|status| status.failed = Some((inode, text.into())));
+        }
+    }
+
+    fn receipt(&self) -> Option<Receipt> {
+        Some(Receipt {
+            time: self.since.clone()?,
+            rules: format!("{:016x}", plan::capture(&self.facts()).fingerprint()),
+            netns: self.intent.netns.as_ref()?.inode(),
+            older_connections: self.older.len(),
+        })
+    }
+
+    fn show_older(&self) {
+        let count = i64::try_from(self.older.len()).unwrap_or(i64::MAX);
+        self.shared.metrics.older_connections.get_or_create(&self.labels()).set(count);
+    }
+
+    fn count(&mut self, wanted: Wanted) {
+        let state = match (wanted, self.progress.tunnel, self.progress.told) {
+            (Wanted::Captured, Tunnel::Accepted, Told::Enabled) => PodState::captured,
+            (Wanted::Captured, _, Told::Pending) => PodState::pending,
+            (Wanted::Captured, _, _) => PodState::entering,
+            (Wanted::Free | Wanted::Gone, _, _) => PodState::leaving,
+        };
+        self.counted.set(Some(state));
+    }
+
+    fn labels(&self) -> PodLabels {
+        PodLabels { namespace: self.intent.info.namespace.clone(), pod: self.intent.info.name.clone() }
+    }
+
+    fn pod_name(&self) -> PodName {
+        PodName { namespace: self.intent.info.namespace.clone(), name: self.intent.info.name.clone() }
+    }
+
+    fn name(&self) -> String {
+        format!("{}/{}", self.intent.info.namespace, self.intent.info.name)
+    }
+}
+
+/// How long a tunnel may take before the pod is said to be pending.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+const DRAIN_POLL: Duration = Duration::from_millis(250);
+const OLDER_POLL: Duration = Duration::from_millis(250);
+const OLDER_POLL_MAX: Duration = Duration::from_secs(2);
+
+/// Work on the disk, off the runtime's threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}

@@ -1,0 +1,112 @@
+use k8s_openapi::api::core::v1::{PodSpec, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use stillmesh_objects::{Placed, Position};
+
+use super::*;
+
+fn world() -> World {
+    World::new("n1".into(), Enrolment::default(), Dns::Captured)
+}
+
+fn set(object: impl Into<Object>) -> Change {
+    Change::Set(Placed { object: object.into(), at: Position::file("x.yaml") })
+}
+
+fn metadata(name: &str, namespace: Option<&str>) -> ObjectMeta {
+    ObjectMeta { name: Some(name.into()), namespace: namespace.map(Into::into), ..ObjectMeta::default() }
+}
+
+fn pod(name: &str, uid: &str, node: &str) -> Pod {
+    let mut metadata = metadata(name, Some("shop"));
+    metadata.uid = Some(uid.into());
+    let spec = PodSpec { node_name: Some(node.into()), ..PodSpec::default() };
+    Pod { metadata, spec: Some(spec), status: None }
+}
+
+fn namespace(mode: Option<&str>) -> Namespace {
+    let mut metadata = metadata("shop", None);
+    metadata.labels = mode.map(|mode| [("istio.io/dataplane-mode".to_owned(), mode.to_owned())].into());
+    Namespace { metadata, ..Namespace::default() }
+}
+
+fn name(name: &str) -> PodName {
+    PodName { namespace: "shop".into(), name: name.into() }
+}
+
+fn wanted(world: &World, pod: &str) -> Option<Wanted> {
+    world.verdict(&name(pod)).map(|verdict| verdict.wanted)
+}
+
+#[test]
+fn only_pods_of_this_node_count() {
+    let mut world = world();
+    let touched = world.apply(vec![set(pod("a", "1", "n1")), set(pod("b", "2", "n2"))], &Metrics::default());
+    assert_eq!(touched, [name("a")].into());
+    assert_eq!(world.verdict(&name("b")), None);
+    let touched = world.apply(vec![set(pod("a", "1", "n2"))], &Metrics::default());
+    assert_eq!((touched, world.verdict(&name("a"))), ([name("a")].into(), None));
+}
+
+#[test]
+fn a_namespace_label_touches_its_pods_and_takes_them_in_and_out() {
+    let mut world = world();
+    let metrics = Metrics::default();
+    world.apply(vec![set(namespace(None)), set(pod("a", "1", "n1"))], &metrics);
+    assert_eq!(wanted(&world, "a"), Some(Wanted::Free));
+    assert_eq!(world.apply(vec![set(namespace(Some("ambient")))], &metrics), [name("a")].into());
+    assert_eq!(wanted(&world, "a"), Some(Wanted::Captured));
+    let gone = namespace(None);
+    let key = Object::from(gone).key();
+    assert_eq!(world.apply(vec![Change::Removed(key)], &metrics), [name("a")].into());
+    assert_eq!(wanted(&world, "a"), Some(Wanted::Free));
+}
+
+#[test]
+fn a_pod_that_ended_is_gone() {
+    let mut world = world();
+    let mut ended = pod("a", "1", "n1");
+    ended.status = Some(PodStatus { phase: Some("Succeeded".into()), ..PodStatus::default() });
+    world.apply(vec![set(namespace(Some("ambient"))), set(ended)], &Metrics::default());
+    assert_eq!(wanted(&world, "a"), Some(Wanted::Gone));
+}
+
+#[test]
+fn annotations_become_facts() {
+    let mut world = world();
+    let mut annotated = pod("a", "1", "n1");
+    annotated.metadata.annotations = Some(
+        [
+            (DNS_CAPTURE, "false"),
+            (BYPASS_INBOUND, "T"),
+            (VIRTUAL_INTERFACES, "vm0, vm1,vm0,,bad/name"),
+            (REDIRECTION, "enabled"),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into(),
+    );
+    world.apply(vec![set(annotated)], &Metrics::default());
+    let verdict = world.verdict(&name("a")).unwrap();
+    let interfaces: Vec<_> = verdict.facts.virtual_interfaces.iter().map(InterfaceName::as_str).collect();
+    assert_eq!((verdict.facts.dns, verdict.facts.inbound), (Dns::Direct, Inbound::Bypassed));
+    assert_eq!(interfaces, ["vm0", "vm1"]);
+    assert!(verdict.marked);
+    assert_eq!(verdict.info.service_account, "default");
+}
+
+#[test]
+fn a_switch_that_is_neither_true_nor_false_counts_as_absent() {
+    let mut world = world();
+    let mut annotated = pod("a", "1", "n1");
+    annotated.metadata.annotations = Some([(DNS_CAPTURE.to_owned(), "maybe".to_owned())].into());
+    world.apply(vec![set(annotated)], &Metrics::default());
+    assert_eq!(world.verdict(&name("a")).unwrap().facts.dns, Dns::Captured);
+}
+
+#[test]
+fn a_pod_without_a_uid_waits_for_one() {
+    let mut world = world();
+    let mut fresh = pod("a", "1", "n1");
+    fresh.metadata.uid = None;
+    assert_eq!(world.apply(vec![set(fresh)], &Metrics::default()), [name("a")].into());
+    assert_eq!(world.verdict(&name("a")), None);
+}
