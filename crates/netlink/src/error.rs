@@ -2,6 +2,8 @@
 
 use std::io;
 
+use stillmesh_core::{Diagnose, Fault};
+
 /// A request that was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -61,6 +63,34 @@ impl Error {
     #[must_use]
     pub fn is_absent(&self) -> bool {
         matches!(self.errno(), Some(libc::ENOENT | libc::ENODEV | libc::ESRCH | libc::EADDRNOTAVAIL))
+    }
+}
+
+impl Diagnose for Error {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Refused { .. } => "NLK001",
+            Self::Socket { .. } => "NLK002",
+            Self::Answer { .. } => "NLK003",
+            Self::Invalid { .. } => "NLK004",
+        }
+    }
+
+    fn fault(&self) -> Fault {
+        Fault::Internal
+    }
+
+    fn remedy(&self) -> &'static str {
+        match (self, self.errno()) {
+            (_, Some(libc::EPERM | libc::EACCES)) => "grant CAP_NET_ADMIN in the user namespace that owns this network",
+            (Self::Refused { .. }, Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::ENOENT)) => {
+                "check that the kernel has the nf_tables, nat, conntrack and veth modules that this needs"
+            }
+            (Self::Refused { .. }, _) => "see what the kernel says; another program may be changing the same objects",
+            (Self::Socket { .. }, _) => "check that the kernel has netlink for this and that descriptors are left",
+            (Self::Answer { .. }, _) => "report the kernel's version: its answer has a form that is not known here",
+            (Self::Invalid { .. }, _) => "shorten the name or split the change, as the message says",
+        }
     }
 }
 

@@ -6,6 +6,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use stillmesh_core::{Diagnose, Fault};
+
 /// Reads keys from one set of strings and collects what is wrong with them.
 #[derive(Clone, Debug, Default)]
 pub struct Reader {
@@ -37,6 +39,20 @@ impl fmt::Display for Problem {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the environment cannot be used: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
 pub struct Problems(pub Vec<Problem>);
+
+impl Diagnose for Problems {
+    fn code(&self) -> &'static str {
+        "ENV001"
+    }
+
+    fn fault(&self) -> Fault {
+        Fault::Config
+    }
+
+    fn remedy(&self) -> &'static str {
+        "set each key to what is accepted, or unset it for its default"
+    }
+}
 
 impl Reader {
     /// The environment of this process. Values that are not UTF-8 are reported as problems.

@@ -116,6 +116,9 @@ async fn silent_and_slow_peers_are_ended_by_the_limits() {
     let mut slow = running.raw().await;
     slow.write_all(b"GET /hello/a HTTP/1.1\r\nho").await.unwrap();
     read_all(&mut slow).await;
+    let mut idle = running.raw().await;
+    idle.write_all(b"GET /hello/a HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    assert!(read_all(&mut idle).await.starts_with("HTTP/1.1 200 "), "answered, then closed for its silence");
 
     let running = limited(Limits { body: SHORT, ..Limits::default() });
     let mut slow = running.raw().await;

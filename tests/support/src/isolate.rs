@@ -30,8 +30,8 @@ const INSIDE: &str = "STILLMESH_TEST_ISOLATED";
 /// How long an inner test may take before it counts as hung.
 const DEADLINE: Duration = Duration::from_secs(180);
 
-/// Runs the body in fresh user, network and mount namespaces, as root there, with the loopback device up and a tmpfs
-/// of its own on `/run`. Must be called directly by the test function, once.
+/// Runs the body in fresh user, network and mount namespaces, as root there, with the loopback device up.
+/// Must be called directly by the test function, once.
 pub fn isolated<F: FnOnce()>(body: F) {
     let test = test_name::<F>();
     if Reader::process().string(INSIDE).as_deref() == Some(test.as_str()) {

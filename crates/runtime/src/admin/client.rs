@@ -9,6 +9,7 @@ use http::{HeaderMap, Method, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use stillmesh_core::{Diagnose, Fault};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::message::Raw;
@@ -74,6 +75,29 @@ pub enum ClientError {
         /// The answer's text.
         body: String,
     },
+}
+
+impl Diagnose for ClientError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Connect { .. } => "ADM001",
+            Self::Exchange { .. } => "ADM002",
+            Self::Slow { .. } => "ADM003",
+            Self::NotTakenOver { .. } => "ADM004",
+        }
+    }
+
+    fn fault(&self) -> Fault {
+        Fault::Upstream
+    }
+
+    fn remedy(&self) -> &'static str {
+        match self {
+            Self::Connect { .. } => "check that the server runs and that this user may use its socket",
+            Self::Exchange { .. } | Self::Slow { .. } => "look into the server's log",
+            Self::NotTakenOver { .. } => "check that client and server are of one version",
+        }
+    }
 }
 
 /// A client of one server.

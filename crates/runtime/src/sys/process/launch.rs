@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
+use stillmesh_core::{Diagnose, Fault};
 
 use super::{IdMaps, Isolation};
 
@@ -173,6 +174,43 @@ pub struct LaunchError {
     /// Why.
     #[source]
     pub source: io::Error,
+}
+
+impl Diagnose for LaunchError {
+    fn code(&self) -> &'static str {
+        match self.step {
+            Step::Fork => "PRC001",
+            Step::DeathSignal => "PRC002",
+            Step::Enter => "PRC003",
+            Step::Namespaces => "PRC004",
+            Step::IdMaps => "PRC005",
+            Step::Mounts => "PRC006",
+            Step::Session => "PRC007",
+            Step::Exec => "PRC008",
+        }
+    }
+
+    fn fault(&self) -> Fault {
+        match self.step {
+            Step::Exec => Fault::Config,
+            _ => Fault::Internal,
+        }
+    }
+
+    fn remedy(&self) -> &'static str {
+        match self.step {
+            Step::Fork => "raise the limit of processes or of memory",
+            Step::Namespaces | Step::IdMaps => {
+                "allow user namespaces: user.max_user_namespaces, kernel.unprivileged_userns_clone, \
+                 kernel.apparmor_restrict_unprivileged_userns, the container's seccomp profile; or run as root"
+            }
+            Step::Mounts => "check that both paths are there and that mounts are allowed in user namespaces",
+            Step::Exec => "check that the program is there and may be run",
+            Step::DeathSignal | Step::Enter | Step::Session => {
+                "check what restricts this process: seccomp, capabilities"
+            }
+        }
+    }
 }
 
 /// A step of starting a program or child.
