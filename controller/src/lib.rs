@@ -1,6 +1,6 @@
 //! The control plane: objects in, workloads, services and policies out to every node, and the certificate authority.
 //!
-//! Read in this order: [`app`] (how the parts are joined), [`build`] (objects to resources, incrementally),
+//! Read in this order: `app` (how the parts are joined), [`build`] (objects to resources, incrementally),
 //! [`serve`] (nodes: who they are, what they get, which certificates), [`config`].
 
 mod app;

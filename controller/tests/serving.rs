@@ -1,4 +1,5 @@
 //! The controller as nodes see it: real TLS and gRPC on loopback, objects in a directory.
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;

@@ -85,12 +85,10 @@ impl Builder {
     }
 
     fn selects_something(&self, namespace: &Str, wanted: &labels::Labels) -> bool {
-        let selects =
-            |pod: &k8s_openapi::api::core::v1::Pod| labels::match_all(wanted, labels::of(&pod.metadata.labels));
         if *namespace == self.mesh.root_namespace {
-            self.world.pods.all().any(|(_, pod)| selects(pod))
+            self.world.namespaces_with_pods().any(|one| self.world.pods_with(one, wanted).next().is_some())
         } else {
-            self.world.pods.of(namespace).any(|(_, pod)| selects(pod))
+            self.world.pods_with(namespace, wanted).next().is_some()
         }
     }
 

@@ -174,7 +174,7 @@ fn a_rejected_policy_is_not_named_and_its_verdict_says_why() {
     let [verdict] = &built.verdicts[..] else { panic!("{built:?}") };
     assert_eq!(verdict.object.to_string(), "AuthorizationPolicy shop/p");
     assert_eq!(verdict.condition.as_ref().unwrap().reason, "UnsupportedValue");
-    let gone = world.builder.apply(&update("", &[verdict.object.clone()]));
+    let gone = world.builder.apply(&update("", std::slice::from_ref(&verdict.object)));
     assert_eq!(gone.verdicts[0].condition, None);
 }
 

@@ -7,7 +7,10 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use stillmesh_core::model::Str;
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication};
+use stillmesh_k8s::labels::{self, Labels};
 use stillmesh_k8s::translate;
+
+use super::labelled::{Asking, Having};
 
 /// Namespace and name.
 pub(super) type Name = (Str, Str);
@@ -58,10 +61,6 @@ impl<T> Grouped<T> {
             .flat_map(|(namespace, group)| group.iter().map(|(name, one)| ((namespace.clone(), name.clone()), one)))
     }
 
-    pub fn len(&self) -> usize {
-        self.0.values().map(BTreeMap::len).sum()
-    }
-
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -79,6 +78,10 @@ pub(super) struct World {
     pub slices: Grouped<EndpointSlice>,
     pub policies: Grouped<AuthorizationPolicy>,
     pub peers: Grouped<PeerAuthentication>,
+    pods_having: Having,
+    services_asking: Asking,
+    policies_asking: Asking,
+    peers_asking: Asking,
     pods_on: HashMap<Str, BTreeSet<Name>>,
     slices_of_service: HashMap<Name, BTreeSet<Name>>,
     slices_of_pod: HashMap<Name, BTreeSet<Name>>,
@@ -90,13 +93,83 @@ impl World {
             self.pods_on.entry(node.into()).or_default().insert(name.clone());
         }
         let node = pod.as_deref().and_then(node_of).map(Str::from);
-        let old = self.pods.replace(name, pod);
+        let old = self.pods.replace(name, pod.clone());
+        let labels = |pod: &Option<Arc<Pod>>| pod.as_deref().map(|pod| labels::of(&pod.metadata.labels).clone());
+        self.pods_having.replace(name, labels(&old).as_ref(), labels(&pod).as_ref());
         if let Some(before) = old.as_deref().and_then(node_of)
             && node.as_deref() != Some(before)
         {
             take(&mut self.pods_on, before, name);
         }
         old
+    }
+
+    pub fn replace_service(&mut self, name: &Name, service: Option<Arc<Service>>) -> Option<Arc<Service>> {
+        let old = self.services.replace(name, service.clone());
+        self.services_asking.replace(name, wanted_by(old.as_deref()), wanted_by(service.as_deref()));
+        old
+    }
+
+    pub fn replace_policy(
+        &mut self,
+        name: &Name,
+        policy: Option<Arc<AuthorizationPolicy>>,
+    ) -> Option<Arc<AuthorizationPolicy>> {
+        let old = self.policies.replace(name, policy.clone());
+        let wanted = |policy: Option<&AuthorizationPolicy>| {
+            policy.and_then(|policy| policy.spec.selector.as_ref()).map(|selector| selector.match_labels.clone())
+        };
+        let (before, after) = (wanted(old.as_deref()), wanted(policy.as_deref()));
+        self.policies_asking.replace(name, before.as_ref(), after.as_ref());
+        old
+    }
+
+    pub fn replace_peer(
+        &mut self,
+        name: &Name,
+        peer: Option<Arc<PeerAuthentication>>,
+    ) -> Option<Arc<PeerAuthentication>> {
+        let old = self.peers.replace(name, peer.clone());
+        let wanted = |peer: Option<&PeerAuthentication>| {
+            peer.and_then(|peer| peer.spec.selector.as_ref()).map(|selector| selector.match_labels.clone())
+        };
+        let (before, after) = (wanted(old.as_deref()), wanted(peer.as_deref()));
+        self.peers_asking.replace(name, before.as_ref(), after.as_ref());
+        old
+    }
+
+    /// The pods of a namespace that have these labels; nothing wanted is everything.
+    pub fn pods_with<'a>(&'a self, namespace: &'a Str, wanted: &'a Labels) -> impl Iterator<Item = Name> + 'a {
+        let candidates = self.pods_having.candidates(namespace, wanted);
+        let all = candidates.is_none().then(|| self.pods.names_of(namespace));
+        let some = candidates.into_iter().flatten().map(|name| (namespace.clone(), name.clone()));
+        let has = |name: &Name| {
+            self.pods.get(name).is_some_and(|pod| labels::match_all(wanted, labels::of(&pod.metadata.labels)))
+        };
+        some.chain(all.into_iter().flatten()).filter(has)
+    }
+
+    /// The namespaces that have pods.
+    pub fn namespaces_with_pods(&self) -> impl Iterator<Item = &Str> {
+        self.pods.0.keys()
+    }
+
+    /// The services of a pod's namespace that may select it.
+    pub fn services_for(&self, namespace: &Str, pod: &Pod) -> impl Iterator<Item = (&Str, &Arc<Service>)> {
+        let names = self.services_asking.candidates(namespace, labels::of(&pod.metadata.labels));
+        names.filter_map(|name| self.services.0.get(namespace)?.get_key_value(name))
+    }
+
+    /// The policies of a namespace whose selector may match a pod.
+    pub fn policies_for(&self, namespace: &Str, pod: &Pod) -> impl Iterator<Item = (&Str, &Arc<AuthorizationPolicy>)> {
+        let names = self.policies_asking.candidates(namespace, labels::of(&pod.metadata.labels));
+        names.filter_map(|name| self.policies.0.get(namespace)?.get_key_value(name))
+    }
+
+    /// The PeerAuthentications of a pod's namespace whose selector may match it.
+    pub fn peers_for(&self, namespace: &Str, pod: &Pod) -> impl Iterator<Item = &PeerAuthentication> {
+        let names = self.peers_asking.candidates(namespace, labels::of(&pod.metadata.labels));
+        names.filter_map(|name| self.peers.0.get(namespace)?.get(name).map(|peer| &**peer))
     }
 
     pub fn replace_slice(&mut self, name: &Name, slice: Option<Arc<EndpointSlice>>) -> Option<Arc<EndpointSlice>> {
@@ -106,7 +179,7 @@ impl World {
             pods.iter().for_each(|pod| take(&mut self.slices_of_pod, pod, name));
         }
         for (service, pods) in slice.iter().map(|new| ends(name, new)) {
-            for service in service {
+            if let Some(service) = service {
                 self.slices_of_service.entry(service).or_default().insert(name.clone());
             }
             for pod in pods {
@@ -137,6 +210,11 @@ pub(super) fn ends(name: &Name, slice: &EndpointSlice) -> (Option<Name>, Vec<Nam
     let here = |other: &str| (name.0.clone(), Str::from(other));
     let pods = translate::slice_endpoints(slice).pods.into_iter().map(here).collect();
     (translate::slice_service(slice).map(here), pods)
+}
+
+/// The labels of the pods that a service selects.
+pub(super) fn wanted_by(service: Option<&Service>) -> Option<&Labels> {
+    service?.spec.as_ref()?.selector.as_ref().filter(|wanted| !wanted.is_empty())
 }
 
 pub(super) fn node_of(pod: &Pod) -> Option<&str> {

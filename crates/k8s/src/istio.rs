@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{CustomResource, CustomResourceExt};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Who may connect to which workloads.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -288,7 +289,8 @@ pub struct Status {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<StatusCondition>,
     /// The generation that they are about.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "generation", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "int_or_string")]
     pub observed_generation: Option<i64>,
 }
 
@@ -311,8 +313,22 @@ pub struct StatusCondition {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_transition_time: Option<String>,
     /// The generation that it is about.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "generation", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "int_or_string")]
     pub observed_generation: Option<i64>,
+}
+
+/// Istio writes generations as numbers or as texts.
+fn generation<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    Ok(match Option::<IntOrString>::deserialize(deserializer)? {
+        Some(IntOrString::Int(number)) => Some(i64::from(number)),
+        Some(IntOrString::String(text)) => text.parse().ok(),
+        None => None,
+    })
+}
+
+fn int_or_string(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"x-kubernetes-int-or-string": true})
 }
 
 /// The CustomResourceDefinitions of this module's kinds, by file name: `v1` is stored, `v1beta1` served beside it.

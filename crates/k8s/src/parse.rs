@@ -45,6 +45,9 @@ impl Documents {
 /// Reads every document of a text. `file` is only used to name places. Never fails as a whole and never panics.
 pub fn documents(file: &str, text: &str) -> Documents {
     let mut found = Reading { file: file.into(), documents: Documents::default() };
+    if let Some(documents) = json(file, text) {
+        return documents;
+    }
     for part in split::documents(text) {
         match tree(part.text, DuplicateKeyPolicy::Error) {
             Ok(mut root) => {
@@ -55,6 +58,18 @@ pub fn documents(file: &str, text: &str) -> Documents {
         }
     }
     found.documents
+}
+
+/// A single object in JSON without fault, as programs write them, is read without the YAML parser. Anything else is
+/// left to it, since it knows places.
+fn json(file: &str, text: &str) -> Option<Documents> {
+    let node::Unplaced(root) = text.starts_with('{').then(|| serde_json::from_str(text).ok()).flatten()?;
+    let unusual = root.get("kind").and_then(Node::text) == Some("List") || root.repeats_a_key();
+    let mut found = Reading { file: file.into(), documents: Documents::default() };
+    if !unusual {
+        found.document(&root);
+    }
+    Some(found.documents).filter(|documents| documents.findings.is_empty() && documents.objects.len() == 1)
 }
 
 /// The keys of a map, with the values that are texts. For configuration within objects.
@@ -170,8 +185,10 @@ impl Reading {
             self.add(severity, flaw.code, flaw.at, title, &flaw.path, [&flaw.message, &flaw.hint]);
         }
         match typed(kind, root) {
-            Ok((mut object, unknown)) => {
+            Ok((mut object, mut unknown)) => {
                 let strict = matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication);
+                // A status is written by controllers, not by the one who reads these messages.
+                unknown.retain(|field| !field.path.starts_with("status."));
                 let severity = if strict { Severity::Error } else { Severity::Warning };
                 broken |= strict && !unknown.is_empty();
                 for field in unknown {

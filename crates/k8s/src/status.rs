@@ -60,7 +60,7 @@ mod tests {
     fn a_condition_keeps_its_time_until_its_status_changes_and_leaves_others_alone() {
         let accepted = Condition::ztunnel_accepted("True", "Accepted", "attached to ztunnel".into());
         let foreign = StatusCondition { type_: "Other".into(), status: "True".into(), ..StatusCondition::default() };
-        let first = merged(&[foreign.clone()], &accepted, Some(1), "t1").unwrap();
+        let first = merged(std::slice::from_ref(&foreign), &accepted, Some(1), "t1").unwrap();
         assert_eq!(first[0], foreign);
         assert_eq!(first[1].last_transition_time.as_deref(), Some("t1"));
         assert_eq!(merged(&first, &accepted, Some(1), "t2"), None);

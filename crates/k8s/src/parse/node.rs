@@ -1,8 +1,9 @@
 //! A document as a tree in which every value and key knows its place.
 
 use std::fmt;
+use std::marker::PhantomData;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
 /// A line and a column, both counted from 1.
@@ -87,6 +88,15 @@ impl Node {
         matches!(self.value, Value::Null)
     }
 
+    /// Whether a map in it has a key twice.
+    pub fn repeats_a_key(&self) -> bool {
+        let mut keys: Vec<&str> = self.entries().iter().map(|entry| entry.key.as_str()).collect();
+        keys.sort_unstable();
+        keys.windows(2).any(|pair| matches!(pair, [a, b] if a == b))
+            || self.entries().iter().any(|entry| entry.node.repeats_a_key())
+            || self.items().iter().any(Self::repeats_a_key)
+    }
+
     /// Moves all places down by a number of lines.
     pub fn shift(&mut self, lines: u32) {
         self.at = self.at.below(lines);
@@ -103,25 +113,73 @@ impl Node {
 
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let spanned = Spanned::<Value>::deserialize(deserializer)?;
-        Ok(Self { at: place(spanned.referenced), value: spanned.value })
+        let spanned = Spanned::<Placed>::deserialize(deserializer)?;
+        Ok(Self { at: place(spanned.referenced), value: spanned.value.0 })
     }
 }
+
+/// A tree from JSON, where no place is known: everything is at the start.
+pub(super) struct Unplaced(pub Node);
+
+impl<'de> Deserialize<'de> for Unplaced {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = deserializer.deserialize_any(ValueVisitor::<Unplaced>(PhantomData))?;
+        Ok(Self(Node { at: START, value }))
+    }
+}
+
+const START: Place = Place { line: 1, column: 1 };
 
 pub(super) fn place(location: serde_saphyr::Location) -> Place {
     let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
     Place { line: number(location.line()), column: number(location.column()) }
 }
 
-impl<'de> Deserialize<'de> for Value {
+/// A value whose parts know their places.
+struct Placed(Value);
+
+impl<'de> Deserialize<'de> for Placed {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ValueVisitor)
+        deserializer.deserialize_any(ValueVisitor::<Node>(PhantomData)).map(Self)
     }
 }
 
-struct ValueVisitor;
+/// A node within a value, with or without its place, and the keys that go with it.
+trait Part: DeserializeOwned {
+    type Key: DeserializeOwned;
 
-impl<'de> Visitor<'de> for ValueVisitor {
+    fn node(self) -> Node;
+    fn key(key: Self::Key) -> (String, Place);
+}
+
+impl Part for Node {
+    // Keys are texts as they stand: `on` is no boolean there.
+    type Key = Spanned<String>;
+
+    fn node(self) -> Node {
+        self
+    }
+
+    fn key(key: Spanned<String>) -> (String, Place) {
+        (key.value, place(key.referenced))
+    }
+}
+
+impl Part for Unplaced {
+    type Key = String;
+
+    fn node(self) -> Node {
+        self.0
+    }
+
+    fn key(key: String) -> (String, Place) {
+        (key, START)
+    }
+}
+
+struct ValueVisitor<P>(PhantomData<P>);
+
+impl<'de, P: Part> Visitor<'de> for ValueVisitor<P> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -166,17 +224,17 @@ impl<'de> Visitor<'de> for ValueVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
         let mut items = Vec::new();
-        while let Some(item) = access.next_element::<Node>()? {
-            items.push(item);
+        while let Some(item) = access.next_element::<P>()? {
+            items.push(item.node());
         }
         Ok(Value::List(items))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
         let mut entries = Vec::new();
-        // Keys are texts as they stand: `on` is no boolean there.
-        while let Some(key) = access.next_key::<Spanned<String>>()? {
-            entries.push(Entry { key: key.value, at: place(key.referenced), node: access.next_value()? });
+        while let Some(key) = access.next_key::<P::Key>()? {
+            let (key, at) = P::key(key);
+            entries.push(Entry { key, at, node: access.next_value::<P>()?.node() });
         }
         Ok(Value::Map(entries))
     }

@@ -232,6 +232,28 @@ spec:
 }
 
 #[test]
+fn json_of_programs_is_read_alike_and_its_faults_have_places() {
+    let good = documents("a", SERVICE);
+    let json = serde_json::to_string_pretty(&good.objects[0].object).unwrap();
+    let read = documents("a.json", &json);
+    assert_eq!((&read.objects[0].object, &read.findings), (&good.objects[0].object, &vec![]));
+    let bad = documents("a.json", &json.replace("\"port\": 80", "\"port\": 0"));
+    assert_eq!((bad.findings.len(), bad.findings[0].at.line > 1), (1, true), "{bad:?}");
+    let twice = documents("a.json", &json.replace("\"port\": 80", "\"port\": 80, \"port\": 81"));
+    assert_eq!(twice.findings[0].code, "MAN009");
+}
+
+#[test]
+fn statuses_are_their_controllers_business() {
+    let text = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec: {}\nstatus: {observedGeneration: '7', \
+                validationMessages: [{a: b}], conditions: [{type: A, status: 'True', observedGeneration: 3}]}\n";
+    let found = documents("a", text);
+    assert_eq!(found.findings, []);
+    let Object::AuthorizationPolicy(policy) = &found.objects[0].object else { panic!("{found:?}") };
+    assert_eq!(policy.status.as_ref().unwrap().observed_generation, Some(7));
+}
+
+#[test]
 fn keys_are_texts_as_they_stand() {
     let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata:\n  on: a\n  8080: b\n  y: c\n";
     let found = documents("a", text);

@@ -111,13 +111,8 @@ fn rule(action: Action, written: &istio::Rule, namespace: &Str, unseen: &mut BTr
     (!left_out).then_some(Rule { clauses })
 }
 
-/// One alternative of a clause.
-enum Side {
-    /// Holds where the match does.
-    If(Match),
-    /// Asks for something that cannot be: never holds.
-    Never,
-}
+/// One alternative of a clause; `None` asks for something that cannot be and never holds.
+type Side = Option<Match>;
 
 /// The clause of some alternatives; `None` where every connection satisfies it. A match with nothing in it never
 /// matches on a node (contract 5.2), which is right for ALLOW; for DENY it would let pass what was to be refused.
@@ -125,9 +120,9 @@ fn clause(action: Action, sides: Vec<Side>) -> Option<Clause> {
     let mut matches = Vec::new();
     for side in sides {
         match side {
-            Side::Never => {}
-            Side::If(one) if one == Match::default() && action == Action::Deny => return None,
-            Side::If(one) => matches.push(one),
+            None => {}
+            Some(one) if one == Match::default() && action == Action::Deny => return None,
+            Some(one) => matches.push(one),
         }
     }
     if matches.is_empty() {
@@ -217,7 +212,7 @@ impl Sides {
     }
 
     fn side(&self, one: Match) -> Side {
-        if self.never { Side::Never } else { Side::If(one) }
+        (!self.never).then_some(one)
     }
 }
 
