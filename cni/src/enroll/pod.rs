@@ -415,7 +415,9 @@ impl Pod {
     }
 
     async fn await_drain(&mut self) -> Result<(), StepError> {
-        let over = self.left.is_none_or(|left| left.elapsed() >= self.shared.times.drain);
+        // An agent that finds a pod leaving gives it the whole time again.
+        let left = *self.left.get_or_insert_with(Instant::now);
+        let over = left.elapsed() >= self.shared.times.drain;
         let sockets = self.inside(older::sockets).await?.map_err(StepError::Sockets)?;
         let open = older::in_tunnel(&sockets);
         if open == 0 || over {
