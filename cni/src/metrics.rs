@@ -1,13 +1,15 @@
 //! What the agent counts. Istio's names where one exists.
 
+use prometheus_client::registry::Unit;
 use stillmesh_runtime::telemetry::metrics::Metrics as Registry;
 use stillmesh_runtime::telemetry::metrics::encoding::{EncodeLabelSet, EncodeLabelValue};
 use stillmesh_runtime::telemetry::metrics::types::counter::Counter;
 use stillmesh_runtime::telemetry::metrics::types::family::Family;
 use stillmesh_runtime::telemetry::metrics::types::gauge::Gauge;
+use stillmesh_runtime::telemetry::metrics::types::histogram::Histogram;
 
 /// All metrics of the agent. Clones share them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Metrics {
     /// Changes of pods and namespaces that were looked at.
     pub events: Family<EventLabels, Counter>,
@@ -29,6 +31,29 @@ pub struct Metrics {
     pub repairs: Counter,
     /// Annotations that could not be written at once.
     pub failed_writes: Counter,
+    /// How long pods stood behind the guard, in seconds.
+    pub guarded: Histogram,
+}
+
+/// Seconds behind the guard that are told apart.
+const GUARDED_SECONDS: [f64; 9] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            events: Family::default(),
+            plugin_requests: Family::default(),
+            tunnels: Gauge::default(),
+            tunnels_refused: Counter::default(),
+            refusals: Counter::default(),
+            pods: Family::default(),
+            older_connections: Family::default(),
+            failed_steps: Counter::default(),
+            repairs: Counter::default(),
+            failed_writes: Counter::default(),
+            guarded: Histogram::new(GUARDED_SECONDS),
+        }
+    }
 }
 
 /// What an event was.
@@ -104,6 +129,8 @@ impl Metrics {
             registry.register("stillmesh_agent_failed_steps", "Steps of enrolment tried again", all.failed_steps);
             registry.register("stillmesh_agent_repairs", "Pods whose rules were put right", all.repairs);
             registry.register("stillmesh_agent_failed_writes", "Annotations to be written again", all.failed_writes);
+            let help = "Time that pods stood behind the guard, unable to open connections";
+            registry.register_with_unit("stillmesh_agent_guarded", help, Unit::Seconds, all.guarded);
         });
         metrics
     }

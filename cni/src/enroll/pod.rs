@@ -3,12 +3,14 @@
 //! One task per pod, owned by the agent. It never gives up: a failed step is tried again with growing delays, and
 //! until capture is complete the guard stands. What the agent wants may change at any time and takes effect at once.
 
+mod follow;
+mod show;
+mod terms;
+
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stillmesh_api::zds::PodInfo;
-use stillmesh_core::diagnose::{Diagnose, Fault};
 use stillmesh_runtime::Backoff;
 use stillmesh_runtime::sys::netns::{Netns, NetnsThread};
 use tokio::sync::watch;
@@ -16,120 +18,14 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::older::{self, Connection};
 use super::steps::{Guard, Progress, Rules, Step, Told, Tunnel, Wanted, next};
-use crate::belief::{Belief, Beliefs, MAX_OLDER};
-use crate::handover::{Handover, Taken};
-use crate::metrics::{Counted, Metrics, PodLabels, PodState};
-use crate::receipt::{self, Receipt};
-use crate::rules::apply::{self, ApplyError, FoundRules, Outcome};
+use crate::belief::{Belief, MAX_OLDER};
+use crate::handover::Taken;
+use crate::metrics::Counted;
+use crate::receipt;
+use crate::rules::apply::{self, FoundRules, Outcome};
 use crate::rules::plan::{self, Facts, Ipv6};
-use crate::writeback::{PodName, Writer};
 
-/// What the agent wants of a pod.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Intent {
-    /// Captured, free or gone.
-    pub wanted: Wanted,
-    /// Who it is.
-    pub info: PodInfo,
-    /// Its network namespace; absent where it cannot be found.
-    pub netns: Option<Netns>,
-    /// What its rules depend on. Whether there is IPv6 is found out in the namespace.
-    pub facts: Facts,
-}
-
-/// How far a pod is, for who waits for it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Status {
-    /// Inode of the namespace in which the pod is captured: rules in force, taken by a tunnel, guard down.
-    pub captured: Option<u64>,
-    /// Why it is not yet.
-    pub waiting_for: Option<Arc<str>>,
-    /// What failed before or at the rules, in the namespace with this inode; tried again all the same.
-    pub failed: Option<(u64, Arc<str>)>,
-}
-
-/// What all pods of an agent share.
-#[derive(Clone)]
-pub struct Shared {
-    /// The way to the tunnels.
-    pub handover: Handover,
-    /// What is believed, on disk.
-    pub beliefs: Beliefs,
-    /// Annotations.
-    pub writer: Writer,
-    /// Counters.
-    pub metrics: Metrics,
-    /// Timing.
-    pub times: Times,
-}
-
-/// How long and how often. All wall time.
-#[derive(Clone, Copy, Debug)]
-pub struct Times {
-    /// How long peers have to hear that a pod leaves before the tunnel lets it go. Default 2 s.
-    pub settle: Duration,
-    /// How long connections in the tunnel may take to end when a pod leaves. Default 60 s.
-    pub drain: Duration,
-    /// How often rules of a captured pod are compared with the plan. Default 30 s.
-    pub verify: Duration,
-    /// How often an offer that no tunnel has answered is repeated. Default 5 s.
-    pub offer: Duration,
-}
-
-impl Default for Times {
-    fn default() -> Self {
-        Self {
-            settle: Duration::from_secs(2),
-            drain: Duration::from_secs(60),
-            verify: Duration::from_secs(30),
-            offer: Duration::from_secs(5),
-        }
-    }
-}
-
-/// A step that failed. It is tried again.
-#[derive(Debug, thiserror::Error)]
-pub enum StepError {
-    /// The namespace cannot be entered, or the work there broke off.
-    #[error("the pod's network namespace cannot be worked in")]
-    Namespace(#[source] io::Error),
-    /// The kernel took too long.
-    #[error("the kernel did not answer within {0:?}")]
-    Slow(Duration),
-    /// Rules cannot be read or changed.
-    #[error(transparent)]
-    Rules(#[from] ApplyError),
-    /// Sockets cannot be listed.
-    #[error("the pod's TCP sockets cannot be listed")]
-    Sockets(#[source] stillmesh_netlink::Error),
-    /// The state directory cannot be written.
-    #[error("what is believed of the pod cannot be written")]
-    Belief(#[source] io::Error),
-}
-
-impl Diagnose for StepError {
-    fn code(&self) -> &'static str {
-        match self {
-            Self::Namespace(_) => "CNI020",
-            Self::Slow(_) => "CNI021",
-            Self::Rules(error) => error.code(),
-            Self::Sockets(_) => "CNI022",
-            Self::Belief(_) => "CNI023",
-        }
-    }
-    fn fault(&self) -> Fault {
-        Fault::Internal
-    }
-    fn remedy(&self) -> &'static str {
-        match self {
-            Self::Namespace(_) => "check that the agent has CAP_SYS_ADMIN and that the pod still runs",
-            Self::Slow(_) => "check the load of this node",
-            Self::Rules(error) => error.remedy(),
-            Self::Sockets(_) => "check that the kernel has inet_diag",
-            Self::Belief(_) => "check that STATE_DIR can be written and has space",
-        }
-    }
-}
+pub use terms::{Intent, Shared, Status, StepError, Times};
 
 /// One pod's state, owned by its task.
 pub struct Pod {
@@ -142,6 +38,8 @@ pub struct Pod {
     ipv6: Ipv6,
     older: Vec<Connection>,
     since: Option<String>,
+    /// When the guard was put up.
+    guarded: Option<Instant>,
     /// When the first part of leaving was done.
     left: Option<Instant>,
     taken: Option<watch::Receiver<Taken>>,
@@ -184,6 +82,7 @@ impl Pod {
             intent,
             older,
             since,
+            guarded: None,
             left: None,
             taken: None,
             thread: None,
@@ -213,7 +112,10 @@ impl Pod {
             self.count(wanted);
             tracing::debug!(pod = %self.name(), ?step, "step");
             match self.perform(step).await {
-                Ok(()) => backoff.reset(),
+                Ok(()) => {
+                    backoff.reset();
+                    self.status.send_if_modified(|status| status.failed.take().is_some());
+                }
                 Err(error) => {
                     let wait = backoff.next(1.0);
                     self.report(step, &error, wait);
@@ -276,6 +178,7 @@ impl Pod {
                 let facts = self.facts();
                 self.inside(move || apply::raise_guard(&facts)).await??;
                 self.progress.guard = Guard::Up;
+                self.guarded = Some(Instant::now());
                 Ok(())
             }
             Step::CountOlder => self.count_older().await,
@@ -301,6 +204,9 @@ impl Pod {
             Step::LowerGuard => {
                 self.inside(apply::lower_guard).await??;
                 self.progress.guard = Guard::Down;
+                if let Some(since) = self.guarded.take() {
+                    self.shared.metrics.guarded.observe(since.elapsed().as_secs_f64());
+                }
                 Ok(())
             }
             Step::Tell(told) => self.tell(told).await,
@@ -472,71 +378,6 @@ impl Pod {
         blocking(move || beliefs.save(&belief)).await.map_err(StepError::Belief)
     }
 
-    /// The pod is as wanted: follows its older connections, its tunnel and its rules until something changes.
-    async fn watch(&mut self) {
-        self.count(Wanted::Captured);
-        let verify = Instant::now() + self.shared.times.verify;
-        let mut poll = OLDER_POLL;
-        loop {
-            if self.older.is_empty() {
-                // Nothing to do in the namespace for long: no thread there.
-                self.thread = None;
-            }
-            let mut taken = self.taken.clone();
-            let refused = async {
-                match &mut taken {
-                    Some(taken) => taken.wait_for(|taken| matches!(taken, Taken::Refused(_))).await.is_ok(),
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                _ = self.intents.changed() => return,
-                _ = refused => {
-                    self.progress.tunnel = Tunnel::Offered;
-                    return;
-                }
-                () = tokio::time::sleep_until(verify) => {
-                    self.progress.inspected = false;
-                    return;
-                }
-                () = sleep(poll), if !self.older.is_empty() => {
-                    if let Err(error) = self.follow_older().await {
-                        self.report(Step::CountOlder, &error, poll);
-                    }
-                    poll = (poll * 2).min(OLDER_POLL_MAX);
-                }
-            }
-        }
-    }
-
-    async fn follow_older(&mut self) -> Result<(), StepError> {
-        let sockets = self.inside(older::sockets).await?.map_err(StepError::Sockets)?;
-        let remaining = older::remaining(&self.older, &sockets);
-        if remaining.len() == self.older.len() {
-            self.older = remaining;
-            return Ok(());
-        }
-        self.older = remaining;
-        self.show_older();
-        self.save().await?;
-        let annotations = receipt::annotations(Told::Enabled, self.receipt().as_ref());
-        self.shared.writer.set(&self.pod_name(), &self.uid, annotations);
-        if self.older.is_empty() {
-            tracing::info!(pod = %self.name(), "the last connection older than capture has ended");
-        }
-        Ok(())
-    }
-
-    /// Captured as far as we know, but its namespace is not at hand: the tunnel is asked to keep what it has.
-    async fn keep(&mut self) {
-        self.taken = Some(self.shared.handover.offer(&self.uid, self.intent.info.clone(), None));
-        self.progress.tunnel = Tunnel::Offered;
-        // The sender is gone when the agent ends, and this task with it.
-        if self.intents.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
-
     /// Whether the intent changed within the time. Cancel-safe.
     async fn wait_for(&mut self, time: Duration) -> bool {
         timeout(time, self.intents.changed()).await.is_ok()
@@ -566,61 +407,11 @@ impl Pod {
             }
         }
     }
-
-    fn report(&self, step: Step, error: &StepError, wait: Duration) {
-        self.shared.metrics.failed_steps.inc();
-        let cause = std::error::Error::source(error).map(ToString::to_string);
-        let pod = self.name();
-        tracing::warn!(%pod, ?step, error.code = error.code(), %error, cause, ?wait, "a step failed");
-        let inode = self.intent.netns.as_ref().map(Netns::inode);
-        if let (Some(inode), true) = (inode, self.progress.rules != Rules::Capturing) {
-            let text = cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"));
-            self.status.send_modify(|status| status.failed = Some((inode, text.into())));
-        }
-    }
-
-    fn receipt(&self) -> Option<Receipt> {
-        Some(Receipt {
-            time: self.since.clone()?,
-            rules: format!("{:016x}", plan::capture(&self.facts()).fingerprint()),
-            netns: self.intent.netns.as_ref()?.inode(),
-            older_connections: self.older.len(),
-        })
-    }
-
-    fn show_older(&self) {
-        let count = i64::try_from(self.older.len()).unwrap_or(i64::MAX);
-        self.shared.metrics.older_connections.get_or_create(&self.labels()).set(count);
-    }
-
-    fn count(&mut self, wanted: Wanted) {
-        let state = match (wanted, self.progress.tunnel, self.progress.told) {
-            (Wanted::Captured, Tunnel::Accepted, Told::Enabled) => PodState::captured,
-            (Wanted::Captured, _, Told::Pending) => PodState::pending,
-            (Wanted::Captured, _, _) => PodState::entering,
-            (Wanted::Free | Wanted::Gone, _, _) => PodState::leaving,
-        };
-        self.counted.set(Some(state));
-    }
-
-    fn labels(&self) -> PodLabels {
-        PodLabels { namespace: self.intent.info.namespace.clone(), pod: self.intent.info.name.clone() }
-    }
-
-    fn pod_name(&self) -> PodName {
-        PodName { namespace: self.intent.info.namespace.clone(), name: self.intent.info.name.clone() }
-    }
-
-    fn name(&self) -> String {
-        format!("{}/{}", self.intent.info.namespace, self.intent.info.name)
-    }
 }
 
 /// How long a tunnel may take before the pod is said to be pending.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const DRAIN_POLL: Duration = Duration::from_millis(250);
-const OLDER_POLL: Duration = Duration::from_millis(250);
-const OLDER_POLL_MAX: Duration = Duration::from_secs(2);
 
 /// Work on the disk, off the runtime's threads.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {

@@ -11,7 +11,8 @@ use stillmesh_core::diagnose::{Diagnose, Fault};
 use stillmesh_netlink::nft::{self, Batch, Expr, Field};
 use stillmesh_netlink::route::{Route, RouteKind, RoutingRule, Rtnl};
 
-use super::plan::{self, Action, ChainKind, Facts, Family, Hook, Ipv6, Match, RulePlan};
+use super::model::{self, Action, ChainKind, Family, Hook, Match, RulePlan};
+use super::plan::{self, Facts, Ipv6};
 use super::plan::{
     GUARD_TABLE, MANGLE_TABLE, NAT_TABLE, OUTPUT_CHAIN, RAW_TABLE, REPLY_MARK, REPLY_RULE_PRIORITY, REPLY_TABLE,
 };
@@ -286,11 +287,11 @@ fn lowered(plan: &RulePlan) -> Vec<nft::Table> {
     plan.tables.iter().map(table).collect()
 }
 
-fn table(table: &plan::Table) -> nft::Table {
+fn table(table: &model::Table) -> nft::Table {
     table.chains.iter().map(chain).fold(nft::Table::new(nft::Family::Inet, table.name), nft::Table::chain)
 }
 
-fn chain(chain: &plan::Chain) -> nft::Chain {
+fn chain(chain: &model::Chain) -> nft::Chain {
     let lowered = match chain.base {
         None => nft::Chain::new(chain.name),
         Some(base) => {
@@ -309,7 +310,7 @@ fn chain(chain: &plan::Chain) -> nft::Chain {
     lowered.rules(chain.rules.iter().map(rule))
 }
 
-fn rule(rule: &plan::Rule) -> nft::Rule {
+fn rule(rule: &model::Rule) -> nft::Rule {
     let udp = rule.matches.contains(&Match::Udp);
     let matches = rule.matches.iter().map(|condition| condition_expr(condition, udp));
     nft::Rule::new(matches.chain([nft::counter(), action(&rule.action)]))

@@ -3,8 +3,8 @@
 use std::fmt::{Display, Formatter, Result};
 use std::net::IpAddr;
 
-use super::plan::{Action, Base, Chain, ChainKind, Family, Hook, Mark, Match, REPLY_MARK, REPLY_RULE_PRIORITY};
-use super::plan::{REPLY_TABLE, Rule, RulePlan, Table};
+use super::model::{Action, Base, Chain, ChainKind, Family, Hook, Mark, Match, Rule, RulePlan, Table};
+use super::plan::{REPLY_MARK, REPLY_RULE_PRIORITY, REPLY_TABLE};
 
 impl Display for RulePlan {
     fn fmt(&self, out: &mut Formatter<'_>) -> Result {

@@ -1,4 +1,10 @@
 //! Capture in real network namespaces: what the kernel does with the rules, and the agent with whole pods.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot run fails with the reason"
+)]
 
 mod agent;
 mod net;

@@ -2,6 +2,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 
 use stillmesh_cni::enroll::older;
 use stillmesh_cni::rules::apply::{self, FoundRules, Outcome};
+use stillmesh_cni::rules::model::RulePlan;
 use stillmesh_cni::rules::plan::{self, Facts, Ipv6};
 use stillmesh_netlink::nft;
 use stillmesh_runtime::sys::socket::{Mark, Options, original_destination, tcp_connect_socket, tcp_listener};
@@ -10,11 +11,11 @@ use stillmesh_test_support::net::Place;
 
 use crate::net::{DEADLINE, PEER, PEER_V6, POD, POD_V6, accept, at, connect, is_dropped, listen, pod_and_peer, talk};
 
-fn capture() -> plan::RulePlan {
+fn capture() -> RulePlan {
     plan::capture(&Facts::default())
 }
 
-fn install(place: &Place, plan: plan::RulePlan) -> Outcome {
+fn install(place: &Place, plan: RulePlan) -> Outcome {
     place.run(move || apply::install(&plan)).expect("rules")
 }
 
