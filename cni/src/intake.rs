@@ -20,7 +20,7 @@ use crate::writeback::PodName;
 /// Requests that wait for the agent; one more is refused.
 pub const QUEUE: usize = 64;
 /// Under the plugin's own deadline, so that it hears the reason.
-const WITHIN: Duration = DEADLINE.saturating_sub(Duration::from_millis(500));
+const WITHIN: Duration = DEADLINE.saturating_sub(Duration::from_secs(1));
 /// How often the agent is asked for a pod that it has not heard of yet.
 const LOOKUPS: u32 = 10;
 const LOOKUP_EVERY: Duration = Duration::from_millis(10);
