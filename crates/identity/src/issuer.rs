@@ -75,7 +75,9 @@ impl Issuer {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, trust_domain.as_str());
-        params.distinguished_name.push(DnType::CommonName, "Stillmesh root");
+        // The name differs from root to root, so that a stranger's certificate is not taken for a damaged one.
+        let mark: String = params.key_identifier(&key).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        params.distinguished_name.push(DnType::CommonName, format!("Stillmesh root {mark}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.not_before = (now - BACKDATE).into();
@@ -165,6 +167,17 @@ impl Issuer {
             key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
             not_after: now + ttl,
         })
+    }
+
+    /// Signs whatever it is given: for tests of those who must refuse it.
+    #[cfg(any(test, feature = "fixtures"))]
+    pub(crate) fn forge(
+        &self,
+        params: &CertificateParams,
+    ) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), IssueError> {
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(IssueError::crypto)?;
+        let leaf = params.signed_by(&key, &self.authority).map_err(IssueError::crypto)?;
+        Ok((leaf.der().clone(), PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()))))
     }
 
     fn key_pem(&self) -> String {

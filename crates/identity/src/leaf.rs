@@ -58,6 +58,17 @@ impl Leaf {
             return Err(LeafError::WrongIdentity { asked: identity.clone(), found: facts.names });
         }
         verify_chain(first, &chain, &bundle, now)?;
+        Self::assemble(facts, chain, key, bundle, identity)
+    }
+
+    /// A leaf from parts that were checked.
+    fn assemble(
+        facts: Facts,
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        bundle: Arc<TrustBundle>,
+        identity: &Identity,
+    ) -> Result<Self, LeafError> {
         let key = tls::provider().key_provider.load_private_key(key).map_err(LeafError::Key)?;
         let certified = CertifiedKey::new(chain, key);
         match certified.keys_match() {
@@ -73,6 +84,32 @@ impl Leaf {
             bundle,
             server: OnceLock::new(),
         })
+    }
+
+    /// A leaf that may lie: what it shows is not checked against `identity` or the clock.
+    #[cfg(any(test, feature = "fixtures"))]
+    pub(crate) fn unchecked(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        bundle: Arc<TrustBundle>,
+        identity: &Identity,
+    ) -> Result<Self, LeafError> {
+        let facts = Facts::read(chain.first().ok_or(LeafError::NoRoot)?)?;
+        Self::assemble(facts, chain, key, bundle, identity)
+    }
+
+    /// The same certificate in the hands of somebody who trusts other roots.
+    #[cfg(test)]
+    pub(crate) fn trusting(&self, bundle: Arc<TrustBundle>) -> Self {
+        Self {
+            identity: self.identity.clone(),
+            serial: self.serial.clone(),
+            not_before: self.not_before,
+            not_after: self.not_after,
+            certified: self.certified(),
+            bundle,
+            server: OnceLock::new(),
+        }
     }
 
     /// Whose it is.

@@ -10,6 +10,8 @@ pub mod ca;
 pub mod clock;
 mod csr;
 mod error;
+#[cfg(any(test, feature = "fixtures"))]
+pub mod fixtures;
 pub mod issuer;
 mod leaf;
 pub mod peer;

@@ -152,3 +152,6 @@ impl ClientCertVerifier for ExpectTrustDomain {
         self.chain.supported_verify_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests;
