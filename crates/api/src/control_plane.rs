@@ -199,7 +199,7 @@ impl ControlPlane {
             .initial_connection_window_size(4 << 20))
     }
 
-    async fn dial(&self, uri: &Uri) -> Result<TlsStream<TcpStream>, ControlPlaneError> {
+    pub(crate) async fn dial(&self, uri: &Uri) -> Result<TlsStream<TcpStream>, ControlPlaneError> {
         let unusable = || ControlPlaneError::Address { address: self.address.clone() };
         let host = uri.host().ok_or_else(unusable)?.trim_matches(['[', ']']).to_owned();
         let port = uri.port_u16().ok_or_else(unusable)?;

@@ -16,6 +16,9 @@ pub mod serve;
 pub mod xds;
 pub mod zds;
 
+#[cfg(test)]
+mod fixtures;
+
 pub use caller::{AuthError, Authenticate, Caller, Credentials};
 pub use control_plane::{ControlPlane, ControlPlaneError, Root, Token};
 

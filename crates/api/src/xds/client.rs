@@ -1,5 +1,8 @@
 //! The node's side: one stream, both types, reconnecting for ever.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::IpAddr;
@@ -10,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use super::{Batch, Rejected};
@@ -165,6 +169,10 @@ impl Client {
     /// One stream, from dialling to its end.
     async fn stream(&mut self, sink: &mut impl Sink) -> Result<(), StreamError> {
         let channel = self.control_plane.connect().await?;
+        self.exchange(channel, sink).await
+    }
+
+    async fn exchange(&mut self, channel: Channel, sink: &mut impl Sink) -> Result<(), StreamError> {
         let mut service = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let (requests, receiver) = mpsc::channel(REQUESTS);
         let request = self.control_plane.request(ReceiverStream::new(receiver)).await?;
