@@ -1,5 +1,8 @@
 //! The CA's protocol (contract 6.1): the node's client and the glue of the control plane's service.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +29,13 @@ use crate::{Authenticate, Caller, ControlPlane, ControlPlaneError};
 #[derive(Clone)]
 pub struct Client {
     control_plane: Arc<ControlPlane>,
-    channel: Arc<Mutex<Option<(Vec<u8>, Channel)>>>,
+    channel: Arc<Mutex<Option<Trusting>>>,
+}
+
+/// A channel and the trusted certificates that it was made with.
+struct Trusting {
+    root: Vec<u8>,
+    channel: Channel,
 }
 
 impl Client {
@@ -79,10 +88,10 @@ impl Client {
         let root = self.control_plane.root_pem().await?;
         let mut current = self.channel.lock();
         match &*current {
-            Some((same, channel)) if *same == root => Ok(channel.clone()),
+            Some(same) if same.root == root => Ok(same.channel.clone()),
             _ => {
                 let channel = self.control_plane.lazy()?;
-                *current = Some((root, channel.clone()));
+                *current = Some(Trusting { root, channel: channel.clone() });
                 Ok(channel)
             }
         }
@@ -173,6 +182,31 @@ pub enum SignError {
     /// The CA cannot sign.
     #[error("{0}")]
     Internal(String),
+}
+
+impl Diagnose for SignError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Impersonation(_) => "API040",
+            Self::Invalid(_) => "API041",
+            Self::Internal(_) => "API042",
+        }
+    }
+
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Impersonation(_) | Self::Invalid(_) => Fault::Downstream,
+            Self::Internal(_) => Fault::Internal,
+        }
+    }
+
+    fn remedy(&self) -> &'static str {
+        match self {
+            Self::Impersonation(_) => "a node gets certificates only for service accounts of pods that run on it",
+            Self::Invalid(_) => "send a signed PEM CSR and ask for at most the CA's longest validity",
+            Self::Internal(_) => "see the controller's log",
+        }
+    }
 }
 
 /// Signs. The controller implements it over its issuer.

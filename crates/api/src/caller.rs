@@ -4,6 +4,7 @@
 use futures::future::BoxFuture;
 use rustls_pki_types::CertificateDer;
 use stillmesh_core::model::Str;
+use stillmesh_core::{Diagnose, Fault};
 
 use crate::serve::Peer;
 
@@ -43,6 +44,31 @@ pub enum AuthError {
     /// It cannot be found out now.
     #[error("authentication is unavailable: {0}")]
     Unavailable(String),
+}
+
+impl Diagnose for AuthError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Unauthenticated(_) => "API050",
+            Self::Denied(_) => "API051",
+            Self::Unavailable(_) => "API052",
+        }
+    }
+
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Unauthenticated(_) | Self::Denied(_) => Fault::Downstream,
+            Self::Unavailable(_) => Fault::Internal,
+        }
+    }
+
+    fn remedy(&self) -> &'static str {
+        match self {
+            Self::Unauthenticated(_) => "check that the node's token is this mesh's and has not expired",
+            Self::Denied(_) => "check which service accounts may act for others",
+            Self::Unavailable(_) => "check what the controller authenticates against",
+        }
+    }
 }
 
 /// Finds out who is calling. Called once per stream or call, within [`AUTHENTICATE_DEADLINE`].

@@ -81,15 +81,17 @@ pub fn decode(kind: ResourceType, name: &str, bytes: Bytes) -> Result<Change, Co
     }
 }
 
-/// What the removal of a name means. `None`: it is no primary key of this type (an alias, say), nothing is gone.
+/// What the removal of a name means; `None` where it is no policy's key. A name that nothing has (an alias, say) may
+/// come out: its removal changes nothing.
 pub fn removed(kind: ResourceType, name: &str) -> Option<Change> {
     match kind {
         ResourceType::Authorization => PolicyKey::parse(name).map(Change::PolicyRemoved),
-        // Contract 4.2: more than one slash is a workload.
-        ResourceType::Address if name.matches('/').count() > 1 => {
-            Some(Change::WorkloadRemoved(WorkloadUid(name.into())))
-        }
-        ResourceType::Address => ServiceKey::parse(name).map(Change::ServiceRemoved),
+        // Contract 4.2: more than one slash is a workload, else a service; what cannot be a service's key is neither
+        // or a workload of a foreign control plane.
+        ResourceType::Address => Some(match ServiceKey::parse(name) {
+            Some(key) => Change::ServiceRemoved(key),
+            None => Change::WorkloadRemoved(WorkloadUid(name.into())),
+        }),
     }
 }
 

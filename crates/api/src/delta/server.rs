@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use stillmesh_core::model::Str;
+use stillmesh_core::{Diagnose, Fault};
 
 use super::catalog::{Catalog, Entry, Touched};
 use crate::proto::envoy::config::core::v3::ControlPlane;
@@ -72,6 +73,26 @@ pub enum SessionError {
     /// No acknowledgement came.
     #[error("a response was not acknowledged within {ACK_DEADLINE:?}")]
     Silent,
+}
+
+impl Diagnose for SessionError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::TooManyNames => "API060",
+            Self::Silent => "API061",
+        }
+    }
+
+    fn fault(&self) -> Fault {
+        Fault::Downstream
+    }
+
+    fn remedy(&self) -> &'static str {
+        match self {
+            Self::TooManyNames => "subscribe the node to everything instead of to names",
+            Self::Silent => "see the node tunnel's log; it reconnects by itself",
+        }
+    }
 }
 
 /// How long a response may stay unacknowledged.

@@ -198,7 +198,8 @@ impl Client {
                 warn!(resources = %problem.message, "resources of the control plane refused");
             }
             send(&requests, answer).await?;
-            self.status.send_if_modified(|status| !std::mem::replace(&mut status.ready, self.machine.ready()));
+            let ready = self.machine.ready();
+            self.status.send_if_modified(|status| std::mem::replace(&mut status.ready, ready) != ready);
             // From here on silence is normal; a dead connection is found by pings.
             response = responses.message().await?;
         }

@@ -304,7 +304,7 @@ fn a_removed_name_of_more_than_one_slash_is_a_workload() {
     let removed = |name| codec::removed(ResourceType::Address, name);
     assert_eq!(removed(UID), Some(Change::WorkloadRemoved(WorkloadUid(UID.into()))));
     assert_eq!(removed("shop/page"), Some(Change::ServiceRemoved(ServiceKey::new("shop", "page"))));
-    assert_eq!(removed("/10.0.0.1"), None);
+    assert_eq!(removed("uid"), Some(Change::WorkloadRemoved(WorkloadUid("uid".into()))));
     let policy = codec::removed(ResourceType::Authorization, "shop/allow");
     assert_eq!(policy, Some(Change::PolicyRemoved(PolicyKey::new("shop", "allow"))));
 }

@@ -67,9 +67,11 @@ async fn a_node_gets_what_is_published_acknowledges_it_and_is_observed() {
     let mut client = run(server.control_plane(&authority), node(), sink);
 
     let policies = batches.recv().await.unwrap();
-    assert_eq!(policies, Batch { kind: Authorization, changes: vec![policy("p", Action::Deny)], first: true });
+    assert_eq!((policies.kind, policies.first), (Authorization, true));
+    assert_eq!(policies.changes, [policy("p", Action::Deny)]);
     let addresses = batches.recv().await.unwrap();
-    assert_eq!(addresses, Batch { kind: Address, changes: vec![workload("a", 1, "n1", &["p"], &[])], first: true });
+    assert_eq!((addresses.kind, addresses.first), (Address, true));
+    assert_eq!(addresses.changes, [workload("a", 1, "n1", &["p"], &[])]);
     client.status.wait_for(|status| status.ready && status.connected).await.unwrap();
     let id = "ztunnel~1.1.1.1~ztunnel-1.istio-system~istio-system.svc.cluster.local";
     assert_eq!(heard.recv().await.unwrap(), Heard::Connected(id.into(), "n1".into()));
@@ -119,7 +121,8 @@ async fn a_control_plane_that_drains_or_dies_is_redialled_and_only_the_differenc
     store.publish(vec![]);
     let server = server.replace(Mode::Graceful, Arc::clone(&tls), routes(&store, Arc::clone(&ear))).await;
     for kind in [Authorization, Address] {
-        assert_eq!(batches.recv().await.unwrap(), Batch { kind, changes: Vec::new(), first: false });
+        let batch = batches.recv().await.unwrap();
+        assert_eq!((batch.kind, batch.changes, batch.first), (kind, Vec::new(), false));
     }
 
     // Killed, and back with an empty memory: a store of its own.
