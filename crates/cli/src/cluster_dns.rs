@@ -14,8 +14,8 @@ use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, Query, Res
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use rand::seq::SliceRandom;
-use stillmesh_objects::directory::{DirectorySource, Options};
 use stillmesh_objects::Source;
+use stillmesh_objects::directory::{DirectorySource, Options};
 use stillmesh_runtime::accept::Acceptor;
 use stillmesh_runtime::drain;
 use stillmesh_runtime::env::Reader;
@@ -178,7 +178,9 @@ fn fill(zone: &Zone, query: &Query, reply: &mut Message) -> ResponseCode {
     for record in records {
         reply.add_answer(Record::from_rdata(query.name().clone(), TTL, record));
     }
-    if empty && let (Ok(zone), Ok(server)) = (Name::from_ascii("cluster.local."), Name::from_ascii("ns.dns.cluster.local.")) {
+    if empty
+        && let (Ok(zone), Ok(server)) = (Name::from_ascii("cluster.local."), Name::from_ascii("ns.dns.cluster.local."))
+    {
         // How long "there is none" may be kept (RFC 2308 section 5).
         let soa = SOA::new(server.clone(), server, 1, 7200, 1800, 86400, TTL);
         reply.add_authority(Record::from_rdata(zone, TTL, RData::SOA(soa)));

@@ -1,1 +1,90 @@
-//! stub
+//! The `stillmesh` command: the parts of a mesh as subcommands of one executable.
+//!
+//! [`args`] is what can be typed; [`main`] carries it out. The one-machine mesh is [`machine`].
+
+pub mod args;
+mod capture;
+mod cluster_dns;
+mod echo;
+pub mod machine;
+mod output;
+mod shop;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use stillmesh_runtime::env::Reader;
+use stillmesh_runtime::{drain, telemetry};
+use tokio::signal::unix::{SignalKind, signal};
+
+use args::{Cli, Command};
+
+/// How long open requests may take to end.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Reads the command line and carries it out. An error is printed with its causes; the exit code is then 1.
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            output::note(&format!("stillmesh: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Ztunnel => stillmesh_ztunnel::main()?,
+        Command::Controller { flags } => stillmesh_controller::main(flags)?,
+        Command::Agent => agent()?,
+        Command::ClusterDns => cluster_dns()?,
+        Command::Echo(echo) => return echo::run(&echo),
+        Command::Shop(shop) => runtime()?.block_on(shop.run())?,
+        Command::Capture(capture) => {
+            let summary = capture::run(&capture)?;
+            output::line(&serde_json::to_string_pretty(&summary)?);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("the runtime does not start")
+}
+
+fn agent() -> anyhow::Result<()> {
+    telemetry::init("agent")?;
+    let config = stillmesh_cni::Config::from_env(Reader::process())?;
+    runtime()?.block_on(until_signal(|watch| stillmesh_cni::run(config, watch)))
+}
+
+fn cluster_dns() -> anyhow::Result<()> {
+    telemetry::init("cluster-dns")?;
+    let config = cluster_dns::Config::from_env(Reader::process())?;
+    runtime()?.block_on(until_signal(|watch| cluster_dns::run(config, watch)))
+}
+
+/// Runs a part until SIGTERM or SIGINT, then drains it.
+async fn until_signal<F>(part: impl FnOnce(drain::Watch) -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let (trigger, watch) = drain::channel();
+    let mut running = std::pin::pin!(part(watch));
+    tokio::select! {
+        ended = &mut running => return ended,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    trigger.start(drain::Mode::Graceful, GRACE);
+    running.await
+}

@@ -274,7 +274,8 @@ fn reverse(name: &str) -> Option<IpAddr> {
         return <[u8; 4]>::try_from(octets).ok().map(IpAddr::from);
     }
     let nibbles = name.strip_suffix(".ip6.arpa")?;
-    let nibbles: Vec<u8> = nibbles.rsplit('.').map(|digit| u8::from_str_radix(digit, 16)).collect::<Result<_, _>>().ok()?;
+    let nibbles: Vec<u8> =
+        nibbles.rsplit('.').map(|digit| u8::from_str_radix(digit, 16)).collect::<Result<_, _>>().ok()?;
     let bytes = nibbles.chunks_exact(2).map(|pair| match pair {
         [high, low] if *high < 16 && *low < 16 => Some(high << 4 | low),
         _ => None,

@@ -20,7 +20,7 @@ pub(super) struct Waypoint {
 
 /// The waypoint that a connection to `service` goes through: of several, one by weight; if no weight is set, the
 /// primary one.
-pub(super) fn of_service<'a>(service: &'a Service, entropy: u64) -> Option<&'a Gateway> {
+pub(super) fn of_service(service: &Service, entropy: u64) -> Option<&Gateway> {
     let weights = service.weighted_waypoints.iter().map(|(_, weight)| u64::from(*weight));
     let chosen = weighted(entropy, Stream::Waypoint, weights);
     chosen

@@ -110,17 +110,12 @@ impl<T: Keyed + Clone> Sorted<T> {
 }
 
 /// A set that nearly always has one item, and then costs no allocation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) enum Few<T> {
+    #[default]
     None,
     One(T),
     Many(Sorted<T>),
-}
-
-impl<T> Default for Few<T> {
-    fn default() -> Self {
-        Self::None
-    }
 }
 
 impl<T: PartialEq> PartialEq for Few<T> {

@@ -60,7 +60,8 @@ fn names_mean_what_the_specification_says() {
     assert_eq!(mean("10-244-1-9.shop.pod.cluster.local"), ips(&["10.244.1.9"]));
     assert_eq!(mean("away.shop.svc.cluster.local"), Some(Meaning::Alias("example.org".into())));
     assert_eq!(mean("dns-version.cluster.local"), Some(Meaning::Text("1.1.0".into())));
-    for nothing in ["cluster.local", "svc.cluster.local", "shop.svc.cluster.local", "_tcp.page.shop.svc.cluster.local"] {
+    for nothing in ["cluster.local", "svc.cluster.local", "shop.svc.cluster.local", "_tcp.page.shop.svc.cluster.local"]
+    {
         assert_eq!(mean(nothing), Some(Meaning::Nothing), "{nothing}");
     }
     for absent in ["x.shop.svc.cluster.local", "page.svc.cluster.local", "page", "a.b.c.page.shop.svc.cluster.local"] {

@@ -1,0 +1,210 @@
+//! Containers: programs of this machine, each in its own process namespace inside its pod's sandbox.
+//!
+//! A container is three processes: one that enters the pod's namespaces and ends with the container's exit code, a tiny
+//! process 1, and the program. Signals go through all of them, and nothing that the program started outlives it. The
+//! first two steps are this executable; the last becomes the program.
+
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
+use tokio::process::{Child, Command};
+
+use crate::machine::bootstrap::{SELF, mount_proc, step};
+use crate::machine::init;
+
+/// How long a container's process may take to be there.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// What the first step says once the container exists; anything else is a complaint.
+const STARTED: &[u8] = b"+";
+
+/// What to run and where.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// Process whose namespaces to enter: the sandbox's holder, or, to run a command beside a container, its first
+    /// process.
+    pub enter: u32,
+    /// Enter that container's process namespace instead of making one.
+    pub join: bool,
+    /// Directory to start in.
+    pub directory: Option<String>,
+    /// Program and arguments; empty for this executable with `own` as arguments.
+    pub argv: Vec<String>,
+    /// Arguments for this executable.
+    pub own: Vec<String>,
+    /// The whole environment.
+    pub env: Vec<(String, String)>,
+}
+
+/// A running container, or a command beside one. Dropping it kills it.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    pid: u32,
+}
+
+/// Where a container's output goes.
+#[derive(Debug)]
+pub struct Stdio3 {
+    /// Standard input.
+    pub stdin: Stdio,
+    /// Standard output.
+    pub stdout: Stdio,
+    /// Standard error.
+    pub stderr: Stdio,
+}
+
+impl From<[OwnedFd; 3]> for Stdio3 {
+    fn from([stdin, stdout, stderr]: [OwnedFd; 3]) -> Self {
+        Self { stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into() }
+    }
+}
+
+impl Running {
+    /// Starts it. Returns once its process namespace exists.
+    pub async fn start(spec: &ContainerSpec, stdio: Stdio3) -> anyhow::Result<Self> {
+        let (mut ours, theirs) = tokio::net::unix::pipe::pipe().map(|(sender, receiver)| (receiver, sender))?;
+        // The first step opens the pipe by its name in /proc: nothing else that is started meanwhile inherits it.
+        let status = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&theirs));
+        let mut command = Command::from(step("container", &(spec, status))?);
+        command.stdin(stdio.stdin).stdout(stdio.stdout).stderr(stdio.stderr).kill_on_drop(true);
+        let mut child = command.spawn().context("starting the container's first process")?;
+        drop(command);
+        let pid = child.id().context("the container's first process has ended")?;
+        let mut said = [0u8; 4096];
+        let count = tokio::select! {
+            read = tokio::time::timeout(DEADLINE, ours.read(&mut said)) => {
+                read.with_context(|| format!("the container's process was not there within {DEADLINE:?}"))??
+            }
+            ended = child.wait() => bail!("the container's first process ended: {}", ended?),
+        };
+        drop(theirs);
+        match said.get(..count) {
+            Some(STARTED) => Ok(Self { child, pid }),
+            complaint => bail!("{}", String::from_utf8_lossy(complaint.unwrap_or_default())),
+        }
+    }
+
+    /// Process id of its first process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Sends a signal to the program. One that has ended is no error.
+    pub fn signal(&self, signal: Signal) {
+        if let Ok(pid) = i32::try_from(self.pid)
+            && self.child.id().is_some()
+        {
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+
+    /// Waits for the end; the exit code, 128 + n when signal n ended it. Cancel-safe.
+    pub async fn ended(&mut self) -> u8 {
+        use std::os::unix::process::ExitStatusExt;
+        match self.child.wait().await {
+            Ok(status) => {
+                let by_signal = || status.signal().map(|signal| 128 + signal);
+                status.code().or_else(by_signal).and_then(|code| u8::try_from(code).ok()).unwrap_or(255)
+            }
+            Err(_) => 255,
+        }
+    }
+}
+
+/// First step: enters the pod's namespaces, makes the container's own, starts its process 1. Single-threaded.
+pub fn enter((spec, status): &(ContainerSpec, String)) -> anyhow::Result<ExitCode> {
+    init::unblock_signals();
+    set_pdeathsig(Signal::SIGKILL)?;
+    let mut status = std::fs::File::options().write(true).open(status).context("opening the status pipe")?;
+    let started = prepare(spec).and_then(|mut command| {
+        init::run_with(&mut command, || {
+            // The runner may be gone; then this process is about to be.
+            let _ = status.write_all(STARTED);
+        })
+        .context("starting process 1 of the container")
+    });
+    match started {
+        Ok(code) => Ok(ExitCode::from(code)),
+        Err(error) => {
+            let _ = status.write_all(format!("{error:#}").as_bytes());
+            Ok(ExitCode::from(init::CANNOT_RUN))
+        }
+    }
+}
+
+fn prepare(spec: &ContainerSpec) -> anyhow::Result<std::process::Command> {
+    let open = |kind: &str| {
+        let path = format!("/proc/{}/ns/{kind}", spec.enter);
+        std::fs::File::open(&path).with_context(|| format!("opening {path}"))
+    };
+    let mut namespaces = vec![
+        (open("ipc")?, CloneFlags::CLONE_NEWIPC),
+        (open("uts")?, CloneFlags::CLONE_NEWUTS),
+        (open("net")?, CloneFlags::CLONE_NEWNET),
+        (open("mnt")?, CloneFlags::CLONE_NEWNS),
+    ];
+    if spec.join {
+        namespaces.push((open("pid_for_children")?, CloneFlags::CLONE_NEWPID));
+    }
+    for (file, kind) in namespaces {
+        setns(file, kind).with_context(|| format!("entering the pod ({kind:?})"))?;
+    }
+    if spec.join {
+        return step("run", spec);
+    }
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID).context("making the container's namespaces")?;
+    // Mounts of the machine still reach the pods that are to see them; none goes the other way.
+    mount::<str, str, str, str>(None, "/", None, MsFlags::MS_REC | MsFlags::MS_SLAVE, None).context("separating mounts")?;
+    step("init", spec)
+}
+
+/// Process 1 of a container.
+pub fn init_step(spec: &ContainerSpec) -> anyhow::Result<ExitCode> {
+    init::unblock_signals();
+    set_pdeathsig(Signal::SIGKILL)?;
+    mount_proc()?;
+    Ok(ExitCode::from(init::run(&mut step("run", spec)?)?))
+}
+
+/// Becomes the program. Returns only when that fails.
+#[expect(clippy::print_stderr, reason = "the container's own log is where its user looks")]
+pub fn become_program(spec: &ContainerSpec) -> anyhow::Result<ExitCode> {
+    init::unblock_signals();
+    if spec.join {
+        // A command beside a container ends with who asked for it; the program of a container, with process 1.
+        set_pdeathsig(Signal::SIGKILL)?;
+    }
+    let mut command = match spec.argv.split_first() {
+        Some((program, arguments)) => {
+            let mut command = std::process::Command::new(program);
+            command.args(arguments);
+            command
+        }
+        None => {
+            let mut command = std::process::Command::new(SELF);
+            command.arg0("stillmesh").args(&spec.own);
+            command
+        }
+    };
+    command.env_clear().envs(spec.env.iter().map(|(name, value)| (name, value)));
+    if let Some(directory) = &spec.directory {
+        command.current_dir(directory);
+    }
+    let error = command.exec();
+    let name = spec.argv.first().map_or("stillmesh", String::as_str);
+    eprintln!("stillmesh: cannot run {name:?}: {error}");
+    let not_found = error.kind() == std::io::ErrorKind::NotFound;
+    Ok(ExitCode::from(if not_found { init::NOT_FOUND } else { init::CANNOT_RUN }))
+}
