@@ -160,6 +160,6 @@ pub enum Action {
 impl RulePlan {
     /// Stable fingerprint of the plan, as it stands in a pod's receipt.
     pub fn fingerprint(&self) -> u64 {
-        xxhash_rust::xxh64::xxh64(self.to_string().as_bytes(), 0)
+        twox_hash::XxHash64::oneshot(0, self.to_string().as_bytes())
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use stillmesh_core::model::{Service, Str, Workload};
 use stillmesh_core::snapshot::Change;
-use xxhash_rust::xxh64::xxh64;
+use twox_hash::XxHash64;
 
 use crate::codec;
 use crate::xds::ResourceType;
@@ -161,7 +161,7 @@ impl Catalog {
 /// What a change publishes; `None` for a removal.
 fn entry(change: &Change) -> Option<Entry> {
     let plain = |bytes: Vec<u8>| Entry {
-        version: format!("{:x}", xxh64(&bytes, 0)).into(),
+        version: format!("{:x}", XxHash64::oneshot(0, &bytes)).into(),
         bytes: bytes.into(),
         aliases: Vec::new(),
         services: Vec::new(),
