@@ -7,6 +7,8 @@
 //! [`decide`] (the answers), [`explain`] (why).
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod arbitrary;
 pub mod attrs;
 pub mod decide;
 pub mod diagnose;
