@@ -171,3 +171,6 @@ fn is_same_pod(old: &Workload, new: &Workload) -> bool {
         && old.trust_domain == new.trust_domain
         && (old.addresses == new.addresses || old.addresses.iter().any(|address| new.addresses.contains(address)))
 }
+
+#[cfg(test)]
+mod tests;
