@@ -224,6 +224,11 @@ impl Snapshot {
         self.tables.global.iter().chain(of_namespace).chain(named)
     }
 
+    /// What this view knows of a workload; what the caller has where it knows nothing.
+    pub(crate) fn newest<'a>(&'a self, workload: &'a Workload) -> &'a Workload {
+        self.workload(&workload.uid).map_or(workload, Arc::as_ref)
+    }
+
     /// The policies that a workload names and that are not known.
     pub fn missing_policies<'a>(&'a self, workload: &'a Workload) -> impl Iterator<Item = &'a PolicyKey> {
         workload.authorization_policies.iter().filter(|key| self.policy(key).is_none())

@@ -7,7 +7,7 @@ use super::Verdict;
 use super::matching::{Seen, matching_rule};
 use crate::attrs::InboundAttrs;
 use crate::explain::{NAMED_POLICIES, Reason};
-use crate::model::{Action, Policy, PolicyKey};
+use crate::model::{Action, Policy, PolicyKey, Workload};
 use crate::snapshot::{Snapshot, UnknownPolicies};
 
 /// Whether `attrs` may pass under the policies of `snapshot`. For an open connection, ask again and take
@@ -16,14 +16,18 @@ use crate::snapshot::{Snapshot, UnknownPolicies};
 /// In this order: a deny policy that matches refuses. A policy that is named and not here, or that cannot be read,
 /// refuses (or is passed over, see [`UnknownPolicies`]). Where allow policies apply, one of them must match. Dry-run
 /// policies decide nothing. The order of policies decides nothing: of several, the first by name is the reason.
+///
+/// Where `snapshot` knows the destination, its version counts and not the caller's, which may be older: a policy that
+/// was attached meanwhile is not missed.
 pub fn authorize(snapshot: &Snapshot, attrs: &InboundAttrs<'_>) -> Verdict {
     let seen = Seen::new(attrs);
-    let mut policies: Vec<&Arc<Policy>> = snapshot.policies_of(attrs.destination).collect();
+    let destination = snapshot.newest(attrs.destination);
+    let mut policies: Vec<&Arc<Policy>> = snapshot.policies_of(destination).collect();
     policies.sort_unstable_by(|one, other| one.key.cmp(&other.key));
     policies.dedup_by(|one, other| one.key == other.key);
     let (dry_run, enforced): (Vec<_>, Vec<_>) = policies.into_iter().partition(|policy| policy.dry_run);
 
-    let undecided = undecided(snapshot, attrs, &enforced);
+    let undecided = undecided(snapshot, destination, &enforced);
     let (reason, skipped) = match (first_denial(&enforced, &seen), snapshot.unknown_policies()) {
         (Some(denial), _) => (denial, Vec::new()),
         (None, UnknownPolicies::Refuse) => match undecided.into_iter().next() {
@@ -40,9 +44,9 @@ pub fn authorize(snapshot: &Snapshot, attrs: &InboundAttrs<'_>) -> Verdict {
 }
 
 /// The policies that cannot be asked, first by name.
-fn undecided(snapshot: &Snapshot, attrs: &InboundAttrs<'_>, enforced: &[&Arc<Policy>]) -> Vec<(PolicyKey, Reason)> {
+fn undecided(snapshot: &Snapshot, destination: &Workload, enforced: &[&Arc<Policy>]) -> Vec<(PolicyKey, Reason)> {
     let missing = snapshot
-        .missing_policies(attrs.destination)
+        .missing_policies(destination)
         .map(|policy| (policy.clone(), Reason::PolicyUnknown { policy: policy.clone() }));
     let unreadable = enforced.iter().filter_map(|policy| {
         let (policy, detail) = (policy.key.clone(), policy.unreadable.clone()?);

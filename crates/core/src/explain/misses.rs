@@ -39,7 +39,7 @@ const LISTED: usize = 3;
 pub fn nearest_misses(snapshot: &Snapshot, attrs: &InboundAttrs<'_>, limit: usize) -> Vec<Miss> {
     let seen = Seen::new(attrs);
     let mut policies: Vec<&Arc<Policy>> = snapshot
-        .policies_of(attrs.destination)
+        .policies_of(snapshot.newest(attrs.destination))
         .filter(|policy| !policy.dry_run && policy.unreadable.is_none())
         .collect();
     policies.sort_by(|one, other| one.key.cmp(&other.key));
@@ -157,23 +157,21 @@ fn miss(policy: &Policy, rule: usize, field: (Attribute, Sense), items: Vec<(usi
     Miss { policy: policy.key.clone(), rule, attribute, wanted, seen }
 }
 
-/// The items of a list as text, those most like `seen` first, with how unlike they are.
+/// The items of a list as text, with how unlike `seen` they are: texts most like it first, numbers as listed.
 fn ordered(list: &List<'_>, seen: &str) -> Vec<(usize, String)> {
-    fn texts<T: Display>(items: &[T], seen: &str) -> Vec<(usize, String)> {
-        let all = items.iter().map(|item| {
-            let text = item.to_string();
-            (unlikeness(&text, seen), text)
-        });
-        all.collect()
-    }
-    let mut items = match list {
-        List::Texts(items) => texts(items, seen),
-        List::Accounts(items) => texts(items, seen),
-        List::Ranges(items) => texts(items, seen),
-        List::Ports(items) => texts(items, seen),
+    let mut items: Vec<(usize, String)> = match list {
+        List::Texts(items) => items.iter().map(|item| alike(item, seen)).collect(),
+        List::Accounts(items) => items.iter().map(|item| alike(item, seen)).collect(),
+        List::Ranges(items) => items.iter().map(|item| (0, item.to_string())).collect(),
+        List::Ports(items) => items.iter().map(|item| (0, item.to_string())).collect(),
     };
-    items.sort();
+    items.sort_by_key(|(unlike, _)| *unlike);
     items
+}
+
+fn alike(item: &impl Display, seen: &str) -> (usize, String) {
+    let text = item.to_string();
+    (unlikeness(&text, seen), text)
 }
 
 /// How many characters of `wanted` lie outside what both begin and end with alike.

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Serialize, Serializer};
 
 use super::Str;
+use crate::diagnose::{Diagnose, Fault};
 
 /// The name of a trust domain, for example `cluster.local`: the root under which identities are comparable.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -106,4 +107,63 @@ pub enum IdentityError {
     /// Not of the form of a workload's identity.
     #[error("{0:?} is not an identity: spiffe://<trust domain>/ns/<namespace>/sa/<service account> is accepted")]
     Malformed(String),
+}
+
+impl Diagnose for IdentityError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::TrustDomain(_) => "IDENTITY_TRUST_DOMAIN",
+            Self::Malformed(_) => "IDENTITY_MALFORMED",
+        }
+    }
+
+    fn fault(&self) -> Fault {
+        Fault::Config
+    }
+
+    fn remedy(&self) -> &'static str {
+        match self {
+            Self::TrustDomain(_) => "correct the trust domain where it is configured",
+            Self::Malformed(_) => {
+                "check who issued the certificate: the mesh names workloads by namespace and service account"
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identities_display_and_parse_as_their_uri() {
+        for text in ["spiffe://cluster.local/ns/shop/sa/page", "spiffe://a.b-c_d/ns/x/sa/y.z"] {
+            let identity: Identity = text.parse().unwrap();
+            assert_eq!(identity.to_string(), text);
+            assert_eq!(format!("spiffe://{}", identity.principal()), text);
+        }
+    }
+
+    #[test]
+    fn anything_but_five_parts_is_refused() {
+        let long = format!("spiffe://cluster.local/ns/{}/sa/y", "x".repeat(254));
+        for text in [
+            "",
+            "cluster.local/ns/x/sa/y",
+            "spiffe://cluster.local/ns/x/sa",
+            "spiffe://cluster.local/ns/x/sa/",
+            "spiffe://cluster.local/ns//sa/y",
+            "spiffe:///ns/x/sa/y",
+            "spiffe://cluster.local/ns/x/sa/y/z",
+            "spiffe://cluster.local/sa/x/ns/y",
+            "SPIFFE://cluster.local/ns/x/sa/y",
+            "spiffe://Cluster.local/ns/x/sa/y",
+            "spiffe://cluster.local/ns/x y/sa/z",
+            "spiffe://cluster.local/ns/x/sa/y?z",
+            &long,
+        ] {
+            let refused = text.parse::<Identity>().unwrap_err();
+            assert!(refused.code().starts_with("IDENTITY_") && !refused.remedy().is_empty(), "{text}");
+        }
+    }
 }

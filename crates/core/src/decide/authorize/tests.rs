@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::arbitrary::{any_changes, any_peer, any_policy};
 use crate::fixtures::{World, clear_text, from, policy, policy_key, to_port, workload};
-use crate::model::{Clause, Identity, Match, Rule, Scope, ServiceAccountMatch, StringMatch, Workload};
+use crate::model::{Clause, Identity, Match, Rule, Scope, ServiceAccountMatch, StringMatch};
 use crate::snapshot::Change;
 
 /// A connection from `ns/a` at 10.0.0.9 to 10.0.0.2:8080, or one in the clear.
@@ -342,4 +342,14 @@ fn a_destination_that_the_snapshot_does_not_know_is_judged_by_what_it_names() {
     let peer = (None, [10, 0, 0, 1].into(), ([10, 0, 0, 2], 80).into());
     assert!(!asked(&snapshot, &workload("ns/unknown"), &peer).allowed);
     assert!(asked(&snapshot, &workload("other/unknown"), &peer).allowed);
+}
+
+#[test]
+fn a_policy_that_was_attached_since_the_caller_looked_the_workload_up_counts() {
+    let old =
+        World::new().workload("b").policy(policy("ns/p", Scope::WorkloadSelector, Action::Deny, vec![to_port(80)]));
+    let stale = old.get("b");
+    let peer = (None, [10, 0, 0, 9].into(), ([10, 0, 0, 1], 80).into());
+    assert!(asked(&old.snapshot(), &stale, &peer).allowed);
+    assert!(!asked(&old.policy_ref("b", "ns/p").snapshot(), &stale, &peer).allowed);
 }
