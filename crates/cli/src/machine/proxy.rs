@@ -2,7 +2,7 @@
 //! endpoints, drawn at random; a pod that reaches itself that way is masqueraded, so that the answer takes the way back; a
 //! service address without an endpoint or port is refused at once.
 //!
-//! [`plan`] is pure; [`Proxy`] turns the difference between two plans into one transaction per change, so a service
+//! [`plan`] is pure: it turns the difference between two sets of services into one transaction, so a service
 //! that did not change is not touched. Open connections keep their endpoint: only opening packets are translated.
 
 use std::collections::{BTreeMap, BTreeSet};
