@@ -31,10 +31,53 @@ pub(crate) enum Command {
     ClusterDns,
     /// A HTTP and TCP server that answers with its own name, what it was sent, and by whom
     Echo(Echo),
+    /// Try every operation that a mesh on this machine needs, and say what to change where one is refused
+    Precheck(Precheck),
     /// Small real services to try things out with
     Shop(Shop),
     /// Watch an interface: what an eavesdropper would see
     Capture(Capture),
+    /// Internal steps; each is run by the one before it
+    #[command(name = "internal", hide = true, subcommand)]
+    Internal(Internal),
+}
+
+/// `stillmesh precheck`.
+#[derive(Debug, Args)]
+pub(crate) struct Precheck {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Steps that the command runs of itself. Their specifications are JSON written by the step before.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Internal {
+    /// Holds the namespaces of a pod.
+    Sandbox {
+        /// Specification.
+        spec: String,
+    },
+    /// Enters the namespaces of a pod and starts a container in it.
+    Container {
+        /// Specification.
+        spec: String,
+    },
+    /// Process 1 of a container.
+    Init {
+        /// Specification.
+        spec: String,
+    },
+    /// Becomes the program of a container.
+    Run {
+        /// Specification.
+        spec: String,
+    },
+    /// One part of the pre-check, in a child of its own.
+    Probe {
+        /// Which part.
+        what: String,
+    },
 }
 
 /// `stillmesh echo`.

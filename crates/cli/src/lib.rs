@@ -19,7 +19,9 @@ use stillmesh_runtime::env::Reader;
 use stillmesh_runtime::{drain, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
-use args::{Cli, Command};
+use args::{Cli, Command, Internal};
+use machine::pods::{container, sandbox};
+use machine::precheck;
 
 /// How long open requests may take to end.
 const GRACE: Duration = Duration::from_secs(5);
@@ -35,6 +37,16 @@ pub fn main() -> ExitCode {
     }
 }
 
+fn internal(step: Internal) -> anyhow::Result<ExitCode> {
+    match step {
+        Internal::Sandbox { spec } => sandbox::hold(&serde_json::from_str(&spec)?),
+        Internal::Container { spec } => container::enter(&serde_json::from_str(&spec)?),
+        Internal::Init { spec } => container::init_step(&serde_json::from_str(&spec)?),
+        Internal::Run { spec } => container::become_program(&serde_json::from_str(&spec)?),
+        Internal::Probe { what } => precheck::probe(&what),
+    }
+}
+
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Ztunnel => stillmesh_ztunnel::main()?,
@@ -42,6 +54,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Agent => agent()?,
         Command::ClusterDns => cluster_dns()?,
         Command::Echo(echo) => return echo::run(&echo),
+        Command::Precheck(args) => return precheck::command(args.json),
+        Command::Internal(step) => return internal(step),
         Command::Shop(shop) => runtime()?.block_on(shop.run())?,
         Command::Capture(capture) => {
             let summary = capture::run(&capture)?;

@@ -1,7 +1,9 @@
 //! Pods: what a manifest asks for ([`plan`]), and the work of a kubelet: namespaces, containers, probes, restarts.
 
+pub mod container;
 pub mod env;
 pub mod log;
 pub mod plan;
 pub mod probe;
+pub mod sandbox;
 pub mod status;

@@ -166,7 +166,8 @@ fn prepare(spec: &ContainerSpec) -> anyhow::Result<std::process::Command> {
     }
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID).context("making the container's namespaces")?;
     // Mounts of the machine still reach the pods that are to see them; none goes the other way.
-    mount::<str, str, str, str>(None, "/", None, MsFlags::MS_REC | MsFlags::MS_SLAVE, None).context("separating mounts")?;
+    mount::<str, str, str, str>(None, "/", None, MsFlags::MS_REC | MsFlags::MS_SLAVE, None)
+        .context("separating mounts")?;
     step("init", spec)
 }
 

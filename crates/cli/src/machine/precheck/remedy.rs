@@ -151,7 +151,9 @@ fn privilege(id: &str, errno: Option<i32>, facts: &Facts) -> String {
 
 /// A feature of the kernel that may be a module nobody has loaded: a user namespace may not load it itself.
 fn module(errno: Option<i32>, facts: &Facts, modules: &str) -> String {
-    let load = format!("modprobe -a {modules}   (as root, on the host; to keep it: echo {modules} | tr ' ' '\\n' > /etc/modules-load.d/stillmesh.conf)");
+    let load = format!(
+        "modprobe -a {modules}   (as root, on the host; to keep it: echo {modules} | tr ' ' '\\n' > /etc/modules-load.d/stillmesh.conf)"
+    );
     match errno {
         Some(EPERM) => format!("{}\n{load}", privilege("", errno, facts)),
         _ => load,
@@ -165,7 +167,10 @@ mod tests {
     #[test]
     fn the_switch_that_is_off_is_the_one_named() {
         let off = |facts: Facts| user_namespace(Some(EPERM), &facts);
-        assert!(off(Facts { unprivileged_userns_clone: Some(0), ..Facts::default() }).contains("unprivileged_userns_clone=1"));
+        assert!(
+            off(Facts { unprivileged_userns_clone: Some(0), ..Facts::default() })
+                .contains("unprivileged_userns_clone=1")
+        );
         assert!(off(Facts { max_user_namespaces: Some(0), ..Facts::default() }).contains("max_user_namespaces=15000"));
         assert!(off(Facts { apparmor_restricts: Some(1), ..Facts::default() }).contains("/etc/apparmor.d/stillmesh"));
         assert!(off(Facts { seccomp: true, ..Facts::default() }).contains("seccomp=unconfined"));
