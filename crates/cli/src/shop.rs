@@ -28,13 +28,13 @@ enum Part {
     Page(Listen),
     /// Serves a book's details.
     Details(Listen),
-    /// Serves reviews; versions v2 and v3 ask ratings.
+    /// Serves reviews; editions v2 and v3 ask ratings.
     Reviews {
         #[command(flatten)]
         listen: Listen,
-        /// Which version of reviews this is.
+        /// Which edition of reviews this is.
         #[arg(long, default_value = "v1")]
-        version: String,
+        edition: String,
     },
     /// Serves a book's ratings.
     Ratings(Listen),
@@ -80,7 +80,7 @@ impl Shop {
         match self.part {
             Part::Page(listen) => serve::page(listen).await,
             Part::Details(listen) => serve::details(listen).await,
-            Part::Reviews { listen, version } => serve::reviews(listen, version).await,
+            Part::Reviews { listen, edition } => serve::reviews(listen, edition).await,
             Part::Ratings(listen) => serve::ratings(listen).await,
             Part::Visitor(visitor) => visitor.run().await,
             Part::Fetch(fetch) => fetch.run().await,

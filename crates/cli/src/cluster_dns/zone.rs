@@ -223,9 +223,12 @@ impl Zone {
 
 fn entry(service: &Service) -> Entry {
     let Some(spec) = &service.spec else { return Entry::default() };
-    let vips = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
-    let mut vips: Vec<IpAddr> = vips.filter_map(|vip| vip.parse().ok()).collect();
-    vips.dedup();
+    let mut vips: Vec<IpAddr> = Vec::new();
+    for vip in spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip).filter_map(|vip| vip.parse().ok()) {
+        if !vips.contains(&vip) {
+            vips.push(vip);
+        }
+    }
     let external = spec.type_.as_deref() == Some("ExternalName");
     let port = |port: &k8s_openapi::api::core::v1::ServicePort| {
         let protocol = port.protocol.as_deref().unwrap_or("TCP").to_ascii_lowercase();
