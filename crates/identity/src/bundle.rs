@@ -65,7 +65,7 @@ pub enum BundleError {
     /// Nothing in it.
     #[error("the trust bundle holds no certificate")]
     Empty,
-    /// Beyond [`MAX_ROOTS`].
+    /// More than 64 certificates.
     #[error("the trust bundle holds more than {MAX_ROOTS} certificates")]
     TooMany,
     /// A certificate that cannot be a root.
