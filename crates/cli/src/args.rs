@@ -1,6 +1,8 @@
 //! What can be typed after `stillmesh`. Nothing here acts.
 
-use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::capture::Capture;
 use crate::shop::Shop;
@@ -17,6 +19,22 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Run the Kubernetes manifests in a directory as a mesh on this machine, and follow their edits
+    Up(Up),
+    /// Stop a running mesh; nothing of it is left
+    Down(Target),
+    /// Say how a running mesh is
+    Status(Status),
+    /// Show pods, services, policies, nodes, deployments, ...
+    Get(Get),
+    /// Run a command in a container of a pod
+    Exec(Exec),
+    /// Show what a container printed
+    Logs(Logs),
+    /// Watch the link of a node: what an eavesdropper between the nodes would see
+    Capture(CaptureNode),
+    /// Try every operation that a mesh on this machine needs, and say what to change where one is refused
+    Precheck(Precheck),
     /// The node tunnel (configured by environment variables)
     Ztunnel,
     /// The controller: configuration and certificates for every node (configured by environment variables)
@@ -31,15 +49,159 @@ pub(crate) enum Command {
     ClusterDns,
     /// A HTTP and TCP server that answers with its own name, what it was sent, and by whom
     Echo(Echo),
-    /// Try every operation that a mesh on this machine needs, and say what to change where one is refused
-    Precheck(Precheck),
     /// Small real services to try things out with
     Shop(Shop),
-    /// Watch an interface: what an eavesdropper would see
-    Capture(Capture),
     /// Internal steps; each is run by the one before it
     #[command(name = "internal", hide = true, subcommand)]
     Internal(Internal),
+}
+
+/// Which running mesh.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Target {
+    /// Name of the mesh, as given to `up`
+    #[arg(long, default_value = "default", value_parser = mesh_name)]
+    pub(crate) name: String,
+}
+
+/// `stillmesh up`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Up {
+    /// Directory of Kubernetes manifests (YAML or JSON, nested folders allowed)
+    pub(crate) dir: PathBuf,
+    /// Number of nodes, 1 to 32
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub(crate) nodes: u8,
+    /// Name of this mesh; several may run side by side
+    #[arg(long, default_value = "default", value_parser = mesh_name)]
+    pub(crate) name: String,
+    /// Life of the pods' certificates, for example 20s or 24h; they are renewed at half of it
+    #[arg(long, value_name = "DURATION", default_value = "24h")]
+    pub(crate) secret_ttl: String,
+    /// Print errors only
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+/// `stillmesh status`.
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// Which mesh.
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// Wait this many seconds, at most, until every pod is ready; fail if they are not
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) wait: Option<u64>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How objects are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// The objects as JSON, a `List` unless one is named
+    Json,
+    /// A table with more columns
+    Wide,
+}
+
+/// What `get` shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shown {
+    /// Pods
+    #[value(name = "pods", aliases = ["pod", "po"])]
+    Pods,
+    /// Services
+    #[value(name = "services", aliases = ["service", "svc"])]
+    Services,
+    /// AuthorizationPolicies and PeerAuthentications
+    #[value(name = "policies", aliases = ["policy", "authorizationpolicies", "peerauthentications"])]
+    Policies,
+    /// Nodes
+    #[value(name = "nodes", aliases = ["node", "no"])]
+    Nodes,
+    /// Deployments
+    #[value(name = "deployments", aliases = ["deployment", "deploy"])]
+    Deployments,
+    /// Namespaces
+    #[value(name = "namespaces", aliases = ["namespace", "ns"])]
+    Namespaces,
+    /// EndpointSlices
+    #[value(name = "endpointslices", aliases = ["endpoints", "endpointslice", "ep"])]
+    EndpointSlices,
+}
+
+/// `stillmesh get`.
+#[derive(Debug, Args)]
+pub(crate) struct Get {
+    /// What to show
+    pub(crate) kind: Shown,
+    /// Only the object of this name
+    pub(crate) object: Option<String>,
+    /// Namespace
+    #[arg(long, short, default_value = "default", conflicts_with = "all_namespaces")]
+    pub(crate) namespace: String,
+    /// Every namespace
+    #[arg(long, short = 'A')]
+    pub(crate) all_namespaces: bool,
+    /// How to print
+    #[arg(long, short, value_enum)]
+    pub(crate) output: Option<Output>,
+    /// Which mesh.
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+/// `stillmesh exec`.
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    /// Pod
+    pub(crate) pod: String,
+    /// Container; the first one when absent
+    #[arg(long, short)]
+    pub(crate) container: Option<String>,
+    /// Namespace
+    #[arg(long, short, default_value = "default")]
+    pub(crate) namespace: String,
+    /// Which mesh.
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// Command and its arguments, after `--`
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(crate) argv: Vec<String>,
+}
+
+/// `stillmesh logs`.
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    /// Pod
+    pub(crate) pod: String,
+    /// Container; the first one when absent
+    #[arg(long, short)]
+    pub(crate) container: Option<String>,
+    /// Namespace
+    #[arg(long, short, default_value = "default")]
+    pub(crate) namespace: String,
+    /// Go on printing as more is written
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Which mesh.
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+/// `stillmesh capture`.
+#[derive(Debug, Args)]
+pub(crate) struct CaptureNode {
+    /// Node whose link to watch
+    pub(crate) node: String,
+    /// What to capture.
+    #[command(flatten)]
+    pub(crate) capture: Capture,
+    /// Which mesh.
+    #[command(flatten)]
+    pub(crate) target: Target,
 }
 
 /// `stillmesh precheck`.
@@ -53,6 +215,21 @@ pub(crate) struct Precheck {
 /// Steps that the command runs of itself. Their specifications are JSON written by the step before.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Internal {
+    /// Enters new namespaces, then runs `machine-init` as process 1 of them.
+    Enter {
+        /// Specification.
+        spec: String,
+    },
+    /// Process 1 of a machine.
+    MachineInit {
+        /// Specification.
+        spec: String,
+    },
+    /// The runner of a machine.
+    Runner {
+        /// Specification.
+        spec: String,
+    },
     /// Holds the namespaces of a pod.
     Sandbox {
         /// Specification.
@@ -70,6 +247,11 @@ pub(crate) enum Internal {
     },
     /// Becomes the program of a container.
     Run {
+        /// Specification.
+        spec: String,
+    },
+    /// Captures on a node's link.
+    Capture {
         /// Specification.
         spec: String,
     },
@@ -94,6 +276,20 @@ pub struct Echo {
     pub name: Option<String>,
 }
 
+/// A name of a mesh is a DNS label, so that it can stand in socket and host names.
+fn mesh_name(text: &str) -> Result<String, String> {
+    let valid = !text.is_empty()
+        && text.len() <= 40
+        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    if valid {
+        Ok(text.to_owned())
+    } else {
+        Err("at most 40 lower case letters, digits and inner hyphens are accepted".to_owned())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -103,5 +299,26 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn exec_takes_everything_after_the_dashes() {
+        let cli = Cli::try_parse_from(["stillmesh", "exec", "web", "-n", "shop", "--", "sh", "-c", "exit 3"]).unwrap();
+        let Command::Exec(exec) = cli.command else { panic!("not exec") };
+        assert_eq!((exec.pod.as_str(), exec.namespace.as_str()), ("web", "shop"));
+        assert_eq!(exec.argv, ["sh", "-c", "exit 3"]);
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_a_label_is_refused_with_what_is_accepted() {
+        let error = Cli::try_parse_from(["stillmesh", "up", ".", "--name", "A/b"]).unwrap_err().to_string();
+        assert!(error.contains("lower case letters"), "{error}");
+    }
+
+    #[test]
+    fn node_counts_out_of_range_are_refused() {
+        for nodes in ["0", "33", "x"] {
+            assert!(Cli::try_parse_from(["stillmesh", "up", ".", "--nodes", nodes]).is_err(), "{nodes}");
+        }
     }
 }

@@ -9,13 +9,20 @@ pub(crate) mod packet;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use stillmesh_runtime::sys::packet::PacketSocket;
 
+use crate::machine::init;
+use crate::machine::{CaptureSpec};
+use crate::output;
 use packet::{Segment, segment};
 
 /// Port of HBONE (contract, table of ports).
@@ -28,20 +35,23 @@ const MOST_FLOWS: usize = 1000;
 const PATIENCE: Duration = Duration::from_millis(50);
 
 /// What to capture, and for how long.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct Capture {
-    /// Interface to watch, in the namespace that the command runs in.
+#[derive(Clone, Debug, Args, Serialize, Deserialize)]
+pub struct Capture {
+    /// Interface to watch, in the node's namespace
     #[arg(long, default_value = "eth0")]
     pub(crate) interface: String,
-    /// Seconds to capture for.
+    /// Seconds to capture for
     #[arg(long, default_value_t = 3.0)]
     pub(crate) seconds: f64,
-    /// Text to look for in the application's bytes; may be given several times.
+    /// Text to look for in the application's bytes; may be given several times
     #[arg(long = "find")]
     pub(crate) words: Vec<String>,
-    /// Keep the frames in this file, in pcap format.
+    /// Keep the frames in this file, in pcap format
     #[arg(long)]
     pub(crate) pcap: Option<std::path::PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// What went over the link.
@@ -66,6 +76,24 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
+    /// For people.
+    fn told(&self) -> String {
+        let mut text = format!(
+            "{} segments with application bytes: {} bytes in TLS between node tunnels, {} to the control plane, {} in the clear",
+            self.segments, self.tunnel_bytes, self.control_bytes, self.clear_bytes
+        );
+        for (flow, bytes) in &self.clear_flows {
+            text.push_str(&format!("\n  clear  {flow}: {bytes} bytes"));
+        }
+        if let Some(sample) = &self.sample {
+            text.push_str(&format!("\n  found {} times, first {sample}", self.found));
+        }
+        if self.dropped > 0 {
+            text.push_str(&format!("\n  {} frames were lost: they came faster than they were read", self.dropped));
+        }
+        text
+    }
+
     /// Adds one segment.
     fn take(&mut self, segment: &Segment<'_>, words: &[String]) {
         if segment.payload.is_empty() {
@@ -90,6 +118,16 @@ impl Summary {
             }
         }
     }
+}
+
+/// Internal step: captures in a node's namespace and prints what was seen.
+pub(crate) fn in_namespace(spec: &CaptureSpec) -> anyhow::Result<ExitCode> {
+    init::unblock_signals();
+    set_pdeathsig(Signal::SIGKILL)?;
+    setns(std::fs::File::open(&spec.netns)?, CloneFlags::CLONE_NEWNET).context("entering the node's network")?;
+    let summary = run(&spec.capture)?;
+    output::line(&if spec.capture.json { serde_json::to_string(&summary)? } else { summary.told() });
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Captures until the time is over. Errors: no permission for packet sockets, no such interface, the file cannot be

@@ -21,7 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use args::{Cli, Command, Internal};
 use machine::pods::{container, sandbox};
-use machine::precheck;
+use machine::{bootstrap, commands, precheck, runner};
 
 /// How long open requests may take to end.
 const GRACE: Duration = Duration::from_secs(5);
@@ -39,6 +39,10 @@ pub fn main() -> ExitCode {
 
 fn internal(step: Internal) -> anyhow::Result<ExitCode> {
     match step {
+        Internal::Enter { spec } => bootstrap::enter(&serde_json::from_str(&spec)?),
+        Internal::MachineInit { spec } => bootstrap::machine_init(&serde_json::from_str(&spec)?),
+        Internal::Runner { spec } => runner::main(&serde_json::from_str(&spec)?),
+        Internal::Capture { spec } => capture::in_namespace(&serde_json::from_str(&spec)?),
         Internal::Sandbox { spec } => sandbox::hold(&serde_json::from_str(&spec)?),
         Internal::Container { spec } => container::enter(&serde_json::from_str(&spec)?),
         Internal::Init { spec } => container::init_step(&serde_json::from_str(&spec)?),
@@ -57,10 +61,13 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Precheck(args) => return precheck::command(args.json),
         Command::Internal(step) => return internal(step),
         Command::Shop(shop) => runtime()?.block_on(shop.run())?,
-        Command::Capture(capture) => {
-            let summary = capture::run(&capture)?;
-            output::line(&serde_json::to_string_pretty(&summary)?);
-        }
+        Command::Up(args) => return bootstrap::up(&args),
+        Command::Down(target) => return runtime()?.block_on(commands::down(&target)),
+        Command::Status(args) => return runtime()?.block_on(commands::status(&args)),
+        Command::Get(args) => return runtime()?.block_on(commands::get(&args)),
+        Command::Exec(args) => return runtime()?.block_on(commands::exec(&args)),
+        Command::Logs(args) => return runtime()?.block_on(commands::logs(&args)),
+        Command::Capture(args) => return runtime()?.block_on(commands::capture(&args)),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,11 +1,28 @@
-//! The one-machine mesh: what its parts are made of. The runner that joins them is not there yet.
+//! The one-machine mesh: `stillmesh up` and the commands that talk to it.
+//!
+//! [`bootstrap`] leads from the user's shell into namespaces of our own, [`runner`] is what runs there. Its loop
+//! ([`reconcile`]) reads manifests, runs [`pods`], gives addresses ([`ipam`]), keeps [`services`] reachable ([`proxy`])
+//! and publishes the objects ([`publish`]) that the mesh's own parts ([`system`]) follow.
 
+mod admit;
+mod api;
 pub mod bootstrap;
+pub mod commands;
 pub mod control;
 pub mod deploy;
 pub mod init;
 pub mod ipam;
 pub mod network;
+mod node_http;
 pub mod pods;
 pub mod precheck;
 pub mod proxy;
+mod publish;
+mod reconcile;
+mod report;
+pub mod runner;
+mod services;
+mod state;
+mod system;
+
+pub use api::CaptureSpec;

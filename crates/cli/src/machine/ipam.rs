@@ -128,6 +128,11 @@ impl ServicePool {
         Ok(addresses(host))
     }
 
+    /// The services that have addresses.
+    pub fn taken_by(&self) -> Vec<String> {
+        self.taken.values().cloned().collect()
+    }
+
     /// Gives back what a service had.
     pub fn give_back(&mut self, service: &str) {
         self.taken.retain(|_, owner| owner != service);

@@ -13,6 +13,7 @@ use stillmesh_netlink::route::{AddressOptions, LinkChange, LinkKind, Neighbour, 
 use stillmesh_runtime::sys::netns::{Netns, NetnsThread};
 
 use super::ipam::{self, PodAddresses};
+use super::node_http::PROBE_SOURCE;
 
 /// Hardware address of a node's end of every pod's link.
 const GATEWAY_MAC: [u8; 6] = [0x02, 0xee, 0, 0, 0, 1];
@@ -100,6 +101,8 @@ fn set_up_node(number: u8, count: u8, ipv6: bool) -> anyhow::Result<()> {
             rtnl.add_route(&Route::to(net).via(gateway).dev(link))?;
         }
     }
+    let loopback = index(&mut rtnl, "lo")?;
+    rtnl.add_address(loopback, IpNet::from(IpAddr::V4(PROBE_SOURCE)), AddressOptions::default())?;
     // Service addresses are translated before routing; what is not is rejected, and needs a route to come that far.
     let services = families([10, 96, 0, 0].into(), [0xfd00, 0x96, 0, 0, 0, 0, 0, 0].into());
     for address in services {

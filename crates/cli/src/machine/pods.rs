@@ -2,8 +2,10 @@
 
 pub mod container;
 pub mod env;
+mod keep;
 pub mod log;
 pub mod plan;
 pub mod probe;
 pub mod sandbox;
 pub mod status;
+pub mod worker;

@@ -55,6 +55,8 @@ pub struct ContainerRecord {
     pub last: Option<(u8, Time)>,
     /// Its first process, while running.
     pub pid: Option<u32>,
+    /// Its environment, since it was first started.
+    pub env: Vec<(String, String)>,
     /// What it prints.
     pub log: Log,
 }
@@ -77,6 +79,7 @@ impl ContainerRecord {
             restarts: 0,
             last: None,
             pid: None,
+            env: Vec::new(),
             log,
         }
     }
@@ -216,26 +219,30 @@ impl PodRecordStatus {
         }
     }
 
-    /// One word for a table, as `kubectl` has it.
-    pub fn word(&self, deleting: bool) -> String {
-        if deleting {
-            return "Terminating".to_owned();
+    /// Why it is not ready, for people.
+    pub fn why(&self) -> String {
+        if !self.message.is_empty() {
+            return self.message.clone();
         }
-        if matches!(self.phase, Phase::Succeeded | Phase::Failed) {
-            return if self.phase == Phase::Succeeded { "Completed" } else { "Error" }.to_owned();
+        let waiting = self.containers.iter().find_map(|one| match &one.doing {
+            Doing::Waiting { reason, message } if *reason != "PodInitializing" => Some((one, *reason, message)),
+            _ => None,
+        });
+        match waiting {
+            _ if self.phase == Phase::Failed => "has failed".to_owned(),
+            Some((one, reason, message)) if message.is_empty() => format!("container {}: {reason}", one.name),
+            Some((one, reason, message)) => format!("container {}: {reason}: {message}", one.name),
+            None if !self.networked => "has no network yet".to_owned(),
+            None if !self.initialized => "its init containers run".to_owned(),
+            None => "its readiness probes have not succeeded".to_owned(),
         }
-        let waiting = |one: &&ContainerRecord| matches!(&one.doing, Doing::Waiting { .. });
-        let of_interest = self.containers.iter().filter(|one| one.init != self.initialized || one.sidecar);
-        match of_interest.clone().find(waiting) {
-            Some(ContainerRecord { doing: Doing::Waiting { reason, .. }, init, .. }) => {
-                if *init && !matches!(*reason, "PodInitializing") {
-                    format!("Init:{reason}")
-                } else {
-                    (*reason).to_owned()
-                }
-            }
-            _ if !self.initialized => "Init".to_owned(),
-            _ => "Running".to_owned(),
-        }
+    }
+
+    /// Whether something is wrong with it, beyond being on its way.
+    pub fn in_trouble(&self) -> bool {
+        let bad = |one: &ContainerRecord| {
+            matches!(&one.doing, Doing::Waiting { reason, .. } if !matches!(*reason, "PodInitializing" | "ContainerCreating"))
+        };
+        !self.message.is_empty() || self.phase == Phase::Failed || self.containers.iter().any(bad)
     }
 }

@@ -1,0 +1,295 @@
+//! Admission: which of the objects that a user wrote this machine runs, with what it has to say about them. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::{Namespace, Pod, PodSpec, Service, ServiceAccount};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use stillmesh_k8s::{Finding, Kind, Object, ObjectKey, Placed, Position, Severity};
+
+use super::ipam::ServicePool;
+use super::pods::plan::{self, Origin, PodPlan, Remark};
+use super::services;
+use super::state::Objects;
+use super::system;
+
+/// A Deployment with the plan of its pods.
+#[derive(Clone, Debug)]
+pub struct Template {
+    /// The object.
+    pub deployment: std::sync::Arc<k8s_openapi::api::apps::v1::Deployment>,
+    /// What its pods run; their host names are their own.
+    pub plan: PodPlan,
+}
+
+/// What a set of written objects comes to.
+#[derive(Debug, Default)]
+pub struct Admitted {
+    /// Every admitted object but pods, with what the machine adds (addresses, accounts, namespaces).
+    pub objects: Objects,
+    /// Pods to run.
+    pub pods: BTreeMap<ObjectKey, (Pod, PodPlan)>,
+    /// Deployments to run.
+    pub deployments: BTreeMap<ObjectKey, Template>,
+    /// Pods and Deployments that were refused: what runs of them from before goes on.
+    pub refused: BTreeSet<ObjectKey>,
+    /// What is to be said.
+    pub findings: Vec<Finding>,
+}
+
+/// Admits the objects.
+pub fn admit(
+    written: &BTreeMap<ObjectKey, Placed>,
+    pool: &mut ServicePool,
+    nodes: &[String],
+    ipv6: bool,
+) -> anyhow::Result<Admitted> {
+    let mut all = Admitted::default();
+    for name in system::NAMESPACES {
+        let namespace = Namespace {
+            metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
+            ..Namespace::default()
+        };
+        all.insert(namespace.into());
+    }
+    for service in system::services()? {
+        all.service(service, None, pool, ipv6);
+    }
+    let of = |namespaces: bool| written.iter().filter(move |(key, _)| (key.kind == Kind::Namespace) == namespaces);
+    for (key, placed) in of(true).chain(of(false)) {
+        let mut object = placed.object.clone();
+        if key.kind.namespaced() {
+            let namespace = object.namespace().to_owned();
+            object.metadata_mut().namespace = Some(namespace.clone());
+            if !all.objects.contains_key(&ObjectKey::new(Kind::Namespace, "", &namespace)) {
+                let message = format!("namespace {namespace:?} is not there");
+                all.say(placed, Severity::Error, "metadata.namespace", message, "add a Namespace of this name");
+                all.refused.insert(key.clone());
+                continue;
+            }
+        }
+        if all.objects.contains_key(key) && key.kind != Kind::Namespace {
+            all.say(placed, Severity::Error, "metadata.name", "the mesh itself has an object of this name".into(), "");
+            continue;
+        }
+        all.one(object, placed, pool, nodes, ipv6);
+    }
+    // Services that are gone give their addresses back.
+    for key in pool.taken_by() {
+        let (namespace, name) = key.split_once('/').unwrap_or_default();
+        if !all.objects.contains_key(&ObjectKey::new(Kind::Service, namespace, name)) {
+            pool.give_back(&key);
+        }
+    }
+    all.accounts();
+    Ok(all)
+}
+
+impl Admitted {
+    fn insert(&mut self, object: Object) {
+        self.objects.insert(object.key(), object);
+    }
+
+    fn one(&mut self, object: Object, placed: &Placed, pool: &mut ServicePool, nodes: &[String], ipv6: bool) {
+        match object {
+            Object::Node(_) => {
+                let hint = "choose their number with --nodes; labels and addresses are given";
+                self.say(placed, Severity::Error, "kind", "nodes are made by `up`, not by manifests".into(), hint);
+            }
+            Object::Service(service) => {
+                self.service(std::sync::Arc::unwrap_or_clone(service), Some(placed), pool, ipv6);
+            }
+            Object::Pod(pod) => {
+                let key = placed.object.key();
+                let spec = pod.spec.clone().unwrap_or_default();
+                if let Some(plan) = self.plan(&pod, &spec, "spec", placed, nodes) {
+                    self.pods.insert(key, (std::sync::Arc::unwrap_or_clone(pod), plan));
+                } else {
+                    self.refused.insert(key);
+                }
+            }
+            Object::Deployment(deployment) => {
+                let key = placed.object.key();
+                let template = &deployment.spec.template;
+                let pod = Pod {
+                    metadata: ObjectMeta { name: deployment.metadata.name.clone(), ..ObjectMeta::default() },
+                    spec: template.spec.clone(),
+                    status: None,
+                };
+                let spec = template.spec.clone().unwrap_or_default();
+                match self.plan(&pod, &spec, "spec.template.spec", placed, nodes) {
+                    Some(plan) => {
+                        self.insert(Object::Deployment(deployment.clone()));
+                        self.deployments.insert(key, Template { deployment, plan });
+                    }
+                    None => drop(self.refused.insert(key)),
+                }
+            }
+            other => self.insert(other),
+        }
+    }
+
+    fn plan(&mut self, pod: &Pod, spec: &PodSpec, prefix: &str, placed: &Placed, nodes: &[String]) -> Option<PodPlan> {
+        let ignored = plan::ignored(spec, prefix);
+        if !ignored.is_empty() {
+            let message = format!("without effect here: {}", ignored.join(", "));
+            self.say(placed, Severity::Warning, "", message, "");
+        }
+        match plan::plan(pod, prefix, Origin::User) {
+            Ok(plan) => {
+                if let Some(node) = plan.node.as_ref().filter(|node| !nodes.contains(node)) {
+                    let message = format!("there is no node {node:?}");
+                    let hint = format!("the nodes are {}", nodes.join(", "));
+                    self.say(placed, Severity::Error, &format!("{prefix}.nodeName"), message, &hint);
+                    return None;
+                }
+                Some(plan)
+            }
+            Err(remarks) => {
+                for Remark { path, message, hint } in remarks {
+                    self.say(placed, Severity::Error, &path, message, &hint);
+                }
+                None
+            }
+        }
+    }
+
+    fn service(&mut self, mut service: Service, placed: Option<&Placed>, pool: &mut ServicePool, ipv6: bool) {
+        match (services::allocate(&mut service, pool, ipv6), placed) {
+            (Ok(()), _) => {}
+            (Err((path, message)), Some(placed)) => {
+                self.say(placed, Severity::Error, &path, message, "");
+                return;
+            }
+            (Err(_), None) => return,
+        }
+        if let (Some(spec), Some(placed)) = (&service.spec, placed) {
+            let mut without = Vec::new();
+            if let Some(kind @ ("NodePort" | "LoadBalancer" | "ExternalName")) = spec.type_.as_deref() {
+                without.push(format!("spec.type {kind}"));
+            }
+            for (name, set) in [
+                ("spec.sessionAffinity", spec.session_affinity.as_deref().is_some_and(|mode| mode != "None")),
+                ("spec.externalIPs", spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty())),
+                (
+                    "spec.internalTrafficPolicy",
+                    spec.internal_traffic_policy.as_deref().is_some_and(|mode| mode != "Cluster"),
+                ),
+            ] {
+                if set {
+                    without.push(name.to_owned());
+                }
+            }
+            if !without.is_empty() {
+                let message = format!("without effect here: {}", without.join(", "));
+                self.say(placed, Severity::Warning, "", message, "");
+            }
+        }
+        self.insert(service.into());
+    }
+
+    /// Every namespace has its account `default`; one that pods name and nobody wrote is made, with a remark.
+    fn accounts(&mut self) {
+        let mut wanted: BTreeSet<(String, String)> = self
+            .objects
+            .keys()
+            .filter(|key| key.kind == Kind::Namespace)
+            .map(|key| (key.name.to_string(), "default".to_owned()))
+            .collect();
+        let of = |key: &ObjectKey, plan: &PodPlan| (key.namespace.to_string(), plan.service_account.clone());
+        wanted.extend(self.pods.iter().map(|(key, (_, plan))| of(key, plan)));
+        wanted.extend(self.deployments.iter().map(|(key, one)| of(key, &one.plan)));
+        for (namespace, name) in wanted {
+            let key = ObjectKey::new(Kind::ServiceAccount, &namespace, &name);
+            if !self.objects.contains_key(&key) {
+                let account = ServiceAccount {
+                    metadata: ObjectMeta { name: Some(name), namespace: Some(namespace), ..ObjectMeta::default() },
+                    ..ServiceAccount::default()
+                };
+                self.insert(account.into());
+            }
+        }
+    }
+
+    fn say(&mut self, placed: &Placed, severity: Severity, path: &str, message: String, hint: &str) {
+        self.findings.push(finding(&placed.at, severity, &placed.object.key(), path, message, hint));
+    }
+}
+
+/// A finding of the machine's own.
+pub fn finding(
+    at: &Position,
+    severity: Severity,
+    key: &ObjectKey,
+    path: &str,
+    message: String,
+    hint: &str,
+) -> Finding {
+    Finding {
+        at: at.clone(),
+        severity,
+        code: "UP001",
+        object: key.to_string(),
+        path: path.to_owned(),
+        message,
+        hint: hint.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admitted(text: &str) -> Admitted {
+        let documents = stillmesh_k8s::parse::documents("a.yaml", text);
+        assert_eq!(documents.findings, []);
+        let written = documents.objects.into_iter().map(|placed| (placed.object.key(), placed)).collect();
+        admit(&written, &mut ServicePool::default(), &["node1".to_owned()], true).unwrap()
+    }
+
+    fn said(text: &str) -> Vec<String> {
+        admitted(text).findings.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn an_object_in_a_namespace_that_is_not_there_is_refused_by_name() {
+        let said = said("apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: gone}\nspec: {containers: [{name: c, command: [x]}]}\n");
+        assert_eq!(said.len(), 1);
+        assert!(said[0].starts_with("a.yaml:1:1: Pod gone/a: metadata.namespace: namespace \"gone\" is not there"), "{said:?}");
+    }
+
+    #[test]
+    fn fields_without_effect_are_listed_once_and_the_pod_runs() {
+        let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {priority: 3, containers: [{name: c, command: [x], tty: true}]}\n";
+        let admitted = admitted(text);
+        assert_eq!(admitted.pods.len(), 1);
+        assert_eq!(admitted.findings.len(), 1);
+        assert!(admitted.findings[0].message.contains("spec.containers[0].tty"), "{:?}", admitted.findings);
+    }
+
+    #[test]
+    fn what_the_machine_cannot_run_is_refused_with_a_reason() {
+        for (spec, words) in [
+            ("{containers: [{name: c, image: nginx}]}", "images are not pulled"),
+            ("{nodeName: node9, containers: [{name: c, command: [x]}]}", "no node \"node9\""),
+            ("{securityContext: {fsGroup: 3}, containers: [{name: c, command: [x]}]}", "one user"),
+        ] {
+            let text = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec: {spec}\n");
+            let admitted = admitted(&text);
+            assert!(admitted.pods.is_empty());
+            assert_eq!(admitted.refused.len(), 1);
+            assert!(admitted.findings[0].message.contains(words), "{:?}", admitted.findings);
+        }
+    }
+
+    #[test]
+    fn accounts_and_system_objects_are_there_without_being_written() {
+        let admitted = admitted("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n");
+        for key in [
+            ObjectKey::new(Kind::ServiceAccount, "shop", "default"),
+            ObjectKey::new(Kind::Namespace, "", "istio-system"),
+            ObjectKey::new(Kind::Service, "kube-system", "kube-dns"),
+        ] {
+            assert!(admitted.objects.contains_key(&key), "{key}");
+        }
+    }
+}

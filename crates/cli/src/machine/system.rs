@@ -1,0 +1,183 @@
+//! The mesh's own pods and objects: what an installation puts into a cluster.
+
+use std::path::Path;
+
+use anyhow::Context;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use serde_json::{Value, json};
+use stillmesh_k8s::Object;
+
+use super::bootstrap::ROOT;
+use super::ipam::{CONTROLLER_VIP, DNS_VIP};
+use super::network::Node;
+use super::pods::worker::{node_home, node_ips};
+
+/// Where the mesh runs.
+pub const NAMESPACE: &str = "istio-system";
+
+/// Namespaces that are always there.
+pub const NAMESPACES: [&str; 3] = ["default", "kube-system", NAMESPACE];
+
+/// Directory of the cluster's objects.
+pub fn objects_dir() -> std::path::PathBuf {
+    Path::new(ROOT).join("objects")
+}
+
+/// The services of the controller and of the cluster DNS.
+pub fn services() -> anyhow::Result<Vec<Service>> {
+    let service = |namespace: &str, name: &str, selector: &str, ip: String, ports: Value| {
+        let (key, value) = selector.split_once('=').unwrap_or((selector, ""));
+        read(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": namespace},
+            "spec": {"clusterIP": ip, "selector": {key: value}, "ports": ports}}))
+    };
+    let dns = json!([{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53}]);
+    let controller = json!([{"name": "https-dns", "port": 15012}, {"name": "http-monitoring", "port": 15014}]);
+    Ok(vec![
+        service("kube-system", "kube-dns", "k8s-app=kube-dns", DNS_VIP.to_string(), dns)?,
+        service(NAMESPACE, "istiod", "app=istiod", CONTROLLER_VIP.to_string(), controller)?,
+    ])
+}
+
+/// A node as an object.
+pub fn node(node: &Node) -> anyhow::Result<Object> {
+    let mut addresses: Vec<Value> =
+        node_ips(node).into_iter().map(|ip| json!({"type": "InternalIP", "address": ip})).collect();
+    addresses.push(json!({"type": "Hostname", "address": node.name}));
+    let object: k8s_openapi::api::core::v1::Node = read(json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": node.name, "labels": {"kubernetes.io/hostname": node.name, "kubernetes.io/os": "linux"}},
+        "status": {"addresses": addresses, "conditions": [{"type": "Ready", "status": "True"}]},
+    }))?;
+    Ok(object.into())
+}
+
+/// The mesh's own pods.
+pub fn pods(nodes: &[Node], secret_ttl: &str) -> anyhow::Result<Vec<Pod>> {
+    let first = nodes.first().context("a machine has at least one node")?;
+    let objects = objects_dir().display().to_string();
+    let under = |path: &str| format!("{ROOT}/{path}");
+    let mut pods = vec![
+        pod(&SystemPod {
+            namespace: NAMESPACE,
+            name: "stillmesh-controller",
+            account: "istiod",
+            labels: json!({"app": "istiod", "istio": "pilot"}),
+            node: &first.name,
+            host_network: false,
+            part: "controller",
+            env: &[
+                ("OBJECTS_DIR", objects.clone()),
+                ("CA_DIR", under("ca")),
+                ("JOIN_TOKENS", under("join-tokens.json")),
+                ("API_SOCKET", under("api.sock")),
+                ("SERVING_NAMES", CONTROLLER_VIP.to_string()),
+            ],
+            ready: json!({"httpGet": {"path": "/ready", "port": 15014}}),
+        })?,
+        pod(&SystemPod {
+            namespace: "kube-system",
+            name: "dns",
+            account: "coredns",
+            labels: json!({"k8s-app": "kube-dns"}),
+            node: &first.name,
+            host_network: false,
+            part: "cluster-dns",
+            env: &[("OBJECTS_DIR", objects.clone())],
+            ready: json!({"tcpSocket": {"port": 53}}),
+        })?,
+    ];
+    for node in nodes {
+        let home = node_home(node);
+        let file = |name: &str| home.join(name).display().to_string();
+        let control = format!("https://{CONTROLLER_VIP}:15012");
+        pods.push(pod(&SystemPod {
+            namespace: NAMESPACE,
+            name: &format!("istio-cni-node-{}", node.name),
+            account: "istio-cni",
+            labels: json!({"k8s-app": "istio-cni-node"}),
+            node: &node.name,
+            host_network: true,
+            part: "agent",
+            env: &[
+                ("NODE_NAME", node.name.clone()),
+                ("OBJECTS_DIR", objects.clone()),
+                ("NETNS_DIR", under("netns")),
+                ("ZDS_SOCKET", file("ztunnel.sock")),
+                ("PLUGIN_SOCKET", file("pluginevent.sock")),
+                ("API_SOCKET", under("api.sock")),
+                ("STATE_DIR", file("agent")),
+            ],
+            ready: json!({"exec": {"command": ["test", "-S", file("pluginevent.sock")]}}),
+        })?);
+        pods.push(pod(&SystemPod {
+            namespace: NAMESPACE,
+            name: &format!("ztunnel-{}", node.name),
+            account: "ztunnel",
+            labels: json!({"app": "ztunnel"}),
+            node: &node.name,
+            host_network: false,
+            part: "ztunnel",
+            env: &[
+                ("NODE_NAME", node.name.clone()),
+                ("POD_NAME", format!("ztunnel-{}", node.name)),
+                ("INPOD_UDS", file("ztunnel.sock")),
+                ("XDS_ADDRESS", control.clone()),
+                ("XDS_ROOT_CA", under("ca/root-cert.pem")),
+                ("AUTH_TOKEN", file("token")),
+                ("SECRET_TTL", secret_ttl.to_owned()),
+                ("TERMINATION_GRACE_PERIOD_SECONDS", "5".to_owned()),
+                ("IPV6_ENABLED", node.ipv6.to_string()),
+            ],
+            ready: json!({"httpGet": {"path": "/healthz/ready", "port": 15021}}),
+        })?);
+    }
+    Ok(pods)
+}
+
+struct SystemPod<'a> {
+    namespace: &'a str,
+    name: &'a str,
+    account: &'a str,
+    labels: Value,
+    node: &'a str,
+    host_network: bool,
+    part: &'a str,
+    env: &'a [(&'a str, String)],
+    ready: Value,
+}
+
+fn pod(pod: &SystemPod<'_>) -> anyhow::Result<Pod> {
+    let mut env: Vec<Value> = pod.env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+    // What whoever started the machine asks of logs.
+    for name in ["RUST_LOG", "LOG_FORMAT", "RUST_BACKTRACE"] {
+        if let Ok(value) = std::env::var(name) {
+            env.push(json!({"name": name, "value": value}));
+        }
+    }
+    let mut ready = pod.ready.clone();
+    if let Some(ready) = ready.as_object_mut() {
+        ready.insert("periodSeconds".to_owned(), 1.into());
+        ready.insert("timeoutSeconds".to_owned(), 5.into());
+    }
+    read(json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": pod.name, "namespace": pod.namespace, "labels": pod.labels},
+        "spec": {
+            "serviceAccountName": pod.account,
+            "nodeName": pod.node,
+            "hostNetwork": pod.host_network,
+            "terminationGracePeriodSeconds": 5,
+            "containers": [{
+                "name": pod.part,
+                "image": super::pods::plan::SYSTEM_IMAGE,
+                "args": [pod.part],
+                "env": env,
+                "readinessProbe": ready,
+            }],
+        },
+    }))
+}
+
+fn read<T: serde::de::DeserializeOwned>(value: Value) -> anyhow::Result<T> {
+    serde_json::from_value(value).context("an object of the machine's own")
+}
