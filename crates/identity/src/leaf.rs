@@ -99,8 +99,8 @@ impl Leaf {
     }
 
     /// The same certificate in the hands of somebody who trusts other roots.
-    #[cfg(test)]
-    pub(crate) fn trusting(&self, bundle: Arc<TrustBundle>) -> Self {
+    #[cfg(any(test, feature = "fixtures"))]
+    pub fn trusting(&self, bundle: Arc<TrustBundle>) -> Self {
         Self {
             identity: self.identity.clone(),
             serial: self.serial.clone(),
