@@ -19,7 +19,13 @@ pub async fn tunnel(
     live: &Live,
     watch: &Watch,
 ) -> Result<(), PathError> {
-    bounded(copy::tunnel(&mut socket, &mut stream, &bytes.counters), live, watch).await
+    let carried = bounded(copy::tunnel(&mut socket, &mut stream, &bytes.counters), live, watch).await;
+    if carried.is_err() {
+        // What broke must not look like an end to the application (RFC 9113 section 8.5). A socket that is gone
+        // already cannot be told.
+        let _ = socket.set_zero_linger();
+    }
+    carried
 }
 
 /// Carries bytes between two sockets likewise.
