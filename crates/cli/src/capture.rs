@@ -20,8 +20,8 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use stillmesh_runtime::sys::packet::PacketSocket;
 
+use crate::machine::CaptureSpec;
 use crate::machine::init;
-use crate::machine::{CaptureSpec};
 use crate::output;
 use packet::{Segment, segment};
 

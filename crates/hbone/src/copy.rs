@@ -4,17 +4,19 @@
 //! timeout: a healthy connection may be silent for ever.
 
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
-use crate::Stream;
+use crate::memory::{Holding, UNCOUNTED};
+use crate::stream::COLLECT;
+use crate::{Memory, Stream};
 
 /// Bytes moved so far; may be read while they move.
 #[derive(Debug, Default)]
@@ -49,7 +51,7 @@ pub struct CopyError {
 const BULK: usize = 128 << 10;
 
 /// What a quiet socket is read into first, bytes: on the stack, so that a connection that waits holds no buffer.
-const SMALL: usize = 2 << 10;
+const SMALL: usize = UNCOUNTED;
 
 /// Moves bytes between a socket (first) and a tunnel (second). On an error both are broken: the tunnel is reset here, the
 /// socket by the caller, who drops it.
@@ -57,7 +59,7 @@ pub async fn tunnel<S>(socket: &mut S, stream: &mut Stream, counters: &Counters)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let (mut forward, mut backward) = (Forward::default(), Backward::default());
+    let (mut forward, mut backward) = (Forward::new(stream.holding()), Backward::default());
     let copied = poll_fn(|cx| {
         let there = forward.poll(cx, socket, stream, &counters.forward)?;
         let back = backward.poll(cx, socket, stream, &counters.backward)?;
@@ -76,7 +78,8 @@ where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    let (mut forward, mut backward) = (OneWay::default(), OneWay::default());
+    let memory = Memory::of_process();
+    let (mut forward, mut backward) = (OneWay::new(memory.holding()), OneWay::new(memory.holding()));
     poll_fn(|cx| {
         let there = forward.poll(cx, first, second, &counters.forward).map_err(|error| error.of(Side::First))?;
         let back = backward.poll(cx, second, first, &counters.backward).map_err(|error| error.of(Side::Second))?;
@@ -101,16 +104,30 @@ fn count(counter: &AtomicU64, bytes: usize) {
 }
 
 /// Reads a socket: small pieces by way of the stack, and straight into large buffers while it is busy.
-#[derive(Default)]
 struct Reader {
     buffer: BytesMut,
     busy: bool,
+    holding: Holding,
 }
 
 impl Reader {
+    fn new(holding: Holding) -> Self {
+        Self { buffer: BytesMut::new(), busy: false, holding }
+    }
+
+    /// Whether more may be read before what was read is gone.
+    fn may_collect(&self) -> bool {
+        self.buffer.is_empty() || (self.buffer.len() < COLLECT && !self.holding.is_short())
+    }
+
+    /// Tells how much is left; called when a turn is over.
+    fn count(&mut self) {
+        self.holding.set(self.buffer.len());
+    }
+
     /// Reads once into the buffer; 0 is the end.
     fn poll<S: AsyncRead + Unpin>(&mut self, cx: &mut Context<'_>, socket: &mut S) -> Poll<io::Result<usize>> {
-        if !self.busy {
+        if !self.busy || self.holding.is_short() {
             let mut small = [MaybeUninit::uninit(); SMALL];
             let mut lent = ReadBuf::uninit(&mut small);
             ready!(Pin::new(socket).poll_read(cx, &mut lent))?;
@@ -118,7 +135,9 @@ impl Reader {
             self.buffer.extend_from_slice(lent.filled());
             return Poll::Ready(Ok(lent.filled().len()));
         }
-        self.buffer.reserve(BULK);
+        if self.buffer.capacity() - self.buffer.len() < BULK / 4 {
+            self.buffer.reserve(BULK);
+        }
         match poll_read_buf(Pin::new(socket), cx, &mut self.buffer) {
             Poll::Ready(Ok(length)) => {
                 self.busy = length >= SMALL;
@@ -126,7 +145,11 @@ impl Reader {
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => {
-                *self = Self::default();
+                self.busy = false;
+                if self.buffer.is_empty() {
+                    // A connection that waits holds no buffer.
+                    self.buffer = BytesMut::new();
+                }
                 Poll::Pending
             }
         }
@@ -134,34 +157,53 @@ impl Reader {
 }
 
 /// Socket to tunnel. The buffer that was read into becomes the DATA frame.
-#[derive(Default)]
 struct Forward {
     reader: Reader,
+    /// The socket has no more.
     ended: bool,
+    /// Nothing is left to send, or nobody wants it.
+    done: bool,
 }
 
 impl Forward {
+    fn new(holding: Holding) -> Self {
+        Self { reader: Reader::new(holding), ended: false, done: false }
+    }
+
     fn poll<S>(&mut self, cx: &mut Context<'_>, socket: &mut S, stream: &mut Stream, counter: &AtomicU64) -> Progress
     where
         S: AsyncRead + Unpin,
     {
-        while !self.ended {
-            let waiting = &mut self.reader.buffer;
-            if !waiting.is_empty() {
-                let Poll::Ready(room) = stream.poll_room(cx, waiting.len()).map_err(second)? else {
-                    return Ok(Poll::Pending);
-                };
-                let piece = waiting.split_to(room.min(waiting.len())).freeze();
-                stream.send_chunk(piece).map_err(second)?;
-                continue;
+        let progress = self.turn(cx, socket, stream, counter);
+        self.reader.count();
+        progress
+    }
+
+    fn turn<S>(&mut self, cx: &mut Context<'_>, socket: &mut S, stream: &mut Stream, counter: &AtomicU64) -> Progress
+    where
+        S: AsyncRead + Unpin,
+    {
+        while !self.done {
+            while !self.reader.buffer.is_empty() {
+                // Not ready: there is no room yet. A small piece may be joined by more below.
+                if stream.poll_send(cx, &mut self.reader.buffer, self.ended).map_err(second)?.is_pending() {
+                    break;
+                }
+            }
+            if self.ended && self.reader.buffer.is_empty() {
+                stream.finish().map_err(second)?;
+                self.done = true;
+                break;
+            }
+            if self.ended || !self.reader.may_collect() {
+                return Ok(Poll::Pending);
             }
             match self.reader.poll(cx, socket).map_err(first)? {
-                Poll::Pending => return Ok(Poll::Pending),
-                Poll::Ready(0) => {
-                    self.ended = true;
-                    self.reader = Reader::default();
-                    stream.finish().map_err(second)?;
-                }
+                Poll::Pending => match stream.poll_unwanted(cx).map_err(second)? {
+                    Poll::Ready(()) => self.done = true,
+                    Poll::Pending => return Ok(Poll::Pending),
+                },
+                Poll::Ready(0) => self.ended = true,
                 Poll::Ready(length) => count(counter, length),
             }
         }
@@ -172,50 +214,44 @@ impl Forward {
 /// Tunnel to socket. The peer gets its credit back when the socket has taken the bytes.
 #[derive(Default)]
 struct Backward {
-    chunk: Bytes,
-    /// Written of the chunk and not given back yet.
-    owed: usize,
-    ended: bool,
     shut: bool,
 }
+
+/// Why a connection is broken when memory is short.
+const STUCK: &str = "it does not read, and memory for tunnels is used up";
+
+/// Pieces written by one call.
+const VECTORED: usize = 16;
 
 impl Backward {
     fn poll<S>(&mut self, cx: &mut Context<'_>, socket: &mut S, stream: &mut Stream, counter: &AtomicU64) -> Progress
     where
         S: AsyncWrite + Unpin,
     {
-        loop {
-            if !self.chunk.is_empty() {
-                let Poll::Ready(written) = Pin::new(&mut *socket).poll_write(cx, &self.chunk).map_err(first)? else {
-                    return Ok(Poll::Pending);
-                };
-                if written == 0 {
-                    return Err(first(io::ErrorKind::WriteZero.into()));
+        while !self.shut {
+            let Poll::Ready(received) = stream.poll_unread(cx) else { return Ok(Poll::Pending) };
+            received.map_err(second)?;
+            if stream.unread().is_empty() {
+                let Poll::Ready(()) = shutdown(cx, socket).map_err(first)? else { return Ok(Poll::Pending) };
+                self.shut = true;
+                break;
+            }
+            let mut slices = [IoSlice::new(&[]); VECTORED];
+            let used = stream.unread().slices(&mut slices);
+            let slices = slices.get(..used).unwrap_or_default();
+            let Poll::Ready(written) = Pin::new(&mut *socket).poll_write_vectored(cx, slices).map_err(first)? else {
+                if stream.is_overdrawn() {
+                    return Err(first(io::Error::new(io::ErrorKind::OutOfMemory, STUCK)));
                 }
-                count(counter, written);
-                self.chunk.advance(written);
-                self.owed += written;
-                continue;
+                return Ok(Poll::Pending);
+            };
+            if written == 0 {
+                return Err(first(io::ErrorKind::WriteZero.into()));
             }
-            stream.credit(std::mem::take(&mut self.owed)).map_err(second)?;
-            if self.ended {
-                return self.shut(cx, socket);
-            }
-            match stream.poll_chunk(cx).map_err(second)? {
-                Poll::Pending => return Ok(Poll::Pending),
-                Poll::Ready(chunk) => {
-                    self.ended = chunk.is_empty();
-                    self.chunk = chunk;
-                }
-            }
+            count(counter, written);
+            stream.take(written);
         }
-    }
-
-    fn shut<S: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, socket: &mut S) -> Progress {
-        if !self.shut {
-            self.shut = shutdown(cx, socket).map_err(first)?.is_ready();
-        }
-        Ok(if self.shut { Poll::Ready(()) } else { Poll::Pending })
+        Ok(Poll::Ready(()))
     }
 }
 
@@ -229,7 +265,6 @@ fn shutdown<S: AsyncWrite + Unpin>(cx: &mut Context<'_>, socket: &mut S) -> io::
 }
 
 /// One direction between sockets.
-#[derive(Default)]
 struct OneWay {
     reader: Reader,
     ended: bool,
@@ -253,7 +288,21 @@ impl WayError {
 }
 
 impl OneWay {
+    fn new(holding: Holding) -> Self {
+        Self { reader: Reader::new(holding), ended: false, shut: false }
+    }
+
     fn poll<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W, counter: &AtomicU64) -> Progress<WayError>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let progress = self.turn(cx, from, to, counter);
+        self.reader.count();
+        progress
+    }
+
+    fn turn<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W, counter: &AtomicU64) -> Progress<WayError>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
@@ -281,7 +330,7 @@ impl OneWay {
                 Poll::Pending => return Ok(Poll::Pending),
                 Poll::Ready(0) => {
                     self.ended = true;
-                    self.reader = Reader::default();
+                    self.reader.buffer = BytesMut::new();
                 }
                 Poll::Ready(length) => count(counter, length),
             }

@@ -75,6 +75,12 @@ pub enum TunnelError {
         /// The deadline.
         limit: Duration,
     },
+    /// Tunnels hold as much memory as they may.
+    #[error("no memory for one more stream to {destination}")]
+    Full {
+        /// What was to be reached.
+        destination: SocketAddr,
+    },
     /// The CONNECT cannot be written: a header value is not legal.
     #[error("the CONNECT for {destination} cannot be written")]
     Request {
@@ -90,8 +96,8 @@ impl TunnelError {
     /// Whether another endpoint may be tried: no application byte was delivered, and no policy said no.
     pub fn may_repick(&self) -> bool {
         match self {
-            Self::Refused { status, .. } => status.is_server_error(),
-            Self::Identity(_) | Self::Request { .. } => false,
+            Self::Refused { status, .. } => !is_denial(*status),
+            Self::Identity(_) | Self::Request { .. } | Self::Full { .. } => false,
             _ => true,
         }
     }
@@ -114,7 +120,7 @@ impl TunnelError {
             Self::ConnectSlow { .. } => "NETWORK_POLICY",
             Self::Tls { .. } => "TLS_FAILURE",
             Self::Http2 { .. } => "H2_HANDSHAKE_FAILURE",
-            Self::Refused { status, .. } if *status == StatusCode::UNAUTHORIZED => "DENY",
+            Self::Refused { status, .. } if is_denial(*status) => "DENY",
             _ => "CONNECT",
         }
     }
@@ -132,13 +138,14 @@ impl Diagnose for TunnelError {
             Self::Reset { .. } => "TUN005",
             Self::Slow { .. } => "TUN006",
             Self::Request { .. } => "TUN007",
+            Self::Full { .. } => "TUN008",
         }
     }
 
     fn fault(&self) -> Fault {
         match self {
             Self::Identity(source) => source.fault(),
-            Self::Request { .. } => Fault::Internal,
+            Self::Request { .. } | Self::Full { .. } => Fault::Internal,
             _ => Fault::Upstream,
         }
     }
@@ -153,7 +160,42 @@ impl Diagnose for TunnelError {
             Self::Refused { .. } => "the destination's ztunnel logged the reason: look for the same trace id",
             Self::Reset { .. } => "check whether the destination's ztunnel or pod was just restarted",
             Self::Slow { .. } => "check whether the application accepts connections and its node is not overloaded",
+            Self::Full { .. } => {
+                "applications on this node do not read what they are sent: look for those, or give the node more memory"
+            }
             Self::Request { .. } => "report this: a header was built that HTTP does not allow",
         }
+    }
+}
+
+/// A policy said no (contract 3.2: 401; other implementations: 403). No other endpoint is to be tried.
+fn is_denial(status: StatusCode) -> bool {
+    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_denial_and_faults_of_our_own_forbid_another_endpoint() {
+        let destination = SocketAddr::from(([10, 0, 0, 1], 15008));
+        let refused = |status| TunnelError::Refused { destination, status };
+        for (status, another, flag) in [
+            (StatusCode::UNAUTHORIZED, false, "DENY"),
+            (StatusCode::FORBIDDEN, false, "DENY"),
+            (StatusCode::BAD_REQUEST, true, "CONNECT"),
+            (StatusCode::NOT_FOUND, true, "CONNECT"),
+            (StatusCode::SERVICE_UNAVAILABLE, true, "CONNECT"),
+        ] {
+            assert_eq!((refused(status).may_repick(), refused(status).response_flag()), (another, flag), "{status}");
+        }
+        let limit = Duration::from_secs(1);
+        let slow = TunnelError::ConnectSlow { destination, limit };
+        assert_eq!((slow.may_repick(), slow.response_flag()), (true, "NETWORK_POLICY"));
+        assert!(!TunnelError::Full { destination }.may_repick());
+        assert!(TunnelError::Slow { destination, limit }.may_repick());
+        let tls = TunnelError::Tls { destination, source: TlsError::Expired };
+        assert_eq!((tls.may_repick(), tls.response_flag(), tls.code()), (true, "TLS_FAILURE", "TLS001"));
     }
 }

@@ -4,11 +4,16 @@ use std::time::Duration;
 
 use h2::{client, server};
 
+use crate::Memory;
+
 /// The bounds of tunnels. Defaults are contract 3.3 unless said otherwise. Times are wall time.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Receive window of a stream, bytes. Starts lower than the contract's 4 MiB: a stream whose application does not
-    /// read costs at most this much memory.
+    /// Receive window of a stream at its start, bytes; see [`Limits::stream_window`].
+    pub first_window: u32,
+    /// What the receive window of a stream may grow to, bytes. It grows while an application reads as fast as the
+    /// window lets its peer send, and is kept so small that all streams together fit into the connection's window:
+    /// applications that do not read never stop their neighbours.
     pub stream_window: u32,
     /// Receive window of a connection, bytes.
     pub connection_window: u32,
@@ -16,6 +21,8 @@ pub struct Limits {
     pub frame: u32,
     /// What a stream may have waiting to be sent, bytes.
     pub send_buffer: usize,
+    /// What all tunnels hold together.
+    pub memory: Memory,
     /// Streams of one connection that a client opens; the peer's own limit applies too.
     pub client_streams: usize,
     /// Streams of one connection that a server takes.
@@ -26,23 +33,25 @@ pub struct Limits {
     pub server_headers: u32,
     /// From dialling to the end of the TLS and HTTP/2 handshakes.
     pub handshake: Duration,
-    /// From the CONNECT to its response.
+    /// For a whole opening: certificate, connection, CONNECT, response.
     pub connect: Duration,
     /// Time between two PINGs.
     pub ping_every: Duration,
     /// How long a PING's answer may take before the connection is given up.
     pub ping_patience: Duration,
-    /// How long a connection without streams is kept.
+    /// How long a client keeps a connection without streams. A server keeps it twice as long.
     pub idle: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            stream_window: 1 << 20,
+            first_window: 256 << 10,
+            stream_window: 4 << 20,
             connection_window: 16 << 20,
             frame: 1 << 20,
             send_buffer: 400 << 10,
+            memory: Memory::of_process(),
             client_streams: 100,
             server_streams: 200,
             client_headers: 16 << 10,
@@ -57,14 +66,15 @@ impl Default for Limits {
 }
 
 /// How much framing overhead of small unread DATA frames a connection may hold, bytes. The library's own default ends the
-/// whole connection on a slow reader with a chatty writer; flow control bounds the memory already.
+/// whole connection on a slow reader with a chatty writer. Streams take frames out as they come and put small ones
+/// together, so this bounds only what arrives between two turns of a reader's task.
 const DATA_FRAME_BUDGET: usize = 64 << 20;
 
 impl Limits {
     pub(crate) fn client(&self) -> client::Builder {
         let mut builder = client::Builder::new();
         builder
-            .initial_window_size(self.stream_window)
+            .initial_window_size(self.first_window())
             .initial_connection_window_size(self.connection_window)
             .max_frame_size(self.frame)
             .max_header_list_size(self.client_headers)
@@ -78,7 +88,7 @@ impl Limits {
     pub(crate) fn server(&self) -> server::Builder {
         let mut builder = server::Builder::new();
         builder
-            .initial_window_size(self.stream_window)
+            .initial_window_size(self.first_window())
             .initial_connection_window_size(self.connection_window)
             .max_frame_size(self.frame)
             .max_header_list_size(self.server_headers)
@@ -86,5 +96,10 @@ impl Limits {
             .max_send_buffer_size(self.send_buffer)
             .data_frame_budget(DATA_FRAME_BUDGET);
         builder
+    }
+
+    /// The window that a new connection begins with.
+    pub(crate) fn first_window(&self) -> u32 {
+        self.first_window.min(self.stream_window)
     }
 }

@@ -1,49 +1,63 @@
 //! The accepting end: TLS, HTTP/2, and one [`Incoming`] per CONNECT.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use h2::server::SendResponse;
+use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{Method, Request, Response, StatusCode};
-use rustls::ServerConfig;
 use stillmesh_core::attrs::Authority;
 use stillmesh_core::model::Identity;
-use stillmesh_identity::{TlsError, peer_identity};
+use stillmesh_core::{Diagnose, Fault};
+use stillmesh_identity::{Leaf, TlsError, expiry, peer_identity, server_config};
 use stillmesh_runtime::drain;
 use stillmesh_runtime::tasks::Tasks;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, interval_at, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::headers::{self, ConnectHeaders};
+use crate::link::Link;
+use crate::memory::Frame;
+use crate::pulse::{Beat, Pulse, drain_at};
+use crate::stream::Slot;
 use crate::{Limits, Stream};
 
 /// An accepted TLS session and who is at its other end.
 #[derive(Debug)]
 pub struct Session<IO> {
-    /// The session.
-    pub tls: TlsStream<IO>,
-    /// The peer's identity, from its certificate.
-    pub peer: Identity,
+    tls: TlsStream<IO>,
+    peer: Identity,
+    drain_at: Instant,
 }
 
-/// Does the handshake. Errors: see [`TlsError`]; a peer that is silent or slow ends at `deadline`.
-pub async fn accept_tls<IO>(io: IO, config: Arc<ServerConfig>, deadline: Duration) -> Result<Session<IO>, TlsError>
+impl<IO> Session<IO> {
+    /// The peer's identity, from its certificate.
+    pub fn peer(&self) -> &Identity {
+        &self.peer
+    }
+}
+
+/// Does the handshake as the holder of `leaf`. Errors: see [`TlsError`]; a peer that is silent or slow ends at `deadline`.
+///
+/// `now` is the wall time: before the first of both certificates expires, the session stops to take new streams.
+pub async fn accept_tls<IO>(io: IO, leaf: &Leaf, now: SystemTime, deadline: Duration) -> Result<Session<IO>, TlsError>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
+    let config = server_config(leaf)?;
     let tls = timeout(deadline, TlsAcceptor::from(config).accept(io)).await;
     let tls = tls.map_err(|_| TlsError::Slow { limit: deadline })?.map_err(TlsError::from_handshake)?;
-    let peer = tls.get_ref().1.peer_certificates().and_then(peer_identity).ok_or(TlsError::NoIdentity)?;
-    Ok(Session { tls, peer })
+    let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
+    let peer = peer_identity(chain).ok_or(TlsError::NoIdentity)?;
+    let drain_at = drain_at(expiry(chain).into_iter().chain([leaf.not_after()]), now)?;
+    Ok(Session { tls, peer, drain_at })
 }
 
-/// How an HTTP/2 connection ended.
+/// How an HTTP/2 connection ended before its time.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// HTTP/2 did not start in time.
@@ -57,11 +71,34 @@ pub enum ServeError {
     Broken(#[from] h2::Error),
 }
 
+impl Diagnose for ServeError {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::SlowStart(_) => "TUN020",
+            Self::Silent(_) => "TUN021",
+            Self::Broken(_) => "TUN022",
+        }
+    }
+
+    fn fault(&self) -> Fault {
+        Fault::Downstream
+    }
+
+    fn remedy(&self) -> &'static str {
+        match self {
+            Self::SlowStart(_) => "check that what dials this port is a part of the mesh",
+            Self::Silent(_) => "check whether the peer's node is up and reachable",
+            Self::Broken(_) => "check whether the peer's ztunnel was just restarted",
+        }
+    }
+}
+
 /// One CONNECT, waiting for its answer. Dropping it unanswered resets the stream.
 #[derive(Debug)]
 pub struct Incoming {
     request: Request<RecvStream>,
-    respond: SendResponse<Bytes>,
+    respond: SendResponse<Frame>,
+    slot: Slot,
 }
 
 impl Incoming {
@@ -86,7 +123,7 @@ impl Incoming {
         let mut response = Response::new(());
         headers.write(response.headers_mut());
         let send = self.respond.send_response(response, false).map_err(io::Error::other)?;
-        Ok(Stream::new(send, self.request.into_body(), None))
+        Ok(Stream::new(send, self.request.into_body(), self.slot))
     }
 
     /// Refuses with a status. A peer that is gone does not mind.
@@ -101,9 +138,10 @@ impl Incoming {
 
 /// Serves one connection until it ends. Every CONNECT is given to `handle`, in a task of `tasks`.
 ///
-/// When the drain starts, the peer is told (GOAWAY in two steps) and open streams run on to its deadline.
+/// When the drain starts, the peer is told (GOAWAY in two steps) and open streams run on to its deadline. When a certificate
+/// of the session nears its end, or when there was no stream for long, the peer is told likewise, without a deadline.
 pub async fn serve<IO, F, Fut>(
-    io: IO,
+    session: Session<IO>,
     limits: &Limits,
     tasks: &Tasks,
     drain: drain::Watch,
@@ -114,97 +152,106 @@ where
     F: Fn(Incoming) -> Fut,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    let started = timeout(limits.handshake, limits.server().handshake::<_, Bytes>(io)).await;
+    let started = timeout(limits.handshake, limits.server().handshake::<_, Frame>(session.tls)).await;
     let mut connection = started.map_err(|_| ServeError::SlowStart(limits.handshake))??;
-    let mut alive = Alive::new(connection.ping_pong(), limits);
-    let mut deadline = None;
+    let link = Arc::new(Link::new(limits));
+    let mut pulse = Pulse::new(connection.ping_pong(), Arc::clone(&link), limits);
+    let mut idle = Idle { since: Instant::now(), limit: limits.idle * 2 };
+    let (mut draining, mut deadline) = (false, None);
     loop {
         tokio::select! {
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => {
-                    tasks.spawn("hbone-stream", handle(Incoming { request, respond }));
+                    idle.since = Instant::now();
+                    let incoming = Incoming { request, respond, slot: Slot::take(&link) };
+                    if limits.memory.refuses() {
+                        tracing::warn!(held = limits.memory.held(), "stream refused: no memory");
+                        incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
+                    } else {
+                        tasks.spawn("hbone-stream", handle(incoming));
+                    }
                 }
-                Some(Err(error)) => return Err(error.into()),
+                Some(Err(error)) => return how_it_ended(error, link.streams()),
                 None => return Ok(()),
             },
-            () = alive.lost() => {
-                connection.abrupt_shutdown(Reason::NO_ERROR);
-                // What is left to write may go out; nobody waits for it.
-                let _ = timeout(Duration::from_secs(1), std::future::poll_fn(|cx| connection.poll_closed(cx))).await;
-                return Err(ServeError::Silent(limits.ping_patience));
-            }
+            beat = pulse.beat() => match beat {
+                Beat::Lost => {
+                    close(&mut connection).await;
+                    return Err(ServeError::Silent(limits.ping_patience));
+                }
+                Beat::Window(window) => {
+                    // Not now: the last change is still on its way. It is asked again.
+                    if connection.set_initial_window_size(window).is_ok() {
+                        link.window_changed(window);
+                    }
+                }
+                Beat::Connection(window) => {
+                    connection.set_target_window_size(window);
+                    link.connection_window_changed(window);
+                }
+                Beat::Present => {
+                    if idle.is_over(link.streams()) {
+                        connection.graceful_shutdown();
+                    }
+                }
+            },
             signal = drain.signaled(), if deadline.is_none() => {
                 connection.graceful_shutdown();
                 deadline = Some(signal.deadline);
             }
-            () = until(deadline), if deadline.is_some() => {
-                connection.abrupt_shutdown(Reason::NO_ERROR);
-                let _ = timeout(Duration::from_secs(1), std::future::poll_fn(|cx| connection.poll_closed(cx))).await;
+            () = sleep_until(session.drain_at), if !draining => {
+                draining = true;
+                connection.graceful_shutdown();
+            }
+            () = until(deadline) => {
+                close(&mut connection).await;
                 return Ok(());
             }
         }
     }
 }
 
+/// Waits for the drain's deadline, once there is one.
 async fn until(deadline: Option<Instant>) {
     match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
     }
 }
 
-/// Keeps asking the peer whether it is there.
-pub(crate) struct Alive {
-    pings: Option<h2::PingPong>,
-    every: tokio::time::Interval,
-    patience: Duration,
-    /// When the PING that is on its way must have been answered.
-    due: Option<Instant>,
+/// A peer that leaves when nothing is open has done nothing wrong, however it closed.
+fn how_it_ended(error: h2::Error, streams: usize) -> Result<(), ServeError> {
+    let left = error.is_io() || (error.is_go_away() && error.reason() == Some(Reason::NO_ERROR));
+    if left && streams == 0 { Ok(()) } else { Err(error.into()) }
 }
 
-impl Alive {
-    pub(crate) fn new(pings: Option<h2::PingPong>, limits: &Limits) -> Self {
-        let every = interval_at(Instant::now() + limits.ping_every, limits.ping_every);
-        Self { pings, every, patience: limits.ping_patience, due: None }
-    }
+/// How long a connection has had no streams.
+struct Idle {
+    since: Instant,
+    limit: Duration,
+}
 
-    /// Waits for the next time to look around. Cancel-safe.
-    pub(crate) async fn beat(&mut self) -> Beat {
-        loop {
-            let Some(pings) = &mut self.pings else {
-                self.every.tick().await;
-                return Beat::Present;
-            };
-            let Some(due) = self.due else {
-                self.every.tick().await;
-                if pings.send_ping(h2::Ping::opaque()).is_err() {
-                    // The connection's own future reports why.
-                    return std::future::pending().await;
-                }
-                self.due = Some(Instant::now() + self.patience);
-                continue;
-            };
-            tokio::select! {
-                pong = std::future::poll_fn(|cx| pings.poll_pong(cx)) => match pong {
-                    Ok(_) => { self.due = None; return Beat::Present }
-                    Err(_) => return std::future::pending().await,
-                },
-                () = tokio::time::sleep_until(due) => return Beat::Lost,
-            }
+impl Idle {
+    fn is_over(&mut self, streams: usize) -> bool {
+        if streams > 0 {
+            self.since = Instant::now();
         }
-    }
-
-    /// Returns when the peer has not answered in time. Cancel-safe.
-    async fn lost(&mut self) {
-        while self.beat().await == Beat::Present {}
+        self.since.elapsed() >= self.limit
     }
 }
 
-/// What a look around showed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Beat {
-    /// The peer answers.
-    Present,
-    /// The peer does not.
-    Lost,
+/// How long the last frames of a connection may take.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Ends a connection now. What is left to write may go out; nobody waits long for it.
+async fn close<IO>(connection: &mut Connection<IO, Frame>)
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    connection.abrupt_shutdown(Reason::NO_ERROR);
+    // An error here is the end as well.
+    let _ = timeout(LAST_WORDS, poll_fn(|cx| connection.poll_closed(cx))).await;
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,6 @@
 //! An HBONE peer that says what a test tells it to: a ztunnel would not.
 
-use std::future::Future;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -11,13 +8,12 @@ use stillmesh_api::BoxFuture;
 use stillmesh_core::attrs::Authority;
 use stillmesh_core::model::{Identity, TrustDomain};
 use stillmesh_hbone::headers::ConnectHeaders;
-use stillmesh_hbone::{Dial, Key, Limits, Opened, Pool, TunnelError};
+use stillmesh_hbone::{Dial, Dialling, Key, Limits, Opened, Pool, Transport, TunnelError};
 use stillmesh_identity::{Issuer, SecretLimits, Secrets, Sign, SignFailure, SystemClock};
 use stillmesh_runtime::sys::netns::Netns;
 use stillmesh_runtime::sys::netns::NetnsThread;
 use stillmesh_runtime::sys::socket;
 use stillmesh_runtime::tasks::Tasks;
-use tokio::net::TcpStream;
 
 use crate::Pod;
 
@@ -82,10 +78,11 @@ struct FromPod {
 }
 
 impl Dial for FromPod {
-    fn dial<'a>(&'a self, key: &'a Key) -> Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send + 'a>> {
+    fn dial<'a>(&'a self, key: &'a Key) -> Dialling<'a> {
         let to = key.destination;
         Box::pin(async move {
-            self.thread.run(move || socket::tcp_connect_socket(to, None, None)).await??.connect(to).await
+            let made = self.thread.run(move || socket::tcp_connect_socket(to, None, None)).await??;
+            Ok(Box::new(made.connect(to).await?) as Box<dyn Transport>)
         })
     }
 }

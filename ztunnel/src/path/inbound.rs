@@ -11,7 +11,6 @@ use stillmesh_core::model::{Identity, Workload};
 use stillmesh_hbone::Limits;
 use stillmesh_hbone::headers::{Baggage, ConnectHeaders};
 use stillmesh_hbone::server::{Incoming, accept_tls, serve};
-use stillmesh_identity::server_config;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
@@ -68,13 +67,13 @@ async fn terminate(
     let identity = pod.workload(&node).await?.identity();
     let leaf = node.identities.secrets().leaf(&identity).await.map_err(|source| PathError::Identity { source })?;
     let failed = |source| PathError::Handshake { source };
-    let config = server_config(&leaf).map_err(failed)?;
-    let session = accept_tls(stream, config, node.config.limits.handshake).await.map_err(failed)?;
+    let now = node.identities.secrets().clock().now();
+    let session = accept_tls(stream, &leaf, now, node.config.limits.handshake).await.map_err(failed)?;
     drop(handshake);
     let limits: Limits = pools::limits(&node.config);
     let (tasks, watch) = (pod.tasks().clone(), held.watch.clone());
-    let tunnel = Arc::new(Tunnel { pod, node, ends, source: session.peer, held });
-    let served = serve(session.tls, &limits, &tasks, watch, move |incoming| {
+    let tunnel = Arc::new(Tunnel { pod, node, ends, source: session.peer().clone(), held });
+    let served = serve(session, &limits, &tasks, watch, move |incoming| {
         let tunnel = tunnel.clone();
         async move { tunnel.take(incoming).await }
     });

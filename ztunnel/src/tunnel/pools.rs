@@ -1,19 +1,15 @@
 //! A pod's tunnels to others: one pool per worker, dialled from inside the pod's namespace.
 
-use std::future::Future;
-use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use stillmesh_core::attrs::Authority;
 use stillmesh_core::model::{Identity, Workload};
 use stillmesh_hbone::headers::{Baggage, ConnectHeaders, Forwarded, Traceparent};
-use stillmesh_hbone::{Dial, Key, Limits, Pool, Stream};
+use stillmesh_hbone::{Dial, Dialling, Key, Limits, Pool, Stream, Transport};
 use stillmesh_runtime::sys::netns::NetnsThread;
 use stillmesh_runtime::sys::socket::{self, Mark};
 use stillmesh_runtime::tasks::Tasks;
-use tokio::net::TcpStream;
 
 use super::Request;
 use crate::config::{Config, Keepalive};
@@ -86,7 +82,7 @@ impl Pools {
 pub fn limits(config: &Config) -> Limits {
     let default = Limits::default();
     Limits {
-        stream_window: config.hbone.stream_window_bytes.min(default.stream_window),
+        stream_window: config.hbone.stream_window_bytes,
         connection_window: config.hbone.connection_window_bytes,
         frame: config.hbone.frame_bytes,
         client_streams: usize::from(config.hbone.streams),
@@ -119,7 +115,7 @@ struct PodDial {
 }
 
 impl Dial for PodDial {
-    fn dial<'a>(&'a self, key: &'a Key) -> Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send + 'a>> {
+    fn dial<'a>(&'a self, key: &'a Key) -> Dialling<'a> {
         let (destination, mark) = (key.destination, self.mark);
         Box::pin(async move {
             let made = self.thread.run(move || socket::tcp_connect_socket(destination, Some(mark), None));
@@ -127,7 +123,7 @@ impl Dial for PodDial {
             if let Err(error) = socket::tune(&stream, self.keepalive.map(Into::into)) {
                 tracing::debug!(%error, "socket options not set");
             }
-            Ok(stream)
+            Ok(Box::new(stream) as Box<dyn Transport>)
         })
     }
 }

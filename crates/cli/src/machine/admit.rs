@@ -216,14 +216,7 @@ impl Admitted {
 }
 
 /// A finding of the machine's own.
-pub fn finding(
-    at: &Position,
-    severity: Severity,
-    key: &ObjectKey,
-    path: &str,
-    message: String,
-    hint: &str,
-) -> Finding {
+pub fn finding(at: &Position, severity: Severity, key: &ObjectKey, path: &str, message: String, hint: &str) -> Finding {
     Finding {
         at: at.clone(),
         severity,
@@ -252,9 +245,14 @@ mod tests {
 
     #[test]
     fn an_object_in_a_namespace_that_is_not_there_is_refused_by_name() {
-        let said = said("apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: gone}\nspec: {containers: [{name: c, command: [x]}]}\n");
+        let said = said(
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: gone}\nspec: {containers: [{name: c, command: [x]}]}\n",
+        );
         assert_eq!(said.len(), 1);
-        assert!(said[0].starts_with("a.yaml:1:1: Pod gone/a: metadata.namespace: namespace \"gone\" is not there"), "{said:?}");
+        assert!(
+            said[0].starts_with("a.yaml:1:1: Pod gone/a: metadata.namespace: namespace \"gone\" is not there"),
+            "{said:?}"
+        );
     }
 
     #[test]

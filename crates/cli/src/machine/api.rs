@@ -118,15 +118,14 @@ pub fn control(api: &Arc<Api>) -> Server {
 /// The server of the write-back socket.
 pub fn write_back(api: &Arc<Api>) -> Server {
     let server = Server::new("write-back");
-    let server =
-        route(server, api, Method::PATCH, "/pods/{namespace}/{name}/annotations", |api, request| async move {
-            let changes: BTreeMap<String, Option<String>> = request.json()?;
-            let (namespace, name) = (request.param("namespace"), request.param("name"));
-            let done = api.reconciler.lock().await.annotate(namespace, name, changes);
-            done.ok_or_else(|| refuse(StatusCode::NOT_FOUND, &format!("there is no pod {namespace}/{name}")))?;
-            api.machine.changed.notify_one();
-            Ok(Response::empty(StatusCode::NO_CONTENT))
-        });
+    let server = route(server, api, Method::PATCH, "/pods/{namespace}/{name}/annotations", |api, request| async move {
+        let changes: BTreeMap<String, Option<String>> = request.json()?;
+        let (namespace, name) = (request.param("namespace"), request.param("name"));
+        let done = api.reconciler.lock().await.annotate(namespace, name, changes);
+        done.ok_or_else(|| refuse(StatusCode::NOT_FOUND, &format!("there is no pod {namespace}/{name}")))?;
+        api.machine.changed.notify_one();
+        Ok(Response::empty(StatusCode::NO_CONTENT))
+    });
     route(server, api, Method::PATCH, "/status/{kind}/{namespace}/{name}", |api, request| async move {
         let mut body: BTreeMap<String, Value> = request.json()?;
         let kind = Kind::named(request.param("kind")).ok_or_else(|| refuse(StatusCode::NOT_FOUND, "no such kind"))?;
@@ -169,9 +168,9 @@ struct Meant {
 
 async fn container(api: &Api, namespace: &str, pod: &str, name: Option<&str>) -> Result<Meant, Response> {
     let reconciler = api.reconciler.lock().await;
-    let handle = reconciler.pod(namespace, pod).ok_or_else(|| {
-        refuse(StatusCode::NOT_FOUND, &format!("there is no pod {pod:?} in namespace {namespace:?}"))
-    })?;
+    let handle = reconciler
+        .pod(namespace, pod)
+        .ok_or_else(|| refuse(StatusCode::NOT_FOUND, &format!("there is no pod {pod:?} in namespace {namespace:?}")))?;
     let status = handle.status.lock();
     let found = match name {
         Some(name) => status.containers.iter().find(|one| one.name == name),
@@ -223,8 +222,14 @@ async fn exec(api: Arc<Api>, request: Request) -> Answer {
     let pid = meant.pid.ok_or_else(|| {
         refuse(StatusCode::CONFLICT, &format!("the container of pod {namespace}/{pod} does not run now"))
     })?;
-    let spec =
-        ContainerSpec { enter: pid, join: true, directory: Some("/".to_owned()), argv, own: Vec::new(), env: meant.env };
+    let spec = ContainerSpec {
+        enter: pid,
+        join: true,
+        directory: Some("/".to_owned()),
+        argv,
+        own: Vec::new(),
+        env: meant.env,
+    };
     Ok(Response::takeover(PROTOCOL, move |raw| async move {
         serve(raw, async |stdio| Running::start(&spec, stdio).await.map(Program::Container)).await;
     }))

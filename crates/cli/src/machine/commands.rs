@@ -368,7 +368,10 @@ mod tests {
             (json!({"status": {"phase": "Succeeded"}}), "Completed"),
             (json!({"status": {"phase": "Failed"}}), "Error"),
             (json!({"status": {"conditions": initialized, "containerStatuses": [{"state": {}}]}}), "Running"),
-            (json!({"status": {"conditions": initialized, "containerStatuses": waiting("CrashLoopBackOff")}}), "CrashLoopBackOff"),
+            (
+                json!({"status": {"conditions": initialized, "containerStatuses": waiting("CrashLoopBackOff")}}),
+                "CrashLoopBackOff",
+            ),
             (json!({"status": {"initContainerStatuses": waiting("CrashLoopBackOff")}}), "Init:CrashLoopBackOff"),
             (json!({"status": {"initContainerStatuses": [{"state": {"running": {}}}]}}), "Init"),
             (json!({"status": {"containerStatuses": waiting("ContainerCreating")}}), "ContainerCreating"),

@@ -27,12 +27,7 @@ pub async fn connect(node: &Node, target: SocketAddr, probe: bool) -> anyhow::Re
 }
 
 /// Sends a GET and returns the answer's status.
-pub async fn status(
-    stream: TcpStream,
-    host: &str,
-    path: &str,
-    headers: &[(String, String)],
-) -> anyhow::Result<u16> {
+pub async fn status(stream: TcpStream, host: &str, path: &str, headers: &[(String, String)]) -> anyhow::Result<u16> {
     Ok(exchange(stream, host, path, headers).await?.0)
 }
 

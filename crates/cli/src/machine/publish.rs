@@ -40,8 +40,7 @@ impl Publisher {
             std::fs::rename(&part, &file).with_context(|| format!("writing {}", file.display()))?;
             self.published.insert(key.clone(), text);
         }
-        let gone: Vec<ObjectKey> =
-            self.published.keys().filter(|key| !objects.contains_key(key)).cloned().collect();
+        let gone: Vec<ObjectKey> = self.published.keys().filter(|key| !objects.contains_key(key)).cloned().collect();
         for key in gone {
             changed = true;
             let file = self.directory.join(file_name(&key));
@@ -83,7 +82,8 @@ mod tests {
 
     fn object(name: &str, value: &str) -> (ObjectKey, Object) {
         let map: k8s_openapi::api::core::v1::ConfigMap =
-            serde_json::from_value(json!({"metadata": {"name": name, "namespace": "n"}, "data": {"v": value}})).unwrap();
+            serde_json::from_value(json!({"metadata": {"name": name, "namespace": "n"}, "data": {"v": value}}))
+                .unwrap();
         let object = Object::from(map);
         (object.key(), object)
     }

@@ -289,8 +289,7 @@ impl Reconciler {
                     None => admitted.refused.contains(key) && self.written.contains_key(key),
                 },
                 Some(owner) => {
-                    admitted.deployments.contains_key(&owner.deployment)
-                        || admitted.refused.contains(&owner.deployment)
+                    admitted.deployments.contains_key(&owner.deployment) || admitted.refused.contains(&owner.deployment)
                 }
             };
             if !keep {
@@ -545,12 +544,8 @@ impl Reconciler {
     }
 
     fn birth(&mut self, key: &ObjectKey, content: u64) -> &Birth {
-        let birth = self.born.entry(key.clone()).or_insert_with(|| Birth {
-            uid: new_uid(),
-            at: now(),
-            generation: 1,
-            content,
-        });
+        let birth =
+            self.born.entry(key.clone()).or_insert_with(|| Birth { uid: new_uid(), at: now(), generation: 1, content });
         if birth.content != content && content != 0 {
             if birth.content != 0 {
                 birth.generation += 1;
@@ -619,7 +614,8 @@ impl Reconciler {
             let status = entry.handle.status.lock();
             let node = self.machine.nodes.get(entry.handle.pod.node);
             let ip = node.map(|node| entry.handle.pod.ips(node)).unwrap_or_default();
-            let place = format!("{} {}", node.map_or("", |node| node.name.as_str()), ip.first().map_or("", String::as_str));
+            let place =
+                format!("{} {}", node.map_or("", |node| node.name.as_str()), ip.first().map_or("", String::as_str));
             self.reporter.pod(key, entry.handle.pod.system, entry.ending.is_some(), &status, &place);
         }
         let there: BTreeSet<ObjectKey> = self.pods.keys().cloned().collect();

@@ -147,9 +147,7 @@ fn resolved(port: &ServicePort, pod: &Pod) -> Option<(String, String, i32)> {
             let sidecars = spec.init_containers.iter().flatten();
             let mut ports = spec.containers.iter().chain(sidecars).flat_map(|one| one.ports.iter().flatten());
             ports
-                .find(|one| {
-                    one.name.as_ref() == Some(target) && one.protocol.as_deref().unwrap_or("TCP") == protocol
-                })?
+                .find(|one| one.name.as_ref() == Some(target) && one.protocol.as_deref().unwrap_or("TCP") == protocol)?
                 .container_port
         }
     };
@@ -164,10 +162,8 @@ pub fn frontends<'a>(
     let mut all = Services::new();
     for service in services {
         let Some(spec) = &service.spec else { continue };
-        let key = (
-            service.metadata.namespace.clone().unwrap_or_default(),
-            service.metadata.name.clone().unwrap_or_default(),
-        );
+        let key =
+            (service.metadata.namespace.clone().unwrap_or_default(), service.metadata.name.clone().unwrap_or_default());
         let slices = slices.get(&key).map(Vec::as_slice).unwrap_or_default();
         let addresses = spec.cluster_ips.iter().flatten().filter_map(|ip| ip.parse::<IpAddr>().ok());
         for address in addresses {
@@ -255,7 +251,8 @@ mod tests {
             pod("two", json!({"app": "web"}), 9090),
             pod("other", json!({}), 1),
         );
-        let (first, second, third) = (ips(&["10.244.1.2", "fd00:244:1::2"]), ips(&["10.244.2.2"]), ips(&["10.244.2.3"]));
+        let (first, second, third) =
+            (ips(&["10.244.1.2", "fd00:244:1::2"]), ips(&["10.244.2.2"]), ips(&["10.244.2.3"]));
         let backend = |pod, ips| Backend { pod, ips, node: "node1", ready: true, ending: false };
         let pods = [backend(&one, &first[..]), backend(&two, &second[..]), backend(&other, &third[..])];
         let made = slices(&service, &pods);
@@ -279,7 +276,8 @@ mod tests {
     fn families_are_those_that_were_asked_for() {
         let given = |spec: serde_json::Value, ipv6| {
             let mut one = service(spec);
-            allocate(&mut one, &mut ServicePool::default(), ipv6).map(|()| one.spec.unwrap().cluster_ips.unwrap_or_default())
+            allocate(&mut one, &mut ServicePool::default(), ipv6)
+                .map(|()| one.spec.unwrap().cluster_ips.unwrap_or_default())
         };
         let families = |ips: Vec<String>| ips.iter().map(|ip| if ip.contains(':') { 6 } else { 4 }).collect::<Vec<_>>();
         assert_eq!(families(given(json!({}), true).unwrap()), [4]);

@@ -99,7 +99,8 @@ impl Worker {
                     }
                 }
                 Err(error) => {
-                    let reason = if error.is::<EnvError>() { "CreateContainerConfigError" } else { "RunContainerError" };
+                    let reason =
+                        if error.is::<EnvError>() { "CreateContainerConfigError" } else { "RunContainerError" };
                     let message = format!("{error:#}");
                     self.record(index, |one| one.doing = Doing::Waiting { reason, message });
                     tokio::select! {
@@ -262,13 +263,7 @@ impl Worker {
     }
 
     /// Probes on schedule until `judge` has an answer to a change of standing.
-    async fn probe_until<T>(
-        &self,
-        plan: &ProbePlan,
-        pid: u32,
-        index: usize,
-        judge: impl Fn(bool) -> Option<T>,
-    ) -> T {
+    async fn probe_until<T>(&self, plan: &ProbePlan, pid: u32, index: usize, judge: impl Fn(bool) -> Option<T>) -> T {
         let Schedule { initial_delay, period, .. } = plan.schedule;
         tokio::time::sleep(initial_delay).await;
         let mut standing = Standing::default();

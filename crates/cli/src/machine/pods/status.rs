@@ -240,9 +240,7 @@ impl PodRecordStatus {
 
     /// Whether something is wrong with it, beyond being on its way.
     pub fn in_trouble(&self) -> bool {
-        let bad = |one: &ContainerRecord| {
-            matches!(&one.doing, Doing::Waiting { reason, .. } if !matches!(*reason, "PodInitializing" | "ContainerCreating"))
-        };
+        let bad = |one: &ContainerRecord| matches!(&one.doing, Doing::Waiting { reason, .. } if !matches!(*reason, "PodInitializing" | "ContainerCreating"));
         !self.message.is_empty() || self.phase == Phase::Failed || self.containers.iter().any(bad)
     }
 }

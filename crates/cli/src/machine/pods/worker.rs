@@ -121,12 +121,8 @@ pub fn start(machine: &Arc<Machine>, pod: Assignment) -> std::io::Result<Handle>
         ready: (false, now),
     };
     let (sender, gone) = watch::channel(false);
-    let handle = Handle {
-        pod: Arc::new(pod),
-        status: Arc::new(Mutex::new(status)),
-        stop: CancellationToken::new(),
-        gone,
-    };
+    let handle =
+        Handle { pod: Arc::new(pod), status: Arc::new(Mutex::new(status)), stop: CancellationToken::new(), gone };
     let worker = Worker {
         machine: Arc::clone(machine),
         pod: Arc::clone(&handle.pod),
