@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::bench::Bench;
+use crate::bench::load::Load;
 use crate::capture::Capture;
+use crate::demo::Demo;
 use crate::shop::Shop;
 
 /// A service mesh without sidecars.
@@ -19,6 +22,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Show the main job on this machine, step by step; every line is a check
+    Demo(Demo),
     /// Run the Kubernetes manifests in a directory as a mesh on this machine, and follow their edits
     Up(Up),
     /// Stop a running mesh; nothing of it is left
@@ -33,6 +38,8 @@ pub(crate) enum Command {
     Logs(Logs),
     /// Watch the link of a node: what an eavesdropper between the nodes would see
     Capture(CaptureNode),
+    /// Measure the mesh on this machine against raw TCP
+    Bench(Bench),
     /// Try every operation that a mesh on this machine needs, and say what to change where one is refused
     Precheck(Precheck),
     /// The node tunnel (configured by environment variables)
@@ -51,6 +58,9 @@ pub(crate) enum Command {
     Echo(Echo),
     /// Small real services to try things out with
     Shop(Shop),
+    /// The two ends of the benchmark's traffic
+    #[command(hide = true, subcommand)]
+    BenchLoad(Load),
     /// Internal steps; each is run by the one before it
     #[command(name = "internal", hide = true, subcommand)]
     Internal(Internal),

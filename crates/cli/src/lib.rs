@@ -3,8 +3,11 @@
 //! [`args`] is what can be typed; [`main`] carries it out. The one-machine mesh is [`machine`].
 
 pub mod args;
+mod bench;
 mod capture;
 mod cluster_dns;
+mod demo;
+mod driver;
 mod echo;
 pub mod machine;
 mod output;
@@ -60,6 +63,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Echo(echo) => return echo::run(&echo),
         Command::Precheck(args) => return precheck::command(args.json),
         Command::Internal(step) => return internal(step),
+        Command::Demo(demo) => demo.run()?,
+        Command::Bench(bench) => bench.run()?,
+        Command::BenchLoad(load) => runtime()?.block_on(load.run())?,
         Command::Shop(shop) => runtime()?.block_on(shop.run())?,
         Command::Up(args) => return bootstrap::up(&args),
         Command::Down(target) => return runtime()?.block_on(commands::down(&target)),
