@@ -6,7 +6,10 @@ use crate::mesh::{client, namespace, server};
 use crate::support::{Mesh, signal, text, wait};
 
 fn world() -> String {
-    namespace("mesh", true) + &server("mesh", "server-2", "node2") + &client("mesh", "client-1", "node1") + &server("mesh", "server-1", "node1")
+    namespace("mesh", true)
+        + &server("mesh", "server-2", "node2")
+        + &client("mesh", "client-1", "node1")
+        + &server("mesh", "server-1", "node1")
 }
 
 fn started() -> (Mesh, String) {
@@ -33,7 +36,9 @@ fn any_process_killed_comes_back_and_traffic_resumes() {
         ("istio-system", "istio-cni-node-node2"),
         ("kube-system", "dns"),
     ] {
-        let restarts = |mesh: &Mesh| mesh.pod(namespace, pod).map(|pod| pod["status"]["containerStatuses"][0]["restartCount"].clone());
+        let restarts = |mesh: &Mesh| {
+            mesh.pod(namespace, pod).map(|pod| pod["status"]["containerStatuses"][0]["restartCount"].clone())
+        };
         let before = restarts(&mesh);
         kill(&mesh, namespace, pod);
         // Neither the control plane nor the agents are on the path of connections.
@@ -92,7 +97,10 @@ fn down_ends_a_mesh_from_another_terminal() {
 fn host() -> BTreeSet<String> {
     let lines = |table: &str| std::fs::read_to_string(table).unwrap_or_default();
     let mounts = lines("/proc/self/mounts").lines().map(|line| format!("mount {line}")).collect::<Vec<_>>();
-    let links = lines("/proc/net/dev").lines().filter_map(|line| Some(format!("link {}", line.split_once(':')?.0.trim()))).collect::<Vec<_>>();
+    let links = lines("/proc/net/dev")
+        .lines()
+        .filter_map(|line| Some(format!("link {}", line.split_once(':')?.0.trim())))
+        .collect::<Vec<_>>();
     mounts.into_iter().chain(links).collect()
 }
 
@@ -118,7 +126,8 @@ impl Process {
 
 /// A process and everything it started, directly or not.
 fn descendants(root: u32) -> Vec<Process> {
-    let numbers = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let numbers =
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let all: Vec<Process> = numbers.filter_map(Process::read).collect();
     let mut family: Vec<Process> = all.iter().filter(|process| process.pid == root).cloned().collect();
     let mut at = 0;

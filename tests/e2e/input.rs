@@ -10,9 +10,21 @@ fn each_mistake_is_reported_with_its_place_and_the_rest_works() {
         ("not-yaml.yaml", "a: [1, 2", "not-yaml.yaml:"),
         ("kind.yaml", "apiVersion: v1\nkind: Gizmo\nmetadata: {name: x}\n", "Gizmo"),
         ("type.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: typed}\nspec: {ports: eighty}\n", "type.yaml:4"),
-        ("port.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: ported}\nspec: {ports: [{port: 80800}]}\n", "80800"),
-        ("one.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: twice}\nspec: {ports: [{port: 80}]}\n", "one.yaml"),
-        ("two.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: twice}\nspec: {ports: [{port: 81}]}\n", "two.yaml"),
+        (
+            "port.yaml",
+            "apiVersion: v1\nkind: Service\nmetadata: {name: ported}\nspec: {ports: [{port: 80800}]}\n",
+            "80800",
+        ),
+        (
+            "one.yaml",
+            "apiVersion: v1\nkind: Service\nmetadata: {name: twice}\nspec: {ports: [{port: 80}]}\n",
+            "one.yaml",
+        ),
+        (
+            "two.yaml",
+            "apiVersion: v1\nkind: Service\nmetadata: {name: twice}\nspec: {ports: [{port: 81}]}\n",
+            "two.yaml",
+        ),
         (
             "nothing.yaml",
             "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: lonely, namespace: good}\n\

@@ -19,7 +19,11 @@ spec:
     command: {command}
 {probe}",
         role = name.split('-').next().unwrap_or(name),
-        probe = if command.contains("serve") { "    readinessProbe: {tcpSocket: {port: 7000}, periodSeconds: 1}\n" } else { "" },
+        probe = if command.contains("serve") {
+            "    readinessProbe: {tcpSocket: {port: 7000}, periodSeconds: 1}\n"
+        } else {
+            ""
+        },
     )
 }
 
@@ -101,9 +105,12 @@ fn a_pod_or_mesh_that_is_not_there_is_said_by_name() {
     let output = mesh.exec("mesh", "nobody", &["true"]);
     assert!(!output.status.success());
     assert!(text(&output).contains("nobody"), "{}", text(&output));
-    let output = crate::support::run(
-        std::process::Command::new(crate::support::STILLMESH).args(["get", "pods", "--name", "no-such-mesh"]),
-    );
+    let output = crate::support::run(std::process::Command::new(crate::support::STILLMESH).args([
+        "get",
+        "pods",
+        "--name",
+        "no-such-mesh",
+    ]));
     assert!(!output.status.success());
     assert!(text(&output).contains("no-such-mesh"), "{}", text(&output));
 }
@@ -111,10 +118,20 @@ fn a_pod_or_mesh_that_is_not_there_is_said_by_name() {
 #[test]
 fn pods_that_left_the_mesh_may_come_back() {
     let mesh = shared();
-    mesh.apply("flip.yaml", &(namespace("flip", true) + &server("flip", "server-1", "node1") + &client("flip", "client-1", "node2")));
+    mesh.apply(
+        "flip.yaml",
+        &(namespace("flip", true) + &server("flip", "server-1", "node1") + &client("flip", "client-1", "node2")),
+    );
     wait("captured", || mesh.captured("flip"));
-    mesh.apply("flip.yaml", &(namespace("flip", false) + &server("flip", "server-1", "node1") + &client("flip", "client-1", "node2")));
-    let left = || mesh.get("pods", "flip").iter().all(|pod| pod["metadata"]["annotations"]["ambient.istio.io/redirection"].is_null());
+    mesh.apply(
+        "flip.yaml",
+        &(namespace("flip", false) + &server("flip", "server-1", "node1") + &client("flip", "client-1", "node2")),
+    );
+    let left = || {
+        mesh.get("pods", "flip")
+            .iter()
+            .all(|pod| pod["metadata"]["annotations"]["ambient.istio.io/redirection"].is_null())
+    };
     wait("left", left);
     let address = format!("{}:7000", mesh.ips("flip", "server-1")[0]);
     mesh.ask("flip", "client-1", &["echo", &address]);

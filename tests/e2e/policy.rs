@@ -4,7 +4,10 @@ use crate::mesh::{client, namespace, server};
 use crate::support::{Mesh, peer, shared, text, wait};
 
 fn files(name: &str) -> String {
-    namespace(name, true) + &server(name, "server-1", "node2") + &client(name, "client-1", "node1") + &client(name, "client-2", "node1")
+    namespace(name, true)
+        + &server(name, "server-1", "node2")
+        + &client(name, "client-1", "node1")
+        + &client(name, "client-2", "node1")
 }
 
 fn ready(mesh: &Mesh, name: &str) -> String {
@@ -42,8 +45,13 @@ fn a_policy_denies_one_caller_by_name_and_cuts_its_open_connection() {
     let target = ready(&mesh, "deny");
     let hold = |pod: &str| {
         let peer = peer();
-        let arguments = ["exec", "-n", "deny", pod, "--", peer.to_str().unwrap(), "client", "hold", &target, "100000", "50"];
-        mesh.prepare(&arguments).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+        let arguments =
+            ["exec", "-n", "deny", pod, "--", peer.to_str().unwrap(), "client", "hold", &target, "100000", "50"];
+        mesh.prepare(&arguments)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
     };
     let (mut denied, mut allowed) = (hold("client-1"), hold("client-2"));
     mesh.ask("deny", "client-1", &["echo", &target]);

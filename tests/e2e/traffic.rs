@@ -7,7 +7,8 @@ const MIB: u64 = 1 << 20;
 
 /// Addresses of the server on each node, and names that lead to both.
 fn targets(mesh: &Mesh) -> Vec<String> {
-    let mut targets: Vec<String> = ["server-1", "server-2"].iter().map(|pod| format!("{}:7000", mesh.ips("mesh", pod)[0])).collect();
+    let mut targets: Vec<String> =
+        ["server-1", "server-2"].iter().map(|pod| format!("{}:7000", mesh.ips("mesh", pod)[0])).collect();
     targets.extend(["server:80", "server.mesh.svc.cluster.local:80", "headless:7000"].map(str::to_owned));
     targets
 }
@@ -29,7 +30,10 @@ fn the_server_sees_the_clients_own_address() {
     for pod in ["server-1", "server-2"] {
         let seen = mesh.ask("mesh", "client-1", &["who", &format!("{}:7000", mesh.ips("mesh", pod)[0])]);
         let seen = seen["seen"].as_str().unwrap_or_default().to_owned();
-        assert!(seen.contains(&format!("{own}]:")) || seen.contains(&format!("{own}:")), "{pod} sees {seen}, not {own}");
+        assert!(
+            seen.contains(&format!("{own}]:")) || seen.contains(&format!("{own}:")),
+            "{pod} sees {seen}, not {own}"
+        );
     }
 }
 
@@ -110,8 +114,21 @@ fn a_port_where_nobody_listens_fails_and_says_so_to_nobody_else() {
 fn the_wire_between_the_nodes_shows_nothing_of_the_application() {
     let mesh = shared();
     let target = format!("{}:7000", mesh.ips("mesh", "server-2")[0]);
-    let word = "still here"; // what `hold` sends
-    let mut hold = mesh.prepare(&["exec", "-n", "mesh", "client-1", "--", crate::support::peer().to_str().unwrap(), "client", "hold", &target, "300", "20"]);
+    let word = "never in the clear";
+    let mut hold = mesh.prepare(&[
+        "exec",
+        "-n",
+        "mesh",
+        "client-1",
+        "--",
+        crate::support::peer().to_str().unwrap(),
+        "client",
+        "hold",
+        &target,
+        "300",
+        "20",
+        word,
+    ]);
     let mut hold = hold.stdout(std::process::Stdio::null()).spawn().unwrap();
     let seen = mesh.command(&["capture", "node1", "--seconds", "2", "--find", word, "--json"]);
     let _ = hold.kill();
@@ -125,7 +142,19 @@ fn the_wire_between_the_nodes_shows_nothing_of_the_application() {
 fn the_same_capture_sees_clear_text_where_there_is_no_mesh() {
     let mesh = shared();
     let target = format!("{}:7000", mesh.ips("plain", "server-2")[0]);
-    let mut hold = mesh.prepare(&["exec", "-n", "plain", "client-1", "--", crate::support::peer().to_str().unwrap(), "client", "hold", &target, "300", "20"]);
+    let mut hold = mesh.prepare(&[
+        "exec",
+        "-n",
+        "plain",
+        "client-1",
+        "--",
+        crate::support::peer().to_str().unwrap(),
+        "client",
+        "hold",
+        &target,
+        "300",
+        "20",
+    ]);
     let mut hold = hold.stdout(std::process::Stdio::null()).spawn().unwrap();
     let seen = mesh.command(&["capture", "node1", "--seconds", "2", "--find", "still here", "--json"]);
     let _ = hold.kill();
@@ -136,7 +165,9 @@ fn the_same_capture_sees_clear_text_where_there_is_no_mesh() {
 
 #[test]
 fn an_open_connection_survives_joining_and_leaving_under_load() {
-    let files = |ambient| namespace("turn", ambient) + &server("turn", "server-1", "node2") + &client("turn", "client-1", "node1");
+    let files = |ambient| {
+        namespace("turn", ambient) + &server("turn", "server-1", "node2") + &client("turn", "client-1", "node1")
+    };
     let mesh = shared();
     mesh.apply("turn.yaml", &files(false));
     wait("ready", || mesh.get("pods", "turn").len() == 2 && mesh.command(&["status", "--wait", "60"]).status.success());
@@ -171,7 +202,8 @@ fn an_open_connection_survives_joining_and_leaving_under_load() {
 #[test]
 fn a_pod_that_is_made_again_is_reached_again() {
     let mesh = shared();
-    let files = || namespace("again", true) + &server("again", "server-1", "node2") + &client("again", "client-1", "node1");
+    let files =
+        || namespace("again", true) + &server("again", "server-1", "node2") + &client("again", "client-1", "node1");
     mesh.apply("again.yaml", &files());
     wait("captured", || mesh.captured("again") && mesh.get("pods", "again").len() == 2);
     let uid = |mesh: &Mesh| mesh.pod("again", "server-1").map(|pod| pod["metadata"]["uid"].clone());

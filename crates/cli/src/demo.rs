@@ -86,7 +86,10 @@ fn own_file() -> anyhow::Result<String> {
 
 fn try_yourself(name: &str, dir: &std::path::Path) {
     let line = crate::output::line;
-    line(&format!("\nThe mesh goes on until Ctrl-C. Its manifests are in {}: edit them. In another terminal:", dir.display()));
+    line(&format!(
+        "\nThe mesh goes on until Ctrl-C. Its manifests are in {}: edit them. In another terminal:",
+        dir.display()
+    ));
     for command in [
         "get pods -A",
         "exec -n shop curious -- sh -c 'echo hello'",
@@ -121,7 +124,12 @@ impl Teller {
         let line = if self.json {
             serde_json::to_string(&step)?
         } else {
-            format!("{} {claim}  ({:.1} s)\n    {}", if passed { "✔" } else { "✘" }, step.seconds, step.seen.replace('\n', "\n    "))
+            format!(
+                "{} {claim}  ({:.1} s)\n    {}",
+                if passed { "✔" } else { "✘" },
+                step.seconds,
+                step.seen.replace('\n', "\n    ")
+            )
         };
         crate::output::line(&line);
         self.steps.push(step);

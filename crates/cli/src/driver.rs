@@ -195,7 +195,8 @@ impl Files {
 
     fn fill(self, contents: &[(&str, &str)]) -> anyhow::Result<Self> {
         let dir = self.path();
-        std::fs::create_dir(dir).with_context(|| format!("make the folder {}; is it left of an earlier run?", dir.display()))?;
+        std::fs::create_dir(dir)
+            .with_context(|| format!("make the folder {}; is it left of an earlier run?", dir.display()))?;
         for (name, content) in contents {
             let file = dir.join(name);
             std::fs::write(&file, content).with_context(|| format!("write {}", file.display()))?;

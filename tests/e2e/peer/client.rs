@@ -22,7 +22,10 @@ pub fn run(operation: &str, address: &str, rest: &[&str]) -> Result {
         "source" => source(address, number(0)?)?,
         "duplex" => duplex(address, number(0)?)?,
         "many" => many(address, number(0)?)?,
-        "hold" => hold(address, &Hold { lines: number(0)?, every: Duration::from_millis(number(1)?) })?,
+        "hold" => {
+            let word = rest.get(2).copied().unwrap_or("still here");
+            hold(address, &Hold { lines: number(0)?, every: Duration::from_millis(number(1)?), word })?;
+        }
         "connect" => drop(connect(address)?),
         "http" => http(address, rest)?,
         "repeat" => repeat(address, Duration::from_millis(number(0)?))?,
@@ -160,16 +163,17 @@ fn many(address: &str, count: u64) -> Result {
 }
 
 /// A connection that is used now and then for a long time.
-struct Hold {
+struct Hold<'a> {
     lines: u64,
     every: Duration,
+    word: &'a str,
 }
 
 /// Echoes a line at a time on one connection, each on its own line of output as soon as it is back.
-fn hold(address: &str, hold: &Hold) -> Result {
+fn hold(address: &str, hold: &Hold<'_>) -> Result {
     let mut stream = open(address, "echo")?;
     for line in 0..hold.lines {
-        expect_echo(&mut stream, b"still here")?;
+        expect_echo(&mut stream, hold.word.as_bytes())?;
         println!("{{\"held\":{line}}}");
         std::io::stdout().flush()?;
         thread::sleep(hold.every);
@@ -198,9 +202,10 @@ fn repeat(address: &str, length: Duration) -> Result {
     let (mut tried, mut failed, mut last) = (0_u64, 0_u64, String::new());
     while started.elapsed() < length {
         tried += 1;
+        let began = started.elapsed();
         if let Err(error) = open(address, "echo").and_then(|mut stream| expect_echo(&mut stream, b"again")) {
             failed += 1;
-            last = error.to_string();
+            last = format!("{error} (begun after {began:?}, ended after {:?})", started.elapsed());
             thread::sleep(Duration::from_millis(10));
         }
     }

@@ -95,7 +95,8 @@ fn report(what: &str, scenario: &str, [raw, mesh]: &[Vec<Sample>; 2]) -> Vec<Row
     let row = |name: String, unit, value: &dyn Fn(&Sample) -> f64| {
         let values = |samples: &[Sample]| samples.iter().map(value).collect::<Vec<_>>();
         let (raw, mesh) = (values(raw), values(mesh));
-        let ratios: Vec<f64> = raw.iter().zip(&mesh).filter(|(raw, _)| **raw > 0.0).map(|(raw, mesh)| mesh / raw).collect();
+        let ratios: Vec<f64> =
+            raw.iter().zip(&mesh).filter(|(raw, _)| **raw > 0.0).map(|(raw, mesh)| mesh / raw).collect();
         Some(Row { what: name, unit, raw: Spread::of(&raw), mesh: Spread::of(&mesh)?, ratio: Spread::of(&ratios) })
     };
     let own = |name: String, unit, value: &dyn Fn(&Sample) -> f64| {
@@ -113,7 +114,9 @@ fn report(what: &str, scenario: &str, [raw, mesh]: &[Vec<Sample>; 2]) -> Vec<Row
             row(what.to_owned(), "per s", &rate),
             row(format!("{what}: median"), "µs", &|sample| sample.measured.p50_us as f64),
             row(format!("{what}: 99th percentile"), "µs", &|sample| sample.measured.p99_us as f64),
-            own(format!("{what}: tunnels' CPU"), "µs each", &|sample| sample.cpu * 1e6 / sample.measured.exchanges as f64),
+            own(format!("{what}: tunnels' CPU"), "µs each", &|sample| {
+                sample.cpu * 1e6 / sample.measured.exchanges as f64
+            }),
         ]
     };
     rows.into_iter().flatten().collect()
@@ -122,12 +125,33 @@ fn report(what: &str, scenario: &str, [raw, mesh]: &[Vec<Sample>; 2]) -> Vec<Row
 fn load(mesh: &Mesh, system: &str, target: &str, scenario: &str, connections: u32, seconds: f64) -> Command {
     let (connections, seconds) = (connections.to_string(), seconds.to_string());
     mesh.command(&[
-        "exec", "-n", system, "client", "--", &mesh.exe(), "bench-load", "client", "--target", target, "--scenario", scenario,
-        "--connections", &connections, "--seconds", &seconds,
+        "exec",
+        "-n",
+        system,
+        "client",
+        "--",
+        &mesh.exe(),
+        "bench-load",
+        "client",
+        "--target",
+        target,
+        "--scenario",
+        scenario,
+        "--connections",
+        &connections,
+        "--seconds",
+        &seconds,
     ])
 }
 
-fn client(mesh: &Mesh, system: &str, target: &str, scenario: &str, connections: u32, seconds: f64) -> anyhow::Result<Measured> {
+fn client(
+    mesh: &Mesh,
+    system: &str,
+    target: &str,
+    scenario: &str,
+    connections: u32,
+    seconds: f64,
+) -> anyhow::Result<Measured> {
     let output = load(mesh, system, target, scenario, connections, seconds).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(serde_json::from_slice(&output.stdout)?)
@@ -161,7 +185,18 @@ fn idle(
 fn scale(bench: &Bench, mesh: &Mesh, rss: impl Fn(&[Process]) -> anyhow::Result<f64>) -> anyhow::Result<Vec<Row>> {
     crate::output::note(&format!("… {} workloads in the configuration", bench.workloads));
     let count = bench.workloads.to_string();
-    let fill = ["exec", "-n", "istio-system", "stillmesh-controller", "--", &mesh.exe(), "bench-load", "fill", "--workloads", &count];
+    let fill = [
+        "exec",
+        "-n",
+        "istio-system",
+        "stillmesh-controller",
+        "--",
+        &mesh.exe(),
+        "bench-load",
+        "fill",
+        "--workloads",
+        &count,
+    ];
     mesh.must(&fill)?;
     let known = || -> anyhow::Result<usize> {
         let dump = mesh.fetch("istio-system", "ztunnel-node1", "127.0.0.1:15000", "/config_dump")?;
@@ -186,7 +221,11 @@ fn scale(bench: &Bench, mesh: &Mesh, rss: impl Fn(&[Process]) -> anyhow::Result<
     Ok(vec![
         single(&format!("resident memory with {count} workloads"), "MiB", with_all / MIB),
         single(&format!("resident memory with {count} workloads, one tunnel fresh"), "MiB", fresh / MIB),
-        single(&format!("killed to ready again with {count} workloads, the runner's back-off included"), "s", seconds(restart)),
+        single(
+            &format!("killed to ready again with {count} workloads, the runner's back-off included"),
+            "s",
+            seconds(restart),
+        ),
     ])
 }
 
@@ -196,7 +235,8 @@ fn seconds(duration: Duration) -> f64 {
 
 fn captured(mesh: &Mesh) -> anyhow::Result<()> {
     let pods = mesh.pods("mesh")?;
-    let open = pods.iter().filter(|pod| pod["metadata"]["annotations"]["ambient.istio.io/redirection"] != "enabled").count();
+    let open =
+        pods.iter().filter(|pod| pod["metadata"]["annotations"]["ambient.istio.io/redirection"] != "enabled").count();
     ensure!(open == 0 && !pods.is_empty(), "{open} pods are not captured yet");
     Ok(())
 }

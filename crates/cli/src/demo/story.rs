@@ -69,7 +69,8 @@ pub(super) fn tell(mesh: &mut Mesh, teller: &mut Teller) -> anyhow::Result<()> {
         let first = serials(mesh)?;
         let rotated = until(|| {
             let now = serials(mesh)?;
-            let rotated = first.iter().filter(|(identity, serial)| now.get(*identity).is_some_and(|now| now != *serial));
+            let rotated =
+                first.iter().filter(|(identity, serial)| now.get(*identity).is_some_and(|now| now != *serial));
             let rotated = rotated.count();
             ensure!(rotated == first.len() && rotated > 0, "{rotated} of {} are renewed", first.len());
             Ok(rotated)
@@ -82,7 +83,8 @@ pub(super) fn tell(mesh: &mut Mesh, teller: &mut Teller) -> anyhow::Result<()> {
     teller.check("the label is removed: traffic is plain again, open connections live on", || {
         mesh.apply("namespaces.yaml", NAMESPACES)?;
         until(|| {
-            let still = mesh.pods("shop")?.iter().filter(|pod| !pod["metadata"]["annotations"][REDIRECTION].is_null()).count();
+            let still =
+                mesh.pods("shop")?.iter().filter(|pod| !pod["metadata"]["annotations"][REDIRECTION].is_null()).count();
             ensure!(still == 0, "{still} pods are still captured");
             Ok(())
         })?;
@@ -156,9 +158,11 @@ fn captured(mesh: &Mesh) -> anyhow::Result<usize> {
 fn older(mesh: &Mesh) -> anyhow::Result<BTreeMap<String, u64>> {
     let count = |pod: &Value| {
         let name = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        let receipt = pod["metadata"]["annotations"][RECEIPT].as_str().with_context(|| format!("{name} has no receipt"))?;
+        let receipt =
+            pod["metadata"]["annotations"][RECEIPT].as_str().with_context(|| format!("{name} has no receipt"))?;
         let receipt: Value = serde_json::from_str(receipt)?;
-        let open = receipt["olderConnections"].as_u64().with_context(|| format!("the receipt of {name} has no count"))?;
+        let open =
+            receipt["olderConnections"].as_u64().with_context(|| format!("the receipt of {name} has no count"))?;
         Ok((name, open))
     };
     mesh.pods("shop")?.iter().map(count).collect()
@@ -214,7 +218,10 @@ impl Apps {
         for pod in mesh.pods("shop")? {
             for container in pod["status"]["containerStatuses"].as_array().into_iter().flatten() {
                 let name = format!("{}/{}", pod["metadata"]["name"], container["name"]);
-                starts.insert(name, format!("{} {}", container["restartCount"], container["state"]["running"]["startedAt"]));
+                starts.insert(
+                    name,
+                    format!("{} {}", container["restartCount"], container["state"]["running"]["startedAt"]),
+                );
             }
         }
         let last_error = if visitor["last-error"].is_null() { &watcher["last-error"] } else { &visitor["last-error"] };
@@ -249,6 +256,10 @@ impl Apps {
 
 impl std::fmt::Display for Apps {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} requests, {} failed; {} long connections, {} broken", self.requests, self.errors, self.connections, self.broken)
+        write!(
+            f,
+            "{} requests, {} failed; {} long connections, {} broken",
+            self.requests, self.errors, self.connections, self.broken
+        )
     }
 }

@@ -5,7 +5,7 @@
 //! first two steps are this executable; the last becomes the program.
 
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
@@ -74,9 +74,10 @@ impl From<[OwnedFd; 3]> for Stdio3 {
 impl Running {
     /// Starts it. Returns once its process namespace exists.
     pub async fn start(spec: &ContainerSpec, stdio: Stdio3) -> anyhow::Result<Self> {
-        let (mut ours, theirs) = tokio::net::unix::pipe::pipe().map(|(sender, receiver)| (receiver, sender))?;
+        let (sender, mut ours) = tokio::net::unix::pipe::pipe()?;
+        let mut theirs = Some(sender);
         // The first step opens the pipe by its name in /proc: nothing else that is started meanwhile inherits it.
-        let status = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&theirs));
+        let status = format!("/proc/{}/fd/{}", std::process::id(), theirs.as_ref().map_or(-1, AsRawFd::as_raw_fd));
         let mut command = Command::from(step("container", &(spec, status))?);
         command.stdin(stdio.stdin).stdout(stdio.stdout).stderr(stdio.stderr).kill_on_drop(true);
         let mut child = command.spawn().context("starting the container's first process")?;
@@ -87,7 +88,14 @@ impl Running {
             read = tokio::time::timeout(DEADLINE, ours.read(&mut said)) => {
                 read.with_context(|| format!("the container's process was not there within {DEADLINE:?}"))??
             }
-            ended = child.wait() => bail!("the container's first process ended: {}", ended?),
+            // A short program may be over before its start has been read.
+            ended = child.wait() => {
+                drop(theirs.take());
+                match ours.read(&mut said).await? {
+                    0 => bail!("the container's first process ended: {}", ended?),
+                    count => count,
+                }
+            }
         };
         drop(theirs);
         match said.get(..count) {
