@@ -5,7 +5,7 @@
 //! not allow is an error that ends the connection.
 
 mod agent;
-mod protocol;
+pub mod protocol;
 mod socket;
 #[cfg(test)]
 mod tests;

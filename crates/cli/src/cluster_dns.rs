@@ -14,8 +14,8 @@ use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, Query, Res
 use hickory_proto::rr::rdata::{A, AAAA, CNAME, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use rand::seq::SliceRandom;
-use stillmesh_objects::Source;
 use stillmesh_objects::directory::{DirectorySource, Options};
+use stillmesh_objects::{Change, Source};
 use stillmesh_runtime::accept::Acceptor;
 use stillmesh_runtime::drain;
 use stillmesh_runtime::env::Reader;
@@ -61,14 +61,63 @@ impl Config {
     }
 }
 
-type Shared = Arc<RwLock<Zone>>;
+/// The cluster's names, shared by all who answer. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Names(Arc<RwLock<Zone>>);
+
+impl Names {
+    /// A cluster of this domain without names of its own.
+    pub fn new(domain: &str) -> Self {
+        Self(Arc::new(RwLock::new(Zone::new(domain))))
+    }
+
+    /// Takes what changed; objects without names are passed over.
+    pub fn take<'a>(&self, changes: impl IntoIterator<Item = &'a Change>) {
+        let mut zone = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        changes.into_iter().for_each(|change| zone.take(change));
+    }
+
+    /// The answer to a question's bytes; `None` where there is nothing to say (not a question). `limit`: the largest
+    /// answer where the client says nothing about it (UDP).
+    pub fn respond(&self, bytes: &[u8], limit: Option<u16>) -> Option<Vec<u8>> {
+        let zone = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let question = Message::from_vec(bytes).ok()?;
+        if question.metadata.message_type != MessageType::Query {
+            return None;
+        }
+        let mut reply = Message::response(question.metadata.id, question.metadata.op_code);
+        reply.metadata = Metadata::response_from_request(&question.metadata);
+        reply.metadata.recursion_available = true;
+        let mut largest = limit;
+        if let Some(edns) = &question.edns {
+            largest = limit.map(|limit| edns.max_payload().clamp(limit, LARGEST_UDP));
+            let mut answer = Edns::new();
+            answer.set_max_payload(LARGEST_UDP);
+            reply.set_edns(answer);
+        }
+        reply.metadata.response_code = match question.queries.as_slice() {
+            _ if question.metadata.op_code != OpCode::Query => ResponseCode::NotImp,
+            [query] if query.query_class() == DNSClass::IN => {
+                reply.add_query(query.clone());
+                fill(&zone, query, &mut reply)
+            }
+            [_] => ResponseCode::Refused,
+            _ => ResponseCode::FormErr,
+        };
+        let bytes = reply.to_vec().ok()?;
+        match largest {
+            Some(largest) if bytes.len() > usize::from(largest) => reply.truncate().to_vec().ok(),
+            _ => Some(bytes),
+        }
+    }
+}
 
 /// Serves until the drain starts.
 pub(crate) async fn run(config: Config, drain: drain::Watch) -> anyhow::Result<()> {
     let directory = config.objects.display();
     let mut source =
         DirectorySource::open(&config.objects, Options::default()).with_context(|| format!("watch {directory}"))?;
-    let shared: Shared = Arc::new(RwLock::new(Zone::new(&config.domain)));
+    let names = Names::new(&config.domain);
     // Both families where the machine has IPv6, else IPv4.
     let listen = match UdpSocket::bind(config.listen).await {
         Ok(_) => config.listen,
@@ -78,29 +127,26 @@ pub(crate) async fn run(config: Config, drain: drain::Watch) -> anyhow::Result<(
     let udp = UdpSocket::bind(listen).await.with_context(|| format!("listen on UDP {listen}"))?;
     let tcp = TcpListener::bind(listen).await.with_context(|| format!("listen on TCP {listen}"))?;
     let tasks = Tasks::new("cluster-dns");
-    tasks.spawn("udp", serve_udp(udp, shared.clone()));
-    tasks.spawn("tcp", serve_tcp(tcp, shared.clone(), tasks.child("clients")));
+    tasks.spawn("udp", serve_udp(udp, names.clone()));
+    tasks.spawn("tcp", serve_tcp(tcp, names.clone(), tasks.child("clients")));
     loop {
         let update = tokio::select! {
             update = source.next() => update,
             _ = drain.signaled() => return Ok(()),
         };
         let Some(update) = update else { return Ok(()) };
-        let mut zone = shared.write().unwrap_or_else(PoisonError::into_inner);
-        for change in &update.changes {
-            zone.take(change);
-        }
+        names.take(&update.changes);
     }
 }
 
-async fn serve_udp(socket: UdpSocket, shared: Shared) {
+async fn serve_udp(socket: UdpSocket, names: Names) {
     let mut packet = [0; 4096];
     loop {
         let Ok((length, client)) = socket.recv_from(&mut packet).await else {
             tokio::task::yield_now().await;
             continue;
         };
-        let reply = packet.get(..length).and_then(|bytes| respond(&shared, bytes, Some(PLAIN_UDP)));
+        let reply = packet.get(..length).and_then(|bytes| names.respond(bytes, Some(PLAIN_UDP)));
         if let Some(reply) = reply {
             // A client that cannot be reached asks again or not.
             let _ = socket.send_to(&reply, client).await;
@@ -108,62 +154,28 @@ async fn serve_udp(socket: UdpSocket, shared: Shared) {
     }
 }
 
-async fn serve_tcp(listener: TcpListener, shared: Shared, tasks: Tasks) {
+async fn serve_tcp(listener: TcpListener, names: Names, tasks: Tasks) {
     let acceptor = Acceptor::new("cluster-dns", listener, MOST_CLIENTS);
     loop {
         let accepted = acceptor.accept().await;
-        let shared = shared.clone();
+        let names = names.clone();
         tasks.spawn("client", async move {
             let _permit = accepted.permit;
             let mut stream = accepted.connection;
-            while let Ok(Ok(())) = timeout(PATIENCE, exchange(&mut stream, &shared)).await {}
+            while let Ok(Ok(())) = timeout(PATIENCE, exchange(&mut stream, &names)).await {}
         });
     }
 }
 
 /// One question and its answer over TCP. Errors: the client is done, or asks what has no answer.
-async fn exchange(stream: &mut TcpStream, shared: &Shared) -> std::io::Result<()> {
+async fn exchange(stream: &mut TcpStream, names: &Names) -> std::io::Result<()> {
     let mut question = vec![0; usize::from(stream.read_u16().await?)];
     stream.read_exact(&mut question).await?;
-    let reply = respond(shared, &question, None).ok_or(std::io::ErrorKind::InvalidData)?;
+    let reply = names.respond(&question, None).ok_or(std::io::ErrorKind::InvalidData)?;
     let length = u16::try_from(reply.len()).map_err(std::io::Error::other)?;
     let mut message = length.to_be_bytes().to_vec();
     message.extend(reply);
     stream.write_all(&message).await
-}
-
-/// The answer to a question's bytes; `None` where there is nothing to say (not a question). `limit`: the largest
-/// answer where the client says nothing about it (UDP).
-fn respond(shared: &Shared, bytes: &[u8], limit: Option<u16>) -> Option<Vec<u8>> {
-    let zone = shared.read().unwrap_or_else(PoisonError::into_inner);
-    let question = Message::from_vec(bytes).ok()?;
-    if question.metadata.message_type != MessageType::Query {
-        return None;
-    }
-    let mut reply = Message::response(question.metadata.id, question.metadata.op_code);
-    reply.metadata = Metadata::response_from_request(&question.metadata);
-    reply.metadata.recursion_available = true;
-    let mut largest = limit;
-    if let Some(edns) = &question.edns {
-        largest = limit.map(|limit| edns.max_payload().clamp(limit, LARGEST_UDP));
-        let mut answer = Edns::new();
-        answer.set_max_payload(LARGEST_UDP);
-        reply.set_edns(answer);
-    }
-    reply.metadata.response_code = match question.queries.as_slice() {
-        _ if question.metadata.op_code != OpCode::Query => ResponseCode::NotImp,
-        [query] if query.query_class() == DNSClass::IN => {
-            reply.add_query(query.clone());
-            fill(&zone, query, &mut reply)
-        }
-        [_] => ResponseCode::Refused,
-        _ => ResponseCode::FormErr,
-    };
-    let bytes = reply.to_vec().ok()?;
-    match largest {
-        Some(largest) if bytes.len() > usize::from(largest) => reply.truncate().to_vec().ok(),
-        _ => Some(bytes),
-    }
 }
 
 /// Puts the answer's records into `reply`.
@@ -220,16 +232,16 @@ mod tests {
     use super::*;
 
     fn ask(name: &str, wanted: RecordType) -> Message {
-        let shared: Shared = Arc::new(RwLock::new(Zone::new("cluster.local")));
+        let names = Names::new("cluster.local");
         let manifests = "{apiVersion: v1, kind: Service, metadata: {name: page, namespace: shop}, \
                          spec: {clusterIP: 10.96.0.20, ports: [{port: 80}]}}";
         for placed in stillmesh_k8s::parse::documents("test.yaml", manifests).objects {
-            shared.write().unwrap().take(&stillmesh_objects::Change::Set(placed));
+            names.take(&[Change::Set(placed)]);
         }
         let mut question = Message::query();
         question.metadata.id = 7;
         question.add_query(Query::query(Name::from_ascii(name).unwrap(), wanted));
-        let reply = respond(&shared, &question.to_vec().unwrap(), Some(PLAIN_UDP)).unwrap();
+        let reply = names.respond(&question.to_vec().unwrap(), Some(PLAIN_UDP)).unwrap();
         Message::from_vec(&reply).unwrap()
     }
 
@@ -250,8 +262,8 @@ mod tests {
 
     #[test]
     fn garbage_gets_no_answer() {
-        let shared: Shared = Arc::new(RwLock::new(Zone::new("cluster.local")));
-        assert_eq!(respond(&shared, b"", Some(PLAIN_UDP)), None);
-        assert_eq!(respond(&shared, &[0xff; 40], Some(PLAIN_UDP)), None);
+        let names = Names::new("cluster.local");
+        assert_eq!(names.respond(b"", Some(PLAIN_UDP)), None);
+        assert_eq!(names.respond(&[0xff; 40], Some(PLAIN_UDP)), None);
     }
 }

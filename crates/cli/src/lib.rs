@@ -5,7 +5,7 @@
 pub mod args;
 mod bench;
 mod capture;
-mod cluster_dns;
+pub mod cluster_dns;
 mod demo;
 mod driver;
 mod echo;

@@ -1,4 +1,5 @@
-//! What the two ends may say, and when. No I/O.
+//! What the two ends may say, and when: bytes in, requests and answers out. No I/O; the connections drive it, and so
+//! do the tests that feed it with garbage.
 
 use std::os::fd::OwnedFd;
 
@@ -10,11 +11,14 @@ use wire::workload_request::Payload;
 use wire::workload_response::Payload as Answer;
 
 /// One packet as it came off the socket.
-pub(super) struct Packet {
-    pub(super) bytes: Vec<u8>,
-    pub(super) fds: Vec<OwnedFd>,
+#[derive(Debug)]
+pub struct Packet {
+    /// Its content, at most [`MAX_MESSAGE_BYTES`].
+    pub bytes: Vec<u8>,
+    /// The descriptors beside it.
+    pub fds: Vec<OwnedFd>,
     /// More came than there was room for, of bytes or of descriptors.
-    pub(super) truncated: bool,
+    pub truncated: bool,
 }
 
 impl Packet {
@@ -31,21 +35,22 @@ impl Packet {
 
 /// Tunnel side: reads requests and checks their order.
 #[derive(Debug, Default)]
-pub(super) struct Tunnel {
+pub struct Tunnel {
     snapshot_ended: bool,
     outstanding: bool,
 }
 
 impl Tunnel {
-    /// Before a request may be read.
-    pub(super) fn idle(&self) -> Result<(), ZdsError> {
+    /// Before a request may be read: none is outstanding.
+    pub fn idle(&self) -> Result<(), ZdsError> {
         match self.outstanding {
             true => Err(protocol("the request before is not answered")),
             false => Ok(()),
         }
     }
 
-    pub(super) fn request(&mut self, mut packet: Packet) -> Result<Request, ZdsError> {
+    /// Reads a request. [`ZdsError::Protocol`]: this peer is of no use any more.
+    pub fn request(&mut self, mut packet: Packet) -> Result<Request, ZdsError> {
         self.idle()?;
         let fd = packet.fds.pop();
         let bytes = packet.without_fds()?;
@@ -75,7 +80,8 @@ impl Tunnel {
         Ok(request)
     }
 
-    pub(super) fn answer(&mut self, result: Result<(), String>) -> Result<Vec<u8>, ZdsError> {
+    /// The message that answers the outstanding request; reasons are cut to what fits.
+    pub fn answer(&mut self, result: Result<(), String>) -> Result<Vec<u8>, ZdsError> {
         if !self.outstanding {
             return Err(protocol("an answer to no request"));
         }
@@ -90,12 +96,13 @@ impl Tunnel {
     }
 }
 
-pub(super) fn hello() -> Result<Vec<u8>, ZdsError> {
+/// The first message of a tunnel.
+pub fn hello() -> Result<Vec<u8>, ZdsError> {
     encode(&wire::ZdsHello { version: wire::Version::V1.into() })
 }
 
-/// Agent side: the first message of a tunnel.
-pub(super) fn read_hello(packet: &Packet) -> Result<(), ZdsError> {
+/// Agent side: reads the first message of a tunnel.
+pub fn read_hello(packet: &Packet) -> Result<(), ZdsError> {
     let hello = wire::ZdsHello::decode(packet.without_fds()?).map_err(|error| protocol(&error.to_string()))?;
     match wire::Version::try_from(hello.version) {
         Ok(wire::Version::V1) => Ok(()),
@@ -103,7 +110,8 @@ pub(super) fn read_hello(packet: &Packet) -> Result<(), ZdsError> {
     }
 }
 
-pub(super) fn add(uid: &str, info: &PodInfo) -> Result<Vec<u8>, ZdsError> {
+/// Hands a pod over; its namespace travels beside the message.
+pub fn add(uid: &str, info: &PodInfo) -> Result<Vec<u8>, ZdsError> {
     let info = wire::WorkloadInfo {
         name: info.name.clone(),
         namespace: info.namespace.clone(),
@@ -112,20 +120,23 @@ pub(super) fn add(uid: &str, info: &PodInfo) -> Result<Vec<u8>, ZdsError> {
     request(Payload::Add(wire::AddWorkload { uid: uid.to_owned(), workload_info: Some(info) }))
 }
 
-pub(super) fn keep(uid: &str) -> Result<Vec<u8>, ZdsError> {
+/// Names a pod whose namespace is not at hand.
+pub fn keep(uid: &str) -> Result<Vec<u8>, ZdsError> {
     request(Payload::Keep(wire::KeepWorkload { uid: uid.to_owned() }))
 }
 
-pub(super) fn del(uid: &str) -> Result<Vec<u8>, ZdsError> {
+/// Takes a pod away.
+pub fn del(uid: &str) -> Result<Vec<u8>, ZdsError> {
     request(Payload::Del(wire::DelWorkload { uid: uid.to_owned() }))
 }
 
-pub(super) fn snapshot_sent() -> Result<Vec<u8>, ZdsError> {
+/// Ends the snapshot.
+pub fn snapshot_sent() -> Result<Vec<u8>, ZdsError> {
     request(Payload::SnapshotSent(wire::SnapshotSent {}))
 }
 
-/// Agent side: the answer to a request.
-pub(super) fn read_answer(packet: &Packet) -> Result<(), ZdsError> {
+/// Agent side: reads the answer to a request. Every error but [`ZdsError::Refused`] ends the connection.
+pub fn read_answer(packet: &Packet) -> Result<(), ZdsError> {
     let answer = wire::WorkloadResponse::decode(packet.without_fds()?).map_err(|error| protocol(&error.to_string()))?;
     match answer.payload {
         Some(Answer::Ack(ack)) if ack.error.is_empty() => Ok(()),
