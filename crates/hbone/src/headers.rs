@@ -127,7 +127,7 @@ impl fmt::Display for Baggage {
         let mut first = true;
         let mut put = |key: &str, value: Option<&String>| -> fmt::Result {
             // A separator inside a value would make other members of it: such a value is no Kubernetes name.
-            let Some(value) = value.filter(|value| !value.is_empty() && !value.contains([',', ';', '='])) else {
+            let Some(value) = value.filter(|value| !value.is_empty() && !value.contains([',', ';'])) else {
                 return Ok(());
             };
             if !std::mem::take(&mut first) {
@@ -165,7 +165,7 @@ impl Forwarded {
             let value = value.trim().trim_matches('"');
             match key.trim().to_ascii_lowercase().as_str() {
                 "for" => forwarded.source = value.parse().ok(),
-                "host" if !value.is_empty() => forwarded.host = Some(value.to_owned()),
+                "host" if is_host(value) => forwarded.host = Some(value.to_owned()),
                 _ => {}
             }
         }
@@ -178,12 +178,17 @@ impl fmt::Display for Forwarded {
         if let Some(source) = self.source {
             write!(f, "for=\"{source}\"")?;
         }
-        match &self.host {
+        match self.host.as_deref().filter(|host| is_host(host)) {
             Some(host) if self.source.is_some() => write!(f, ";host={host}"),
             Some(host) => write!(f, "host={host}"),
             None => Ok(()),
         }
     }
+}
+
+/// What may stand behind `host=` without quotes: nothing that would end it or make another pair of it.
+fn is_host(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"\",;\\".contains(&byte))
 }
 
 /// A W3C trace context, version 00.

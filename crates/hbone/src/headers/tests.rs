@@ -42,6 +42,23 @@ fn forwarded_is_written_and_read_with_and_without_quotes() {
 }
 
 #[test]
+fn a_host_makes_no_other_pair_and_what_is_no_host_is_neither_written_nor_read() {
+    for host in ["a;for=9.9.9.9:1", "a,for=9.9.9.9:1", "a b", "a\"b", ""] {
+        let forwarded = Forwarded { source: Some("10.0.0.1:80".parse().unwrap()), host: Some(host.to_owned()) };
+        assert_eq!(forwarded.to_string(), "for=\"10.0.0.1:80\"", "{host}");
+    }
+    assert_eq!(Forwarded::parse("host=\" \""), Forwarded::default());
+    assert_eq!(Forwarded::parse("host=a\"b"), Forwarded::default());
+}
+
+#[test]
+fn a_value_with_an_equals_sign_is_written_as_it_was_read() {
+    let baggage = Baggage::parse("service.version=a=b");
+    assert_eq!(baggage.revision.as_deref(), Some("a=b"));
+    assert_eq!(Baggage::parse(&baggage.to_string()), baggage);
+}
+
+#[test]
 fn traceparent_follows_the_specification() {
     let text = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     assert_eq!(Traceparent::parse(text).unwrap().to_string(), text);
