@@ -77,6 +77,7 @@ pub fn remedy(id: &str, errno: Option<i32>, error: &str, facts: &Facts) -> Strin
             ),
             _ => "the kernel has no IPv4 forwarding here".to_owned(),
         },
+        "veth" if errno == Some(ENOSPC) => privilege(id, errno, facts),
         "veth" => module(errno, facts, "veth"),
         "bridge" => module(errno, facts, "bridge"),
         "nftables" => module(errno, facts, "nf_tables"),
@@ -102,12 +103,12 @@ fn user_namespace(errno: Option<i32>, facts: &Facts) -> String {
     if facts.max_user_namespaces == Some(0) || errno == Some(ENOSPC) {
         lines.push("sysctl -w user.max_user_namespaces=15000".to_owned());
     }
+    if facts.seccomp && errno == Some(EPERM) && lines.is_empty() {
+        lines.push(SECCOMP.to_owned());
+        lines.push(DOCKER.to_owned());
+    }
     if facts.apparmor_restricts.is_some_and(|value| value != 0) {
         lines.push(APPARMOR.to_owned());
-    }
-    if lines.is_empty() && facts.seccomp {
-        lines.push("a seccomp filter refuses unshare".to_owned());
-        lines.push(DOCKER.to_owned());
     }
     if lines.is_empty() && errno == Some(ENOSYS) {
         lines.push("the kernel is built without CONFIG_USER_NS".to_owned());
@@ -120,24 +121,24 @@ fn user_namespace(errno: Option<i32>, facts: &Facts) -> String {
     lines.join("\n")
 }
 
+const SECCOMP: &str = "a seccomp filter refuses it, as the default profiles of container engines do";
+
 const APPARMOR: &str = "AppArmor grants user namespaces without capabilities to programs that have no profile:\n  sysctl -w kernel.apparmor_restrict_unprivileged_userns=0\n  or, for this program alone, /etc/apparmor.d/stillmesh: abi <abi/4.0>, profile stillmesh /**/stillmesh flags=(unconfined) { userns, }  then apparmor_parser -r /etc/apparmor.d/stillmesh";
 
 fn privilege(id: &str, errno: Option<i32>, facts: &Facts) -> String {
-    if errno == Some(ENOSPC) && id.ends_with("-namespace") {
-        let kind = match id {
-            "network-namespace" => "net",
-            "mount-namespace" => "mnt",
-            "host-name-namespace" => "uts",
-            "ipc-namespace" => "ipc",
-            _ => "pid",
-        };
+    if errno == Some(ENOSPC)
+        && let Some(kind) = limited(id)
+    {
         return format!("sysctl -w user.max_{kind}_namespaces=15000");
     }
     if errno == Some(ENOSYS) || errno == Some(22) {
         return "the kernel is built without it".to_owned();
     }
     let mut lines = Vec::new();
-    if !facts.privileged && facts.apparmor_restricts != Some(0) {
+    if facts.seccomp && errno == Some(EPERM) {
+        lines.push(SECCOMP);
+    }
+    if !facts.privileged && facts.apparmor_restricts.is_some_and(|value| value != 0) {
         lines.push(APPARMOR);
     }
     if facts.seccomp || facts.container || lines.is_empty() {
@@ -147,6 +148,19 @@ fn privilege(id: &str, errno: Option<i32>, facts: &Facts) -> String {
         lines.push("or run it as root");
     }
     lines.join("\n")
+}
+
+/// The kind of namespace that an operation makes, as its limit is named.
+fn limited(id: &str) -> Option<&'static str> {
+    match id {
+        // A pod's namespace, beside the mesh's own.
+        "network-namespace" | "namespace-file" | "veth" => Some("net"),
+        "mount-namespace" => Some("mnt"),
+        "host-name-namespace" => Some("uts"),
+        "ipc-namespace" => Some("ipc"),
+        "process-namespace" => Some("pid"),
+        _ => None,
+    }
 }
 
 /// A feature of the kernel that may be a module nobody has loaded: a user namespace may not load it itself.
@@ -174,6 +188,26 @@ mod tests {
         assert!(off(Facts { max_user_namespaces: Some(0), ..Facts::default() }).contains("max_user_namespaces=15000"));
         assert!(off(Facts { apparmor_restricts: Some(1), ..Facts::default() }).contains("/etc/apparmor.d/stillmesh"));
         assert!(off(Facts { seccomp: true, ..Facts::default() }).contains("seccomp=unconfined"));
+    }
+
+    #[test]
+    fn apparmor_is_named_only_where_it_restricts() {
+        let refused = |facts: Facts| remedy("private-mounts", Some(EPERM), "", &facts);
+        assert!(!refused(Facts::default()).contains("AppArmor"));
+        assert!(!refused(Facts { apparmor_restricts: Some(0), ..Facts::default() }).contains("AppArmor"));
+        assert!(refused(Facts { apparmor_restricts: Some(1), ..Facts::default() }).contains("AppArmor"));
+        let both = Facts { apparmor_restricts: Some(1), seccomp: true, ..Facts::default() };
+        for text in [refused(both.clone()), user_namespace(Some(EPERM), &both)] {
+            assert!(text.contains("AppArmor") && text.contains("seccomp=unconfined"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_limit_that_is_reached_by_a_pods_namespace_is_named() {
+        for id in ["namespace-file", "veth"] {
+            let text = remedy(id, Some(ENOSPC), "", &Facts::default());
+            assert_eq!(text, "sysctl -w user.max_net_namespaces=15000");
+        }
     }
 
     #[test]
