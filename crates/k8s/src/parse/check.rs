@@ -59,7 +59,8 @@ fn metadata(kind: Kind, root: &Node, flaws: &mut Flaws) {
     };
     let metadata = root.get("metadata");
     let at = metadata.map_or(root.at, |metadata| metadata.at);
-    match metadata.and_then(|metadata| metadata.get("name")).map(|name| (name.at, name.text())) {
+    let name = metadata.and_then(|metadata| metadata.get("name")).filter(|name| !name.is_null());
+    match name.map(|name| (name.at, name.text())) {
         Some((at, Some(name))) if !rule.accepts(name) => {
             flaws.add("MAN007", at, "metadata.name", format!("{name:?} is not a name"), rule.accepted());
         }
@@ -217,7 +218,8 @@ fn pod_spec(root: &Node, prefix: &str, flaws: &mut Flaws) {
     for list in ["initContainers", "containers"] {
         for (index, container) in spec.and_then(|spec| spec.get(list)).map_or(&[][..], Node::items).iter().enumerate() {
             let path = format!("{prefix}.{list}[{index}].name");
-            match container.get("name").map(|name| (name.at, name.text())) {
+            let name = container.get("name").filter(|name| !name.is_null());
+            match name.map(|name| (name.at, name.text())) {
                 None => flaws.add("MAN007", container.at, &path, "the name is missing", "every container needs a name"),
                 Some((at, Some(name))) if !Rule::Label.accepts(name) => {
                     flaws.add("MAN007", at, &path, format!("{name:?} is not a name"), Rule::Label.accepted());

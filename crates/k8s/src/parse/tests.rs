@@ -109,6 +109,11 @@ fn names_are_needed_and_checked() {
         found,
         ["shop.yaml:4:3: Service: metadata.name: the name is missing; every object needs a metadata.name"]
     );
+    assert_eq!(findings(&SERVICE.replace("  name: page\n", "  name:\n")), found);
+    let container = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: }]}\n";
+    let nameless = findings(container);
+    assert_eq!(nameless.len(), 1, "{nameless:?}");
+    assert!(nameless[0].contains("the name is missing; every container needs a name"), "{nameless:?}");
     let found = findings(&SERVICE.replace("name: page", "name: Page_1"));
     assert!(
         found[0].starts_with("shop.yaml:4:9: Service shop/Page_1: metadata.name: \"Page_1\" is not a name; up to 63"),
