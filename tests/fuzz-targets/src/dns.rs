@@ -2,25 +2,20 @@
 
 use std::sync::{Arc, OnceLock};
 
-use hickory_proto::op::{Message, MessageType, ResponseCode};
-use stillmesh_cli::cluster_dns::Names;
+use hickory_proto::op::{Message, ResponseCode};
 use stillmesh_core::fixtures::World;
 use stillmesh_core::model::Workload;
 use stillmesh_core::snapshot::Snapshot;
-use stillmesh_objects::Change;
 use stillmesh_ztunnel::dns::answer::{Answer, Family, Zone};
 use stillmesh_ztunnel::dns::message::{self, Malformed, Question, Transport};
 
 /// What passes any path without fragments, bytes.
 const LARGEST_UDP: usize = 1232;
-/// What a client that says nothing about it takes, bytes.
-const PLAIN_UDP: u16 = 512;
 
 struct Known {
     snapshot: Snapshot,
     client: Arc<Workload>,
     zone: Zone,
-    names: Names,
 }
 
 fn known() -> &'static Known {
@@ -30,15 +25,10 @@ fn known() -> &'static Known {
         let world = world.service_with("shop/many", &[(80, 80)], &[], |service| {
             service.vips = std::iter::repeat_n(service.vips.clone(), 40).flatten().collect();
         });
-        let names = Names::new("cluster.local");
-        let manifests = include_str!("../corpus/manifests/ok-names");
-        let objects = stillmesh_k8s::parse::documents("names", manifests).objects;
-        names.take(&objects.into_iter().map(Change::Set).collect::<Vec<_>>());
         Known {
             client: world.get("shop/page"),
             snapshot: world.snapshot(),
             zone: Zone::new("cluster.local", &["corp.example".to_owned()], true),
-            names,
         }
     })
 }
@@ -46,14 +36,8 @@ fn known() -> &'static Known {
 /// A question of a pod, answered by the node tunnel and by the cluster's DNS.
 pub(crate) fn question(input: &[u8]) -> bool {
     let known = known();
-    for limit in [None, Some(PLAIN_UDP)] {
-        if let Some(reply) = known.names.respond(input, limit) {
-            let read = Message::from_vec(&reply).expect("our own words");
-            assert_eq!(read.metadata.message_type, MessageType::Response);
-            assert_eq!(message::id(&reply), message::id(input));
-            assert!(limit.is_none() || reply.len() <= LARGEST_UDP);
-        }
-    }
+    #[cfg(feature = "cluster-dns")]
+    cluster::question(input);
     if let Some(refusal) = message::overloaded(input) {
         assert_eq!(message::response_code(&refusal), Some(ResponseCode::Refused));
         assert_eq!(message::id(&refusal), message::id(input));
@@ -100,4 +84,39 @@ pub(crate) fn reply(input: &[u8]) -> bool {
         assert_eq!(message::id(&other), Some(id));
     }
     answers
+}
+
+#[cfg(feature = "cluster-dns")]
+mod cluster {
+    use std::sync::OnceLock;
+
+    use hickory_proto::op::{Message, MessageType};
+    use stillmesh_cli::cluster_dns::Names;
+    use stillmesh_objects::Change;
+    use stillmesh_ztunnel::dns::message;
+
+    use super::LARGEST_UDP;
+
+    /// What a client that says nothing about it takes, bytes.
+    const PLAIN_UDP: u16 = 512;
+
+    /// The cluster's own DNS: every answer is one to this question, and fits.
+    pub(super) fn question(input: &[u8]) {
+        static NAMES: OnceLock<Names> = OnceLock::new();
+        let names = NAMES.get_or_init(|| {
+            let names = Names::new("cluster.local");
+            let manifests = include_str!("../corpus/manifests/ok-names");
+            let objects = stillmesh_k8s::parse::documents("names", manifests).objects;
+            names.take(&objects.into_iter().map(Change::Set).collect::<Vec<_>>());
+            names
+        });
+        for limit in [None, Some(PLAIN_UDP)] {
+            if let Some(reply) = names.respond(input, limit) {
+                let read = Message::from_vec(&reply).expect("our own words");
+                assert_eq!(read.metadata.message_type, MessageType::Response);
+                assert_eq!(message::id(&reply), message::id(input));
+                assert!(limit.is_none() || reply.len() <= LARGEST_UDP);
+            }
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use stillmesh_fuzz_targets::{TARGETS, Target};
 
 /// Mutations of each target.
-const MUTATIONS: usize = 2000;
+const MUTATIONS: usize = 1000;
 
 /// The files of a target's corpus, by name.
 fn corpus(target: &Target) -> Vec<(PathBuf, Vec<u8>)> {
