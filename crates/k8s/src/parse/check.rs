@@ -239,14 +239,19 @@ fn pod_spec(root: &Node, prefix: &str, flaws: &mut Flaws) {
             }
         }
         let container = format!("{prefix}.{list}[]");
+        has_port(root, &format!("{container}.ports[]"), "containerPort", flaws);
         ports(root, &format!("{container}.ports[].containerPort"), Least::One, flaws);
         ports(root, &format!("{container}.ports[].hostPort"), Least::Zero, flaws);
         for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {
+            for how in ["httpGet", "tcpSocket", "grpc"] {
+                has_port(root, &format!("{container}.{probe}.{how}"), "port", flaws);
+            }
             port_or_name(root, &format!("{container}.{probe}.httpGet.port"), flaws);
             port_or_name(root, &format!("{container}.{probe}.tcpSocket.port"), flaws);
             ports(root, &format!("{container}.{probe}.grpc.port"), Least::One, flaws);
         }
         for hook in ["postStart", "preStop"] {
+            has_port(root, &format!("{container}.lifecycle.{hook}.httpGet"), "port", flaws);
             port_or_name(root, &format!("{container}.lifecycle.{hook}.httpGet.port"), flaws);
         }
     }
@@ -255,7 +260,7 @@ fn pod_spec(root: &Node, prefix: &str, flaws: &mut Flaws) {
 fn endpoint_slice(root: &Node, flaws: &mut Flaws) {
     ports(root, "ports[].port", Least::One, flaws);
     one_of(root, "addressType", &["IPv4", "IPv6", "FQDN"], flaws);
-    if root.get("addressType").is_none() {
+    if root.get("addressType").is_none_or(Node::is_null) {
         flaws.add(
             "MAN005",
             root.at,
@@ -295,6 +300,15 @@ fn ports(root: &Node, path: &str, least: Least, flaws: &mut Flaws) {
         Least::One => 1,
     };
     each(root, path, &mut |node, path| port(node, path, least, flaws));
+}
+
+/// What names a port must: without it the type's own default, 0, would be taken.
+fn has_port(root: &Node, path: &str, key: &str, flaws: &mut Flaws) {
+    each(root, path, &mut |node, path| {
+        if matches!(node.value, Value::Map(_)) && node.get(key).is_none_or(Node::is_null) {
+            flaws.add("MAN006", node.at, &format!("{path}.{key}"), "the port is missing", PORT);
+        }
+    });
 }
 
 fn port(node: &Node, path: &str, least: i64, flaws: &mut Flaws) {

@@ -237,6 +237,26 @@ spec:
 }
 
 #[test]
+fn what_needs_a_port_says_so_instead_of_taking_port_0() {
+    let pod = |container: &str| {
+        findings(&format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec: {{containers: [{{name: main, {container}}}]}}\n"
+        ))
+    };
+    for (container, path) in [
+        ("readinessProbe: {httpGet: {path: /}}", "readinessProbe.httpGet.port"),
+        ("livenessProbe: {tcpSocket: {port: }}", "livenessProbe.tcpSocket.port"),
+        ("startupProbe: {grpc: {}}", "startupProbe.grpc.port"),
+        ("lifecycle: {preStop: {httpGet: {path: /}}}", "lifecycle.preStop.httpGet.port"),
+        ("ports: [{name: web}]", "ports[0].containerPort"),
+    ] {
+        let found = pod(container);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains(&format!("spec.containers[0].{path}: the port is missing")), "{found:?}");
+    }
+}
+
+#[test]
 fn json_of_programs_is_read_alike_and_its_faults_have_places() {
     let good = documents("a", SERVICE);
     let json = serde_json::to_string_pretty(&good.objects[0].object).unwrap();
