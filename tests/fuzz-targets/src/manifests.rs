@@ -8,9 +8,11 @@ use stillmesh_k8s::parse;
 pub(crate) fn documents(input: &[u8]) -> bool {
     let text = String::from_utf8_lossy(input);
     let found = parse::documents("fuzz.yaml", &text);
-    let lines = u32::try_from(text.lines().count()).expect("a short text");
+    // YAML counts a carriage return of its own as the end of a line too.
+    let lines = text.chars().filter(|letter| matches!(letter, '\n' | '\r')).count() + 1;
+    let lines = u32::try_from(lines).expect("a short text");
     for finding in &found.findings {
-        assert!(finding.at.line <= lines + 1, "{finding} of {lines} lines");
+        assert!(finding.at.line <= lines, "{finding} of {lines} lines");
         assert!(!finding.message.is_empty() && !finding.code.is_empty(), "{finding:?}");
     }
     assert_eq!(found.has_errors(), found.findings.iter().any(|finding| finding.severity == Severity::Error));
