@@ -31,6 +31,9 @@ pub struct Backend<'a> {
     pub ending: bool,
 }
 
+/// Name, protocol and number of a service port on a pod.
+type Target = (String, String, i32);
+
 /// Gives a Service its addresses. The error says what is wrong, and where.
 pub fn allocate(service: &mut Service, pool: &mut ServicePool, ipv6: bool) -> Result<(), (String, String)> {
     let key = format!(
@@ -75,7 +78,8 @@ pub fn slices(service: &Service, pods: &[Backend<'_>]) -> Vec<EndpointSlice> {
     let (Some(spec), Some(name)) = (&service.spec, &service.metadata.name) else { return Vec::new() };
     let namespace = &service.metadata.namespace;
     let unready = spec.publish_not_ready_addresses == Some(true);
-    let mut groups: BTreeMap<(bool, Vec<(String, String, i32)>), Vec<Endpoint>> = BTreeMap::new();
+    // By family and target ports.
+    let mut groups: BTreeMap<(bool, Vec<Target>), Vec<Endpoint>> = BTreeMap::new();
     for backend in pods {
         if backend.pod.metadata.namespace != *namespace || !pod_serves(service, backend.pod) {
             continue;
@@ -106,8 +110,8 @@ pub fn slices(service: &Service, pods: &[Backend<'_>]) -> Vec<EndpointSlice> {
             groups.entry((ip.contains(':'), ports.clone())).or_default().push(endpoint);
         }
     }
-    let slice = |(index, ((ipv6, ports), endpoints)): (usize, ((bool, Vec<(String, String, i32)>), Vec<Endpoint>))| {
-        let port = |(name, protocol, port): (String, String, i32)| EndpointPort {
+    let slice = |index: usize, ipv6: bool, ports: Vec<Target>, endpoints: Vec<Endpoint>| {
+        let port = |(name, protocol, port): Target| EndpointPort {
             name: Some(name),
             protocol: Some(protocol),
             port: Some(port),
@@ -133,11 +137,12 @@ pub fn slices(service: &Service, pods: &[Backend<'_>]) -> Vec<EndpointSlice> {
             ports: Some(ports.into_iter().map(port).collect()),
         }
     };
-    groups.into_iter().enumerate().map(slice).collect()
+    let groups = groups.into_iter().enumerate();
+    groups.map(|(index, ((ipv6, ports), endpoints))| slice(index, ipv6, ports, endpoints)).collect()
 }
 
-/// Name, protocol and number of a service port on a pod; `None` where the pod has no port of the target's name.
-fn resolved(port: &ServicePort, pod: &Pod) -> Option<(String, String, i32)> {
+/// What a service port is on a pod; `None` where the pod has no port of the target's name.
+fn resolved(port: &ServicePort, pod: &Pod) -> Option<Target> {
     let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
     let number = match &port.target_port {
         None | Some(IntOrString::Int(0)) => port.port,

@@ -6,6 +6,7 @@ use anyhow::Context;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use serde_json::{Value, json};
 use stillmesh_k8s::Object;
+use stillmesh_runtime::env::Reader;
 
 use super::bootstrap::ROOT;
 use super::ipam::{CONTROLLER_VIP, DNS_VIP};
@@ -149,8 +150,9 @@ struct SystemPod<'a> {
 fn pod(pod: &SystemPod<'_>) -> anyhow::Result<Pod> {
     let mut env: Vec<Value> = pod.env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
     // What whoever started the machine asks of logs.
+    let of_host = Reader::process();
     for name in ["RUST_LOG", "LOG_FORMAT", "RUST_BACKTRACE"] {
-        if let Ok(value) = std::env::var(name) {
+        if let Some(value) = of_host.string(name) {
             env.push(json!({"name": name, "value": value}));
         }
     }
