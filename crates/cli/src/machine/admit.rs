@@ -62,8 +62,8 @@ pub fn admit(
             object.metadata_mut().namespace = Some(namespace.clone());
             if !all.objects.contains_key(&ObjectKey::new(Kind::Namespace, "", &namespace)) {
                 let message = format!("namespace {namespace:?} is not there");
+                // What ran in it has ended with it, so this is no refused edit.
                 all.say(placed, Severity::Error, "metadata.namespace", message, "add a Namespace of this name");
-                all.refused.insert(key.clone());
                 continue;
             }
         }

@@ -45,7 +45,10 @@ pub struct Reconciler {
     pods: BTreeMap<ObjectKey, Entry>,
     pools: Vec<PodPool>,
     addresses: ServicePool,
-    routed: Services,
+    /// What leads where, by node: one node may be behind the others after a failure.
+    routed: Vec<Services>,
+    /// What keeps objects from running.
+    troubles: BTreeSet<String>,
     conditions: BTreeMap<ObjectKey, Value>,
     born: BTreeMap<ObjectKey, Birth>,
     made: u64,
@@ -125,7 +128,8 @@ impl Reconciler {
             complete: false,
             pods: BTreeMap::new(),
             addresses: ServicePool::default(),
-            routed: Services::new(),
+            routed: Vec::new(),
+            troubles: BTreeSet::new(),
             conditions: BTreeMap::new(),
             born: BTreeMap::new(),
             made: 0,
@@ -221,8 +225,15 @@ impl Reconciler {
         self.pods.values().all(|entry| *entry.handle.gone.borrow())
     }
 
-    /// One pass.
-    pub async fn pass(&mut self) -> anyhow::Result<()> {
+    /// One pass. Whatever fails is said once; false asks for another pass after a while.
+    pub async fn pass(&mut self) -> bool {
+        let failure = self.try_pass().await.err().map(|error| format!("{error:#}"));
+        let done = failure.is_none();
+        self.reporter.failure(failure);
+        done && self.troubles.is_empty()
+    }
+
+    async fn try_pass(&mut self) -> anyhow::Result<()> {
         if !self.complete {
             return Ok(());
         }
@@ -231,6 +242,7 @@ impl Reconciler {
         let ipv6 = machine.nodes.iter().all(|node| node.ipv6);
         let mut admitted = admit(&self.written, &mut self.addresses, &nodes, ipv6)?;
         self.admitted(&admitted);
+        self.troubles.clear();
         self.forget_gone();
         self.end_unwanted(&admitted);
         self.deploy(&mut admitted);
@@ -348,7 +360,8 @@ impl Reconciler {
                     spec: deployment.spec.template.spec.clone(),
                     status: None,
                 };
-                let plan = PodPlan { hostname: name.clone(), ..plan.clone() };
+                let hostname = pod.spec.as_ref().map_or(name.clone(), |spec| plan::hostname(spec, &name));
+                let plan = PodPlan { hostname, ..plan.clone() };
                 let owner = Owner { deployment: key.clone(), hash: desired.hash.clone() };
                 self.make(ObjectKey::new(Kind::Pod, &key.namespace, &name), pod, plan, Some(owner), false);
             }
@@ -380,7 +393,8 @@ impl Reconciler {
             Some(pool) => match pool.take(&format!("{}/{}", key.namespace, key.name)) {
                 Some(addresses) => Some(addresses),
                 None => {
-                    self.reporter.trouble(&key, "all addresses of its node are taken");
+                    let what = owner.as_ref().map_or(&key, |owner| &owner.deployment);
+                    self.troubles.insert(format!("{what}: all addresses of its node are taken; it is tried again"));
                     return;
                 }
             },
@@ -421,7 +435,8 @@ impl Reconciler {
                 self.pods.insert(key, entry);
             }
             Err(error) => {
-                self.reporter.trouble(&key, &error.to_string());
+                let what = owner.as_ref().map_or(&key, |owner| &owner.deployment);
+                self.troubles.insert(format!("{what}: {error}; it is tried again"));
                 if let (Some(addresses), Some(pool)) = (addresses, self.pools.get_mut(node)) {
                     pool.give_back(addresses);
                 }
@@ -591,17 +606,18 @@ impl Reconciler {
             _ => None,
         });
         let wanted = services::frontends(all, &slices);
-        if wanted == self.routed {
-            return Ok(());
-        }
-        for node in &self.machine.nodes {
-            let batch = proxy::plan(&self.routed, &wanted);
+        self.routed.resize(self.machine.nodes.len(), Services::new());
+        for (node, routed) in self.machine.nodes.iter().zip(&mut self.routed) {
+            if *routed == wanted {
+                continue;
+            }
+            let batch = proxy::plan(routed, &wanted);
             if !batch.is_empty() {
                 let applied = node.thread.run(move || stillmesh_netlink::nft::apply(&batch)).await?;
                 applied.with_context(|| format!("writing the service addresses of {}", node.name))?;
             }
+            routed.clone_from(&wanted);
         }
-        self.routed = wanted;
         Ok(())
     }
 
@@ -609,6 +625,7 @@ impl Reconciler {
         let mut findings: BTreeSet<(Severity, String)> =
             self.found.iter().chain(&admitted.findings).map(|one| (one.severity, one.to_string())).collect();
         findings.extend(self.told.iter().cloned());
+        findings.extend(self.troubles.iter().map(|trouble| (Severity::Error, trouble.clone())));
         self.reporter.findings(findings);
         for (key, entry) in &self.pods {
             let status = entry.handle.status.lock();
@@ -657,7 +674,7 @@ impl Reconciler {
                 summary.waiting.push(format!("{}/{}: {}", key.namespace, key.name, status.why()));
             }
         }
-        summary.settled &= summary.waiting.is_empty();
+        summary.settled &= summary.waiting.is_empty() && self.troubles.is_empty();
         summary
     }
 }

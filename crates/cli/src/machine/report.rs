@@ -18,6 +18,7 @@ pub struct Reporter {
     findings: BTreeSet<(Severity, String)>,
     pods: BTreeMap<ObjectKey, String>,
     settled: bool,
+    failure: Option<String>,
 }
 
 impl Reporter {
@@ -30,6 +31,7 @@ impl Reporter {
             findings: BTreeSet::new(),
             pods: BTreeMap::new(),
             settled: false,
+            failure: None,
         }
     }
 
@@ -56,12 +58,16 @@ impl Reporter {
         self.findings = now;
     }
 
-    /// Something that keeps an object from running.
-    pub fn trouble(&mut self, key: &ObjectKey, why: &str) {
-        let text = format!("{why}; it is tried again");
-        if self.pods.insert(key.clone(), text.clone()).as_ref() != Some(&text) {
-            output::note(&format!("error: {key}: {text}"));
+    /// Why the machine could not do what the manifests ask for, if so: said when it begins and when it is over.
+    pub fn failure(&mut self, now: Option<String>) {
+        match (&self.failure, &now) {
+            (before, Some(now)) if before.as_ref() != Some(now) => {
+                output::note(&format!("error: {now}; it is tried again"));
+            }
+            (Some(_), None) => self.say("the manifests are followed again"),
+            _ => {}
         }
+        self.failure = now;
     }
 
     /// How a pod is now.

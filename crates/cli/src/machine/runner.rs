@@ -17,7 +17,7 @@ use stillmesh_objects::Source;
 use stillmesh_objects::directory::{DirectorySource, Options};
 use stillmesh_runtime::admin::Server;
 use stillmesh_runtime::sys::unix;
-use stillmesh_runtime::{drain, telemetry};
+use stillmesh_runtime::{Backoff, drain, telemetry};
 use tokio::net::UnixListener;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,8 @@ use super::{init, node_http, proxy};
 
 /// How often the controller is asked for what it has to say.
 const ASK: Duration = Duration::from_millis(500);
+/// First and longest wait after a pass that could not do everything.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
 /// Runs a machine to its end.
 pub fn main(spec: &MachineSpec) -> anyhow::Result<ExitCode> {
@@ -68,16 +70,24 @@ async fn run(spec: &MachineSpec) -> anyhow::Result<()> {
         until_told(lifeline).await;
         stop.cancel();
     });
+    // A pass that fails is no reason to end what runs: it is said once, and tried again.
+    let mut retry = Backoff::new(RETRY.0, RETRY.1);
+    let mut again = None;
     loop {
         tokio::select! {
             () = api.stop.cancelled() => break,
+            () = tokio::time::sleep(again.unwrap_or_default()), if again.is_some() => {}
             update = source.next() => {
                 let update = update.context("the directory of manifests cannot be read any more")?;
                 api.reconciler.lock().await.take(update);
             }
             () = machine.changed.notified() => {}
         }
-        api.reconciler.lock().await.pass().await?;
+        let done = api.reconciler.lock().await.pass().await;
+        again = (!done).then(|| retry.next(rand::random()));
+        if done {
+            retry.reset();
+        }
     }
     machine.ending.cancel();
     api.reconciler.lock().await.end_all();

@@ -140,7 +140,7 @@ pub fn plan(pod: &Pod, prefix: &str, origin: Origin) -> Result<PodPlan, Vec<Rema
             .unwrap_or_else(|| "default".to_owned()),
         node: spec.node_name.as_ref().or(selector).cloned(),
         host_network: spec.host_network == Some(true),
-        hostname: spec.hostname.clone().unwrap_or(name),
+        hostname: hostname(spec, &name),
         host_aliases: aliases.map(|alias| (alias.ip.clone(), alias.hostnames.clone().unwrap_or_default())).collect(),
         restart,
         grace: Duration::from_secs(
@@ -149,6 +149,12 @@ pub fn plan(pod: &Pod, prefix: &str, origin: Origin) -> Result<PodPlan, Vec<Rema
         init,
         containers,
     })
+}
+
+/// A pod's host name: what it asks for, or its own name as far as the kernel takes it.
+pub fn hostname(spec: &PodSpec, name: &str) -> String {
+    let wanted = spec.hostname.as_deref().filter(|wanted| !wanted.is_empty()).unwrap_or(name);
+    wanted.get(..wanted.len().min(63)).unwrap_or(wanted).trim_end_matches(['-', '.']).to_owned()
 }
 
 /// Only one uid is mapped in a user namespace that an ordinary user makes: a manifest that asks for another one would
@@ -253,7 +259,11 @@ const USED: &[&str] = &[
     "{}.command",
     "{}.args",
     "{}.workingDir",
-    "{}.env.*",
+    "{}.env.[].name",
+    "{}.env.[].value",
+    "{}.env.[].valueFrom.configMapKeyRef.*",
+    "{}.env.[].valueFrom.secretKeyRef.*",
+    "{}.env.[].valueFrom.fieldRef.*",
     "{}.envFrom.*",
     "{}.ports.*",
     "{}.restartPolicy",
@@ -350,6 +360,14 @@ mod tests {
             (30, Restart::Always, "default")
         );
         assert_eq!(plan.hostname, "web");
+    }
+
+    #[test]
+    fn a_host_name_is_no_longer_than_the_kernel_takes() {
+        let long = format!("{}-b", "a".repeat(62));
+        assert_eq!(hostname(&PodSpec::default(), &long), "a".repeat(62));
+        let named = PodSpec { hostname: Some("db".to_owned()), ..PodSpec::default() };
+        assert_eq!(hostname(&named, "db-2"), "db");
     }
 
     #[test]
