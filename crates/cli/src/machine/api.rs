@@ -164,6 +164,7 @@ struct Meant {
     log: Log,
     pid: Option<u32>,
     env: Vec<(String, String)>,
+    directory: Option<String>,
 }
 
 async fn container(api: &Api, namespace: &str, pod: &str, name: Option<&str>) -> Result<Meant, Response> {
@@ -172,17 +173,19 @@ async fn container(api: &Api, namespace: &str, pod: &str, name: Option<&str>) ->
         .pod(namespace, pod)
         .ok_or_else(|| refuse(StatusCode::NOT_FOUND, &format!("there is no pod {pod:?} in namespace {namespace:?}")))?;
     let status = handle.status.lock();
-    let found = match name {
-        Some(name) => status.containers.iter().find(|one| one.name == name),
-        None => status.containers.iter().find(|one| !one.init),
-    };
-    let one = found.ok_or_else(|| {
+    let plans = handle.pod.plan.init.iter().chain(&handle.pod.plan.containers);
+    let found = status.containers.iter().zip(plans).find(|(one, _)| match name {
+        Some(name) => one.name == name,
+        None => !one.init,
+    });
+    let (one, plan) = found.ok_or_else(|| {
         let names: Vec<&str> = status.containers.iter().map(|one| one.name.as_str()).collect();
         let name = name.unwrap_or_default();
         let why = format!("pod {namespace}/{pod} has no container {name:?}; it has {}", names.join(", "));
         refuse(StatusCode::NOT_FOUND, &why)
     })?;
-    Ok(Meant { log: one.log.clone(), pid: one.pid, env: one.env.clone() })
+    let directory = plan.written.working_dir.clone();
+    Ok(Meant { log: one.log.clone(), pid: one.pid, env: one.env.clone(), directory })
 }
 
 async fn logs(api: Arc<Api>, request: Request) -> Answer {
@@ -194,6 +197,7 @@ async fn logs(api: Arc<Api>, request: Request) -> Answer {
         let mut more = log.watch();
         let mut place = 0;
         loop {
+            let ended = more.borrow_and_update().ended;
             // A file that cannot be read ends the answer, like a reader that is gone.
             let Ok((bytes, end)) = log.read_from(place) else { return };
             let moved = end != place;
@@ -204,7 +208,7 @@ async fn logs(api: Arc<Api>, request: Request) -> Answer {
             if moved {
                 continue;
             }
-            if !follow {
+            if !follow || ended {
                 return;
             }
             tokio::select! {
@@ -225,7 +229,7 @@ async fn exec(api: Arc<Api>, request: Request) -> Answer {
     let spec = ContainerSpec {
         enter: pid,
         join: true,
-        directory: Some("/".to_owned()),
+        directory: Some(meant.directory.unwrap_or_else(|| "/".to_owned())),
         argv,
         own: Vec::new(),
         env: meant.env,

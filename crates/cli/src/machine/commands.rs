@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use http::Method;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 use stillmesh_runtime::accept::Stream;
 use stillmesh_runtime::admin::client::{Answer, Client, ClientError};
@@ -102,8 +103,11 @@ pub(crate) async fn get(args: &Get) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Makes the cells of an object; the flag asks for more of them.
+type Row = fn(&Value, bool) -> Vec<String>;
+
 fn table(kind: Shown, items: &[Value], namespaces: bool, wide: bool) -> String {
-    let (mut heads, row): (Vec<&str>, fn(&Value, bool) -> Vec<String>) = match kind {
+    let (mut heads, row): (Vec<&str>, Row) = match kind {
         Shown::Pods => (vec!["NAME", "READY", "STATUS", "RESTARTS", "MESH", "IP", "NODE"], pod_row),
         Shown::Services => (vec!["NAME", "CLUSTER-IP", "PORTS", "SELECTOR"], service_row),
         Shown::Policies => (vec!["NAME", "KIND", "EFFECT", "SELECTS", "ACCEPTED"], policy_row),
@@ -145,7 +149,7 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-fn list<'a>(value: &'a Value) -> impl Iterator<Item = &'a Value> {
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
@@ -290,12 +294,35 @@ pub(crate) async fn logs(args: &Logs) -> anyhow::Result<ExitCode> {
         bail!("{}", String::from_utf8_lossy(&said).trim());
     }
     let mut out = std::io::stdout();
-    while let Some(chunk) = stream.chunk().await? {
+    let reader = hung_up();
+    tokio::pin!(reader);
+    loop {
+        let chunk = tokio::select! {
+            chunk = stream.chunk() => chunk?,
+            () = &mut reader => break,
+        };
+        let Some(chunk) = chunk else { break };
         if out.write_all(&chunk).and_then(|()| out.flush()).is_err() {
             break;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns when nobody reads our standard output any more; never for a file or a terminal.
+async fn hung_up() {
+    let (gone, told) = tokio::sync::oneshot::channel();
+    // It ends with the process, which is about to end when this is of use.
+    let watching = std::thread::Builder::new().name("reader".to_owned()).spawn(move || {
+        let out = std::io::stdout();
+        let mut wanted = [PollFd::new(out.as_fd(), PollFlags::empty())];
+        while matches!(poll(&mut wanted, PollTimeout::NONE), Err(nix::Error::EINTR)) {}
+        let _ = gone.send(());
+    });
+    match watching {
+        Ok(_) => _ = told.await,
+        Err(_) => std::future::pending().await,
+    }
 }
 
 /// `stillmesh exec`.

@@ -4,6 +4,7 @@ pub mod container;
 pub mod env;
 mod keep;
 pub mod log;
+mod lookup;
 pub mod plan;
 pub mod probe;
 pub mod sandbox;

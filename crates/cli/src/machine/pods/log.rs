@@ -1,9 +1,11 @@
 //! What containers print, kept in files of bounded size: the current one and the one before it.
 //!
-//! Lines are kept as they come, without a time of their own. Readers that follow are told when there is more.
+//! Lines are kept as they come, without a time of their own. Readers that follow are told when there is more, and when
+//! there will be no more. The files are held open: a reader gets the rest also when the pod's directory is gone.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,12 +25,22 @@ pub struct Log {
 struct Inner {
     path: PathBuf,
     state: Mutex<State>,
-    total: watch::Sender<u64>,
+    progress: watch::Sender<Progress>,
+}
+
+/// How far a log is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes that were ever written.
+    pub total: u64,
+    /// The container has ended for good: nothing more comes.
+    pub ended: bool,
 }
 
 #[derive(Debug)]
 struct State {
     file: File,
+    older: Option<File>,
     /// Where the current file starts in all that was ever written.
     start: u64,
     length: u64,
@@ -40,9 +52,8 @@ impl Log {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }
-        let file = File::create(path)?;
-        let state = Mutex::new(State { file, start: 0, length: 0 });
-        Ok(Self { inner: Arc::new(Inner { path: path.to_owned(), state, total: watch::Sender::new(0) }) })
+        let state = Mutex::new(State { file: create(path)?, older: None, start: 0, length: 0 });
+        Ok(Self { inner: Arc::new(Inner { path: path.to_owned(), state, progress: watch::Sender::default() }) })
     }
 
     /// Adds bytes. A full disk loses them.
@@ -56,12 +67,17 @@ impl Log {
         }
         let total = state.start + state.length;
         drop(state);
-        self.inner.total.send_replace(total);
+        self.inner.progress.send_modify(|progress| progress.total = total);
+    }
+
+    /// Says that nothing more comes, or that it does after all.
+    pub fn set_ended(&self, ended: bool) {
+        self.inner.progress.send_modify(|progress| progress.ended = ended);
     }
 
     fn rotate(&self, state: &mut State) -> std::io::Result<()> {
         std::fs::rename(&self.inner.path, self.older())?;
-        state.file = File::create(&self.inner.path)?;
+        state.older = Some(std::mem::replace(&mut state.file, create(&self.inner.path)?));
         state.start += state.length;
         state.length = 0;
         Ok(())
@@ -76,31 +92,36 @@ impl Log {
     /// What was written from a place on, as far as it is kept, and the place after it. At most one file's worth at a time.
     pub fn read_from(&self, place: u64) -> std::io::Result<(Vec<u8>, u64)> {
         let state = self.inner.state.lock();
-        let mut bytes = Vec::new();
-        let end = if place < state.start {
-            match File::open(self.older()) {
-                Ok(mut older) => {
-                    let older_start = state.start.saturating_sub(older.metadata()?.len());
-                    older.seek(SeekFrom::Start(place.saturating_sub(older_start)))?;
-                    older.read_to_end(&mut bytes)?;
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+        if place >= state.start {
+            let bytes = rest(&state.file, place - state.start)?;
+            return Ok((bytes, state.start + state.length));
+        }
+        let bytes = match &state.older {
+            Some(older) => {
+                let older_start = state.start.saturating_sub(older.metadata()?.len());
+                rest(older, place.saturating_sub(older_start))?
             }
-            state.start
-        } else {
-            let mut current = File::open(&self.inner.path)?;
-            current.seek(SeekFrom::Start(place.saturating_sub(state.start)))?;
-            current.read_to_end(&mut bytes)?;
-            state.start + state.length
+            None => Vec::new(),
         };
-        Ok((bytes, end))
+        Ok((bytes, state.start))
     }
 
-    /// Follows how much was ever written.
-    pub fn watch(&self) -> watch::Receiver<u64> {
-        self.inner.total.subscribe()
+    /// Follows how far it is.
+    pub fn watch(&self) -> watch::Receiver<Progress> {
+        self.inner.progress.subscribe()
     }
+}
+
+fn create(path: &Path) -> std::io::Result<File> {
+    File::options().read(true).write(true).create(true).truncate(true).open(path)
+}
+
+/// Everything from a place on.
+fn rest(file: &File, place: u64) -> std::io::Result<Vec<u8>> {
+    let length = file.metadata()?.len().saturating_sub(place);
+    let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+    file.read_exact_at(&mut bytes, place)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -141,5 +162,16 @@ mod tests {
         let (first, place) = log.read_from(0).unwrap();
         log.write(b"two\n");
         assert_eq!((first.as_slice(), log.read_from(place).unwrap().0.as_slice()), (&b"one\n"[..], &b"two\n"[..]));
+    }
+
+    #[test]
+    fn a_reader_gets_the_rest_after_the_directory_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = Log::create(&directory.path().join("c.log")).unwrap();
+        log.write(b"last words");
+        drop(directory);
+        assert_eq!(log.read_from(0).unwrap(), (b"last words".to_vec(), 10));
+        log.set_ended(true);
+        assert_eq!(*log.watch().borrow(), Progress { total: 10, ended: true });
     }
 }

@@ -29,7 +29,17 @@ pub enum Doing {
         code: u8,
         /// End.
         at: Time,
+        /// The probe that asked for it.
+        probe: Option<&'static str>,
     },
+}
+
+impl Doing {
+    /// Before the first start.
+    fn first(init: bool) -> Self {
+        let reason = if init { "PodInitializing" } else { "ContainerCreating" };
+        Self::Waiting { reason, message: String::new() }
+    }
 }
 
 /// A container of a pod.
@@ -52,7 +62,7 @@ pub struct ContainerRecord {
     /// How often it was started again.
     pub restarts: i32,
     /// How it ended the last time.
-    pub last: Option<(u8, Time)>,
+    pub last: Option<Doing>,
     /// Its first process, while running.
     pub pid: Option<u32>,
     /// Its environment, since it was first started.
@@ -64,16 +74,12 @@ pub struct ContainerRecord {
 impl ContainerRecord {
     /// Before its first start.
     pub fn new(name: &str, image: &str, init: bool, sidecar: bool, log: Log) -> Self {
-        let doing = Doing::Waiting {
-            reason: if init { "PodInitializing" } else { "ContainerCreating" },
-            message: String::new(),
-        };
         Self {
             name: name.to_owned(),
             image: image.to_owned(),
             init,
             sidecar,
-            doing,
+            doing: Doing::first(init),
             ready: false,
             started: false,
             restarts: 0,
@@ -92,7 +98,7 @@ impl ContainerRecord {
             started: Some(self.started),
             restart_count: self.restarts,
             state: Some(state(&self.doing)),
-            last_state: self.last.as_ref().map(|(code, at)| state(&Doing::Ended { code: *code, at: at.clone() })),
+            last_state: self.last.as_ref().map(state),
             ..ContainerStatus::default()
         }
     }
@@ -111,10 +117,11 @@ fn state(doing: &Doing) -> ContainerState {
             running: Some(ContainerStateRunning { started_at: Some(since.clone()) }),
             ..ContainerState::default()
         },
-        Doing::Ended { code, at } => ContainerState {
+        Doing::Ended { code, at, probe } => ContainerState {
             terminated: Some(ContainerStateTerminated {
                 exit_code: i32::from(*code),
                 finished_at: Some(at.clone()),
+                message: probe.map(|probe| format!("its {probe} probe failed")),
                 reason: Some(if *code == 0 { "Completed" } else { "Error" }.to_owned()),
                 ..ContainerStateTerminated::default()
             }),
@@ -175,11 +182,34 @@ impl PodRecordStatus {
             && self.containers.iter().filter(|one| !one.init || one.sidecar).all(|one| one.ready)
     }
 
-    /// Notes a change of readiness.
+    /// Notes a change of readiness. What was in the way is over then.
     pub fn settle(&mut self, now: &Time) {
         let ready = self.all_ready();
+        if ready {
+            self.message.clear();
+        }
         if ready != self.ready.0 {
             self.ready = (ready, now.clone());
+        }
+    }
+
+    /// The pod's namespaces are gone, and with them whatever ran. What is not to run again counts as killed.
+    pub fn lost(&mut self, why: String, never_again: bool, now: &Time) {
+        self.message = why;
+        self.networked = false;
+        self.initialized = false;
+        for one in &mut self.containers {
+            if let Doing::Running { .. } = one.doing {
+                let killed = Doing::Ended { code: 137, at: now.clone(), probe: None };
+                one.last = Some(killed.clone());
+                if never_again && !one.init {
+                    one.doing = killed;
+                } else {
+                    one.restarts += 1;
+                    one.doing = Doing::first(one.init);
+                }
+            }
+            (one.ready, one.started, one.pid) = (false, false, None);
         }
     }
 

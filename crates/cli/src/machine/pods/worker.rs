@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -22,11 +22,12 @@ use stillmesh_cni::plugin;
 use stillmesh_k8s::{Kind, Object, ObjectKey};
 use stillmesh_runtime::Backoff;
 use stillmesh_runtime::sys::netns::Netns;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::log::Log;
-use super::plan::PodPlan;
+use super::plan::{PodPlan, Restart};
 use super::sandbox::{Sandbox, SandboxSpec};
 use super::status::{ContainerRecord, Doing, Phase, PodRecordStatus};
 use crate::machine::bootstrap::ROOT;
@@ -128,6 +129,8 @@ pub fn start(machine: &Arc<Machine>, pod: Assignment) -> std::io::Result<Handle>
         pod: Arc::clone(&handle.pod),
         status: Arc::clone(&handle.status),
         stop: handle.stop.clone(),
+        stirred: Notify::new(),
+        told: OnceLock::new(),
     };
     machine.tasks.spawn("pod", async move {
         // Told also when the task panics.
@@ -159,6 +162,10 @@ pub(super) struct Worker {
     pub(super) pod: Arc<Assignment>,
     pub(super) status: Arc<Mutex<PodRecordStatus>>,
     pub(super) stop: CancellationToken,
+    /// Rung when the status has changed.
+    stirred: Notify,
+    /// Since when the pod ends: its grace period is one for all of its containers.
+    pub(super) told: OnceLock<Instant>,
 }
 
 /// How one life of a sandbox went.
@@ -181,10 +188,8 @@ impl Worker {
             match life {
                 Life::Over => break,
                 Life::Again(message) => {
-                    self.change(|status| {
-                        status.message = message;
-                        status.networked = false;
-                    });
+                    let never_again = self.pod.plan.restart == Restart::Never;
+                    self.change(|status| status.lost(message, never_again, &now()));
                     let wait = tokio::time::sleep(backoff.next(rand::random()));
                     if self.stop.run_until_cancelled(wait).await.is_none() {
                         break;
@@ -194,6 +199,9 @@ impl Worker {
         }
         // A pod whose containers have all ended stays to be looked at until it is deleted.
         self.stop.cancelled().await;
+        for one in &self.status.lock().containers {
+            one.log.set_ended(true);
+        }
         // Its logs go with it.
         let _ = std::fs::remove_dir_all(self.pod.home());
     }
@@ -204,6 +212,7 @@ impl Worker {
         change(&mut status);
         status.settle(&now());
         drop(status);
+        self.stirred.notify_waiters();
         self.machine.changed.notify_one();
     }
 
@@ -337,11 +346,12 @@ impl Worker {
     /// Waits until a container has passed its startup probe.
     async fn started(&self, index: usize) {
         loop {
+            let stirred = self.stirred.notified();
             let started = self.status.lock().containers.get(index).is_some_and(|one| one.started);
             if started {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            stirred.await;
         }
     }
 
