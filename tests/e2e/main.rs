@@ -4,9 +4,19 @@
 //! their own. Nothing is created outside the namespaces that `stillmesh up` makes. Where those are not permitted the
 //! tests fail with what `up` says.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test says what went wrong by ending"
+)]
+
 mod faults;
 mod input;
 mod mesh;
+mod pods;
 mod policy;
+mod scene;
 mod support;
 mod traffic;

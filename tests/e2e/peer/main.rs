@@ -3,6 +3,13 @@
 //! They know nothing of the mesh and use blocking sockets only. The client prints one JSON object and exits with 0 if
 //! everything it checked was so.
 
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::expect_used,
+    reason = "a small program of the tests' own"
+)]
+
 mod client;
 mod data;
 mod server;
