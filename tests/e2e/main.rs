@@ -14,9 +14,12 @@
 
 mod faults;
 mod input;
+mod leaks;
 mod mesh;
+mod objects;
 mod pods;
 mod policy;
 mod scene;
+mod shell;
 mod support;
 mod traffic;
