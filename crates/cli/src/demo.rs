@@ -149,7 +149,7 @@ impl Teller {
             return Ok(());
         }
         let mut table = comfy_table::Table::new();
-        table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY).set_header(["step", "", "seconds"]);
+        table.load_style(comfy_table::presets::UTF8_BORDERS_ONLY).set_header(["step", "", "seconds"]);
         for step in &self.steps {
             table.add_row([step.claim, if step.passed { "✔" } else { "✘" }, &format!("{:.1}", step.seconds)]);
         }
