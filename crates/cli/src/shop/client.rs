@@ -15,7 +15,7 @@ use tokio::time::timeout;
 /// How long one request may take, connection included.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// The largest answer that is read, in bytes.
-const LARGEST_ANSWER: usize = 1 << 20;
+const LARGEST_ANSWER: usize = 256 << 20;
 
 /// One upstream, for example `details:9080`.
 pub(super) struct KeepAlive {
