@@ -150,7 +150,7 @@ impl Client {
             };
         }
         let mut sum = Measured::default();
-        let mut latency = Histogram::<u64>::new(3)?;
+        let mut latency = histogram()?;
         while let Some(worker) = workers.join_next().await {
             let (bytes, histogram) = worker??;
             sum.bytes += bytes;
@@ -162,6 +162,12 @@ impl Client {
         sum.p99_us = latency.value_at_quantile(0.99);
         Ok(sum)
     }
+}
+
+/// Latencies in µs, to three digits, up to what counts as a stall.
+fn histogram() -> anyhow::Result<Histogram<u64>> {
+    let most = u64::try_from(STALL.as_micros()).unwrap_or(u64::MAX);
+    Ok(Histogram::new_with_bounds(1, most, 3)?)
 }
 
 async fn open(target: &str, purpose: u8) -> anyhow::Result<TcpStream> {
@@ -196,12 +202,12 @@ async fn bulk(target: &str, end: Instant) -> anyhow::Result<(u64, Histogram<u64>
     if received != sent {
         bail!("{sent} bytes were sent and {received} arrived");
     }
-    Ok((sent, Histogram::new(3)?))
+    Ok((sent, histogram()?))
 }
 
 async fn echo(target: &str, end: Instant) -> anyhow::Result<(u64, Histogram<u64>)> {
     let mut stream = open(target, ECHO).await?;
-    let mut latency = Histogram::new(3)?;
+    let mut latency = histogram()?;
     while Instant::now() < end {
         exchange(&mut stream, &mut latency, Instant::now()).await?;
     }
@@ -209,7 +215,7 @@ async fn echo(target: &str, end: Instant) -> anyhow::Result<(u64, Histogram<u64>
 }
 
 async fn connect(target: &str, end: Instant) -> anyhow::Result<(u64, Histogram<u64>)> {
-    let mut latency = Histogram::new(3)?;
+    let mut latency = histogram()?;
     while Instant::now() < end {
         let since = Instant::now();
         let mut stream = open(target, ECHO).await?;
@@ -222,7 +228,7 @@ async fn connect(target: &str, end: Instant) -> anyhow::Result<(u64, Histogram<u
 async fn idle(target: &str, connections: usize, length: Duration) -> anyhow::Result<Measured> {
     let started = Instant::now();
     let mut open_ones = Vec::with_capacity(connections);
-    let mut latency = Histogram::new(3)?;
+    let mut latency = histogram()?;
     for _ in 0..connections {
         let mut stream = open(target, ECHO).await?;
         exchange(&mut stream, &mut latency, Instant::now()).await?;

@@ -46,7 +46,7 @@ impl Report {
     /// For people.
     pub(super) fn table(&self) -> String {
         let mut table = comfy_table::Table::new();
-        table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+        table.load_style(comfy_table::presets::UTF8_BORDERS_ONLY);
         table.set_header(["", "raw TCP", "through the mesh", "mesh ÷ raw", "range of the ratio"]);
         for row in &self.rows {
             let number = |spread: Spread| format!("{} {}", digits(spread.median), row.unit);
