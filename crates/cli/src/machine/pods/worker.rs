@@ -38,6 +38,9 @@ use crate::machine::state::Machine;
 /// First and longest wait before namespaces, network and capture are tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// Failed tries that are not worth a word.
+const QUIET: u32 = 4;
+
 /// A pod with its place.
 #[derive(Debug)]
 pub struct Assignment {
@@ -188,6 +191,8 @@ impl Worker {
             match life {
                 Life::Over => break,
                 Life::Again(message) => {
+                    // Pods start together with the mesh's own parts, whose sockets may not be there yet.
+                    let message = if backoff.tries() < QUIET { String::new() } else { message };
                     let never_again = self.pod.plan.restart == Restart::Never;
                     self.change(|status| status.lost(message, never_again, &now()));
                     let wait = tokio::time::sleep(backoff.next(rand::random()));
