@@ -72,7 +72,7 @@ impl From<[OwnedFd; 3]> for Stdio3 {
 }
 
 impl Running {
-    /// Starts it. Returns once its process namespace exists.
+    /// Starts it. Returns once signals reach it.
     pub async fn start(spec: &ContainerSpec, stdio: Stdio3) -> anyhow::Result<Self> {
         let (sender, mut ours) = tokio::net::unix::pipe::pipe()?;
         let mut theirs = Some(sender);
@@ -135,24 +135,34 @@ impl Running {
 pub fn enter((spec, status): &(ContainerSpec, String)) -> anyhow::Result<ExitCode> {
     init::unblock_signals();
     set_pdeathsig(Signal::SIGKILL)?;
-    let mut status = std::fs::File::options().write(true).open(status).context("opening the status pipe")?;
-    let started = prepare(spec).and_then(|mut command| {
-        init::run_with(&mut command, || {
-            // The runner may be gone; then this process is about to be.
-            let _ = status.write_all(STARTED);
-        })
-        .context("starting process 1 of the container")
+    let mut pipe = std::fs::File::options().write(true).open(status).context("opening the status pipe")?;
+    let code = prepare(spec, status).and_then(|mut command| {
+        let started = || {
+            // Process 1 of a container says so itself, once no signal to it is lost any more.
+            if spec.join {
+                say_started(&mut pipe);
+            }
+        };
+        init::run_with(&mut command, started).context("starting process 1 of the container")
     });
-    match started {
-        Ok(code) => Ok(ExitCode::from(code)),
-        Err(error) => {
-            let _ = status.write_all(format!("{error:#}").as_bytes());
-            Ok(ExitCode::from(init::CANNOT_RUN))
-        }
-    }
+    Ok(ExitCode::from(complained(code, &mut pipe)))
 }
 
-fn prepare(spec: &ContainerSpec) -> anyhow::Result<std::process::Command> {
+fn say_started(pipe: &mut std::fs::File) {
+    // The runner may be gone; then this process is about to be.
+    let _ = pipe.write_all(STARTED);
+}
+
+/// The exit code; an error is told to the runner.
+fn complained(code: anyhow::Result<u8>, pipe: &mut std::fs::File) -> u8 {
+    code.unwrap_or_else(|error| {
+        // As above.
+        let _ = pipe.write_all(format!("{error:#}").as_bytes());
+        init::CANNOT_RUN
+    })
+}
+
+fn prepare(spec: &ContainerSpec, status: &str) -> anyhow::Result<std::process::Command> {
     let open = |kind: &str| {
         let path = format!("/proc/{}/ns/{kind}", spec.enter);
         std::fs::File::open(&path).with_context(|| format!("opening {path}"))
@@ -176,15 +186,21 @@ fn prepare(spec: &ContainerSpec) -> anyhow::Result<std::process::Command> {
     // Mounts of the machine still reach the pods that are to see them; none goes the other way.
     mount::<str, str, str, str>(None, "/", None, MsFlags::MS_REC | MsFlags::MS_SLAVE, None)
         .context("separating mounts")?;
-    step("init", spec)
+    step("init", &(spec, status))
 }
 
-/// Process 1 of a container.
-pub fn init_step(spec: &ContainerSpec) -> anyhow::Result<ExitCode> {
+/// Process 1 of a container. A signal that came before it can hand it on would be dropped by the kernel: the container
+/// counts as started only after that.
+pub fn init_step((spec, status): &(ContainerSpec, String)) -> anyhow::Result<ExitCode> {
     init::unblock_signals();
     set_pdeathsig(Signal::SIGKILL)?;
-    mount_proc()?;
-    Ok(ExitCode::from(init::run(&mut step("run", spec)?)?))
+    // Before the new /proc, which does not have the runner.
+    let mut pipe = std::fs::File::options().write(true).open(status).context("opening the status pipe")?;
+    let code = mount_proc().and_then(|()| {
+        let started = || say_started(&mut pipe);
+        init::run_with(&mut step("run", spec)?, started).context("starting the container's program")
+    });
+    Ok(ExitCode::from(complained(code, &mut pipe)))
 }
 
 /// Becomes the program. Returns only when that fails.
