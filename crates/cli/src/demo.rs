@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
-use crate::driver::{Files, Mesh};
+use crate::driver::{self, Files, Mesh};
 
 /// Shows a mesh on this machine, step by step, then a summary.
 #[derive(Clone, Debug, Args)]
@@ -53,6 +53,7 @@ impl Demo {
     /// Tells the story. Errors: a check failed, or the machine does not allow a mesh.
     pub fn run(self) -> anyhow::Result<()> {
         let started = Instant::now();
+        driver::clear_away_when_interrupted()?;
         let kept = PathBuf::from("stillmesh-demo");
         let shop = include_str!("demo/manifests/shop.yaml").replace("[STILLMESH,", &format!("[{},", own_file()?));
         let contents = [("shop.yaml", &*shop), ("namespaces.yaml", include_str!("demo/manifests/namespaces.yaml"))];

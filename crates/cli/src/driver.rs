@@ -7,6 +7,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
+use parking_lot::Mutex;
 use serde_json::Value;
 
 /// Longest wait for anything in the story.
@@ -37,6 +40,7 @@ impl Mesh {
             .stderr(said)
             .spawn()
             .context("start `stillmesh up`")?;
+        TRACE.lock().up = Some(up.id());
         Ok(Self { name: name.to_owned(), dir: dir.to_owned(), exe, up, log })
     }
 
@@ -132,13 +136,13 @@ impl Mesh {
     /// Takes the mesh down.
     pub(crate) fn down(&mut self) -> anyhow::Result<()> {
         self.must(&["down"])?;
-        self.up.wait()?;
-        Ok(())
+        self.wait()
     }
 
     /// Waits for the end of `up` (Ctrl-C reaches it too).
     pub(crate) fn wait(&mut self) -> anyhow::Result<()> {
         self.up.wait()?;
+        TRACE.lock().up = None;
         Ok(())
     }
 }
@@ -146,9 +150,39 @@ impl Mesh {
 impl Drop for Mesh {
     fn drop(&mut self) {
         // After `down` it has ended; after an error this ends it. `up` leaves nothing when it is killed.
+        TRACE.lock().up = None;
         let _ = self.up.kill();
         let _ = self.up.wait();
     }
+}
+
+/// What an interrupt (Ctrl-C) has to clear away.
+#[derive(Debug, Default)]
+struct Trace {
+    up: Option<u32>,
+    dir: Option<PathBuf>,
+}
+
+static TRACE: Mutex<Trace> = Mutex::new(Trace { up: None, dir: None });
+
+/// From here on an interrupt ends the mesh, removes the temporary manifests and then this process. Called before other
+/// threads and children are made: they inherit what is blocked here.
+pub(crate) fn clear_away_when_interrupted() -> anyhow::Result<()> {
+    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+    signals.thread_block().context("waiting for signals")?;
+    std::thread::Builder::new().name("interrupts".to_owned()).spawn(move || {
+        let Ok(signal) = signals.wait() else { return };
+        let trace = TRACE.lock();
+        if let Some(pid) = trace.up.and_then(|pid| i32::try_from(pid).ok()) {
+            // All that `up` made goes with it.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        if let Some(dir) = &trace.dir {
+            let _ = std::fs::remove_dir_all(dir);
+        }
+        std::process::exit(128 + signal as i32);
+    })?;
+    Ok(())
 }
 
 /// Asks again until the answer is there; the last error otherwise.
@@ -185,6 +219,7 @@ impl Files {
     /// Files (name and content) in a new folder for temporary files.
     pub(crate) fn temporary(contents: &[(&str, &str)]) -> anyhow::Result<Self> {
         let dir = std::env::temp_dir().join(format!("stillmesh-{:016x}", rand::random::<u64>()));
+        TRACE.lock().dir = Some(dir.clone());
         Self::Temporary(TemporaryDir(dir)).fill(contents)
     }
 

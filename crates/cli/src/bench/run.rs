@@ -10,7 +10,7 @@ use super::Bench;
 use super::load::Measured;
 use super::process::Process;
 use super::report::{Report, Row, Spread};
-use crate::driver::{Files, Mesh, until};
+use crate::driver::{self, Files, Mesh, until};
 
 /// One thing to measure: name, scenario, connections.
 const SCENARIOS: [(&str, &str, u32); 6] = [
@@ -32,6 +32,7 @@ struct Sample {
 }
 
 pub(super) fn run(bench: &Bench) -> anyhow::Result<Report> {
+    driver::clear_away_when_interrupted()?;
     let files = Files::temporary(&[("bench.yaml", &manifests()?)])?;
     let name = format!("bench-{:08x}", rand::random::<u32>());
     let mut mesh = Mesh::start(&name, files.path(), &[])?;
