@@ -1,8 +1,11 @@
 //! What can be typed after `stillmesh`. Nothing here acts.
 
+use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use stillmesh_runtime::env::Reader;
 
 use crate::bench::Bench;
 use crate::bench::load::Load;
@@ -86,7 +89,7 @@ pub(crate) struct Up {
     #[arg(long, default_value = "default", value_parser = mesh_name)]
     pub(crate) name: String,
     /// Life of the pods' certificates, for example 20s or 24h; they are renewed at half of it
-    #[arg(long, value_name = "DURATION", default_value = "24h")]
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
     pub(crate) secret_ttl: String,
     /// Print errors only
     #[arg(long, short)]
@@ -99,9 +102,9 @@ pub(crate) struct Status {
     /// Which mesh.
     #[command(flatten)]
     pub(crate) target: Target,
-    /// Wait this many seconds, at most, until every pod is ready; fail if they are not
+    /// Wait this many seconds, at most, until every pod is ready; fail if they are not, or manifests have errors
     #[arg(long, value_name = "SECONDS")]
-    pub(crate) wait: Option<u64>,
+    pub(crate) wait: Option<u32>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -150,7 +153,7 @@ pub(crate) struct Get {
     /// Only the object of this name
     pub(crate) object: Option<String>,
     /// Namespace
-    #[arg(long, short, default_value = "default", conflicts_with = "all_namespaces")]
+    #[arg(long, short, default_value = "default", conflicts_with = "all_namespaces", value_parser = object_name)]
     pub(crate) namespace: String,
     /// Every namespace
     #[arg(long, short = 'A')]
@@ -167,12 +170,13 @@ pub(crate) struct Get {
 #[derive(Debug, Args)]
 pub(crate) struct Exec {
     /// Pod
+    #[arg(value_parser = object_name)]
     pub(crate) pod: String,
     /// Container; the first one when absent
-    #[arg(long, short)]
+    #[arg(long, short, value_parser = object_name)]
     pub(crate) container: Option<String>,
     /// Namespace
-    #[arg(long, short, default_value = "default")]
+    #[arg(long, short, default_value = "default", value_parser = object_name)]
     pub(crate) namespace: String,
     /// Which mesh.
     #[command(flatten)]
@@ -186,12 +190,13 @@ pub(crate) struct Exec {
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
     /// Pod
+    #[arg(value_parser = object_name)]
     pub(crate) pod: String,
     /// Container; the first one when absent
-    #[arg(long, short)]
+    #[arg(long, short, value_parser = object_name)]
     pub(crate) container: Option<String>,
     /// Namespace
-    #[arg(long, short, default_value = "default")]
+    #[arg(long, short, default_value = "default", value_parser = object_name)]
     pub(crate) namespace: String,
     /// Go on printing as more is written
     #[arg(long, short)]
@@ -222,48 +227,48 @@ pub(crate) struct Precheck {
     pub(crate) json: bool,
 }
 
-/// Steps that the command runs of itself. Their specifications are JSON written by the step before.
+/// Steps that the command runs of itself. Their specifications are files in memory, written by the step before.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Internal {
     /// Enters new namespaces, then runs `machine-init` as process 1 of them.
     Enter {
-        /// Specification.
-        spec: String,
+        /// Descriptor of its specification.
+        spec: RawFd,
     },
     /// Process 1 of a machine.
     MachineInit {
-        /// Specification.
-        spec: String,
+        /// Descriptor of its specification.
+        spec: RawFd,
     },
     /// The runner of a machine.
     Runner {
-        /// Specification.
-        spec: String,
+        /// Descriptor of its specification.
+        spec: RawFd,
     },
     /// Holds the namespaces of a pod.
     Sandbox {
-        /// Specification.
-        spec: String,
+        /// Descriptor of its specification.
+        spec: RawFd,
     },
     /// Enters the namespaces of a pod and starts a container in it.
     Container {
-        /// Specification.
-        spec: String,
+        /// Descriptor of its specification.
+        spec: RawFd,
     },
     /// Process 1 of a container.
     Init {
-        /// Specification.
-        spec: String,
+        /// Descriptor of its specification.
+        spec: RawFd,
     },
     /// Becomes the program of a container.
     Run {
-        /// Specification.
-        spec: String,
+        /// Descriptor of its specification.
+        spec: RawFd,
     },
     /// Captures on a node's link.
     Capture {
-        /// Specification.
-        spec: String,
+        /// Descriptor of its specification.
+        spec: RawFd,
     },
     /// One part of the pre-check, in a child of its own.
     Probe {
@@ -284,6 +289,27 @@ pub struct Echo {
     /// Name to answer with; the host name when absent
     #[arg(long, env = "ECHO_NAME")]
     pub name: Option<String>,
+}
+
+/// Names of objects stand in paths of requests.
+fn object_name(text: &str) -> Result<String, String> {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    if !text.is_empty() && text.len() <= 253 && text.bytes().all(inner) && !text.starts_with('.') {
+        Ok(text.to_owned())
+    } else {
+        Err("names of objects are up to 253 lower case letters, digits, hyphens and dots".to_owned())
+    }
+}
+
+/// A duration as the node tunnel reads it.
+fn duration(text: &str) -> Result<String, String> {
+    let mut reader = Reader::from_values([("DURATION", text)]);
+    let length = reader.duration("DURATION", Duration::ZERO);
+    if reader.finish().is_ok() && length >= Duration::from_secs(1) {
+        Ok(text.to_owned())
+    } else {
+        Err("a duration of a second or more is accepted, such as 20s, 1m30s or 24h".to_owned())
+    }
 }
 
 /// A name of a mesh is a DNS label, so that it can stand in socket and host names.

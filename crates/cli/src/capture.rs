@@ -41,7 +41,7 @@ pub struct Capture {
     #[arg(long, default_value = "eth0")]
     pub(crate) interface: String,
     /// Seconds to capture for
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 3.0, value_parser = seconds)]
     pub(crate) seconds: f64,
     /// Text to look for in the application's bytes; may be given several times
     #[arg(long = "find")]
@@ -52,6 +52,11 @@ pub struct Capture {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let parsed = text.parse().ok().filter(|seconds| (0.0..=86_400.0).contains(seconds));
+    parsed.ok_or_else(|| "0 to 86400 seconds are accepted".to_owned())
 }
 
 /// What went over the link.
@@ -153,6 +158,9 @@ pub(crate) fn run(capture: &Capture) -> anyhow::Result<Summary> {
         if let Some(segment) = segment(frame) {
             summary.take(&segment, &capture.words);
         }
+    }
+    if let Some(file) = &mut file {
+        file.0.flush().context("write the pcap file")?;
     }
     summary.dropped = socket.dropped().context("read the packet socket's counters")?;
     Ok(summary)

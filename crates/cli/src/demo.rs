@@ -99,7 +99,10 @@ fn try_yourself(name: &str, dir: &std::path::Path) {
         "down",
     ] {
         let (verb, rest) = command.split_once(' ').unwrap_or((command, ""));
-        line(&format!("  stillmesh {verb} --name {name} {rest}"));
+        line(&format!(
+            "  {} {verb} --name {name} {rest}",
+            std::env::args().next().unwrap_or_else(|| "stillmesh".to_owned())
+        ));
     }
 }
 

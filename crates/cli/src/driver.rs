@@ -11,6 +11,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
 use serde_json::Value;
+use stillmesh_runtime::sys::process::Launch;
 
 /// Longest wait for anything in the story.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -31,15 +32,11 @@ impl Mesh {
         let exe = std::env::current_exe().context("find this command's own file")?;
         let log = dir.join(".up.log");
         let said = std::fs::File::create(&log).with_context(|| format!("write {}", log.display()))?;
-        let up = Command::new(&exe)
-            .args(["up", "--name", name, "--nodes", "2"])
-            .args(options)
-            .arg(dir)
-            .stdin(Stdio::null())
-            .stdout(said.try_clone()?)
-            .stderr(said)
-            .spawn()
-            .context("start `stillmesh up`")?;
+        let mut command = Command::new(&exe);
+        command.args(["up", "--name", name, "--nodes", "2"]).args(options).arg(dir).stdin(Stdio::null());
+        command.stdout(said.try_clone()?).stderr(said);
+        // Killed, this process takes the mesh with it.
+        let up = Launch::new().death_signal(Signal::SIGTERM).spawn(&mut command).context("start `stillmesh up`")?;
         TRACE.lock().up = Some(up.id());
         Ok(Self { name: name.to_owned(), dir: dir.to_owned(), exe, up, log })
     }

@@ -42,14 +42,14 @@ pub fn main() -> ExitCode {
 
 fn internal(step: Internal) -> anyhow::Result<ExitCode> {
     match step {
-        Internal::Enter { spec } => bootstrap::enter(&serde_json::from_str(&spec)?),
-        Internal::MachineInit { spec } => bootstrap::machine_init(&serde_json::from_str(&spec)?),
-        Internal::Runner { spec } => runner::main(&serde_json::from_str(&spec)?),
-        Internal::Capture { spec } => capture::in_namespace(&serde_json::from_str(&spec)?),
-        Internal::Sandbox { spec } => sandbox::hold(&serde_json::from_str(&spec)?),
-        Internal::Container { spec } => container::enter(&serde_json::from_str(&spec)?),
-        Internal::Init { spec } => container::init_step(&serde_json::from_str(&spec)?),
-        Internal::Run { spec } => container::become_program(&serde_json::from_str(&spec)?),
+        Internal::Enter { spec } => bootstrap::enter(&bootstrap::specification(spec)?),
+        Internal::MachineInit { spec } => bootstrap::machine_init(&bootstrap::specification(spec)?),
+        Internal::Runner { spec } => runner::main(&bootstrap::specification(spec)?),
+        Internal::Capture { spec } => capture::in_namespace(&bootstrap::specification(spec)?),
+        Internal::Sandbox { spec } => sandbox::hold(&bootstrap::specification(spec)?),
+        Internal::Container { spec } => container::enter(&bootstrap::specification(spec)?),
+        Internal::Init { spec } => container::init_step(&bootstrap::specification(spec)?),
+        Internal::Run { spec } => container::become_program(&bootstrap::specification(spec)?),
         Internal::Probe { what } => precheck::probe(&what),
     }
 }

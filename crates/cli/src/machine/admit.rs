@@ -1,6 +1,7 @@
 //! Admission: which of the objects that a user wrote this machine runs, with what it has to say about them. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod, PodSpec, Service, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -16,7 +17,7 @@ use super::system;
 #[derive(Clone, Debug)]
 pub struct Template {
     /// The object.
-    pub deployment: std::sync::Arc<k8s_openapi::api::apps::v1::Deployment>,
+    pub deployment: Arc<k8s_openapi::api::apps::v1::Deployment>,
     /// What its pods run; their host names are their own.
     pub plan: PodPlan,
 }
@@ -30,15 +31,16 @@ pub struct Admitted {
     pub pods: BTreeMap<ObjectKey, (Pod, PodPlan)>,
     /// Deployments to run.
     pub deployments: BTreeMap<ObjectKey, Template>,
-    /// Pods and Deployments that were refused: what runs of them from before goes on.
-    pub refused: BTreeSet<ObjectKey>,
+    /// The written objects that these are: the newest admissible version of each.
+    pub good: BTreeMap<ObjectKey, Placed>,
     /// What is to be said.
     pub findings: Vec<Finding>,
 }
 
-/// Admits the objects.
+/// Admits the objects. A refused edit leaves the object as it was admitted before (`good`), as the API server would.
 pub fn admit(
     written: &BTreeMap<ObjectKey, Placed>,
+    good: &BTreeMap<ObjectKey, Placed>,
     pool: &mut ServicePool,
     nodes: &[String],
     ipv6: bool,
@@ -56,10 +58,8 @@ pub fn admit(
     }
     let of = |namespaces: bool| written.iter().filter(move |(key, _)| (key.kind == Kind::Namespace) == namespaces);
     for (key, placed) in of(true).chain(of(false)) {
-        let mut object = placed.object.clone();
         if key.kind.namespaced() {
-            let namespace = object.namespace().to_owned();
-            object.metadata_mut().namespace = Some(namespace.clone());
+            let namespace = placed.object.namespace().to_owned();
             if !all.objects.contains_key(&ObjectKey::new(Kind::Namespace, "", &namespace)) {
                 let message = format!("namespace {namespace:?} is not there");
                 // What ran in it has ended with it, so this is no refused edit.
@@ -67,11 +67,20 @@ pub fn admit(
                 continue;
             }
         }
-        if all.objects.contains_key(key) && key.kind != Kind::Namespace {
+        if all.objects.contains_key(key) && key.kind != Kind::Namespace || system::is_pod(key, nodes) {
             all.say(placed, Severity::Error, "metadata.name", "the mesh itself has an object of this name".into(), "");
             continue;
         }
-        all.one(object, placed, pool, nodes, ipv6);
+        if all.one(placed, pool, nodes, ipv6) {
+            all.good.insert(key.clone(), placed.clone());
+        } else if let Some(before) = good.get(key) {
+            // What is to be said of it has been.
+            let said = all.findings.len();
+            if all.one(before, pool, nodes, ipv6) {
+                all.good.insert(key.clone(), before.clone());
+            }
+            all.findings.truncate(said);
+        }
     }
     // Services that are gone give their addresses back.
     for key in pool.taken_by() {
@@ -89,26 +98,27 @@ impl Admitted {
         self.objects.insert(object.key(), object);
     }
 
-    fn one(&mut self, object: Object, placed: &Placed, pool: &mut ServicePool, nodes: &[String], ipv6: bool) {
+    /// Admits one object; false where it is refused, with the reason among the findings.
+    fn one(&mut self, placed: &Placed, pool: &mut ServicePool, nodes: &[String], ipv6: bool) -> bool {
+        let mut object = placed.object.clone();
+        if object.kind().namespaced() {
+            object.metadata_mut().namespace = Some(placed.object.namespace().to_owned());
+        }
         match object {
             Object::Node(_) => {
                 let hint = "choose their number with --nodes; labels and addresses are given";
                 self.say(placed, Severity::Error, "kind", "nodes are made by `up`, not by manifests".into(), hint);
+                return false;
             }
             Object::Service(service) => {
-                self.service(std::sync::Arc::unwrap_or_clone(service), Some(placed), pool, ipv6);
+                return self.service(Arc::unwrap_or_clone(service), Some(placed), pool, ipv6);
             }
             Object::Pod(pod) => {
-                let key = placed.object.key();
                 let spec = pod.spec.clone().unwrap_or_default();
-                if let Some(plan) = self.plan(&pod, &spec, "spec", placed, nodes) {
-                    self.pods.insert(key, (std::sync::Arc::unwrap_or_clone(pod), plan));
-                } else {
-                    self.refused.insert(key);
-                }
+                let Some(plan) = self.plan(&pod, &spec, "spec", placed, nodes) else { return false };
+                self.pods.insert(placed.object.key(), (Arc::unwrap_or_clone(pod), plan));
             }
             Object::Deployment(deployment) => {
-                let key = placed.object.key();
                 let template = &deployment.spec.template;
                 let pod = Pod {
                     metadata: ObjectMeta { name: deployment.metadata.name.clone(), ..ObjectMeta::default() },
@@ -116,16 +126,13 @@ impl Admitted {
                     status: None,
                 };
                 let spec = template.spec.clone().unwrap_or_default();
-                match self.plan(&pod, &spec, "spec.template.spec", placed, nodes) {
-                    Some(plan) => {
-                        self.insert(Object::Deployment(deployment.clone()));
-                        self.deployments.insert(key, Template { deployment, plan });
-                    }
-                    None => drop(self.refused.insert(key)),
-                }
+                let Some(plan) = self.plan(&pod, &spec, "spec.template.spec", placed, nodes) else { return false };
+                self.insert(Object::Deployment(deployment.clone()));
+                self.deployments.insert(placed.object.key(), Template { deployment, plan });
             }
             other => self.insert(other),
         }
+        true
     }
 
     fn plan(&mut self, pod: &Pod, spec: &PodSpec, prefix: &str, placed: &Placed, nodes: &[String]) -> Option<PodPlan> {
@@ -142,6 +149,12 @@ impl Admitted {
                     self.say(placed, Severity::Error, &format!("{prefix}.nodeName"), message, &hint);
                     return None;
                 }
+                if !is_name(&plan.service_account) {
+                    let message = format!("{:?} cannot be a name", plan.service_account);
+                    let hint = "accepted are up to 253 of a-z, 0-9, '-' and '.', a letter or digit at both ends";
+                    self.say(placed, Severity::Error, &format!("{prefix}.serviceAccountName"), message, hint);
+                    return None;
+                }
                 Some(plan)
             }
             Err(remarks) => {
@@ -153,14 +166,14 @@ impl Admitted {
         }
     }
 
-    fn service(&mut self, mut service: Service, placed: Option<&Placed>, pool: &mut ServicePool, ipv6: bool) {
+    fn service(&mut self, mut service: Service, placed: Option<&Placed>, pool: &mut ServicePool, ipv6: bool) -> bool {
         match (services::allocate(&mut service, pool, ipv6), placed) {
             (Ok(()), _) => {}
             (Err((path, message)), Some(placed)) => {
                 self.say(placed, Severity::Error, &path, message, "");
-                return;
+                return false;
             }
-            (Err(_), None) => return,
+            (Err(_), None) => return false,
         }
         if let (Some(spec), Some(placed)) = (&service.spec, placed) {
             let mut without = Vec::new();
@@ -185,9 +198,10 @@ impl Admitted {
             }
         }
         self.insert(service.into());
+        true
     }
 
-    /// Every namespace has its account `default`; one that pods name and nobody wrote is made, with a remark.
+    /// Every namespace has its account `default`; one that pods name and nobody wrote is made as well.
     fn accounts(&mut self) {
         let mut wanted: BTreeSet<(String, String)> = self
             .objects
@@ -215,6 +229,14 @@ impl Admitted {
     }
 }
 
+/// Whether a text is a name as Kubernetes has them: a DNS subdomain.
+fn is_name(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    let outer = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let bytes = text.as_bytes();
+    text.len() <= 253 && text.bytes().all(inner) && outer(bytes.first()) && outer(bytes.last())
+}
+
 /// A finding of the machine's own.
 pub fn finding(at: &Position, severity: Severity, key: &ObjectKey, path: &str, message: String, hint: &str) -> Finding {
     Finding {
@@ -233,10 +255,43 @@ mod tests {
     use super::*;
 
     fn admitted(text: &str) -> Admitted {
+        again(&written(text), &BTreeMap::new())
+    }
+
+    fn written(text: &str) -> BTreeMap<ObjectKey, Placed> {
         let documents = stillmesh_k8s::parse::documents("a.yaml", text);
         assert_eq!(documents.findings, []);
-        let written = documents.objects.into_iter().map(|placed| (placed.object.key(), placed)).collect();
-        admit(&written, &mut ServicePool::default(), &["node1".to_owned()], true).unwrap()
+        documents.objects.into_iter().map(|placed| (placed.object.key(), placed)).collect()
+    }
+
+    fn again(written: &BTreeMap<ObjectKey, Placed>, good: &BTreeMap<ObjectKey, Placed>) -> Admitted {
+        admit(written, good, &mut ServicePool::default(), &["node1".to_owned()], true).unwrap()
+    }
+
+    #[test]
+    fn a_refused_edit_leaves_the_object_as_it_was() {
+        let before = admitted(
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 80}]}\n---\n\
+             apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c, command: [x]}]}\n",
+        );
+        let edited = written(
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {clusterIP: 1.2.3.4, ports: [{port: 80}]}\n---\n\
+             apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {serviceAccountName: ../x, containers: [{name: c, command: [x]}]}\n",
+        );
+        let after = again(&edited, &before.good);
+        assert_eq!(after.findings.len(), 2, "{:?}", after.findings);
+        assert_eq!((after.pods.len(), &after.good), (1, &before.good));
+        assert!(after.objects.contains_key(&ObjectKey::new(Kind::Service, "default", "a")));
+        assert!(again(&edited, &BTreeMap::new()).pods.is_empty());
+        assert!(again(&BTreeMap::new(), &before.good).pods.is_empty());
+    }
+
+    #[test]
+    fn the_meshs_own_names_are_taken() {
+        let said = said(
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: ztunnel-node1, namespace: istio-system}\nspec: {containers: [{name: c, command: [x]}]}\n",
+        );
+        assert!(said[0].contains("the mesh itself has an object of this name"), "{said:?}");
     }
 
     fn said(text: &str) -> Vec<String> {
@@ -274,7 +329,7 @@ mod tests {
             let text = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec: {spec}\n");
             let admitted = admitted(&text);
             assert!(admitted.pods.is_empty());
-            assert_eq!(admitted.refused.len(), 1);
+            assert!(admitted.good.is_empty());
             assert!(admitted.findings[0].message.contains(words), "{:?}", admitted.findings);
         }
     }

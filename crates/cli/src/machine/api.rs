@@ -22,7 +22,6 @@ use stillmesh_runtime::admin::{Raw, Request, Response, Server};
 use stillmesh_runtime::sys::fds;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::process::Command;
 use tokio::sync::Mutex;
 
 use super::bootstrap::step;
@@ -165,6 +164,7 @@ struct Meant {
     pid: Option<u32>,
     env: Vec<(String, String)>,
     directory: Option<String>,
+    system: bool,
 }
 
 async fn container(api: &Api, namespace: &str, pod: &str, name: Option<&str>) -> Result<Meant, Response> {
@@ -185,7 +185,7 @@ async fn container(api: &Api, namespace: &str, pod: &str, name: Option<&str>) ->
         refuse(StatusCode::NOT_FOUND, &why)
     })?;
     let directory = plan.written.working_dir.clone();
-    Ok(Meant { log: one.log.clone(), pid: one.pid, env: one.env.clone(), directory })
+    Ok(Meant { log: one.log.clone(), pid: one.pid, env: one.env.clone(), directory, system: handle.pod.system })
 }
 
 async fn logs(api: Arc<Api>, request: Request) -> Answer {
@@ -233,6 +233,7 @@ async fn exec(api: Arc<Api>, request: Request) -> Answer {
         argv,
         own: Vec::new(),
         env: meant.env,
+        privileged: meant.system,
     };
     Ok(Response::takeover(PROTOCOL, move |raw| async move {
         serve(raw, async |stdio| Running::start(&spec, stdio).await.map(Program::Container)).await;
@@ -248,7 +249,7 @@ async fn capture(api: Arc<Api>, request: Request) -> Answer {
     let spec = CaptureSpec { netns: node_home(found).join("netns"), capture };
     Ok(Response::takeover(PROTOCOL, move |raw| async move {
         serve(raw, async |stdio: Stdio3| {
-            let mut command = Command::from(step("capture", &spec)?);
+            let (mut command, _specification) = step("capture", &spec)?.split();
             command.stdin(stdio.stdin).stdout(stdio.stdout).stderr(stdio.stderr).kill_on_drop(true);
             Ok(Program::Child(command.spawn().context("starting the capture")?))
         })

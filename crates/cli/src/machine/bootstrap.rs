@@ -10,8 +10,8 @@
 //!
 //! Mounts exist only in the new mount namespace and links only in new network namespaces, so they go with them.
 
-use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io::{self, IoSlice, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -20,16 +20,19 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, bail};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::{Pid, getegid, geteuid};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use stillmesh_runtime::sys::fds;
 use tokio::io::AsyncReadExt;
 
 use super::{control, init, precheck};
 use crate::args::Up;
+use crate::output;
 
 /// This executable, also after its file was replaced or hidden.
 pub const SELF: &str = "/proc/self/exe";
@@ -81,12 +84,9 @@ pub(crate) fn up(args: &Up) -> anyhow::Result<ExitCode> {
     let signals =
         SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGCHLD]);
     signals.thread_block()?;
-    let mut child = step("enter", &spec)?
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        // Ctrl-C reaches `up` alone, which then ends the machine in order.
-        .process_group(0)
-        .spawn()
-        .context("starting the machine")?;
+    let mut enter = step("enter", &spec)?;
+    let mut child = enter.command.stdin(Stdio::from(OwnedFd::from(theirs))).spawn().context("starting the machine")?;
+    drop(enter);
     drop(socket);
     let pid = Pid::from_raw(i32::try_from(child.id())?);
     let mut asked = false;
@@ -95,6 +95,9 @@ pub(crate) fn up(args: &Up) -> anyhow::Result<ExitCode> {
             Signal::SIGCHLD => {
                 if let Some(status) = child.try_wait()? {
                     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+                    if !asked && code != 0 {
+                        output::note(&format!("stillmesh: the mesh {:?} ended unexpectedly ({status})", args.name));
+                    }
                     return Ok(ExitCode::from(code));
                 }
             }
@@ -112,10 +115,13 @@ pub(crate) fn up(args: &Up) -> anyhow::Result<ExitCode> {
 /// First step: new namespaces for the children. This process itself stays in the host's process namespace.
 pub fn enter(spec: &MachineSpec) -> anyhow::Result<ExitCode> {
     init::unblock_signals();
+    // A session of its own: Ctrl-C reaches `up` alone, which then ends the machine in order, and a program that reads from
+    // the user's terminal is not stopped as a background job, with all that shares its process group.
+    nix::unistd::setsid().context("making a session")?;
     // Should `up` be gone already, the runner finds the socket pair closed and ends all.
     set_pdeathsig(Signal::SIGKILL)?;
     enter_namespaces(spec.user_namespace)?;
-    let code = init::run(&mut step("machine-init", spec)?)?;
+    let code = init::run(&mut step("machine-init", spec)?.command)?;
     Ok(ExitCode::from(code))
 }
 
@@ -148,7 +154,7 @@ pub fn machine_init(spec: &MachineSpec) -> anyhow::Result<ExitCode> {
     mount_proc()?;
     let spec = MachineSpec { dir: hide_run(&spec.dir)?, ..spec.clone() };
     nix::unistd::sethostname(&spec.name).context("setting the host name")?;
-    let code = init::run(&mut step("runner", &spec)?)?;
+    let code = init::run(&mut step("runner", &spec)?.command)?;
     Ok(ExitCode::from(code))
 }
 
@@ -194,11 +200,39 @@ fn bind_descriptor(directory: &std::fs::File, target: &Path) -> anyhow::Result<(
         .with_context(|| format!("keeping {} visible", target.display()))
 }
 
-/// The command of one internal step, its specification as the argument.
-pub fn step(name: &str, spec: &impl Serialize) -> anyhow::Result<Command> {
+/// One internal step: this executable again. Its specification is in a file in memory that the child inherits: command
+/// lines and environments of processes can be read by others, and their length is limited.
+#[derive(Debug)]
+pub struct Step {
+    /// To be spawned at once, by the thread that made it, and before this is dropped: until then every other child would
+    /// inherit the specification as well.
+    pub command: Command,
+    specification: OwnedFd,
+}
+
+/// Prepares a step.
+pub fn step(name: &str, spec: &impl Serialize) -> anyhow::Result<Step> {
+    let specification = memfd_create("specification", MFdFlags::empty()).context("making a file in memory")?;
+    let mut file = std::fs::File::from(specification);
+    file.write_all(&serde_json::to_vec(spec)?).context("writing a file in memory")?;
+    let specification = OwnedFd::from(file);
     let mut command = Command::new(SELF);
-    command.arg0("stillmesh").args(["internal", name]).arg(serde_json::to_string(spec)?);
-    Ok(command)
+    command.arg0("stillmesh").args(["internal", name]).arg(specification.as_raw_fd().to_string());
+    Ok(Step { command, specification })
+}
+
+impl Step {
+    /// For a runtime's children: what to keep until the command is spawned.
+    pub fn split(self) -> (tokio::process::Command, OwnedFd) {
+        (self.command.into(), self.specification)
+    }
+}
+
+/// In the step: its specification. The descriptor is closed, so that nothing started later inherits it.
+pub fn specification<T: DeserializeOwned>(descriptor: RawFd) -> anyhow::Result<T> {
+    let bytes = std::fs::read(format!("/proc/self/fd/{descriptor}")).context("reading the step's specification")?;
+    nix::unistd::close(descriptor).context("closing the step's specification")?;
+    Ok(serde_json::from_slice(&bytes)?)
 }
 
 /// In the runner: the control listener, and the end of the socket pair that tells when to stop.

@@ -39,7 +39,7 @@ fn answered(answer: Answer) -> anyhow::Result<Value> {
 
 /// `stillmesh status`.
 pub(crate) async fn status(args: &Status) -> anyhow::Result<ExitCode> {
-    let end = args.wait.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let end = args.wait.map(|seconds| Instant::now() + Duration::from_secs(u64::from(seconds)));
     let ask = async || -> anyhow::Result<Summary> {
         Ok(serde_json::from_value(answered(client(&args.target)?.get("/status").await?)?)?)
     };
@@ -61,7 +61,8 @@ pub(crate) async fn status(args: &Status) -> anyhow::Result<ExitCode> {
             line(&format!("  {text}"));
         }
     }
-    Ok(if args.wait.is_some() && !summary.settled { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    let bad = !summary.settled || summary.refused > 0;
+    Ok(if args.wait.is_some() && bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// `stillmesh get`.
@@ -77,8 +78,8 @@ pub(crate) async fn get(args: &Get) -> anyhow::Result<ExitCode> {
         Shown::Namespaces => (&["Namespace"], false),
     };
     let mut items: Vec<Value> = Vec::new();
+    let one = namespaced && !args.all_namespaces;
     for kind in kinds {
-        let one = namespaced && !args.all_namespaces;
         let query = if one { format!("?namespace={}", args.namespace) } else { String::new() };
         let list = answered(client.get(&format!("/objects/{kind}{query}")).await?)?;
         items.extend(list.as_array().cloned().unwrap_or_default());
@@ -86,7 +87,7 @@ pub(crate) async fn get(args: &Get) -> anyhow::Result<ExitCode> {
     if let Some(name) = &args.object {
         items.retain(|item| item["metadata"]["name"] == name.as_str());
         if items.is_empty() {
-            let place = if namespaced { format!(" in namespace {:?}", args.namespace) } else { String::new() };
+            let place = if one { format!(" in namespace {:?}", args.namespace) } else { String::new() };
             bail!("there is no {} named {name:?}{place}", kinds.join(" or "));
         }
     }
@@ -360,6 +361,7 @@ async fn hand_over(client: &Client, path: &str, body: Vec<u8>) -> anyhow::Result
     };
     ensure!(ready == READY, "the runner speaks another protocol");
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    control::check_peer(&stream)?;
     fds::send(&stream, b"f", &[stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]).await?;
     let mut answer = String::new();
     BufReader::new(&mut stream).read_line(&mut answer).await?;

@@ -30,7 +30,7 @@ pub fn bind(name: &str) -> anyhow::Result<UnixListener> {
 pub fn client(name: &str) -> anyhow::Result<Client> {
     let address = SocketAddr::from_abstract_name(socket_name(name))?;
     let stream = UnixStream::connect_addr(&address).map_err(|error| absent(name, &error))?;
-    check_peer(&stream, name)?;
+    check_peer(&stream)?;
     Ok(Client::new(Endpoint::Abstract(socket_name(name))))
 }
 
@@ -72,10 +72,12 @@ fn absent(name: &str, error: &io::Error) -> anyhow::Error {
     }
 }
 
-fn check_peer(socket: &impl AsFd, name: &str) -> anyhow::Result<()> {
+/// Refuses a socket that another user has put where the mesh's is expected. To be asked of each connection that gets
+/// something of value.
+pub fn check_peer(socket: &impl AsFd) -> anyhow::Result<()> {
     let owner = getsockopt(socket, PeerCredentials)?.uid();
     if owner != getuid().as_raw() && owner != 0 {
-        bail!("the socket of mesh {name:?} belongs to user {owner}, not to you; it is not used");
+        bail!("the socket of this mesh belongs to user {owner}, not to you; it is not used");
     }
     Ok(())
 }

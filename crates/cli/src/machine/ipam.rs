@@ -76,6 +76,11 @@ impl PodPool {
         Some(self.addresses(host))
     }
 
+    /// How many are free.
+    pub fn free(&self) -> usize {
+        self.free.len()
+    }
+
     /// Gives one back.
     pub fn give_back(&mut self, addresses: PodAddresses) {
         let host = addresses.v4.octets()[3];

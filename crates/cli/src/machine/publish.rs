@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde_json::Value;
 use stillmesh_k8s::{Kind, Object, ObjectKey};
+use twox_hash::XxHash64;
+
+/// Longest name of a file without its ending, in bytes; with a dot before and the ending after it, file systems take it.
+const LONGEST: usize = 240;
 
 /// Writes the difference between what was published and what is to be.
 #[derive(Debug)]
@@ -22,23 +26,17 @@ impl Publisher {
         Ok(Self { directory: directory.to_owned(), published: BTreeMap::new() })
     }
 
-    /// Makes these the published objects. Secrets stay where they are. Returns whether anything changed.
+    /// Makes these the published objects. Secrets stay where they are. What fails for one object holds up no other; the
+    /// error is the first failure.
     pub fn publish(&mut self, objects: &BTreeMap<ObjectKey, Object>) -> anyhow::Result<bool> {
-        let mut changed = false;
+        let (mut changed, mut failed) = (false, None);
         // What pods are judged by comes before them.
         let of = |pods: bool| objects.iter().filter(move |(key, _)| (key.kind == Kind::Pod) == pods);
         for (key, object) in of(false).chain(of(true)).filter(|(key, _)| key.kind != Kind::Secret) {
-            let text = serde_json::to_string(object).with_context(|| format!("writing {key}"))?;
-            if self.published.get(key) == Some(&text) {
-                continue;
+            match self.write(key, object) {
+                Ok(written) => changed |= written,
+                Err(error) => _ = failed.get_or_insert(error),
             }
-            changed = true;
-            let name = file_name(key);
-            let part = self.directory.join(format!(".{name}"));
-            std::fs::write(&part, &text).with_context(|| format!("writing {}", part.display()))?;
-            let file = self.directory.join(name);
-            std::fs::rename(&part, &file).with_context(|| format!("writing {}", file.display()))?;
-            self.published.insert(key.clone(), text);
         }
         let gone: Vec<ObjectKey> = self.published.keys().filter(|key| !objects.contains_key(key)).cloned().collect();
         for key in gone {
@@ -46,12 +44,27 @@ impl Publisher {
             let file = self.directory.join(file_name(&key));
             match std::fs::remove_file(&file) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("removing {}", file.display()));
+                    let error = anyhow::Error::new(error).context(format!("removing {}", file.display()));
+                    let _ = failed.get_or_insert(error);
                 }
                 _ => drop(self.published.remove(&key)),
             }
         }
-        Ok(changed)
+        failed.map_or(Ok(changed), Err)
+    }
+
+    fn write(&mut self, key: &ObjectKey, object: &Object) -> anyhow::Result<bool> {
+        let text = serde_json::to_string(object).with_context(|| format!("writing {key}"))?;
+        if self.published.get(key) == Some(&text) {
+            return Ok(false);
+        }
+        let name = file_name(key);
+        let part = self.directory.join(format!(".{name}"));
+        std::fs::write(&part, &text).with_context(|| format!("writing {}", part.display()))?;
+        let file = self.directory.join(name);
+        std::fs::rename(&part, &file).with_context(|| format!("writing {}", file.display()))?;
+        self.published.insert(key.clone(), text);
+        Ok(true)
     }
 
     /// The published objects of a kind, of one namespace or all.
@@ -64,8 +77,15 @@ impl Publisher {
     }
 }
 
+/// Names are checked when objects are read: none has a slash. What is too long for a file's name ends in a digest.
 fn file_name(key: &ObjectKey) -> String {
-    format!("{}.{}.{}.json", key.kind, key.namespace, key.name)
+    let whole = format!("{}.{}.{}", key.kind, key.namespace, key.name);
+    if whole.len() <= LONGEST {
+        return format!("{whole}.json");
+    }
+    let digest = XxHash64::oneshot(0, whole.as_bytes());
+    let begin: String = whole.chars().take(LONGEST - 17).collect();
+    format!("{begin}.{digest:016x}.json")
 }
 
 /// Whether a file's name is one of this directory's: findings about those are the machine's own affair.
@@ -86,6 +106,20 @@ mod tests {
                 .unwrap();
         let object = Object::from(map);
         (object.key(), object)
+    }
+
+    #[test]
+    fn names_as_long_as_kubernetes_allows_are_published() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut publisher = Publisher::new(directory.path()).unwrap();
+        let long = |end: &str| object(&format!("{}{end}", "a".repeat(252)), "1");
+        assert!(publisher.publish(&BTreeMap::from([long("a"), long("b")])).unwrap());
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 2);
+        assert!(
+            std::fs::read_dir(directory.path())
+                .unwrap()
+                .all(|one| is_published(one.unwrap().file_name().to_str().unwrap()))
+        );
     }
 
     #[test]

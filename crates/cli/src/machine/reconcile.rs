@@ -38,6 +38,8 @@ pub struct Reconciler {
     reporter: Reporter,
     system: Vec<(Pod, PodPlan)>,
     written: BTreeMap<ObjectKey, Placed>,
+    /// The newest admissible version of each.
+    good: BTreeMap<ObjectKey, Placed>,
     found: Arc<[Finding]>,
     /// What the controller has to say, as text, by severity.
     told: Vec<(Severity, String)>,
@@ -103,6 +105,8 @@ pub struct Summary {
     pub settled: bool,
     /// Pods that are not ready, and why.
     pub waiting: Vec<String>,
+    /// Objects that are refused, or not as they are written now.
+    pub refused: usize,
     /// Errors and warnings about manifests.
     pub findings: Vec<String>,
 }
@@ -123,6 +127,7 @@ impl Reconciler {
             reporter,
             system,
             written: BTreeMap::new(),
+            good: BTreeMap::new(),
             found: Arc::default(),
             told: Vec::new(),
             complete: false,
@@ -208,7 +213,7 @@ impl Reconciler {
 
     /// Where the controller answers, once it does.
     pub fn controller(&self) -> Option<std::net::IpAddr> {
-        let handle = self.pod(system::NAMESPACE, "stillmesh-controller")?;
+        let handle = self.pod(system::NAMESPACE, system::CONTROLLER)?;
         let ready = handle.status.lock().ready.0;
         handle.pod.addresses.filter(|_| ready).map(|addresses| addresses.v4.into())
     }
@@ -240,7 +245,8 @@ impl Reconciler {
         let machine = Arc::clone(&self.machine);
         let nodes: Vec<String> = machine.nodes.iter().map(|node| node.name.clone()).collect();
         let ipv6 = machine.nodes.iter().all(|node| node.ipv6);
-        let mut admitted = admit(&self.written, &mut self.addresses, &nodes, ipv6)?;
+        let mut admitted = admit(&self.written, &self.good, &mut self.addresses, &nodes, ipv6)?;
+        self.good = std::mem::take(&mut admitted.good);
         self.admitted(&admitted);
         self.troubles.clear();
         self.forget_gone();
@@ -297,12 +303,9 @@ impl Reconciler {
                         }
                         same
                     }
-                    // A refused edit leaves what runs as it is, as the API server would.
-                    None => admitted.refused.contains(key) && self.written.contains_key(key),
+                    None => false,
                 },
-                Some(owner) => {
-                    admitted.deployments.contains_key(&owner.deployment) || admitted.refused.contains(&owner.deployment)
-                }
+                Some(owner) => admitted.deployments.contains_key(&owner.deployment),
             };
             if !keep {
                 entry.ending = Some(now());
@@ -336,7 +339,9 @@ impl Reconciler {
                     entry.ending = Some(now());
                 }
             }
-            for _ in 0..step.make {
+            // A typing error in the number makes no millions of pods: there are only so many addresses.
+            let free: usize = self.pools.iter().map(PodPool::free).sum();
+            for _ in 0..usize::try_from(step.make).unwrap_or(usize::MAX).min(free.saturating_add(1)) {
                 let name = format!("{}-{}-{}", key.name, desired.hash, deploy::letters(rand::random(), 5));
                 let written = deployment.spec.template.metadata.clone().unwrap_or_default();
                 let mut labels = written.labels.unwrap_or_default();
@@ -653,6 +658,7 @@ impl Reconciler {
             system_ready: 0,
             settled: self.complete,
             waiting: Vec::new(),
+            refused: self.reporter.errors(),
             findings: self.reporter.shown(),
         };
         for (key, entry) in &self.pods {

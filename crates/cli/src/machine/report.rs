@@ -45,6 +45,11 @@ impl Reporter {
         self.findings.iter().map(|(severity, text)| format!("{}: {text}", word(*severity))).collect()
     }
 
+    /// How many of them are errors.
+    pub fn errors(&self) -> usize {
+        self.findings.iter().filter(|(severity, _)| *severity == Severity::Error).count()
+    }
+
     /// Findings that hold now.
     pub fn findings(&mut self, now: BTreeSet<(Severity, String)>) {
         for (severity, text) in now.difference(&self.findings) {
@@ -53,7 +58,7 @@ impl Reporter {
             }
         }
         for (_, text) in self.findings.difference(&now) {
-            self.say(&format!("mended: {text}"));
+            self.say(&format!("no longer: {text}"));
         }
         self.findings = now;
     }
@@ -104,8 +109,10 @@ impl Reporter {
     pub fn settled(&mut self, summary: &Summary) {
         if summary.settled && !self.settled {
             self.settled = true;
+            let but =
+                if summary.refused == 0 { String::new() } else { format!(" ({} errors, see above)", summary.refused) };
             self.say(&format!(
-                "mesh {:?} is ready: {} pods on {} nodes, after {:.1} s. Edit the manifests and it follows; Ctrl-C ends it.",
+                "mesh {:?} is ready{but}: {} pods on {} nodes, after {:.1} s. Edit the manifests and it follows; Ctrl-C ends it.",
                 self.name,
                 summary.pods,
                 summary.nodes.len(),

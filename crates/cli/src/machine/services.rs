@@ -49,6 +49,7 @@ pub fn allocate(service: &mut Service, pool: &mut ServicePool, ipv6: bool) -> Re
     }
     if spec.type_.as_deref() == Some("ExternalName") {
         pool.give_back(&key);
+        (spec.cluster_ip, spec.cluster_ips) = (None, None);
         return Ok(());
     }
     let wanted = spec.cluster_ip.as_deref().filter(|text| !text.is_empty());

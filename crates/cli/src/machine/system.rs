@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Context;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use serde_json::{Value, json};
-use stillmesh_k8s::Object;
+use stillmesh_k8s::{Kind, Object, ObjectKey};
 use stillmesh_runtime::env::Reader;
 
 use super::bootstrap::ROOT;
@@ -15,6 +15,15 @@ use super::pods::worker::{node_home, node_ips};
 
 /// Where the mesh runs.
 pub const NAMESPACE: &str = "istio-system";
+
+/// Name of the controller's pod.
+pub const CONTROLLER: &str = "stillmesh-controller";
+/// Name of the cluster DNS's pod, in `kube-system`.
+const DNS: &str = "dns";
+/// Names of agents' pods begin so, and end with their node's.
+const AGENT: &str = "istio-cni-node-";
+/// Names of node tunnels' pods begin so.
+const TUNNEL: &str = "ztunnel-";
 
 /// Namespaces that are always there.
 pub const NAMESPACES: [&str; 3] = ["default", "kube-system", NAMESPACE];
@@ -52,6 +61,17 @@ pub fn node(node: &Node) -> anyhow::Result<Object> {
     Ok(object.into())
 }
 
+/// Whether a name is that of one of the mesh's own pods.
+pub fn is_pod(key: &ObjectKey, nodes: &[String]) -> bool {
+    let of_node = |prefix: &str| key.name.strip_prefix(prefix).is_some_and(|node| nodes.iter().any(|one| one == node));
+    key.kind == Kind::Pod
+        && match &*key.namespace {
+            NAMESPACE => &*key.name == CONTROLLER || of_node(TUNNEL) || of_node(AGENT),
+            "kube-system" => &*key.name == DNS,
+            _ => false,
+        }
+}
+
 /// The mesh's own pods.
 pub fn pods(nodes: &[Node], secret_ttl: &str) -> anyhow::Result<Vec<Pod>> {
     let first = nodes.first().context("a machine has at least one node")?;
@@ -60,7 +80,7 @@ pub fn pods(nodes: &[Node], secret_ttl: &str) -> anyhow::Result<Vec<Pod>> {
     let mut pods = vec![
         pod(&SystemPod {
             namespace: NAMESPACE,
-            name: "stillmesh-controller",
+            name: CONTROLLER,
             account: "istiod",
             labels: json!({"app": "istiod", "istio": "pilot"}),
             node: &first.name,
@@ -77,7 +97,7 @@ pub fn pods(nodes: &[Node], secret_ttl: &str) -> anyhow::Result<Vec<Pod>> {
         })?,
         pod(&SystemPod {
             namespace: "kube-system",
-            name: "dns",
+            name: DNS,
             account: "coredns",
             labels: json!({"k8s-app": "kube-dns"}),
             node: &first.name,
@@ -93,7 +113,7 @@ pub fn pods(nodes: &[Node], secret_ttl: &str) -> anyhow::Result<Vec<Pod>> {
         let control = format!("https://{CONTROLLER_VIP}:15012");
         pods.push(pod(&SystemPod {
             namespace: NAMESPACE,
-            name: &format!("istio-cni-node-{}", node.name),
+            name: &format!("{AGENT}{}", node.name),
             account: "istio-cni",
             labels: json!({"k8s-app": "istio-cni-node"}),
             node: &node.name,
@@ -112,7 +132,7 @@ pub fn pods(nodes: &[Node], secret_ttl: &str) -> anyhow::Result<Vec<Pod>> {
         })?);
         pods.push(pod(&SystemPod {
             namespace: NAMESPACE,
-            name: &format!("ztunnel-{}", node.name),
+            name: &format!("{TUNNEL}{}", node.name),
             account: "ztunnel",
             labels: json!({"app": "ztunnel"}),
             node: &node.name,
@@ -120,7 +140,7 @@ pub fn pods(nodes: &[Node], secret_ttl: &str) -> anyhow::Result<Vec<Pod>> {
             part: "ztunnel",
             env: &[
                 ("NODE_NAME", node.name.clone()),
-                ("POD_NAME", format!("ztunnel-{}", node.name)),
+                ("POD_NAME", format!("{TUNNEL}{}", node.name)),
                 ("INPOD_UDS", file("ztunnel.sock")),
                 ("XDS_ADDRESS", control.clone()),
                 ("XDS_ROOT_CA", under("ca/root-cert.pem")),

@@ -11,6 +11,7 @@ use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use caps::{CapSet, Capability, CapsHashSet};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl::set_pdeathsig;
@@ -18,9 +19,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
-use crate::machine::bootstrap::{SELF, mount_proc, step};
+use crate::machine::bootstrap::{SELF, Step, mount_proc, step};
 use crate::machine::init;
 
 /// How long a container's process may take to be there.
@@ -45,6 +46,8 @@ pub struct ContainerSpec {
     pub own: Vec<String>,
     /// The whole environment.
     pub env: Vec<(String, String)>,
+    /// Keep every capability, as parts of the mesh itself need; others keep what a container of a cluster has.
+    pub privileged: bool,
 }
 
 /// A running container, or a command beside one. Dropping it kills it.
@@ -78,10 +81,10 @@ impl Running {
         let mut theirs = Some(sender);
         // The first step opens the pipe by its name in /proc: nothing else that is started meanwhile inherits it.
         let status = format!("/proc/{}/fd/{}", std::process::id(), theirs.as_ref().map_or(-1, AsRawFd::as_raw_fd));
-        let mut command = Command::from(step("container", &(spec, status))?);
+        let (mut command, specification) = step("container", &(spec, status))?.split();
         command.stdin(stdio.stdin).stdout(stdio.stdout).stderr(stdio.stderr).kill_on_drop(true);
         let mut child = command.spawn().context("starting the container's first process")?;
-        drop(command);
+        drop((command, specification));
         let pid = child.id().context("the container's first process has ended")?;
         let mut said = [0u8; 4096];
         let count = tokio::select! {
@@ -143,7 +146,7 @@ pub fn enter((spec, status): &(ContainerSpec, String)) -> anyhow::Result<ExitCod
                 say_started(&mut pipe);
             }
         };
-        init::run_with(&mut command, started).context("starting process 1 of the container")
+        init::run_with(&mut command.command, started).context("starting process 1 of the container")
     });
     Ok(ExitCode::from(complained(code, &mut pipe)))
 }
@@ -162,7 +165,7 @@ fn complained(code: anyhow::Result<u8>, pipe: &mut std::fs::File) -> u8 {
     })
 }
 
-fn prepare(spec: &ContainerSpec, status: &str) -> anyhow::Result<std::process::Command> {
+fn prepare(spec: &ContainerSpec, status: &str) -> anyhow::Result<Step> {
     let open = |kind: &str| {
         let path = format!("/proc/{}/ns/{kind}", spec.enter);
         std::fs::File::open(&path).with_context(|| format!("opening {path}"))
@@ -198,15 +201,55 @@ pub fn init_step((spec, status): &(ContainerSpec, String)) -> anyhow::Result<Exi
     let mut pipe = std::fs::File::options().write(true).open(status).context("opening the status pipe")?;
     let code = mount_proc().and_then(|()| {
         let started = || say_started(&mut pipe);
-        init::run_with(&mut step("run", spec)?, started).context("starting the container's program")
+        init::run_with(&mut step("run", spec)?.command, started).context("starting the container's program")
     });
     Ok(ExitCode::from(complained(code, &mut pipe)))
+}
+
+/// What programs keep: the list that container engines give by default. Without SYS_ADMIN, SYS_PTRACE and NET_ADMIN they
+/// can neither uncover what the machine keeps nor take the mesh's rules out of their namespace.
+const KEPT: [Capability; 14] = [
+    Capability::CAP_AUDIT_WRITE,
+    Capability::CAP_CHOWN,
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_FOWNER,
+    Capability::CAP_FSETID,
+    Capability::CAP_KILL,
+    Capability::CAP_MKNOD,
+    Capability::CAP_NET_BIND_SERVICE,
+    Capability::CAP_NET_RAW,
+    Capability::CAP_SETFCAP,
+    Capability::CAP_SETGID,
+    Capability::CAP_SETPCAP,
+    Capability::CAP_SETUID,
+    Capability::CAP_SYS_CHROOT,
+];
+
+fn drop_capabilities() -> anyhow::Result<()> {
+    let kept = CapsHashSet::from(KEPT);
+    for capability in caps::all() {
+        if !kept.contains(&capability) && caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false) {
+            caps::drop(None, CapSet::Bounding, capability)?;
+        }
+    }
+    caps::clear(None, CapSet::Ambient)?;
+    let held: CapsHashSet = caps::read(None, CapSet::Permitted)?.intersection(&kept).copied().collect();
+    caps::set(None, CapSet::Inheritable, &CapsHashSet::new())?;
+    caps::set(None, CapSet::Effective, &held)?;
+    caps::set(None, CapSet::Permitted, &held)?;
+    Ok(())
 }
 
 /// Becomes the program. Returns only when that fails.
 #[expect(clippy::print_stderr, reason = "the container's own log is where its user looks")]
 pub fn become_program(spec: &ContainerSpec) -> anyhow::Result<ExitCode> {
     init::unblock_signals();
+    // A session of its own: signals of a terminal concern its user's job there, and reading from one stops nobody else.
+    // It fails only where this process leads a session already.
+    let _ = nix::unistd::setsid();
+    if !spec.privileged {
+        drop_capabilities().context("dropping capabilities")?;
+    }
     if spec.join {
         // A command beside a container ends with who asked for it; the program of a container, with process 1.
         set_pdeathsig(Signal::SIGKILL)?;

@@ -231,7 +231,7 @@ impl Worker {
         mut over: Instant,
     ) -> u8 {
         if let Some(hook) = &plan.pre_stop {
-            let spec = beside(running.pid(), plan, hook.clone(), env);
+            let spec = beside(running.pid(), plan, hook.clone(), env, self.pod.system);
             tokio::select! {
                 _ = run_beside(&spec) => {}
                 code = running.ended() => return code,
@@ -266,7 +266,15 @@ impl Worker {
             Program::Own(own) => (Vec::new(), own.iter().map(|text| vars.expand(text)).collect()),
         };
         let directory = directory(plan);
-        Ok(ContainerSpec { enter: sandbox, join: false, directory, argv, own, env: vars.into_entries() })
+        Ok(ContainerSpec {
+            enter: sandbox,
+            join: false,
+            directory,
+            argv,
+            own,
+            env: vars.into_entries(),
+            privileged: self.pod.system,
+        })
     }
 
     /// Runs the container's probes. Returns only when one of them says that it has to end: which.
@@ -358,7 +366,7 @@ impl Worker {
                 }
                 Action::Exec { argv } => {
                     let env = self.status.lock().containers.get(index).map(|one| one.env.clone()).unwrap_or_default();
-                    let code = run_beside(&beside(pid, plan, argv.clone(), env)).await?;
+                    let code = run_beside(&beside(pid, plan, argv.clone(), env, self.pod.system)).await?;
                     anyhow::ensure!(code == 0, "exit code {code}");
                 }
             }
@@ -383,8 +391,14 @@ fn directory(plan: &ContainerPlan) -> Option<String> {
 }
 
 /// A command beside a container.
-fn beside(pid: u32, plan: &ContainerPlan, argv: Vec<String>, env: Vec<(String, String)>) -> ContainerSpec {
-    ContainerSpec { enter: pid, join: true, directory: directory(plan), argv, own: Vec::new(), env }
+fn beside(
+    pid: u32,
+    plan: &ContainerPlan,
+    argv: Vec<String>,
+    env: Vec<(String, String)>,
+    privileged: bool,
+) -> ContainerSpec {
+    ContainerSpec { enter: pid, join: true, directory: directory(plan), argv, own: Vec::new(), env, privileged }
 }
 
 /// Runs a command beside a container to its end; its exit code.

@@ -16,7 +16,7 @@ use nix::sys::signal::{SigSet, Signal};
 use serde::{Deserialize, Serialize};
 use stillmesh_runtime::sys::netns::Netns;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 use crate::machine::bootstrap::{ROOT, step};
 use crate::machine::init;
@@ -51,9 +51,10 @@ pub struct Sandbox {
 impl Sandbox {
     /// Makes one.
     pub async fn start(spec: &SandboxSpec) -> anyhow::Result<Self> {
-        let mut command = Command::from(step("sandbox", spec)?);
+        let (mut command, specification) = step("sandbox", spec)?.split();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().context("starting the holder of the pod's namespaces")?;
+        drop(specification);
         let stdout = child.stdout.take().context("the holder has no output")?;
         let mut line = String::new();
         let read = tokio::time::timeout(DEADLINE, BufReader::new(stdout.take(64)).read_line(&mut line)).await;
