@@ -75,6 +75,9 @@ fn nothing_is_left_of_a_mesh_that_was_interrupted_or_killed() {
         let (mesh, _) = started();
         let family = descendants(mesh.pid());
         assert!(family.len() > 10, "a mesh is more than {family:?}");
+        // What reads from the user's terminal is then no background job of it, which would be stopped with all others.
+        let sessions: BTreeSet<&String> = family.iter().skip(1).map(|process| &process.session).collect();
+        assert!(!sessions.contains(&family[0].session), "part of the mesh is in the session of whoever started it");
         signal(mesh.pid(), name);
         mesh.wait();
         wait(&format!("no process is left after {name}"), || family.iter().all(|process| !process.is_there()));
@@ -109,6 +112,7 @@ fn host() -> BTreeSet<String> {
 struct Process {
     pid: u32,
     parent: u32,
+    session: String,
     started: String,
 }
 
@@ -116,7 +120,8 @@ impl Process {
     fn read(pid: u32) -> Option<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        Some(Self { pid, parent: fields.get(1)?.parse().ok()?, started: (*fields.get(19)?).to_owned() })
+        let text = |at: usize| fields.get(at).map(|field| (*field).to_owned());
+        Some(Self { pid, parent: fields.get(1)?.parse().ok()?, session: text(3)?, started: text(19)? })
     }
 
     fn is_there(&self) -> bool {
