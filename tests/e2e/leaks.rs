@@ -29,7 +29,7 @@ spec:
 
 /// What the runner of a mesh holds: descriptors, mounts, threads, links of nodes, files.
 fn held(mesh: &Mesh) -> BTreeMap<&'static str, usize> {
-    let runner = process(&["internal", "runner"], &format!("\"{}\"", mesh.name)).expect("a runner");
+    let runner = process(&["internal", "runner"], &mesh.name).expect("a runner");
     let of = |path: &str| PathBuf::from(format!("/proc/{runner}/{path}"));
     let entries = |path: &str| std::fs::read_dir(of(path)).map(Iterator::count).unwrap_or_default();
     let lines = |path: &str| std::fs::read_to_string(of(path)).unwrap_or_default().lines().count();

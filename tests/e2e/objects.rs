@@ -185,7 +185,7 @@ fn files_may_be_json_nested_and_of_several_documents_and_their_objects_go_with_t
     fs::write(folder.join("three.json"), json).unwrap();
     wait("the whole is good again", || {
         let said = scene.mesh.said();
-        said.lines().any(|line| line.starts_with("mended") && line.contains("three.json:"))
+        said.lines().any(|line| line.starts_with("no longer") && line.contains("three.json:"))
     });
     assert_eq!(scene.uid("three"), uid);
     fs::remove_dir_all(folder.parent().unwrap()).unwrap();
@@ -223,7 +223,7 @@ fn a_refused_edit_leaves_what_runs_as_it_is() {
     assert_eq!((scene.uid("one"), scene.is_ready("one")), (uid.clone(), true));
     scene.set(&good);
     wait("it is mended", || {
-        scene.mesh.said().lines().any(|line| line.starts_with("mended") && line.contains("objects-refused/one"))
+        scene.mesh.said().lines().any(|line| line.starts_with("no longer") && line.contains("objects-refused/one"))
     });
     assert_eq!(scene.uid("one"), uid);
 }

@@ -359,7 +359,7 @@ fn a_pod_whose_namespaces_are_lost_comes_back_in_new_ones() {
     let scene = Scene::new("pods-lost", &pod("lost-and-found", "", "echo start; exec sleep infinity", ""));
     scene.wait_ready("lost-and-found");
     let (uid, address) = (scene.uid("lost-and-found"), scene.mesh.ips("pods-lost", "lost-and-found"));
-    let holder = process(&["internal", "sandbox"], "\"lost-and-found\"").expect("a holder");
+    let holder = process(&["internal", "sandbox"], "lost-and-found").expect("a holder");
     signal(holder, "KILL");
     wait("it was restarted", || scene.restarts("lost-and-found", 0) == 1);
     scene.wait_ready("lost-and-found");

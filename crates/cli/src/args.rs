@@ -234,41 +234,57 @@ pub(crate) enum Internal {
     Enter {
         /// Descriptor of its specification.
         spec: RawFd,
+        /// What it is for.
+        label: String,
     },
     /// Process 1 of a machine.
     MachineInit {
         /// Descriptor of its specification.
         spec: RawFd,
+        /// What it is for.
+        label: String,
     },
     /// The runner of a machine.
     Runner {
         /// Descriptor of its specification.
         spec: RawFd,
+        /// What it is for.
+        label: String,
     },
     /// Holds the namespaces of a pod.
     Sandbox {
         /// Descriptor of its specification.
         spec: RawFd,
+        /// What it is for.
+        label: String,
     },
     /// Enters the namespaces of a pod and starts a container in it.
     Container {
         /// Descriptor of its specification.
         spec: RawFd,
+        /// What it is for.
+        label: String,
     },
     /// Process 1 of a container.
     Init {
         /// Descriptor of its specification.
         spec: RawFd,
+        /// What it is for.
+        label: String,
     },
     /// Becomes the program of a container.
     Run {
         /// Descriptor of its specification.
         spec: RawFd,
+        /// What it is for.
+        label: String,
     },
     /// Captures on a node's link.
     Capture {
         /// Descriptor of its specification.
         spec: RawFd,
+        /// What it is for.
+        label: String,
     },
     /// One part of the pre-check, in a child of its own.
     Probe {

@@ -42,14 +42,14 @@ pub fn main() -> ExitCode {
 
 fn internal(step: Internal) -> anyhow::Result<ExitCode> {
     match step {
-        Internal::Enter { spec } => bootstrap::enter(&bootstrap::specification(spec)?),
-        Internal::MachineInit { spec } => bootstrap::machine_init(&bootstrap::specification(spec)?),
-        Internal::Runner { spec } => runner::main(&bootstrap::specification(spec)?),
-        Internal::Capture { spec } => capture::in_namespace(&bootstrap::specification(spec)?),
-        Internal::Sandbox { spec } => sandbox::hold(&bootstrap::specification(spec)?),
-        Internal::Container { spec } => container::enter(&bootstrap::specification(spec)?),
-        Internal::Init { spec } => container::init_step(&bootstrap::specification(spec)?),
-        Internal::Run { spec } => container::become_program(&bootstrap::specification(spec)?),
+        Internal::Enter { spec, .. } => bootstrap::enter(&bootstrap::specification(spec)?),
+        Internal::MachineInit { spec, .. } => bootstrap::machine_init(&bootstrap::specification(spec)?),
+        Internal::Runner { spec, .. } => runner::main(&bootstrap::specification(spec)?),
+        Internal::Capture { spec, .. } => capture::in_namespace(&bootstrap::specification(spec)?),
+        Internal::Sandbox { spec, .. } => sandbox::hold(&bootstrap::specification(spec)?),
+        Internal::Container { spec, .. } => container::enter(&bootstrap::specification(spec)?),
+        Internal::Init { spec, .. } => container::init_step(&bootstrap::specification(spec)?),
+        Internal::Run { spec, .. } => container::become_program(&bootstrap::specification(spec)?),
         Internal::Probe { what } => precheck::probe(&what),
     }
 }

@@ -249,7 +249,7 @@ async fn capture(api: Arc<Api>, request: Request) -> Answer {
     let spec = CaptureSpec { netns: node_home(found).join("netns"), capture };
     Ok(Response::takeover(PROTOCOL, move |raw| async move {
         serve(raw, async |stdio: Stdio3| {
-            let (mut command, _specification) = step("capture", &spec)?.split();
+            let (mut command, _specification) = step("capture", &node, &spec)?.split();
             command.stdin(stdio.stdin).stdout(stdio.stdout).stderr(stdio.stderr).kill_on_drop(true);
             Ok(Program::Child(command.spawn().context("starting the capture")?))
         })

@@ -84,7 +84,7 @@ pub(crate) fn up(args: &Up) -> anyhow::Result<ExitCode> {
     let signals =
         SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGCHLD]);
     signals.thread_block()?;
-    let mut enter = step("enter", &spec)?;
+    let mut enter = step("enter", &spec.name, &spec)?;
     let mut child = enter.command.stdin(Stdio::from(OwnedFd::from(theirs))).spawn().context("starting the machine")?;
     drop(enter);
     drop(socket);
@@ -121,7 +121,7 @@ pub fn enter(spec: &MachineSpec) -> anyhow::Result<ExitCode> {
     // Should `up` be gone already, the runner finds the socket pair closed and ends all.
     set_pdeathsig(Signal::SIGKILL)?;
     enter_namespaces(spec.user_namespace)?;
-    let code = init::run(&mut step("machine-init", spec)?.command)?;
+    let code = init::run(&mut step("machine-init", &spec.name, spec)?.command)?;
     Ok(ExitCode::from(code))
 }
 
@@ -154,7 +154,7 @@ pub fn machine_init(spec: &MachineSpec) -> anyhow::Result<ExitCode> {
     mount_proc()?;
     let spec = MachineSpec { dir: hide_run(&spec.dir)?, ..spec.clone() };
     nix::unistd::sethostname(&spec.name).context("setting the host name")?;
-    let code = init::run(&mut step("runner", &spec)?.command)?;
+    let code = init::run(&mut step("runner", &spec.name, &spec)?.command)?;
     Ok(ExitCode::from(code))
 }
 
@@ -210,14 +210,14 @@ pub struct Step {
     specification: OwnedFd,
 }
 
-/// Prepares a step.
-pub fn step(name: &str, spec: &impl Serialize) -> anyhow::Result<Step> {
+/// Prepares a step. The label stands in its command line, for whoever looks at the list of processes.
+pub fn step(name: &str, label: &str, spec: &impl Serialize) -> anyhow::Result<Step> {
     let specification = memfd_create("specification", MFdFlags::empty()).context("making a file in memory")?;
     let mut file = std::fs::File::from(specification);
     file.write_all(&serde_json::to_vec(spec)?).context("writing a file in memory")?;
     let specification = OwnedFd::from(file);
     let mut command = Command::new(SELF);
-    command.arg0("stillmesh").args(["internal", name]).arg(specification.as_raw_fd().to_string());
+    command.arg0("stillmesh").args(["internal", name, &specification.as_raw_fd().to_string(), label]);
     Ok(Step { command, specification })
 }
 

@@ -50,6 +50,12 @@ pub struct ContainerSpec {
     pub privileged: bool,
 }
 
+impl ContainerSpec {
+    fn label(&self) -> &str {
+        self.argv.first().or(self.own.first()).map_or("", String::as_str)
+    }
+}
+
 /// A running container, or a command beside one. Dropping it kills it.
 #[derive(Debug)]
 pub struct Running {
@@ -81,7 +87,7 @@ impl Running {
         let mut theirs = Some(sender);
         // The first step opens the pipe by its name in /proc: nothing else that is started meanwhile inherits it.
         let status = format!("/proc/{}/fd/{}", std::process::id(), theirs.as_ref().map_or(-1, AsRawFd::as_raw_fd));
-        let (mut command, specification) = step("container", &(spec, status))?.split();
+        let (mut command, specification) = step("container", spec.label(), &(spec, status))?.split();
         command.stdin(stdio.stdin).stdout(stdio.stdout).stderr(stdio.stderr).kill_on_drop(true);
         let mut child = command.spawn().context("starting the container's first process")?;
         drop((command, specification));
@@ -183,13 +189,13 @@ fn prepare(spec: &ContainerSpec, status: &str) -> anyhow::Result<Step> {
         setns(file, kind).with_context(|| format!("entering the pod ({kind:?})"))?;
     }
     if spec.join {
-        return step("run", spec);
+        return step("run", spec.label(), spec);
     }
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID).context("making the container's namespaces")?;
     // Mounts of the machine still reach the pods that are to see them; none goes the other way.
     mount::<str, str, str, str>(None, "/", None, MsFlags::MS_REC | MsFlags::MS_SLAVE, None)
         .context("separating mounts")?;
-    step("init", &(spec, status))
+    step("init", spec.label(), &(spec, status))
 }
 
 /// Process 1 of a container. A signal that came before it can hand it on would be dropped by the kernel: the container
@@ -201,7 +207,7 @@ pub fn init_step((spec, status): &(ContainerSpec, String)) -> anyhow::Result<Exi
     let mut pipe = std::fs::File::options().write(true).open(status).context("opening the status pipe")?;
     let code = mount_proc().and_then(|()| {
         let started = || say_started(&mut pipe);
-        init::run_with(&mut step("run", spec)?.command, started).context("starting the container's program")
+        init::run_with(&mut step("run", spec.label(), spec)?.command, started).context("starting the container's program")
     });
     Ok(ExitCode::from(complained(code, &mut pipe)))
 }

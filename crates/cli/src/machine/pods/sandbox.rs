@@ -51,7 +51,7 @@ pub struct Sandbox {
 impl Sandbox {
     /// Makes one.
     pub async fn start(spec: &SandboxSpec) -> anyhow::Result<Self> {
-        let (mut command, specification) = step("sandbox", spec)?.split();
+        let (mut command, specification) = step("sandbox", &spec.hostname, spec)?.split();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().context("starting the holder of the pod's namespaces")?;
         drop(specification);
