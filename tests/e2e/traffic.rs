@@ -195,7 +195,11 @@ fn an_open_connection_survives_joining_and_leaving_under_load() {
     }
     let load = load.wait_with_output().unwrap();
     let load: serde_json::Value = serde_json::from_slice(&load.stdout).unwrap();
-    assert_eq!(load["failed"], 0, "{load}");
+    let told = || {
+        let logs = ["istio-cni-node-node1", "istio-cni-node-node2"].map(|agent| mesh.logs("istio-system", agent));
+        logs.iter().flat_map(|log| log.lines()).filter(|line| line.contains("turn/")).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(load["failed"], 0, "{load}\n{}", told());
     mesh.delete("turn.yaml");
 }
 

@@ -205,7 +205,8 @@ fn repeat(address: &str, length: Duration) -> Result {
         let began = started.elapsed();
         if let Err(error) = open(address, "echo").and_then(|mut stream| expect_echo(&mut stream, b"again")) {
             failed += 1;
-            last = format!("{error} (begun after {began:?}, ended after {:?})", started.elapsed());
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            last = format!("{error} (begun {:?} ago, now {} s)", started.elapsed() - began, now.as_secs_f64());
             thread::sleep(Duration::from_millis(10));
         }
     }
