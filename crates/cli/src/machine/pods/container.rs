@@ -207,7 +207,8 @@ pub fn init_step((spec, status): &(ContainerSpec, String)) -> anyhow::Result<Exi
     let mut pipe = std::fs::File::options().write(true).open(status).context("opening the status pipe")?;
     let code = mount_proc().and_then(|()| {
         let started = || say_started(&mut pipe);
-        init::run_with(&mut step("run", spec.label(), spec)?.command, started).context("starting the container's program")
+        init::run_with(&mut step("run", spec.label(), spec)?.command, started)
+            .context("starting the container's program")
     });
     Ok(ExitCode::from(complained(code, &mut pipe)))
 }

@@ -23,6 +23,7 @@ use stillmesh_k8s::{Kind, Object, ObjectKey};
 use stillmesh_runtime::Backoff;
 use stillmesh_runtime::sys::netns::Netns;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::log::Log;
