@@ -34,6 +34,12 @@ fn the_server_sees_the_clients_own_address() {
             seen.contains(&format!("{own}]:")) || seen.contains(&format!("{own}:")),
             "{pod} sees {seen}, not {own}"
         );
+        // Not from a port that the client's kernel may give to a connection of its own past the mesh: the two would be one.
+        let after =
+            seen.split_once(own.as_str()).map(|(_, after)| after.trim_start_matches([']', ':'])).unwrap_or_default();
+        let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
+        let port: u16 = digits.parse().unwrap_or_else(|_| panic!("no port in {seen}"));
+        assert!((1024..32768).contains(&port), "{pod} sees {seen}");
     }
 }
 

@@ -126,7 +126,8 @@ fn the_tunnels_own_connections_pass_with_its_own_and_with_a_borrowed_address() {
 fn connect_as_tunnel(destination: SocketAddr, source: Option<IpAddr>) -> TcpStream {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let stream = runtime.block_on(async {
-        let socket = tcp_connect_socket(destination, Some(Mark::PROXY), source).expect("a socket");
+        let socket = tcp_connect_socket(destination, Some(Mark::PROXY), source.map(|ip| SocketAddr::new(ip, 0)))
+            .expect("a socket");
         tokio::time::timeout(DEADLINE, socket.connect(destination)).await.expect("in time").expect("a connection")
     });
     let stream = stream.into_std().expect("a stream");

@@ -236,7 +236,9 @@ fn a_connection_with_a_borrowed_source_address_gets_its_answers() {
         });
         for (target, source) in [("10.7.0.1:8080", "192.0.2.7"), ("[fd07::1]:8080", "2001:db8::7")] {
             let (target, source): (SocketAddr, IpAddr) = (target.parse().unwrap(), ip(source));
-            let socket = pod.run_async(move || tcp_connect_socket(target, Some(Mark::PROXY), Some(source))).await;
+            let socket = pod
+                .run_async(move || tcp_connect_socket(target, Some(Mark::PROXY), Some(SocketAddr::new(source, 0))))
+                .await;
             let stream = tokio::time::timeout(DEADLINE, socket.unwrap().connect(target)).await.unwrap().unwrap();
             let (mut accepted, peer) = accept_one(&app);
             assert_eq!(peer.ip().to_canonical(), source);

@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
@@ -124,18 +124,28 @@ fn a_socket_connects_from_an_address_that_is_not_ours_to_be_seen_by_the_other_en
         });
         let listener = place.run_async(|| tcp_listener_any(80, Options::default()).unwrap()).await;
         listener.set_nonblocking(false).unwrap();
-        for (target, source) in [("127.0.0.1:80", "192.0.2.7"), ("[::1]:80", "2001:db8::7")] {
-            let (target, source): (SocketAddr, IpAddr) = (target.parse().unwrap(), source.parse().unwrap());
+        for (target, source) in [
+            ("127.0.0.1:80", "192.0.2.7:0"),
+            ("[::1]:80", "[2001:db8::7]:0"),
+            ("127.0.0.1:80", "192.0.2.7:2000"),
+            ("[::1]:80", "[2001:db8::7]:2000"),
+        ] {
+            let (target, source): (SocketAddr, SocketAddr) = (target.parse().unwrap(), source.parse().unwrap());
             let socket = place.run_async(move || tcp_connect_socket(target, Some(Mark::PROXY), Some(source))).await;
             let socket = socket.unwrap();
             assert_eq!(mark(&socket.as_fd()).unwrap(), Mark::PROXY);
             let connected = tokio::time::timeout(Duration::from_secs(10), socket.connect(target)).await;
             let _stream = connected.unwrap().unwrap();
             let (_, peer) = listener.accept().unwrap();
-            assert_eq!(peer.ip().to_canonical(), source);
-            assert_ne!(peer.port(), 0);
+            assert_eq!(peer.ip().to_canonical(), source.ip());
+            assert!(peer.port() == source.port() || source.port() == 0);
+            if source.port() != 0 {
+                // The same pair of ends cannot be had twice.
+                let again = place.run_async(move || tcp_connect_socket(target, None, Some(source))).await.unwrap();
+                assert_eq!(again.connect(target).await.unwrap_err().kind(), std::io::ErrorKind::AddrNotAvailable);
+            }
         }
-        let mixed = tcp_connect_socket("127.0.0.1:80".parse().unwrap(), None, Some("::1".parse().unwrap()));
+        let mixed = tcp_connect_socket("127.0.0.1:80".parse().unwrap(), None, Some("[::1]:0".parse().unwrap()));
         assert_eq!(mixed.unwrap_err().kind(), io::ErrorKind::InvalidInput);
     });
 }

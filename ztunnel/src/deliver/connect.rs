@@ -41,24 +41,43 @@ pub async fn keeping_source(
     if !keep {
         return plain(thread, node, destination, deadline).await;
     }
-    match from(thread, node, destination, Some(client), deadline).await {
-        Err(PathError::Connect { source, .. }) if is_refused_source(&source) && node.source_address_refused() => {
-            plain(thread, node, destination, deadline).await
+    for _ in 0..PORT_TRIES {
+        let source = SocketAddr::new(client, rand::random_range(SOURCE_PORTS));
+        match from(thread, node, destination, Some(source), deadline).await {
+            Err(PathError::Connect { source, .. }) if is_taken(&source) => {}
+            Err(PathError::Connect { source, .. }) if is_refused(&source) && node.source_address_refused() => {
+                return plain(thread, node, destination, deadline).await;
+            }
+            connected => return connected,
         }
-        connected => connected,
     }
+    tracing::debug!(%client, %destination, "no free source port was found in some tries; the kernel looks for one");
+    from(thread, node, destination, Some(SocketAddr::new(client, 0)), deadline).await
 }
 
+/// Source ports of connections that come from a client's address: below those that the client's own kernel gives to its
+/// connections (`ip_local_port_range`, by default from 32768 on). The client may have, or open at any time, connections of
+/// its own to the same destination that are not in the mesh. One with the same ports would be the same connection
+/// as ours to the application's kernel and to connection tracking, and would hang for as long as ours lives.
+const SOURCE_PORTS: std::ops::RangeInclusive<u16> = 1024..=32767;
+/// Ports that are tried before the choice is left to the kernel.
+const PORT_TRIES: usize = 16;
+
 /// The kernel does not let us send from the client's address.
-fn is_refused_source(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EADDRNOTAVAIL))
+fn is_refused(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES))
+}
+
+/// The port has a connection to this destination already, or had one a moment ago.
+fn is_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse)
 }
 
 async fn from(
     thread: &NetnsThread,
     node: &Node,
     destination: SocketAddr,
-    source: Option<IpAddr>,
+    source: Option<SocketAddr>,
     deadline: Instant,
 ) -> Result<TcpStream, PathError> {
     let mark = Mark(node.config.mark.get());
@@ -74,7 +93,7 @@ async fn open(
     thread: &NetnsThread,
     destination: SocketAddr,
     mark: Mark,
-    source: Option<IpAddr>,
+    source: Option<SocketAddr>,
 ) -> io::Result<TcpSocket> {
     thread.run(move || socket::tcp_connect_socket(destination, Some(mark), source)).await?
 }

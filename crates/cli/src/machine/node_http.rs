@@ -3,7 +3,7 @@
 //! They come from [`PROBE_SOURCE`], which only the node itself can use as its address: the mesh lets probes pass
 //! by it (contract 2.1), and packets with it that come from a pod are dropped by the kernel as having a local source.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -21,7 +21,7 @@ const BODY_BYTES: usize = 4 << 20;
 
 /// Connects from a node; to its pods, from the address of probes.
 pub async fn connect(node: &Node, target: SocketAddr, probe: bool) -> anyhow::Result<TcpStream> {
-    let source = (probe && target.is_ipv4()).then_some(IpAddr::V4(PROBE_SOURCE));
+    let source = (probe && target.is_ipv4()).then_some(SocketAddr::from((PROBE_SOURCE, 0)));
     let socket = node.thread.run(move || tcp_connect_socket(target, None, source)).await??;
     socket.connect(target).await.with_context(|| format!("connecting to {target}"))
 }

@@ -77,33 +77,39 @@ fn bound(address: SocketAddr, kind: Type, options: Options) -> io::Result<Socket
 }
 
 /// An unconnected nonblocking TCP socket for a connection to `destination`: marked before anything else, and with
-/// `source` as its address even if that is not ours (IP_TRANSPARENT, IP_FREEBIND; the port is chosen at connect time).
+/// `source` as its address even if that is not ours (IP_TRANSPARENT, IP_FREEBIND). Its port is chosen at connect time
+/// where it is 0; another one is shared with connections to other destinations, and connecting fails with
+/// `AddrNotAvailable` where one to this destination has it.
 ///
 /// A source of the other family than the destination is `InvalidInput`.
 pub fn tcp_connect_socket(
     destination: SocketAddr,
     mark: Option<Mark>,
-    source: Option<IpAddr>,
+    source: Option<SocketAddr>,
 ) -> io::Result<TcpSocket> {
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::for_address(destination), kind, Some(Protocol::TCP))?;
     if let Some(mark) = mark {
         socket.set_mark(mark.0)?;
     }
-    if let Some(source) = source.map(|ip| ip.to_canonical()) {
+    if let Some(source) = source.map(|source| SocketAddr::new(source.ip().to_canonical(), source.port())) {
         if source.is_ipv4() != destination.is_ipv4() {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "source and destination are of different families",
             ));
         }
-        set_transparent(&socket, source)?;
-        match source {
+        set_transparent(&socket, source.ip())?;
+        match source.ip() {
             IpAddr::V4(_) => socket.set_freebind_v4(true)?,
             IpAddr::V6(_) => socket.set_freebind_v6(true)?,
         }
-        nix::sys::socket::setsockopt(&socket, IpBindAddressNoPort, &true)?;
-        socket.bind(&SocketAddr::new(source, 0).into())?;
+        if source.port() == 0 {
+            nix::sys::socket::setsockopt(&socket, IpBindAddressNoPort, &true)?;
+        } else {
+            socket.set_reuse_address(true)?;
+        }
+        socket.bind(&source.into())?;
     }
     Ok(TcpSocket::from_std_stream(socket.into()))
 }
