@@ -3,7 +3,7 @@
 use anyhow::Context;
 
 /// A process that this run started.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Process(u32);
 
 impl Process {
