@@ -1,8 +1,8 @@
 //! The one-machine mesh: `stillmesh up` and the commands that talk to it.
 //!
 //! [`bootstrap`] leads from the user's shell into namespaces of our own, [`runner`] is what runs there. Its loop
-//! ([`reconcile`]) reads manifests, runs [`pods`], gives addresses ([`ipam`]), keeps [`services`] reachable ([`proxy`])
-//! and publishes the objects ([`publish`]) that the mesh's own parts ([`system`]) follow.
+//! (`reconcile`) reads manifests, runs [`pods`], gives addresses ([`ipam`]), keeps `services` reachable ([`proxy`])
+//! and publishes the objects (`publish`) that the mesh's own parts (`system`) follow.
 
 mod admit;
 mod api;

@@ -1,5 +1,5 @@
 //! The runner: process 2 of a machine. API server, scheduler, kubelet, primary CNI and kube-proxy of one machine, as a
-//! single loop over [`Reconciler`].
+//! single loop over `Reconciler`.
 //!
 //! It runs on one thread: its children ask to be killed when the thread that made them ends.
 
