@@ -4,7 +4,7 @@
 //! process 1, and the program. Signals go through all of them, and nothing that the program started outlives it. The
 //! first two steps are this executable; the last becomes the program.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{ExitCode, Stdio};
@@ -213,6 +213,13 @@ pub fn init_step((spec, status): &(ContainerSpec, String)) -> anyhow::Result<Exi
     Ok(ExitCode::from(complained(code, &mut pipe)))
 }
 
+/// Whether the program's file can be found: it is a path, or in a folder of PATH that can be looked into.
+fn somewhere(spec: &ContainerSpec) -> bool {
+    let Some(program) = spec.argv.first() else { return true };
+    let path = spec.env.iter().find(|(name, _)| name == "PATH").map_or("", |(_, path)| path.as_str());
+    program.contains('/') || path.split(':').any(|folder| std::path::Path::new(folder).join(program).exists())
+}
+
 /// What programs keep: the list that container engines give by default. Without SYS_ADMIN, SYS_PTRACE and NET_ADMIN they
 /// can neither uncover what the machine keeps nor take the mesh's rules out of their namespace.
 const KEPT: [Capability; 14] = [
@@ -277,9 +284,13 @@ pub fn become_program(spec: &ContainerSpec) -> anyhow::Result<ExitCode> {
     if let Some(directory) = &spec.directory {
         command.current_dir(directory);
     }
-    let error = command.exec();
+    let mut error = command.exec();
+    if error.kind() == ErrorKind::PermissionDenied && !somewhere(spec) {
+        // Said of a folder on the way that its user may not look into.
+        error = ErrorKind::NotFound.into();
+    }
     let name = spec.argv.first().map_or("stillmesh", String::as_str);
     eprintln!("stillmesh: cannot run {name:?}: {error}");
-    let not_found = error.kind() == std::io::ErrorKind::NotFound;
+    let not_found = error.kind() == ErrorKind::NotFound;
     Ok(ExitCode::from(if not_found { init::NOT_FOUND } else { init::CANNOT_RUN }))
 }
