@@ -15,7 +15,7 @@ use serde_json::Value;
 pub const STILLMESH: &str = env!("CARGO_BIN_EXE_stillmesh");
 
 /// How long anything may take before the test calls it stuck.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The program that runs in pods: built beside the command by `cargo test`.
 pub fn peer() -> PathBuf {
