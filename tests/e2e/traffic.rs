@@ -116,56 +116,30 @@ fn a_port_where_nobody_listens_fails_and_says_so_to_nobody_else() {
     mesh.ask("mesh", "client-1", &["echo", "server:80"]);
 }
 
-#[test]
-fn the_wire_between_the_nodes_shows_nothing_of_the_application() {
+/// What is seen on node1's link while client-1 of the namespace holds a connection to its server-2 and sends this word.
+fn seen_of(namespace: &str, word: &str) -> serde_json::Value {
     let mesh = shared();
-    let target = format!("{}:7000", mesh.ips("mesh", "server-2")[0]);
-    let word = "never in the clear";
-    let mut hold = mesh.prepare(&[
-        "exec",
-        "-n",
-        "mesh",
-        "client-1",
-        "--",
-        crate::support::peer().to_str().unwrap(),
-        "client",
-        "hold",
-        &target,
-        "300",
-        "20",
-        word,
-    ]);
-    let mut hold = hold.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let target = format!("{}:7000", mesh.ips(namespace, "server-2")[0]);
+    let peer = crate::support::peer();
+    let mut hold = vec!["exec", "-n", namespace, "client-1", "--", peer.to_str().unwrap(), "client", "hold"];
+    hold.extend([&target, "300", "20", word]);
+    let mut hold = mesh.prepare(&hold).stdout(std::process::Stdio::null()).spawn().unwrap();
     let seen = mesh.command(&["capture", "node1", "--seconds", "2", "--find", word, "--json"]);
     let _ = hold.kill();
     let _ = hold.wait();
-    let seen: serde_json::Value = serde_json::from_slice(&seen.stdout).unwrap_or_else(|_| panic!("{}", text(&seen)));
+    serde_json::from_slice(&seen.stdout).unwrap_or_else(|_| panic!("{}", text(&seen)))
+}
+
+#[test]
+fn the_wire_between_the_nodes_shows_nothing_of_the_application() {
+    let seen = seen_of("mesh", "never in the clear");
     assert_eq!(seen["found"], 0, "{seen}");
     assert!(seen["tunnel_bytes"].as_u64().unwrap_or(0) > 500, "nothing was captured: {seen}");
 }
 
 #[test]
 fn the_same_capture_sees_clear_text_where_there_is_no_mesh() {
-    let mesh = shared();
-    let target = format!("{}:7000", mesh.ips("plain", "server-2")[0]);
-    let mut hold = mesh.prepare(&[
-        "exec",
-        "-n",
-        "plain",
-        "client-1",
-        "--",
-        crate::support::peer().to_str().unwrap(),
-        "client",
-        "hold",
-        &target,
-        "300",
-        "20",
-    ]);
-    let mut hold = hold.stdout(std::process::Stdio::null()).spawn().unwrap();
-    let seen = mesh.command(&["capture", "node1", "--seconds", "2", "--find", "still here", "--json"]);
-    let _ = hold.kill();
-    let _ = hold.wait();
-    let seen: serde_json::Value = serde_json::from_slice(&seen.stdout).unwrap_or_else(|_| panic!("{}", text(&seen)));
+    let seen = seen_of("plain", "still here");
     assert!(seen["found"].as_u64().unwrap_or(0) > 10, "{seen}");
 }
 
