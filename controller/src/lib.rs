@@ -17,9 +17,7 @@ pub use serve::token_digest;
 
 use std::time::Duration;
 
-use anyhow::Context as _;
 use stillmesh_runtime::{drain, telemetry};
-use tokio::signal::unix::{SignalKind, signal};
 
 /// How long open streams may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(5);
@@ -34,19 +32,7 @@ pub fn main(arguments: impl IntoIterator<Item = String>) -> anyhow::Result<()> {
     telemetry::init("controller")?;
     let config = Config::from_process(arguments)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-        let (trigger, watch) = drain::channel();
-        let mut running = std::pin::pin!(run(config, watch));
-        tokio::select! {
-            ended = &mut running => return ended,
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        trigger.start(drain::Mode::Graceful, GRACE);
-        running.await
-    })
+    runtime.block_on(drain::until_signalled(GRACE, |watch| run(config, watch)))
 }
 
 #[expect(clippy::print_stdout, reason = "the help is what was asked for")]

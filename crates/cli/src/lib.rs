@@ -20,7 +20,6 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use stillmesh_runtime::env::Reader;
 use stillmesh_runtime::{drain, telemetry};
-use tokio::signal::unix::{SignalKind, signal};
 
 use args::{Cli, Command, Internal};
 use machine::pods::{container, sandbox};
@@ -89,29 +88,11 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 fn agent() -> anyhow::Result<()> {
     telemetry::init("agent")?;
     let config = stillmesh_cni::Config::from_env(Reader::process())?;
-    runtime()?.block_on(until_signal(|watch| stillmesh_cni::run(config, watch)))
+    runtime()?.block_on(drain::until_signalled(GRACE, |watch| stillmesh_cni::run(config, watch)))
 }
 
 fn cluster_dns() -> anyhow::Result<()> {
     telemetry::init("cluster-dns")?;
     let config = cluster_dns::Config::from_env(Reader::process())?;
-    runtime()?.block_on(until_signal(|watch| cluster_dns::run(config, watch)))
-}
-
-/// Runs a part until SIGTERM or SIGINT, then drains it.
-async fn until_signal<F>(part: impl FnOnce(drain::Watch) -> F) -> anyhow::Result<()>
-where
-    F: Future<Output = anyhow::Result<()>>,
-{
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    let (trigger, watch) = drain::channel();
-    let mut running = std::pin::pin!(part(watch));
-    tokio::select! {
-        ended = &mut running => return ended,
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    trigger.start(drain::Mode::Graceful, GRACE);
-    running.await
+    runtime()?.block_on(drain::until_signalled(GRACE, |watch| cluster_dns::run(config, watch)))
 }

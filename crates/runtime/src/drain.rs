@@ -3,8 +3,10 @@
 //! The trigger waits until all watches are dropped or the deadline has passed. Whoever holds a watch stops taking
 //! new work when [`Watch::signaled`] returns, finishes what it has before the deadline and then drops the watch.
 
+use std::io;
 use std::time::Duration;
 
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -122,6 +124,29 @@ impl Watch {
     pub fn started(&self) -> Option<Signal> {
         *self.receiver.borrow()
     }
+}
+
+/// Runs a part as a process does: until it ends by itself, or until SIGTERM or SIGINT starts its drain, for which it has
+/// `grace`. Errors: the part's own, or signals cannot be waited for.
+pub async fn until_signalled<F, E>(grace: Duration, part: impl FnOnce(Watch) -> F) -> Result<(), E>
+where
+    F: Future<Output = Result<(), E>>,
+    E: From<io::Error>,
+{
+    let wait = |kind, name| {
+        signal(kind).map_err(|error| io::Error::new(error.kind(), format!("cannot wait for {name}: {error}")))
+    };
+    let mut terminate = wait(SignalKind::terminate(), "SIGTERM")?;
+    let mut interrupt = wait(SignalKind::interrupt(), "SIGINT")?;
+    let (trigger, watch) = channel();
+    let mut running = std::pin::pin!(part(watch));
+    tokio::select! {
+        ended = &mut running => return ended,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    trigger.start(Mode::Graceful, grace);
+    running.await
 }
 
 #[cfg(test)]
