@@ -1,0 +1,93 @@
+//! Which types stand behind the kinds, and how their objects are read.
+//!
+//! Kinds of Kubernetes itself are what the server says they are. The mesh's own kinds are read from the plain JSON by
+//! the same checks as manifests: one bad object must not hide the others of its kind.
+
+use std::fmt::Debug;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{ApiResource, DynamicObject};
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication};
+use stillmesh_k8s::{Kind, parse};
+use tokio::task::JoinSet;
+
+use crate::source::{Follower, Found, Watch};
+
+/// An object as it comes from the server.
+pub(crate) trait Read: Resource + Clone + DeserializeOwned + Debug + Send + 'static {
+    /// Makes it one of ours.
+    fn read(self) -> Found;
+}
+
+macro_rules! typed {
+    ($($kind:ident),+) => {
+        $(impl Read for $kind {
+            fn read(self) -> Found {
+                Found { object: Some(self.into()), findings: Vec::new() }
+            }
+        })+
+    };
+}
+
+typed!(Namespace, Node, ServiceAccount, ConfigMap, Secret, Pod, Deployment, Service, EndpointSlice);
+
+impl Read for DynamicObject {
+    fn read(mut self) -> Found {
+        self.metadata.managed_fields = None;
+        let text = serde_json::to_string(&self).unwrap_or_default();
+        let mut found = parse::documents("", &text);
+        Found { object: found.objects.pop().map(|placed| placed.object), findings: found.findings }
+    }
+}
+
+/// Starts following a watch's objects.
+pub(crate) fn spawn(
+    tasks: &mut JoinSet<()>,
+    client: Client,
+    watch: &Watch,
+    config: watcher::Config,
+    follower: Follower,
+) {
+    macro_rules! global {
+        ($kind:ty) => {{
+            tasks.spawn(follower.follow(watcher(Api::<$kind>::all(client), config)));
+        }};
+    }
+    macro_rules! namespaced {
+        ($kind:ty) => {{
+            let api = match watch.namespace() {
+                Some(namespace) => Api::<$kind>::namespaced(client, namespace),
+                None => Api::<$kind>::all(client),
+            };
+            tasks.spawn(follower.follow(watcher(api, config)));
+        }};
+    }
+    macro_rules! checked {
+        ($kind:ty) => {{
+            let resource = ApiResource::erase::<$kind>(&());
+            let api = match watch.namespace() {
+                Some(namespace) => Api::<DynamicObject>::namespaced_with(client, namespace, &resource),
+                None => Api::<DynamicObject>::all_with(client, &resource),
+            };
+            tasks.spawn(follower.follow(watcher(api, config)));
+        }};
+    }
+    match watch.kind {
+        Kind::Namespace => global!(Namespace),
+        Kind::Node => global!(Node),
+        Kind::ServiceAccount => namespaced!(ServiceAccount),
+        Kind::ConfigMap => namespaced!(ConfigMap),
+        Kind::Secret => namespaced!(Secret),
+        Kind::Pod => namespaced!(Pod),
+        Kind::Deployment => namespaced!(Deployment),
+        Kind::Service => namespaced!(Service),
+        Kind::EndpointSlice => namespaced!(EndpointSlice),
+        Kind::AuthorizationPolicy => checked!(AuthorizationPolicy),
+        Kind::PeerAuthentication => checked!(PeerAuthentication),
+    }
+}

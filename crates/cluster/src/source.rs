@@ -1,0 +1,294 @@
+//! Objects from the Kubernetes API, followed by watch streams.
+//!
+//! One task per watch lists and follows a kind; what it hears is merged into one pending update until the owner takes
+//! it, so that a slow owner costs no more memory than the objects themselves. A watch that breaks, or whose position
+//! the server has forgotten (410), lists again: objects that are as before are no change, objects that are gone are
+//! removed, and until the list is complete everything stays as it was. A kind that the server does not have counts as
+//! having no objects, and is looked for again.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt as _};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::runtime::watcher::{self, Event};
+use parking_lot::Mutex;
+use stillmesh_k8s::{Finding, Kind, Object, ObjectKey, Placed, Position};
+use stillmesh_objects::{Change, Source, Update};
+use stillmesh_runtime::Backoff;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use crate::kinds::{self, Read};
+use crate::{Cluster, trim};
+
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// How often a kind is looked for that the server does not have.
+const ABSENT: Duration = Duration::from_secs(5);
+
+/// What of a kind is watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watch {
+    /// The kind.
+    pub kind: Kind,
+    /// Where.
+    pub scope: Scope,
+}
+
+/// Which objects of a kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All.
+    Everywhere,
+    /// Those of a namespace.
+    Namespace(String),
+    /// The one of this namespace and name.
+    Named(String, String),
+    /// Pods of a node.
+    Node(String),
+}
+
+impl Watch {
+    /// All objects of a kind.
+    pub fn all(kind: Kind) -> Self {
+        Self { kind, scope: Scope::Everywhere }
+    }
+
+    /// One object.
+    pub fn named(kind: Kind, namespace: &str, name: &str) -> Self {
+        Self { kind, scope: Scope::Named(namespace.to_owned(), name.to_owned()) }
+    }
+
+    fn config(&self) -> watcher::Config {
+        match &self.scope {
+            Scope::Everywhere | Scope::Namespace(_) => watcher::Config::default(),
+            Scope::Named(_, name) => watcher::Config::default().fields(&format!("metadata.name={name}")),
+            Scope::Node(node) => watcher::Config::default().fields(&format!("spec.nodeName={node}")),
+        }
+    }
+
+    /// The namespace to ask in; `None` is all.
+    pub(crate) fn namespace(&self) -> Option<&str> {
+        match &self.scope {
+            Scope::Namespace(namespace) | Scope::Named(namespace, _) => Some(namespace),
+            Scope::Everywhere | Scope::Node(_) => None,
+        }
+    }
+}
+
+/// The objects that some watches bring.
+#[derive(Debug)]
+pub struct KubernetesSource {
+    shared: Arc<Shared>,
+    /// Ended with the source.
+    _watches: JoinSet<()>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    pending: Mutex<Pending>,
+    news: Notify,
+}
+
+/// What the owner has not taken yet. Bounded by the number of objects.
+#[derive(Debug, Default)]
+struct Pending {
+    changes: HashMap<ObjectKey, Change>,
+    findings: BTreeMap<(usize, ObjectName), Vec<Finding>>,
+    findings_changed: bool,
+    /// Watches whose first list is not complete.
+    incomplete: usize,
+    /// Whether completion has been told.
+    told: bool,
+}
+
+type ObjectName = (String, String);
+
+impl KubernetesSource {
+    /// Starts the watches. Errors of the server are logged and tried again, for ever; the first update comes when
+    /// every watch has had its first list.
+    pub fn open(cluster: &Cluster, watches: Vec<Watch>) -> Self {
+        let shared = Arc::new(Shared::default());
+        shared.pending.lock().incomplete = watches.len();
+        let mut tasks = JoinSet::new();
+        for (number, watch) in watches.into_iter().enumerate() {
+            let config = watch.config();
+            let follower = Follower {
+                number,
+                watch: watch.clone(),
+                shared: Arc::clone(&shared),
+                known: HashMap::new(),
+                listing: None,
+                complete: false,
+                backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
+            };
+            kinds::spawn(&mut tasks, cluster.client(), &watch, config, follower);
+        }
+        Self { shared, _watches: tasks }
+    }
+}
+
+impl Source for KubernetesSource {
+    async fn next(&mut self) -> Option<Update> {
+        loop {
+            {
+                let mut pending = self.shared.pending.lock();
+                let complete = pending.incomplete == 0;
+                let completed = complete && !pending.told;
+                if completed || pending.told && (!pending.changes.is_empty() || pending.findings_changed) {
+                    pending.told = true;
+                    let findings = std::mem::take(&mut pending.findings_changed)
+                        .then(|| pending.findings.values().flatten().cloned().collect());
+                    let changes = std::mem::take(&mut pending.changes).into_values().collect();
+                    return Some(Update { changes, moved: Vec::new(), findings, complete });
+                }
+            }
+            self.shared.news.notified().await;
+        }
+    }
+}
+
+/// One watch.
+pub(crate) struct Follower {
+    number: usize,
+    watch: Watch,
+    shared: Arc<Shared>,
+    /// Version of every object that the owner knows or is about to.
+    known: HashMap<ObjectName, String>,
+    /// What a list that is not complete has held so far.
+    listing: Option<HashMap<ObjectName, String>>,
+    complete: bool,
+    backoff: Backoff,
+}
+
+impl Follower {
+    /// Follows a stream until the task is ended.
+    pub async fn follow<K: Read>(mut self, stream: impl Stream<Item = Result<Event<K>, watcher::Error>> + Send) {
+        let mut stream = std::pin::pin!(stream);
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(event) => {
+                    self.backoff.reset();
+                    self.take(event);
+                }
+                Err(error) => {
+                    let wait = self.failed(&error);
+                    tokio::time::sleep(wait).await;
+                }
+            }
+        }
+    }
+
+    fn failed(&mut self, error: &watcher::Error) -> Duration {
+        let kind = self.watch.kind;
+        if is_absent(error) {
+            if !self.complete {
+                tracing::info!(%kind, "the API server does not have this kind");
+            }
+            self.listing = Some(HashMap::new());
+            self.listed();
+            return ABSENT;
+        }
+        let wait = self.backoff.next(1.0);
+        // A watch that the server ends after its time, or whose position it has forgotten, is everyday.
+        match error {
+            watcher::Error::WatchError(status) if status.code == 410 => {
+                tracing::debug!(%kind, "the watch has expired: listing again");
+            }
+            _ => tracing::warn!(%kind, %error, ?wait, "objects cannot be watched; what is known stays"),
+        }
+        wait
+    }
+
+    fn take<K: Read>(&mut self, event: Event<K>) {
+        match event {
+            Event::Init => self.listing = Some(HashMap::new()),
+            Event::InitApply(object) => {
+                let (name, version) = identify(object.meta());
+                if let Some(listing) = &mut self.listing {
+                    listing.insert(name.clone(), version.clone());
+                }
+                if self.known.get(&name) != Some(&version) {
+                    self.set(name, version, object);
+                }
+            }
+            Event::InitDone => self.listed(),
+            Event::Apply(object) => {
+                let (name, version) = identify(object.meta());
+                self.set(name, version, object);
+            }
+            Event::Delete(object) => {
+                let (name, _) = identify(object.meta());
+                self.remove(&name);
+                self.shared.news.notify_one();
+            }
+        }
+    }
+
+    fn set<K: Read>(&mut self, name: ObjectName, version: String, object: K) {
+        let place = (self.number, name.clone());
+        let read = object.read();
+        let mut pending = self.shared.pending.lock();
+        if let Some(mut object) = read.object {
+            trim::trim(&mut object);
+            let placed = Placed { object, at: Position::file("") };
+            pending.changes.insert(placed.object.key(), Change::Set(placed));
+        }
+        let before = if read.findings.is_empty() {
+            pending.findings.remove(&place)
+        } else {
+            pending.findings.insert(place, read.findings.clone())
+        };
+        pending.findings_changed |= before.unwrap_or_default() != read.findings;
+        drop(pending);
+        self.known.insert(name, version);
+        self.shared.news.notify_one();
+    }
+
+    fn remove(&mut self, name: &ObjectName) {
+        if self.known.remove(name).is_none() {
+            return;
+        }
+        let key = ObjectKey::new(self.watch.kind, &name.0, &name.1);
+        let mut pending = self.shared.pending.lock();
+        pending.changes.insert(key.clone(), Change::Removed(key));
+        pending.findings_changed |= pending.findings.remove(&(self.number, name.clone())).is_some();
+    }
+
+    /// A list is complete: what it did not hold is gone.
+    fn listed(&mut self) {
+        let Some(listing) = self.listing.take() else { return };
+        let gone: Vec<ObjectName> = self.known.keys().filter(|name| !listing.contains_key(*name)).cloned().collect();
+        for name in &gone {
+            self.remove(name);
+        }
+        if !self.complete {
+            self.complete = true;
+            self.shared.pending.lock().incomplete -= 1;
+        }
+        self.shared.news.notify_one();
+    }
+}
+
+fn identify(meta: &ObjectMeta) -> (ObjectName, String) {
+    let name = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
+    (name, meta.resource_version.clone().unwrap_or_default())
+}
+
+/// Whether the server does not know the kind: its CRD is not there, or not yet.
+fn is_absent(error: &watcher::Error) -> bool {
+    matches!(
+        error,
+        watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404
+    )
+}
+
+/// What is made of an object as the server sends it.
+pub(crate) struct Found {
+    /// The object, if it can be used.
+    pub object: Option<Object>,
+    /// What is wrong with it.
+    pub findings: Vec<Finding>,
+}

@@ -1,0 +1,65 @@
+//! Takes away what nobody here reads, so that ten thousand pods cost what is known of them and no more.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use stillmesh_k8s::Object;
+
+/// The annotation in which `kubectl apply` keeps a second copy of the object.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// Trims an object that has just come from the server.
+pub(crate) fn trim(object: &mut Object) {
+    let metadata = object.metadata_mut();
+    metadata.managed_fields = None;
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.remove(LAST_APPLIED);
+    }
+    match object {
+        Object::Pod(pod) => trim_pod(Arc::make_mut(pod)),
+        Object::Node(node) => {
+            let node = Arc::make_mut(node);
+            if let Some(status) = &mut node.status {
+                status.images = None;
+                status.volumes_attached = None;
+                status.volumes_in_use = None;
+            }
+        }
+        _ => {}
+    }
+}
+
+fn trim_pod(pod: &mut Pod) {
+    if let Some(spec) = &mut pod.spec {
+        let containers = std::mem::take(&mut spec.containers);
+        let init = spec.init_containers.take();
+        *spec = PodSpec {
+            containers: containers.into_iter().map(trim_container).collect(),
+            init_containers: init.map(|all| all.into_iter().map(trim_container).collect()),
+            node_name: spec.node_name.take(),
+            service_account_name: spec.service_account_name.take(),
+            host_network: spec.host_network,
+            hostname: spec.hostname.take(),
+            subdomain: spec.subdomain.take(),
+            ..PodSpec::default()
+        };
+    }
+    if let Some(status) = &mut pod.status {
+        status.container_statuses = None;
+        status.init_container_statuses = None;
+        status.ephemeral_container_statuses = None;
+    }
+}
+
+/// Names, ports and probes: ports give endpoints their names, probes may pass where plain text may not.
+fn trim_container(container: Container) -> Container {
+    Container {
+        name: container.name,
+        ports: container.ports,
+        liveness_probe: container.liveness_probe,
+        readiness_probe: container.readiness_probe,
+        startup_probe: container.startup_probe,
+        restart_policy: container.restart_policy,
+        ..Container::default()
+    }
+}
