@@ -1,18 +1,4 @@
 //! The agent's settings, read once from the environment.
-//!
-//! | key | default | meaning |
-//! | --- | --- | --- |
-//! | `NODE_NAME` | required | whose pods are captured |
-//! | `OBJECTS_DIR` | required | directory with the cluster's objects |
-//! | `NETNS_DIR` | required | directory with the namespaces of running pods, one file per pod UID |
-//! | `ZDS_SOCKET` | `/var/run/ztunnel/ztunnel.sock` | where tunnels connect |
-//! | `PLUGIN_SOCKET` | `/var/run/istio-cni/pluginevent.sock` | where the plugin connects |
-//! | `API_SOCKET` | none | where annotations are written to; without it none are |
-//! | `STATE_DIR` | required | directory with what is believed of enrolled pods |
-//! | `METRICS_ADDRESS` | none | address and port of `/metrics`, `/healthz`, `/readyz` |
-//! | `SYSTEM_NAMESPACE` | `istio-system` | where the mesh itself runs |
-//! | `EXCLUDE_NAMESPACES` | `kube-system` | comma list of namespaces whose pods are never captured |
-//! | `AMBIENT_DNS_CAPTURE` | `true` | whether DNS of captured pods goes through the tunnel, where the pod does not say |
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -21,6 +7,21 @@ use stillmesh_k8s::select::Enrolment;
 use stillmesh_runtime::env::{Problems, Reader};
 
 use crate::rules::plan::Dns;
+
+/// Every key: name, default, meaning.
+pub const KEYS: &[(&str, &str, &str)] = &[
+    ("NODE_NAME", "", "whose pods are captured; required"),
+    ("OBJECTS_DIR", "", "directory with the cluster's objects; required"),
+    ("NETNS_DIR", "", "directory with the namespaces of running pods, one file per pod UID; required"),
+    ("ZDS_SOCKET", "/var/run/ztunnel/ztunnel.sock", "where tunnels connect"),
+    ("PLUGIN_SOCKET", "/var/run/istio-cni/pluginevent.sock", "where the plugin connects"),
+    ("API_SOCKET", "", "where annotations are written to; without it none are"),
+    ("STATE_DIR", "", "directory with what is believed of enrolled pods; required"),
+    ("METRICS_ADDRESS", "", "address and port of /metrics, /healthz, /readyz; without it there are none"),
+    ("SYSTEM_NAMESPACE", "istio-system", "where the mesh itself runs"),
+    ("EXCLUDE_NAMESPACES", "kube-system", "namespaces whose pods are never captured, separated by commas"),
+    ("AMBIENT_DNS_CAPTURE", "true", "whether DNS of captured pods goes through the tunnel, where the pod does not say"),
+];
 
 /// Everything that the agent is told at its start.
 #[derive(Clone, Debug)]
