@@ -13,7 +13,7 @@ use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication};
-use stillmesh_k8s::{Kind, parse};
+use stillmesh_k8s::{Kind, Position, parse};
 use tokio::task::JoinSet;
 
 use crate::source::{Follower, Found, Watch};
@@ -41,6 +41,10 @@ impl Read for DynamicObject {
         self.metadata.managed_fields = None;
         let text = serde_json::to_string(&self).unwrap_or_default();
         let mut found = parse::documents("", &text);
+        for finding in &mut found.findings {
+            // Lines of a text that nobody wrote.
+            finding.at = Position::file("");
+        }
         Found { object: found.objects.pop().map(|placed| placed.object), findings: found.findings }
     }
 }

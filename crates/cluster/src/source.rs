@@ -292,3 +292,6 @@ pub(crate) struct Found {
     /// What is wrong with it.
     pub findings: Vec<Finding>,
 }
+
+#[cfg(test)]
+mod tests;

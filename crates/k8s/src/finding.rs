@@ -70,7 +70,10 @@ pub struct Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.at)?;
+        // An object of an API server is in no file.
+        if !self.at.file.is_empty() {
+            write!(f, "{}: ", self.at)?;
+        }
         if !self.object.is_empty() {
             write!(f, "{}: ", self.object)?;
         }
