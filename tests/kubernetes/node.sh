@@ -45,16 +45,17 @@ cgroup_make() {
 		done
 	done
 }
-cgroup_remove() { # of one node, or "." of all
-	local c i
-	for c in $(cgroups); do
-		for i in $(seq 20); do
-			[ -d "$c/$CGROUP/$1" ] || break
-			find "$c/$CGROUP/$1" -depth -type d -exec rmdir {} + 2>/dev/null || sleep 0.2
+cgroup_remove() { # of one node, or of all
+	local c d i
+	for i in $(seq 50); do
+		for c in $(cgroups); do
+			d=$c/$CGROUP${1:+/$1}
+			[ ! -d "$d" ] || find "$d" -depth -type d -exec rmdir {} + 2>/dev/null || true
 		done
-		[ -d "$c/$CGROUP/$1" ] && say "left: $c/$CGROUP/$1"
+		[ -n "$(find /sys/fs/cgroup/*/$CGROUP${1:+/$1} -maxdepth 0 2>/dev/null)" ] || return 0
+		sleep 0.2
 	done
-	true
+	say "left: $(find /sys/fs/cgroup/*/$CGROUP${1:+/$1} -maxdepth 0)"
 }
 
 # Runs in the new namespaces as pid 1 and becomes the node's init script.
@@ -66,7 +67,7 @@ stage2() {
 	cd "$r"
 	mkdir -p usr etc var/lib var/log run tmp dev proc sys root opt/cni/bin opt/lab mnt srv home .old
 	chmod 1777 tmp
-	for d in bin sbin lib lib32 lib64 libx32; do [ -e "/$d" ] && [ ! -e "$d" ] && ln -s "usr/$d" "$d"; done
+	for d in bin sbin lib lib32 lib64 libx32; do [ -e "/$d" ] && [ ! -L "$d" ] && ln -s "usr/$d" "$d"; done
 	[ -e etc/passwd ] || cp -a /etc/. etc/
 	mkdir -p var/lib/kubelet var/lib/containerd var/lib/cni var/log/pods var/log/containers var/log/lab var/cache var/tmp etc/cni/net.d etc/kubernetes
 	[ -e var/run ] || ln -s ../run var/run
@@ -108,6 +109,8 @@ spawn() {
 	cgroup_make "$n"
 	(
 		for c in $(cgroups); do echo "$BASHPID" > "$c/$CGROUP/$n/cgroup.procs"; done
+		# Nothing of the caller's stays open in the node, locks least of all.
+		for c in /proc/self/fd/*; do c=${c##*/}; [ "$c" -le 2 ] || [ "$c" = 255 ] || eval "exec $c>&-"; done
 		exec 9< /proc/self/ns/net
 		exec setsid unshare --mount --net --uts --ipc --cgroup --pid --fork --kill-child \
 			env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root \
@@ -116,7 +119,7 @@ spawn() {
 	outer=$!
 	for i in $(seq 100); do
 		# only unshare's own child counts: the shell before it forks too
-		[ "$(cat "/proc/$outer/comm" 2>/dev/null)" = unshare ] && p=$(tr -d ' ' < "/proc/$outer/task/$outer/children")
+		[ "$(cat "/proc/$outer/comm" 2>/dev/null)" != unshare ] || p=$(cat "/proc/$outer/task/$outer/children" 2>/dev/null | tr -d ' ') || true
 		[ -n "$p" ] && break; sleep 0.05
 	done
 	[ -n "$p" ] || die "$n did not start: $(cat "$STATE/$n/init.log")"
@@ -193,7 +196,7 @@ control_plane_files() {
 	run kube-controller-manager \$B kube-controller-manager --kubeconfig \$K/kcm.kubeconfig --authentication-kubeconfig \$K/kcm.kubeconfig --authorization-kubeconfig \$K/kcm.kubeconfig \
 		--service-account-private-key-file \$K/sa.key --root-ca-file \$K/ca.crt --cluster-signing-cert-file \$K/ca.crt --cluster-signing-key-file \$K/ca.key \
 		--use-service-account-credentials --leader-elect=false --allocate-node-cidrs=false --cluster-cidr $PODS4.0.0/16,$PODS6::/56 \
-		--node-monitor-grace-period 20s --kube-api-qps 100 --kube-api-burst 200
+		--kube-api-qps 100 --kube-api-burst 200
 	run kube-scheduler \$B kube-scheduler --kubeconfig \$K/scheduler.kubeconfig --authentication-kubeconfig \$K/scheduler.kubeconfig --authorization-kubeconfig \$K/scheduler.kubeconfig --leader-elect=false
 	# the API server for the machine: listens in its network namespace (descriptor 9), on loopback only
 	( while :; do \$B nsproxy -fd 9 -listen 127.0.0.1:$PORT -to 127.0.0.1:6443 >>/var/log/lab/nsproxy.log 2>&1; sleep 1; done ) &
