@@ -87,7 +87,7 @@ pub async fn run(config: Config, watch: Watch) -> anyhow::Result<()> {
     let resolv = Resolv::read(Resolv::PATH);
     let node = Node::new(Parts { config, snapshots, identities, ledger, workers, resolv });
 
-    let mut pods = Pods::new(node.clone(), tasks.child("pods"));
+    let pods = Pods::new(node.clone(), tasks.child("pods"));
     let quit = CancellationToken::new();
     let (servers_end, servers) = drain::channel();
     let levels = telemetry::init("ztunnel").ok();
@@ -107,7 +107,9 @@ pub async fn run(config: Config, watch: Watch) -> anyhow::Result<()> {
         }
         let (ready, is_ready) = watch::channel(false);
         let following = follow(is_ready, readiness.clone());
-        tokio::join!(zds::run(&node.config.zds, &mut pods, &ready), following);
+        let mut agents = pods.clone();
+        agents.find_predecessor().await;
+        tokio::join!(zds::run(&node.config.zds, &mut agents, &ready), following);
     };
     let grace = tokio::select! {
         signal = watch.signaled() => signal.left(),

@@ -1,8 +1,10 @@
 //! Pods coming and going, their listeners, and the connections that come in at them.
 
 pub mod listeners;
+pub mod open;
 pub mod pod;
 pub mod pods;
+pub mod succession;
 pub mod zds;
 
 use std::net::{IpAddr, SocketAddr};

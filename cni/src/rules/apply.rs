@@ -77,6 +77,7 @@ pub enum FoundRules {
 
 /// Puts all of the plan in place. Tables go in one transaction, after the routes that they rely on.
 pub fn install(plan: &RulePlan) -> Result<Outcome, ApplyError> {
+    migrate_connections();
     let routes = install_routes(plan)?;
     let mut batch = Batch::new();
     let mut wrong = false;
@@ -97,6 +98,16 @@ pub fn install(plan: &RulePlan) -> Result<Outcome, ApplyError> {
         nft::apply(&batch).map_err(failed("install the rules"))?;
     }
     Ok(if wrong || routes == Outcome::Changed { Outcome::Changed } else { Outcome::Unchanged })
+}
+
+/// Where two ztunnels listen on one port, connections that wait for the one that closes its listener go to the other:
+/// without this the kernel resets them. A container may write to the host's proc only.
+fn migrate_connections() {
+    let written =
+        ["/host/proc", "/proc"].map(|proc| std::fs::write(format!("{proc}/sys/net/ipv4/tcp_migrate_req"), "1"));
+    if let [Err(_), Err(error)] = written {
+        tracing::debug!(%error, "an upgrade of ztunnel that hands no listeners over may reset connections");
+    }
 }
 
 /// Takes the capture rules and routes out, in one transaction; the guard stays. Nothing there is fine.

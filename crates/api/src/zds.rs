@@ -6,7 +6,6 @@
 
 mod agent;
 pub mod protocol;
-mod socket;
 #[cfg(test)]
 mod tests;
 mod tunnel;
@@ -19,8 +18,10 @@ pub use agent::{Greeting, Listener, ServerConnection};
 use stillmesh_core::{Diagnose, Fault};
 pub use tunnel::ClientConnection;
 
+use crate::packets::PacketError;
+
 /// Longest message.
-pub const MAX_MESSAGE_BYTES: usize = 1024;
+pub const MAX_MESSAGE_BYTES: usize = crate::packets::MOST_BYTES;
 
 /// How long the peer may take for a hello, an answer, or to take a message off the socket.
 pub const DEADLINE: Duration = Duration::from_secs(5);
@@ -91,6 +92,17 @@ pub enum ZdsError {
         /// Its size.
         bytes: usize,
     },
+}
+
+impl From<PacketError> for ZdsError {
+    fn from(error: PacketError) -> Self {
+        match error {
+            PacketError::Io(error) => Self::Io(error),
+            PacketError::Closed => Self::Closed,
+            PacketError::Bad(what) => protocol::protocol(what),
+            PacketError::Slow { what, limit } => Self::Slow { what, limit },
+        }
+    }
 }
 
 impl Diagnose for ZdsError {

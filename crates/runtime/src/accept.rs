@@ -47,6 +47,15 @@ impl Accept for UnixListener {
     }
 }
 
+impl<L: Accept + Sync> Accept for Arc<L> {
+    type Connection = L::Connection;
+    type Peer = L::Peer;
+
+    fn accept_one(&self) -> impl Future<Output = io::Result<(L::Connection, L::Peer)>> + Send {
+        (**self).accept_one()
+    }
+}
+
 /// An accepted connection that is limited in number: it counts until the permit is dropped.
 #[derive(Debug)]
 pub struct Accepted<C, P> {

@@ -1,6 +1,7 @@
 //! Nodes and what they know.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,9 @@ use tokio::sync::Mutex;
 use crate::Pod;
 use crate::control::{Control, HOST};
 
+/// The agent's socket in a node's directory.
+const SOCKET: &str = "ztunnel.sock";
+
 /// How long a test waits for something to become true.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -35,6 +39,7 @@ pub struct Mesh {
     tasks: Tasks,
     sockets: TempDir,
     nodes: u16,
+    tunnels: u16,
     pods: u8,
 }
 
@@ -44,8 +49,10 @@ pub struct Node {
     pub name: String,
     agent: Arc<Mutex<Option<ServerConnection>>>,
     listener: Arc<Mutex<Listener>>,
+    home: PathBuf,
     admin: SocketAddr,
     stats: SocketAddr,
+    readiness: SocketAddr,
     trigger: drain::Trigger,
     tunnel: Option<Task<Result<(), String>>>,
 }
@@ -65,7 +72,7 @@ impl Mesh {
         let router = Place::new("router");
         router.forward();
         let sockets = TempDir::new().expect("a directory for the agents' sockets");
-        Self { control, router, tasks, sockets, nodes: 0, pods: 0 }
+        Self { control, router, tasks, sockets, nodes: 0, tunnels: 0, pods: 0 }
     }
 
     /// A node with a running ztunnel that has its snapshot of pods: none.
@@ -77,9 +84,31 @@ impl Mesh {
     pub async fn node_with(&mut self, environment: &[(&str, &str)]) -> Node {
         self.nodes += 1;
         let name = format!("node-{}", self.nodes);
-        let socket = self.sockets.path().join(format!("{name}.sock"));
-        let port = |offset: u16| SocketAddr::from(([127, 0, 0, 1], 20_000 + self.nodes * 10 + offset));
-        let (admin, stats) = (port(0), port(1));
+        let home = self.sockets.path().join(&name);
+        std::fs::create_dir(&home).expect("a directory for the node's sockets");
+        let listener = Listener::bind(&home.join(SOCKET)).expect("the agent's socket");
+        let node = self.tunnel(name, home, Arc::new(Mutex::new(listener)), environment).await;
+        let mut agent = node.agent.lock().await;
+        agent.as_mut().expect("a running agent").snapshot_sent().await.expect("ztunnel to take the snapshot");
+        drop(agent);
+        node
+    }
+
+    /// Another ztunnel at the same node, that has been told of nothing yet: name them, then [`Node::named_all`].
+    pub async fn successor(&mut self, node: &Node, environment: &[(&str, &str)]) -> Node {
+        self.tunnel(node.name.clone(), node.home.clone(), node.listener.clone(), environment).await
+    }
+
+    async fn tunnel(
+        &mut self,
+        name: String,
+        home: PathBuf,
+        listener: Arc<Mutex<Listener>>,
+        environment: &[(&str, &str)],
+    ) -> Node {
+        self.tunnels += 1;
+        let port = |offset: u16| SocketAddr::from(([127, 0, 0, 1], 20_000 + self.tunnels * 10 + offset));
+        let (admin, stats, readiness) = (port(0), port(1), port(2));
         let mut values = vec![
             ("NODE_NAME".to_owned(), name.clone()),
             ("XDS_ADDRESS".to_owned(), format!("https://{}", self.control.address)),
@@ -87,22 +116,20 @@ impl Mesh {
             ("ALT_XDS_HOSTNAME".to_owned(), HOST.to_owned()),
             ("ALT_CA_HOSTNAME".to_owned(), HOST.to_owned()),
             ("AUTH_TOKEN".to_owned(), "a-test-token".to_owned()),
-            ("INPOD_UDS".to_owned(), socket.display().to_string()),
+            ("INPOD_UDS".to_owned(), home.join(SOCKET).display().to_string()),
             ("ADMIN_ADDRESS".to_owned(), admin.to_string()),
             ("STATS_ADDRESS".to_owned(), stats.to_string()),
-            ("READINESS_ADDRESS".to_owned(), port(2).to_string()),
+            ("READINESS_ADDRESS".to_owned(), readiness.to_string()),
         ];
         values.extend(environment.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
         let config = Config::read(Reader::from_values(values)).expect("a configuration");
-        let mut listener = Listener::bind(&socket).expect("the agent's socket");
         let (trigger, watch) = drain::channel();
         let tunnel = self.tasks.spawn("ztunnel", async move {
             stillmesh_ztunnel::run(config, watch).await.map_err(|error| format!("{error:#}"))
         });
-        let mut agent = listener.accept().await.hello().await.expect("ztunnel's hello");
-        agent.snapshot_sent().await.expect("ztunnel to take the snapshot");
-        let (agent, listener) = (Arc::new(Mutex::new(Some(agent))), Arc::new(Mutex::new(listener)));
-        Node { name, agent, listener, admin, stats, trigger, tunnel: Some(tunnel) }
+        let agent = listener.lock().await.accept().await.hello().await.expect("ztunnel's hello");
+        let agent = Arc::new(Mutex::new(Some(agent)));
+        Node { name, agent, listener, home, admin, stats, readiness, trigger, tunnel: Some(tunnel) }
     }
 
     /// A pod `namespace/name` in the mesh, with a workload of the same name and account.
@@ -187,6 +214,24 @@ impl Node {
         let mut agent = self.agent.lock().await;
         let agent = agent.as_mut().expect("a running agent");
         agent.add(uid, &info, std::os::fd::AsFd::as_fd(&netns)).await.expect("ztunnel to take the pod");
+    }
+
+    /// Ends the snapshot: all pods are named.
+    pub async fn named_all(&self) {
+        let mut agent = self.agent.lock().await;
+        agent.as_mut().expect("a running agent").snapshot_sent().await.expect("ztunnel to take the snapshot");
+    }
+
+    /// Where the node's sockets are.
+    #[must_use]
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// Whether the ztunnel calls itself ready.
+    pub async fn is_ready(&self) -> bool {
+        let answer = Client::new(Endpoint::Tcp(self.readiness)).get("/healthz/ready").await;
+        answer.expect("the readiness port to answer").status == http::StatusCode::OK
     }
 
     /// The agent is started anew: ztunnel comes back to it and is told to keep these pods.

@@ -1,21 +1,25 @@
 //! One captured pod: its namespace's thread, its listeners, its connections, its end.
 
 use std::io;
-use std::net::TcpListener as StdListener;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use stillmesh_api::succession::Place as Passed;
 use stillmesh_api::zds::PodInfo;
 use stillmesh_runtime::accept::{Acceptor, Permit};
 use stillmesh_runtime::drain::{self, Drained, Mode, Watch};
 use stillmesh_runtime::sys::netns::{Netns, NetnsThread};
+use stillmesh_runtime::sys::socket::Mark;
 use stillmesh_runtime::tasks::Tasks;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::canonical;
-use super::listeners::{self, ListenError, Listeners};
+use super::listeners::{self, Inherited, ListenError};
+use super::open::{Open, Sockets};
 use crate::node::Node;
 use crate::path::{PathError, inbound, outbound, passthrough};
 use crate::tunnel::Pools;
@@ -39,6 +43,9 @@ pub struct Pod {
     limit: usize,
     tasks: Tasks,
     drain: drain::Trigger,
+    sockets: Open,
+    has_inherited: bool,
+    given_away: AtomicBool,
 }
 
 /// Why a pod cannot be served.
@@ -57,18 +64,25 @@ pub enum StartError {
 
 /// How long what is still running after a drain may take to let go.
 const AFTER_DRAIN: Duration = Duration::from_secs(1);
+/// How long what is open may go on once somebody else takes what is new: as long as this process.
+const NO_HURRY: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Pod {
-    /// Takes a pod up: enters its namespace, listens, accepts.
+    /// Takes a pod up: enters its namespace, listens where it has not inherited, accepts.
     pub async fn start(
         node: &Arc<Node>,
         tasks: &Tasks,
         uid: String,
         info: PodInfo,
         netns: Netns,
+        inherited: Vec<(Passed, OwnedFd)>,
     ) -> Result<Arc<Self>, StartError> {
         let thread = Arc::new(NetnsThread::spawn(thread_name(&info), netns).map_err(StartError::Namespace)?);
-        let listeners = listeners::listen(&thread, &node.config).await?;
+        let inherited = Inherited::check(inherited, thread.netns(), Mark(node.config.mark.get()));
+        let has_inherited = !inherited.is_empty();
+        let listeners = listeners::listen(&thread, &node.config, inherited).await?;
+        let home = node.workers.of(&uid).handle.clone();
+        let sockets = Sockets::of(listeners, &home).map_err(StartError::Listener)?;
         let (trigger, watch) = drain::channel();
         let limit = node.config.limits.connections_per_pod;
         let tasks = tasks.child(format!("pod {}/{}", info.namespace, info.name));
@@ -82,8 +96,11 @@ impl Pod {
             places: Arc::new(Semaphore::new(limit)),
             limit,
             drain: trigger,
+            sockets: sockets.watch(),
+            has_inherited,
+            given_away: AtomicBool::new(false),
         });
-        pod.accept_all(node, listeners, watch)?;
+        pod.accept_all(node, &home, sockets, &watch);
         let (prefetching, its_node) = (pod.clone(), node.clone());
         pod.tasks.spawn("prefetch", async move { prefetching.prefetch(&its_node).await });
         Ok(pod)
@@ -117,6 +134,36 @@ impl Pod {
         self.tasks.shutdown(AFTER_DRAIN).await;
     }
 
+    /// Descriptors of its sockets, for who is to serve it next.
+    pub fn duplicate(&self) -> io::Result<Vec<(Passed, OwnedFd)>> {
+        self.sockets.duplicate()
+    }
+
+    /// Somebody else serves it at the same sockets: nothing new is taken, what is open goes on until [`Pod::stop`].
+    pub fn give_away(&self) {
+        self.given_away.store(true, Ordering::Release);
+        self.drain.start(Mode::Graceful, NO_HURRY);
+    }
+
+    /// Whether its sockets are those of the ztunnel before, which may let go of it.
+    pub fn has_inherited(&self) -> bool {
+        self.has_inherited
+    }
+
+    /// Whether its sockets are somebody else's too.
+    pub fn is_given_away(&self) -> bool {
+        self.given_away.load(Ordering::Acquire)
+    }
+
+    /// Waits until a drain that has begun is over, however long that takes.
+    pub async fn drained(&self) {
+        while matches!(self.drain.finished().await, Drained::Late { .. }) {
+            tokio::time::sleep(AFTER_DRAIN).await;
+        }
+        self.pools.close();
+        self.tasks.shutdown(AFTER_DRAIN).await;
+    }
+
     /// Shortens a running [`Pod::stop`].
     pub fn hurry(&self, grace: Duration) {
         self.drain.start(Mode::Graceful, grace);
@@ -135,29 +182,19 @@ impl Pod {
         }
     }
 
-    fn accept_all(self: &Arc<Self>, node: &Arc<Node>, listeners: Listeners, watch: Watch) -> Result<(), StartError> {
-        let home = node.workers.of(&self.uid).handle.clone();
-        let acceptor = |name, listener: StdListener| {
-            let _runtime = home.enter();
-            let listener = TcpListener::from_std(listener).map_err(StartError::Listener)?;
-            Ok::<_, StartError>(Acceptor::new(name, listener, self.limit))
-        };
-        let outbound = acceptor("outbound", listeners.outbound)?;
-        let inbound_plain = acceptor("inbound plaintext", listeners.inbound_plain)?;
-        let inbound_hbone = acceptor("inbound HBONE", listeners.inbound_hbone)?;
-
-        let spawn = |name, acceptor, serve: Serve| {
+    fn accept_all(self: &Arc<Self>, node: &Arc<Node>, home: &Handle, sockets: Sockets, watch: &Watch) {
+        let spawn = |name, listener: Arc<TcpListener>, serve: Serve| {
+            let acceptor = Acceptor::new(serve.name(), listener, self.limit);
             let accepting = accept(self.clone(), node.clone(), acceptor, watch.clone(), serve);
-            self.tasks.spawn_on(&home, name, accepting);
+            self.tasks.spawn_on(home, name, accepting);
         };
-        spawn("accept outbound", outbound, Serve::Outbound);
-        spawn("accept inbound plaintext", inbound_plain, Serve::Plain);
-        spawn("accept inbound HBONE", inbound_hbone, Serve::Hbone);
-        for (udp, tcp) in listeners.dns {
+        spawn("accept outbound", sockets.outbound, Serve::Outbound);
+        spawn("accept inbound plaintext", sockets.inbound_plain, Serve::Plain);
+        spawn("accept inbound HBONE", sockets.inbound_hbone, Serve::Hbone);
+        for (udp, tcp) in sockets.dns {
             let server = dns::server::Server::new(self.clone(), node.clone(), &self.tasks, watch.clone());
-            server.start(udp, tcp).map_err(StartError::Listener)?;
+            server.start(udp, tcp);
         }
-        Ok(())
     }
 
     /// Owns everything that runs for this pod.
@@ -208,13 +245,33 @@ enum Serve {
     Hbone,
 }
 
-/// Accepts until the pod drains. The listener closes then.
-async fn accept(pod: Arc<Pod>, node: Arc<Node>, acceptor: Acceptor<TcpListener>, watch: Watch, serve: Serve) {
-    loop {
+impl Serve {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Plain => "inbound plaintext",
+            Self::Hbone => "inbound HBONE",
+        }
+    }
+}
+
+/// Most connections that are taken from a listener's queue when it closes: what the queue holds.
+const LONGEST_QUEUE: usize = 4096;
+
+/// Accepts until the pod drains. Where nobody else has the listener it closes then, and who waits in its queue is
+/// taken before.
+async fn accept(pod: Arc<Pod>, node: Arc<Node>, acceptor: Acceptor<Arc<TcpListener>>, watch: Watch, serve: Serve) {
+    let mut waiting = LONGEST_QUEUE;
+    while waiting > 0 {
         let accepted = tokio::select! {
+            biased;
+            _ = watch.signaled(), if pod.is_given_away() => return,
             accepted = acceptor.accept() => accepted,
             _ = watch.signaled() => return,
         };
+        if watch.started().is_some() {
+            waiting -= 1;
+        }
         let held = Held { _permit: accepted.permit, watch: watch.clone() };
         let (stream, peer) = (accepted.connection, canonical(accepted.peer));
         let (pod, node) = (pod.clone(), node.clone());

@@ -29,6 +29,15 @@ pub trait Proxies: Send {
     fn uids(&self) -> Vec<String>;
     /// Tells how many pods wait to be taken up.
     fn pending(&self, _count: usize) {}
+    /// All pods that the agent named are served.
+    fn complete(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
+    /// Returns when the agent may be connected to: not while another ztunnel serves the pods, because the agent takes
+    /// the last that connects for the newest.
+    fn may_connect(&self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 }
 
 /// The agent asked for what the protocol does not allow: the connection is of no use any more.
@@ -124,6 +133,7 @@ impl Session {
 pub async fn run(path: &Path, proxies: &mut impl Proxies, ready: &watch::Sender<bool>) {
     let mut backoff = Backoff::new(FIRST_REDIAL, LONGEST_REDIAL);
     loop {
+        proxies.may_connect().await;
         let ended = match ClientConnection::connect(path).await {
             Ok(connection) => {
                 tracing::info!(path = %path.display(), "connected to the node agent");
@@ -152,7 +162,7 @@ async fn serve(
             () = sleep_until(retry_at), if session.has_pending() => {
                 session.retry(proxies).await;
                 retry_at = Instant::now() + RETRY;
-                ready.send_replace(session.ready());
+                tell(&session, proxies, ready).await;
                 continue;
             }
         };
@@ -171,7 +181,7 @@ async fn serve(
                 return ZdsError::Protocol(broken.to_string());
             }
         };
-        ready.send_replace(session.ready());
+        tell(&session, proxies, ready).await;
         if let Err(error) = connection.answer(answer).await {
             return error;
         }
@@ -180,6 +190,13 @@ async fn serve(
             backoff.reset();
         }
     }
+}
+
+async fn tell(session: &Session, proxies: &mut impl Proxies, ready: &watch::Sender<bool>) {
+    if session.ready() {
+        proxies.complete().await;
+    }
+    ready.send_replace(session.ready());
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -49,6 +49,8 @@ pub struct Config {
     pub mode: Mode,
     /// Where the node agent listens.
     pub zds: PathBuf,
+    /// Where listeners are handed over to the next ztunnel; `None` where they are not.
+    pub handover: Option<PathBuf>,
     /// Listeners set SO_REUSEPORT.
     pub port_reuse: bool,
     /// Mark of our sockets.
@@ -204,6 +206,7 @@ impl Config {
                 env.problem(key, "nothing: this version does not support it");
             }
         }
+        let zds: PathBuf = text(env, "INPOD_UDS").unwrap_or_else(|| "/var/run/ztunnel/ztunnel.sock".to_owned()).into();
         let config = Self {
             raw,
             xds,
@@ -217,7 +220,8 @@ impl Config {
             pod_namespace,
             instance_ip: env.parse("INSTANCE_IP", "an IP address"),
             mode: if env.flag("ENABLE_PROXY", true) { Mode::Shared } else { Mode::Off },
-            zds: text(env, "INPOD_UDS").unwrap_or_else(|| "/var/run/ztunnel/ztunnel.sock".to_owned()).into(),
+            handover: handover(env, &zds),
+            zds,
             port_reuse: env.flag("INPOD_PORT_REUSE", true),
             mark: env.parse_or("PACKET_MARK", DEFAULT_MARK, "1 to 4294967295"),
             source_address: match env.string("ENABLE_ORIG_SRC") {
@@ -371,6 +375,15 @@ fn drain(env: &mut Reader) -> Duration {
     let grace: Option<u64> = env.parse("TERMINATION_GRACE_PERIOD_SECONDS", "a whole number of seconds");
     let from_grace = grace.map_or(5, |grace| if grace <= 10 { grace.saturating_sub(1) } else { grace - 5 }.max(1));
     env.duration("CONNECTION_TERMINATION_DEADLINE", Duration::from_secs(from_grace))
+}
+
+/// Beside the agent's socket, where nothing else is said.
+fn handover(env: &Reader, zds: &Path) -> Option<PathBuf> {
+    match text(env, "HANDOVER_SOCKET") {
+        None => Some(zds.with_file_name("handover.sock")),
+        Some(path) if path == "none" => None,
+        Some(path) => Some(path.into()),
+    }
 }
 
 fn cores() -> usize {

@@ -41,6 +41,7 @@ rows! {
     "SERVICE_ACCOUNT", "text", "ztunnel", "its account";
     "INSTANCE_IP", "IP address", "", "its address";
     "INPOD_UDS", "path", "/var/run/ztunnel/ztunnel.sock", "where the node agent hands pods over";
+    "HANDOVER_SOCKET", "path, or none", "handover.sock beside INPOD_UDS", "where listeners pass to the next ztunnel at an upgrade";
     "INPOD_PORT_REUSE", "true or false", "true", "whether listeners set SO_REUSEPORT, for upgrades beside a foreign ztunnel";
     "PACKET_MARK", "1 to 4294967295", "1337", "mark of ztunnel's own sockets";
     "ENABLE_ORIG_SRC", "true or false", "tried", "whether the source address is kept when delivering";

@@ -2,10 +2,13 @@
 //! is refused or met with silence, and a client that does not read or write on a stream is closed.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
+use nix::sys::socket::SockaddrStorage;
+use socket2::SockRef;
 use stillmesh_runtime::accept::Acceptor;
 use stillmesh_runtime::drain::Watch;
 use stillmesh_runtime::sys::socket::Mark;
@@ -27,6 +30,10 @@ use crate::record::metrics::DnsLabels;
 const STREAMS: usize = 64;
 /// How long a stream may be idle, and how long its client may take to read an answer (RFC 7766 section 6.2.3).
 const IDLE: Duration = Duration::from_secs(10);
+/// Between two looks at a socket that has left its group.
+const LAST_LOOK: Duration = Duration::from_millis(5);
+/// More than the kernel queues at a socket.
+const LONGEST_QUEUE: usize = 65_536;
 /// A question is small; larger datagrams are cut off and refused as malformed.
 const LARGEST_QUESTION: usize = 4096;
 
@@ -48,13 +55,11 @@ impl Server {
     }
 
     /// Serves both transports on the current runtime until the pod drains.
-    pub fn start(self, udp: std::net::UdpSocket, tcp: std::net::TcpListener) -> io::Result<()> {
-        let udp = Arc::new(UdpSocket::from_std(udp)?);
-        let acceptor = Acceptor::new("dns", TcpListener::from_std(tcp)?, STREAMS);
+    pub fn start(self, udp: Arc<UdpSocket>, tcp: Arc<TcpListener>) {
+        let acceptor = Acceptor::new("dns", tcp, STREAMS);
         let (datagrams, streams, tasks) = (self.clone(), self.clone(), self.tasks);
         tasks.spawn("dns udp", async move { datagrams.serve_udp(udp).await });
         tasks.spawn("dns tcp", async move { streams.serve_tcp(acceptor).await });
-        Ok(())
     }
 
     async fn serve_udp(&self, socket: Arc<UdpSocket>) {
@@ -62,37 +67,55 @@ impl Server {
         loop {
             let received = tokio::select! {
                 received = socket.recv_from(&mut buffer) => received,
-                _ = self.watch.signaled() => return,
+                _ = self.watch.signaled() => break,
             };
-            let (length, client) = match received {
-                Ok(received) => received,
+            match received {
+                Ok((length, client)) => self.take(&socket, buffer.get(..length).unwrap_or_default(), client),
                 // An ICMP error of an earlier answer; the socket itself is fine.
                 Err(error) => {
                     tracing::debug!(%error, "DNS socket");
                     tokio::task::yield_now().await;
-                    continue;
                 }
-            };
-            let question = buffer.get(..length).unwrap_or_default().to_vec();
-            let Some(place) = self.place() else {
-                if let Some(reply) = message::overloaded(&question) {
-                    let _ = socket.try_send_to(&reply, client);
-                }
-                continue;
-            };
-            let (server, socket) = (self.clone(), socket.clone());
-            self.tasks.spawn("dns question", async move {
-                let _place = place;
-                if let Some(reply) = server.answer(&question, Transport::Udp).await
-                    && let Err(error) = socket.send_to(&reply, client).await
-                {
-                    tracing::debug!(%error, "DNS answer not sent");
-                }
-            });
+            }
+        }
+        // A socket that is somebody else's too stays as it is. Otherwise what is sent from now on goes to the other
+        // ztunnel that listens here, if there is one; what waits is answered first.
+        if self.pod.is_given_away() {
+            return;
+        }
+        if let Err(error) = leave(&socket) {
+            tracing::debug!(%error, "a DNS socket closes with what may wait in it");
+        }
+        for _ in 0..2 {
+            for _ in 0..LONGEST_QUEUE {
+                let Some((length, client)) = waiting(&socket, &mut buffer) else { break };
+                self.take(&socket, buffer.get(..length).unwrap_or_default(), client);
+            }
+            // The kernel may be about to queue one that came before.
+            tokio::time::sleep(LAST_LOOK).await;
         }
     }
 
-    async fn serve_tcp(&self, acceptor: Acceptor<TcpListener>) {
+    /// One question, answered at the same socket.
+    fn take(&self, socket: &Arc<UdpSocket>, question: &[u8], client: SocketAddr) {
+        let Some(place) = self.place() else {
+            if let Some(reply) = message::overloaded(question) {
+                let _ = socket.try_send_to(&reply, client);
+            }
+            return;
+        };
+        let (server, socket, question) = (self.clone(), socket.clone(), question.to_vec());
+        self.tasks.spawn("dns question", async move {
+            let _place = place;
+            if let Some(reply) = server.answer(&question, Transport::Udp).await
+                && let Err(error) = socket.send_to(&reply, client).await
+            {
+                tracing::debug!(%error, "DNS answer not sent");
+            }
+        });
+    }
+
+    async fn serve_tcp(&self, acceptor: Acceptor<Arc<TcpListener>>) {
         loop {
             let accepted = tokio::select! {
                 accepted = acceptor.accept() => accepted,
@@ -209,4 +232,19 @@ impl Server {
             }
         }
     }
+}
+
+/// Takes a socket out of the group of those at the same address (SO_REUSEPORT): it keeps what it has, and gets no more.
+fn leave(socket: &UdpSocket) -> io::Result<()> {
+    let own = socket.local_addr()?;
+    SockRef::from(socket).connect(&own.into())
+}
+
+/// A datagram that waits, whether the runtime has heard of it or not.
+fn waiting(socket: &UdpSocket, buffer: &mut [u8]) -> Option<(usize, SocketAddr)> {
+    use std::os::fd::AsRawFd as _;
+    let (length, client) = nix::sys::socket::recvfrom::<SockaddrStorage>(socket.as_raw_fd(), buffer).ok()?;
+    let client = client?;
+    let v4 = client.as_sockaddr_in().map(|client| SocketAddr::V4((*client).into()));
+    Some((length, v4.or_else(|| client.as_sockaddr_in6().map(|client| SocketAddr::V6((*client).into())))?))
 }

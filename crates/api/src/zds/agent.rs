@@ -11,8 +11,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_seqpacket::{UnixSeqpacket, UnixSeqpacketListener};
 
 use super::protocol;
-use super::socket::{receive, receive_within, send};
 use super::{DEADLINE, PodInfo, ZdsError};
+use crate::packets::{receive, receive_within, send};
 
 /// Where tunnels connect.
 pub struct Listener {
@@ -111,7 +111,7 @@ impl ServerConnection {
             return Err(protocol::protocol("an earlier request was given up before its answer"));
         }
         self.outstanding = true;
-        send(&self.socket, &bytes, fd, DEADLINE).await?;
+        send(&self.socket, &bytes, fd.as_slice(), DEADLINE).await?;
         let packet = receive_within(&self.socket, "answer", DEADLINE).await?;
         let answer = protocol::read_answer(&packet);
         self.outstanding = false;
@@ -122,7 +122,7 @@ impl ServerConnection {
     pub async fn gone(&mut self) -> ZdsError {
         match receive(&self.socket).await {
             Ok(_) => protocol::protocol("a message that nobody asked for"),
-            Err(error) => error,
+            Err(error) => error.into(),
         }
     }
 }

@@ -1,8 +1,6 @@
 //! What the two ends may say, and when: bytes in, requests and answers out. No I/O; the connections drive it, and so
 //! do the tests that feed it with garbage.
 
-use std::os::fd::OwnedFd;
-
 use prost::Message as _;
 
 use super::{MAX_MESSAGE_BYTES, PodInfo, Request, ZdsError};
@@ -10,27 +8,16 @@ use crate::proto::istio::workload::zds as wire;
 use wire::workload_request::Payload;
 use wire::workload_response::Payload as Answer;
 
-/// One packet as it came off the socket.
-#[derive(Debug)]
-pub struct Packet {
-    /// Its content, at most [`MAX_MESSAGE_BYTES`].
-    pub bytes: Vec<u8>,
-    /// The descriptors beside it.
-    pub fds: Vec<OwnedFd>,
-    /// More came than there was room for, of bytes or of descriptors.
-    pub truncated: bool,
-}
+pub use crate::packets::Packet;
 
-impl Packet {
-    fn without_fds(&self) -> Result<&[u8], ZdsError> {
-        if self.truncated {
-            return Err(protocol("a truncated packet"));
-        }
-        if !self.fds.is_empty() {
-            return Err(protocol("a descriptor with a message that has none"));
-        }
-        Ok(&self.bytes)
+fn without_fds(packet: &Packet) -> Result<&[u8], ZdsError> {
+    if packet.truncated {
+        return Err(protocol("a truncated packet"));
     }
+    if !packet.fds.is_empty() {
+        return Err(protocol("a descriptor with a message that has none"));
+    }
+    Ok(&packet.bytes)
 }
 
 /// Tunnel side: reads requests and checks their order.
@@ -53,7 +40,7 @@ impl Tunnel {
     pub fn request(&mut self, mut packet: Packet) -> Result<Request, ZdsError> {
         self.idle()?;
         let fd = packet.fds.pop();
-        let bytes = packet.without_fds()?;
+        let bytes = without_fds(&packet)?;
         let message = wire::WorkloadRequest::decode(bytes).map_err(|error| protocol(&error.to_string()))?;
         let request = match (message.payload, fd) {
             (None, _) => return Err(protocol("a request that is not known")),
@@ -103,7 +90,7 @@ pub fn hello() -> Result<Vec<u8>, ZdsError> {
 
 /// Agent side: reads the first message of a tunnel.
 pub fn read_hello(packet: &Packet) -> Result<(), ZdsError> {
-    let hello = wire::ZdsHello::decode(packet.without_fds()?).map_err(|error| protocol(&error.to_string()))?;
+    let hello = wire::ZdsHello::decode(without_fds(packet)?).map_err(|error| protocol(&error.to_string()))?;
     match wire::Version::try_from(hello.version) {
         Ok(wire::Version::V1) => Ok(()),
         _ => Err(protocol(&format!("version {}: 1 is accepted", hello.version))),
@@ -137,7 +124,7 @@ pub fn snapshot_sent() -> Result<Vec<u8>, ZdsError> {
 
 /// Agent side: reads the answer to a request. Every error but [`ZdsError::Refused`] ends the connection.
 pub fn read_answer(packet: &Packet) -> Result<(), ZdsError> {
-    let answer = wire::WorkloadResponse::decode(packet.without_fds()?).map_err(|error| protocol(&error.to_string()))?;
+    let answer = wire::WorkloadResponse::decode(without_fds(packet)?).map_err(|error| protocol(&error.to_string()))?;
     match answer.payload {
         Some(Answer::Ack(ack)) if ack.error.is_empty() => Ok(()),
         Some(Answer::Ack(ack)) => Err(ZdsError::Refused(ack.error)),

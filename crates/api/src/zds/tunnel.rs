@@ -5,8 +5,8 @@ use std::path::Path;
 use tokio_seqpacket::UnixSeqpacket;
 
 use super::protocol::{self, Tunnel};
-use super::socket::{receive, send};
 use super::{DEADLINE, Request, ZdsError};
+use crate::packets::{connect, receive, send};
 
 /// A connection to the agent. Any error ends its use: drop it and connect again.
 pub struct ClientConnection {
@@ -17,9 +17,8 @@ pub struct ClientConnection {
 impl ClientConnection {
     /// Connects and says hello.
     pub async fn connect(path: &Path) -> Result<Self, ZdsError> {
-        let slow = ZdsError::Slow { what: "accept", limit: DEADLINE };
-        let socket = tokio::time::timeout(DEADLINE, UnixSeqpacket::connect(path)).await.map_err(|_| slow)??;
-        send(&socket, &protocol::hello()?, None, DEADLINE).await?;
+        let socket = connect(path, DEADLINE).await?;
+        send(&socket, &protocol::hello()?, &[], DEADLINE).await?;
         Ok(Self { socket, protocol: Tunnel::default() })
     }
 
@@ -34,6 +33,6 @@ impl ClientConnection {
     /// Answers the outstanding request: done, or why not.
     pub async fn answer(&mut self, result: Result<(), String>) -> Result<(), ZdsError> {
         let bytes = self.protocol.answer(result)?;
-        send(&self.socket, &bytes, None, DEADLINE).await
+        Ok(send(&self.socket, &bytes, &[], DEADLINE).await?)
     }
 }

@@ -46,6 +46,18 @@ impl Netns {
         Self::with(File::open("/proc/thread-self/ns/net")?.into(), None)
     }
 
+    /// The namespace that a socket was made in. Needs CAP_NET_ADMIN in the user namespace that owns it.
+    pub fn of_socket(socket: &impl AsFd) -> io::Result<Self> {
+        use std::os::fd::{AsRawFd as _, FromRawFd as _};
+        // SAFETY: SIOCGSKNS takes no argument; the descriptor is borrowed for the call.
+        let fd = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCGSKNS) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just made this descriptor, close-on-exec, for us; nobody else owns it.
+        Self::with(unsafe { OwnedFd::from_raw_fd(fd) }, None)
+    }
+
     /// Makes a new, empty namespace. The calling thread stays where it is.
     pub fn create() -> io::Result<Self> {
         on_own_thread("netns-create", || {
@@ -139,6 +151,9 @@ fn kind(fd: BorrowedFd<'_>) -> io::Result<libc::c_int> {
     let kind = unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE) };
     if kind < 0 { Err(io::Error::last_os_error()) } else { Ok(kind) }
 }
+
+/// linux/sockios.h.
+const SIOCGSKNS: libc::Ioctl = 0x894c;
 
 /// `_IO(0xb7, 3)`, linux/nsfs.h.
 const NS_GET_NSTYPE: libc::Ioctl = 0xb703;

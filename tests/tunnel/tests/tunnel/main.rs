@@ -6,3 +6,4 @@ mod hostile;
 mod lifecycle;
 mod names;
 mod policy;
+mod succession;
