@@ -10,6 +10,12 @@ use stillmesh_runtime::env::Reader;
 use crate::bench::Bench;
 use crate::bench::load::Load;
 use crate::capture::Capture;
+use crate::cluster::args::{Access, MeshNamespace};
+use crate::cluster::check::Check;
+use crate::cluster::install::{Install, Manifest};
+use crate::cluster::uninstall::Uninstall;
+use crate::cluster::version::Version;
+use crate::cluster::zc::Zc;
 use crate::demo::Demo;
 use crate::shop::Shop;
 
@@ -31,7 +37,7 @@ pub(crate) enum Command {
     Up(Up),
     /// Stop a running mesh; nothing of it is left
     Down(Target),
-    /// Say how a running mesh is
+    /// Say how a mesh is: the one that runs on this machine, else the one in the cluster
     Status(Status),
     /// Show pods, services, policies, nodes, deployments, ...
     Get(Get),
@@ -41,6 +47,21 @@ pub(crate) enum Command {
     Logs(Logs),
     /// Watch the link of a node: what an eavesdropper between the nodes would see
     Capture(CaptureNode),
+    /// Put the mesh into a Kubernetes cluster, and wait until it is ready
+    Install(Install),
+    /// Take the mesh in a Kubernetes cluster to this version, part by part
+    Upgrade(Install),
+    /// Take the mesh out of a Kubernetes cluster: pods leave first, then everything of it goes
+    Uninstall(Uninstall),
+    /// Check a Kubernetes cluster and the mesh in it: facts, causes, what to do
+    Check(Check),
+    /// Show versions: of this command, the control plane, the node tunnels
+    Version(Version),
+    /// Print the objects that `install` would apply
+    Manifest(Manifest),
+    /// Show what a node tunnel knows: workloads, services, policies, certificates, connections
+    #[command(visible_alias = "ztunnel-config")]
+    Zc(Zc),
     /// Measure the mesh on this machine against raw TCP
     Bench(Bench),
     /// Try every operation that a mesh on this machine needs, and say what to change where one is refused
@@ -98,16 +119,30 @@ pub(crate) struct Up {
 
 /// `stillmesh status`.
 #[derive(Debug, Args)]
+#[command(after_help = "Exit code: 0, or 1 when something is wrong.")]
 pub(crate) struct Status {
-    /// Which mesh.
-    #[command(flatten)]
-    pub(crate) target: Target,
+    /// Name of a mesh on this machine, as given to `up`; the one named default, if one runs here
+    #[arg(long, value_parser = mesh_name, conflicts_with_all = ["kubeconfig", "context"])]
+    pub(crate) name: Option<String>,
     /// Wait this many seconds, at most, until every pod is ready; fail if they are not, or manifests have errors
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["kubeconfig", "context"])]
     pub(crate) wait: Option<u32>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+    /// Of a cluster: which.
+    #[command(flatten)]
+    pub(crate) access: Access,
+    /// Of a cluster: where the mesh is.
+    #[command(flatten)]
+    pub(crate) mesh: MeshNamespace,
+}
+
+impl Status {
+    /// The mesh on this machine that is meant.
+    pub(crate) fn target(&self) -> Target {
+        Target { name: self.name.clone().unwrap_or_else(|| "default".to_owned()) }
+    }
 }
 
 /// How objects are printed.

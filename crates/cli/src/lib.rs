@@ -5,6 +5,7 @@
 pub mod args;
 mod bench;
 mod capture;
+mod cluster;
 pub mod cluster_dns;
 mod demo;
 mod driver;
@@ -22,6 +23,7 @@ use stillmesh_runtime::env::Reader;
 use stillmesh_runtime::{drain, telemetry};
 
 use args::{Cli, Command, Internal};
+use cluster::install::Mode;
 use machine::pods::{container, sandbox};
 use machine::{bootstrap, commands, precheck, runner};
 
@@ -68,13 +70,34 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Shop(shop) => runtime()?.block_on(shop.run())?,
         Command::Up(args) => return bootstrap::up(&args),
         Command::Down(target) => return runtime()?.block_on(commands::down(&target)),
-        Command::Status(args) => return runtime()?.block_on(commands::status(&args)),
+        Command::Status(args) => return runtime()?.block_on(status(&args)),
         Command::Get(args) => return runtime()?.block_on(commands::get(&args)),
         Command::Exec(args) => return runtime()?.block_on(commands::exec(&args)),
         Command::Logs(args) => return runtime()?.block_on(commands::logs(&args)),
+        Command::Install(args) => return runtime()?.block_on(cluster::install::run(&args, Mode::Install)),
+        Command::Upgrade(args) => return runtime()?.block_on(cluster::install::run(&args, Mode::Upgrade)),
+        Command::Uninstall(args) => return runtime()?.block_on(cluster::uninstall::run(&args)),
+        Command::Check(args) => return runtime()?.block_on(cluster::check::run(&args)),
+        Command::Version(args) => return runtime()?.block_on(cluster::version::run(&args)),
+        Command::Manifest(args) => return cluster::install::manifest(&args),
+        Command::Zc(args) => return runtime()?.block_on(cluster::zc::run(&args)),
         Command::Capture(args) => return runtime()?.block_on(commands::capture(&args)),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Of the mesh on this machine that is named or runs, else of the cluster; which one is said.
+async fn status(args: &args::Status) -> anyhow::Result<ExitCode> {
+    let running = machine::control::running();
+    let here = args.name.is_some() || args.wait.is_some() || !running.is_empty();
+    if here && !args.access.chosen() {
+        return commands::status(args).await;
+    }
+    let of_cluster = cluster::status::run(&args.access, &args.mesh.mesh_namespace, args.json).await;
+    if args.access.chosen() {
+        return of_cluster;
+    }
+    of_cluster.context("no mesh runs on this machine (`stillmesh up DIR` starts one), and of a cluster")
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -24,5 +24,6 @@ pub mod runner;
 mod services;
 mod state;
 mod system;
+pub(crate) mod tunnels;
 
 pub use api::CaptureSpec;

@@ -18,7 +18,7 @@ use super::api::{CaptureRequest, Ended, ExecRequest, PROTOCOL, READY};
 use super::control;
 use super::reconcile::Summary;
 use crate::args::{CaptureNode, Exec, Get, Logs, Output, Shown, Status, Target};
-use crate::output::{self, line, note};
+use crate::output::{self, aligned, line, note};
 
 /// Time between two looks while waiting.
 const LOOK: Duration = Duration::from_millis(100);
@@ -41,7 +41,7 @@ fn answered(answer: Answer) -> anyhow::Result<Value> {
 pub(crate) async fn status(args: &Status) -> anyhow::Result<ExitCode> {
     let end = args.wait.map(|seconds| Instant::now() + Duration::from_secs(u64::from(seconds)));
     let ask = async || -> anyhow::Result<Summary> {
-        Ok(serde_json::from_value(answered(client(&args.target)?.get("/status").await?)?)?)
+        Ok(serde_json::from_value(answered(client(&args.target())?.get("/status").await?)?)?)
     };
     let summary = loop {
         let asked = ask().await;
@@ -54,7 +54,12 @@ pub(crate) async fn status(args: &Status) -> anyhow::Result<ExitCode> {
     if args.json {
         line(&serde_json::to_string_pretty(&summary)?);
     } else {
-        line(&format!("mesh {:?}: {} nodes ({})", summary.name, summary.nodes.len(), summary.nodes.join(", ")));
+        line(&format!(
+            "mesh {:?} on this machine: {} nodes ({})",
+            summary.name,
+            summary.nodes.len(),
+            summary.nodes.join(", ")
+        ));
         line(&format!("pods: {} of {} ready, {} in the mesh", summary.ready, summary.pods, summary.captured));
         line(&format!("the mesh's own pods: {} of {} ready", summary.system_ready, summary.system_pods));
         for text in summary.waiting.iter().chain(&summary.findings) {
@@ -132,18 +137,6 @@ fn table(kind: Shown, items: &[Value], namespaces: bool, wide: bool) -> String {
         rows.push(cells);
     }
     aligned(&rows)
-}
-
-/// Columns as wide as their widest cell, as `kubectl` prints them.
-fn aligned(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
-    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or_default()).collect();
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        cells.collect::<Vec<_>>().join("   ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 fn text(value: &Value) -> String {
@@ -407,11 +400,5 @@ mod tests {
         ] {
             assert_eq!(pod_word(&pod), word);
         }
-    }
-
-    #[test]
-    fn columns_line_up() {
-        let rows = [vec!["A".to_owned(), "B".to_owned()], vec!["long".to_owned(), "x".to_owned()]];
-        assert_eq!(aligned(&rows), "A      B\nlong   x");
     }
 }

@@ -1,0 +1,21 @@
+//! A mesh in a Kubernetes cluster: putting it there, looking at it, taking it away.
+//!
+//! [`access`] is how the cluster is reached, [`zc`] what the node tunnels hold. What to print and which order to
+//! keep is decided by pure functions over objects as the API server sends them; only the outermost layer waits.
+
+pub(crate) mod access;
+pub(crate) mod args;
+pub(crate) mod check;
+mod foreign;
+pub(crate) mod install;
+mod objects;
+mod pod_http;
+mod progress;
+mod rollout;
+mod skew;
+pub(crate) mod status;
+pub(crate) mod uninstall;
+mod value;
+pub(crate) mod version;
+mod view;
+pub(crate) mod zc;

@@ -1,0 +1,210 @@
+//! `stillmesh check`: facts about a cluster and the mesh in it, each with what to do where it is not as it should be.
+//!
+//! Everything is read once ([`super::view`]); the judging is pure.
+
+mod cluster;
+mod mesh;
+mod pods;
+
+use std::process::ExitCode;
+
+use clap::Args;
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::{ListParams, PostParams};
+use kube::{Api, Client};
+use serde::Serialize;
+
+pub(crate) use pods::{Standing, standings};
+
+use super::access::{reach, within};
+use super::args::{Access, MeshNamespace, Report};
+use super::foreign;
+use super::objects::Objects;
+use super::view::View;
+use crate::output::{Mark, Marks, line};
+
+/// `stillmesh check`.
+#[derive(Debug, Args)]
+#[command(after_help = "Exit code: 0 when nothing is wrong, 1 when something is (✘).")]
+pub(crate) struct Check {
+    /// Only what must be so before `install`
+    #[arg(long)]
+    pre: bool,
+    /// How to print
+    #[arg(long, short, value_enum)]
+    output: Option<Report>,
+    /// Cluster.
+    #[command(flatten)]
+    access: Access,
+    /// The mesh's namespace.
+    #[command(flatten)]
+    mesh: MeshNamespace,
+}
+
+/// A fact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Fact {
+    /// How it stands.
+    pub(crate) mark: Mark,
+    /// What it is about, in one stable word.
+    pub(crate) topic: &'static str,
+    /// What is so.
+    pub(crate) text: String,
+    /// What to do, where it is not as it should be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) todo: Option<String>,
+}
+
+impl Fact {
+    /// As it should be.
+    pub(crate) fn good(topic: &'static str, text: impl Into<String>) -> Self {
+        Self { mark: Mark::Good, topic, text: text.into(), todo: None }
+    }
+
+    /// Somebody should look at it.
+    pub(crate) fn doubt(topic: &'static str, text: impl Into<String>, todo: impl Into<String>) -> Self {
+        Self { mark: Mark::Doubt, topic, text: text.into(), todo: Some(todo.into()) }
+    }
+
+    /// It does not work.
+    pub(crate) fn bad(topic: &'static str, text: impl Into<String>, todo: impl Into<String>) -> Self {
+        Self { mark: Mark::Bad, topic, text: text.into(), todo: Some(todo.into()) }
+    }
+
+    /// As it is printed.
+    pub(crate) fn show(&self, marks: Marks) -> String {
+        let todo = self.todo.as_ref().map(|todo| format!("\n    → {todo}")).unwrap_or_default();
+        format!("{} {}{todo}", marks.show(self.mark), self.text)
+    }
+}
+
+/// The report, for programs.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Whole<'a> {
+    cluster: &'a str,
+    mesh_namespace: &'a str,
+    installed: bool,
+    good: bool,
+    facts: &'a [Fact],
+}
+
+/// Carries it out.
+pub(crate) async fn run(args: &Check) -> anyhow::Result<ExitCode> {
+    let reached = reach(&args.access).await?;
+    let objects = Objects::new(reached.client());
+    let namespace = args.mesh.mesh_namespace.as_str();
+    let view = if args.pre { View::objects(&objects, namespace).await } else { View::whole(&objects, namespace).await };
+    let installed = view.own("Deployment").chain(view.own("DaemonSet")).next().is_some();
+    let mut facts = vec![cluster::server(reached.url(), &reached.server)];
+    facts.extend(view.unread().map(|(kind, why)| {
+        Fact::doubt(
+            "rights",
+            format!("objects of kind {kind} cannot be read: {why}"),
+            "use an account that may list them",
+        )
+    }));
+    if args.pre || !installed {
+        facts.push(cluster::rights(&missing_rights(&reached.client()).await?));
+        facts.extend(cluster::definitions(&view));
+        facts.extend(cluster::other_meshes(&view));
+        facts.extend(cluster::network(&view));
+    }
+    facts.extend(cluster::nodes(&view));
+    facts.extend(cluster::clocks(&leases(&reached.client()).await, jiff::Timestamp::now()));
+    if !args.pre {
+        if installed {
+            facts.extend(of_mesh(&view, jiff::Timestamp::now()));
+        } else {
+            facts.push(Fact::bad(
+                "installed",
+                format!("no Stillmesh is installed in namespace {namespace}"),
+                "stillmesh install, or -i NAMESPACE if it is elsewhere",
+            ));
+        }
+    }
+    let good = facts.iter().all(|fact| fact.mark != Mark::Bad);
+    let whole = Whole { cluster: reached.url(), mesh_namespace: namespace, installed, good, facts: &facts };
+    match args.output {
+        Some(Report::Json) => line(&serde_json::to_string_pretty(&whole)?),
+        Some(Report::Yaml) => line(serde_saphyr::to_string(&whole)?.trim_end()),
+        None => print(&facts),
+    }
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print(facts: &[Fact]) {
+    let marks = Marks::out();
+    for fact in facts {
+        line(&fact.show(marks));
+    }
+    let count = |mark: Mark| facts.iter().filter(|fact| fact.mark == mark).count();
+    let (bad, doubt) = (count(Mark::Bad), count(Mark::Doubt));
+    line(&match (bad, doubt) {
+        (0, 0) => "everything is as it should be".to_owned(),
+        (0, _) => format!("nothing is wrong; {doubt} to look at (!)"),
+        _ => format!("{bad} wrong (✘), {doubt} to look at (!)"),
+    });
+}
+
+/// What is not as it should be with an installed mesh.
+pub(crate) fn worrying(view: &View, now: jiff::Timestamp) -> Vec<Fact> {
+    let mut facts = of_mesh(view, now);
+    facts.retain(|fact| fact.mark != Mark::Good && fact.topic != "namespaces");
+    facts
+}
+
+fn of_mesh(view: &View, now: jiff::Timestamp) -> Vec<Fact> {
+    let mut facts = mesh::workloads(view);
+    facts.extend(mesh::tunnels(view));
+    facts.extend(mesh::sync(view));
+    facts.extend(mesh::certificates(view, now));
+    facts.extend(mesh::webhooks(view));
+    facts.extend(pods::captured(view));
+    facts.extend(mesh::policies(view));
+    facts.extend(mesh::found(view));
+    facts
+}
+
+/// What the asking account may not do of what an installation does.
+async fn missing_rights(client: &Client) -> anyhow::Result<Vec<String>> {
+    let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
+    let mut missing = Vec::new();
+    for (group, resource) in cluster::RIGHTS {
+        for verb in ["get", "list", "create", "patch", "delete"] {
+            let review = SelfSubjectAccessReview {
+                spec: SelfSubjectAccessReviewSpec {
+                    resource_attributes: Some(ResourceAttributes {
+                        group: Some((*group).to_owned()),
+                        resource: Some((*resource).to_owned()),
+                        verb: Some(verb.to_owned()),
+                        ..ResourceAttributes::default()
+                    }),
+                    ..SelfSubjectAccessReviewSpec::default()
+                },
+                ..SelfSubjectAccessReview::default()
+            };
+            let answer = within("asking for your rights", reviews.create(&PostParams::default(), &review)).await?;
+            if !answer.status.is_some_and(|status| status.allowed) {
+                missing.push(format!("{verb} {resource}"));
+            }
+        }
+    }
+    Ok(missing)
+}
+
+/// When each node's kubelet last told the time.
+async fn leases(client: &Client) -> Vec<(String, jiff::Timestamp)> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-node-lease");
+    let Ok(list) = within("listing the nodes' leases", leases.list(&ListParams::default())).await else {
+        return Vec::new();
+    };
+    let told = |lease: Lease| Some((lease.metadata.name?, lease.spec?.renew_time?.0));
+    list.items.into_iter().filter_map(told).collect()
+}
+
+/// Other meshes among the objects of a view.
+fn foreign_in(view: &View) -> Vec<foreign::Foreign> {
+    foreign::kinds().iter().flat_map(|kind| view.list(kind.kind())).filter_map(foreign::foreign).collect()
+}

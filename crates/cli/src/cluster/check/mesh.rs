@@ -1,0 +1,446 @@
+//! Facts about the mesh's own parts. Pure.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::Fact;
+use super::cluster::place;
+use crate::cluster::rollout::{pod_trouble, progress};
+use crate::cluster::skew::{Version, compatible};
+use crate::cluster::value::{holds, label, list, map, name, text};
+use crate::cluster::view::{Page, View};
+use crate::cluster::zc::entry_facts;
+
+/// A root that ends sooner than this is told.
+const ROOT_SOON_SECONDS: i64 = 30 * 24 * 60 * 60;
+
+/// Deployments, DaemonSets, and each node's share of them.
+pub(super) fn workloads(view: &View) -> Vec<Fact> {
+    let mut facts = Vec::new();
+    let pods: Vec<Value> = view.own("Pod").cloned().collect();
+    let ns = &view.mesh_namespace;
+    for object in view.own("Deployment").chain(view.own("DaemonSet")) {
+        let kind = text(&object["kind"]).to_lowercase();
+        let progress = progress(object, &pods);
+        let text = format!("{kind} {}: {}", place(object), progress.text);
+        if progress.done {
+            facts.push(Fact::good("workloads", text));
+            continue;
+        }
+        let waiting = progress.waiting.iter().map(|why| format!("; {why}")).collect::<String>();
+        facts.push(Fact::bad(
+            "workloads",
+            format!("{text}{waiting}"),
+            format!("kubectl -n {ns} describe {kind} {n}; kubectl -n {ns} logs {kind}/{n}", n = name(object)),
+        ));
+    }
+    for (part, title) in [("stillmesh-cni", "node agent"), ("ztunnel", "ztunnel")] {
+        if !view.own("DaemonSet").any(|object| label(object, "app.kubernetes.io/name") == Some(part)) {
+            continue;
+        }
+        let without: Vec<&str> = view
+            .list("Node")
+            .iter()
+            .filter(|node| is_linux(node))
+            .map(name)
+            .filter(|node| view.ready_on(part, node).is_none())
+            .collect();
+        for node in without {
+            let pod = view.part(part).find(|pod| text(&pod["spec"]["nodeName"]) == node);
+            let why = pod.and_then(pod_trouble).map_or("there is none".to_owned(), |why| why);
+            let todo = pod
+                .map_or(format!("look at the nodeSelector and tolerations of the DaemonSet in {ns}"), |pod| {
+                    format!("kubectl -n {ns} logs {}", name(pod))
+                });
+            facts.push(Fact::bad("workloads", format!("node {node} has no {title} that is ready: {why}"), todo));
+        }
+    }
+    facts.extend(versions(view));
+    facts
+}
+
+/// Whether the parts' versions go together.
+fn versions(view: &View) -> Vec<Fact> {
+    let mut there: Vec<(String, String)> = view
+        .own("Pod")
+        .filter_map(|pod| {
+            Some((
+                label(pod, "app.kubernetes.io/name")?.to_owned(),
+                label(pod, "app.kubernetes.io/version")?.to_owned(),
+            ))
+        })
+        .collect();
+    there.sort();
+    there.dedup();
+    let parsed: Vec<Version> = there.iter().filter_map(|(_, version)| Version::parse(version)).collect();
+    let words: Vec<String> = there.iter().map(|(part, version)| format!("{part} {version}")).collect();
+    let apart = parsed.iter().any(|a| parsed.iter().any(|b| !compatible(a, b)));
+    match parsed.iter().max().filter(|newest| parsed.iter().any(|one| one != *newest)) {
+        _ if apart => vec![Fact::bad(
+            "versions",
+            format!("parts are more than one minor version apart: {}", words.join(", ")),
+            "stillmesh upgrade",
+        )],
+        Some(_) => vec![Fact::doubt(
+            "versions",
+            format!("parts of several versions: {}", words.join(", ")),
+            "stillmesh upgrade finishes it",
+        )],
+        None => Vec::new(),
+    }
+}
+
+fn is_linux(node: &Value) -> bool {
+    node["status"]["nodeInfo"]["operatingSystem"].as_str().is_none_or(|system| system == "linux")
+}
+
+/// Whether every tunnel can be asked.
+pub(super) fn tunnels(view: &View) -> Vec<Fact> {
+    unanswered(&view.dumps, &view.mesh_namespace)
+        .into_iter()
+        .chain(unanswered(&view.syncz, &view.mesh_namespace))
+        .collect()
+}
+
+fn unanswered(pages: &[Page], ns: &str) -> Vec<Fact> {
+    let fact = |page: &Page| {
+        let why = page.page.as_ref().err()?;
+        Some(Fact::bad(
+            "answers",
+            format!("{} does not answer: {why}", page.pod),
+            format!("kubectl -n {ns} logs {}", page.pod),
+        ))
+    };
+    pages.iter().filter_map(fact).collect()
+}
+
+/// Whether every tunnel has what its controller has sent.
+pub(super) fn sync(view: &View) -> Vec<Fact> {
+    let answered: Vec<(&Page, &Value)> =
+        view.syncz.iter().filter_map(|page| Some((page, page.page.as_ref().ok()?))).collect();
+    if answered.is_empty() {
+        return Vec::new();
+    }
+    let mut facts = Vec::new();
+    let mut synced = 0;
+    for tunnel in view.part("ztunnel").filter(|pod| holds(pod, "Ready")) {
+        let node = text(&tunnel["spec"]["nodeName"]);
+        let streams: Vec<(&Page, &Value)> = answered
+            .iter()
+            .flat_map(|(page, value)| list(&value["nodes"]).map(move |one| (*page, one)))
+            .filter(|(_, one)| text(&one["proxy"]).starts_with(name(tunnel)) || text(&one["node"]) == node)
+            .collect();
+        if streams.is_empty() {
+            facts.push(Fact::bad(
+                "sync",
+                format!("ztunnel of node {node} has no stream to a controller: it goes on with what it knows"),
+                format!("kubectl -n {} logs {}", view.mesh_namespace, name(tunnel)),
+            ));
+            continue;
+        }
+        let before = facts.len();
+        for (page, stream) in streams {
+            for (kind, state) in map(&stream["types"]) {
+                let kind = kind.rsplit('.').next().unwrap_or(kind);
+                if state["status"] == "REJECTED" {
+                    let why: Vec<String> = list(&state["rejected"])
+                        .map(|one| format!("{}: {}", text(&one["name"]), text(&one["reason"])))
+                        .collect();
+                    facts.push(Fact::bad(
+                        "sync",
+                        format!("ztunnel of node {node} refuses {kind} of {}: {}", page.pod, why.join("; ")),
+                        "it keeps the version before; change the object that is named, or upgrade the older part",
+                    ));
+                } else if state["status"] == "STALE" {
+                    facts.push(Fact::doubt(
+                        "sync",
+                        format!("ztunnel of node {node} has not confirmed the newest {kind} of {}", page.pod),
+                        "ask again in a second; if it stays so, look at the ztunnel's log",
+                    ));
+                }
+            }
+        }
+        if facts.len() == before {
+            synced += 1;
+        }
+    }
+    if synced > 0 {
+        facts.push(Fact::good("sync", format!("{synced} ztunnels have the newest configuration")));
+    }
+    facts
+}
+
+/// Whether the certificates that tunnels hold, and the roots, are valid.
+pub(super) fn certificates(view: &View, now: Timestamp) -> Vec<Fact> {
+    let mut facts = Vec::new();
+    let (mut valid, mut roots) = (0_usize, BTreeMap::<String, Timestamp>::new());
+    for page in &view.dumps {
+        let Ok(dump) = &page.page else { continue };
+        for entry in list(&dump["certificates"]) {
+            let (identity, state) = (text(&entry["identity"]), text(&entry["state"]));
+            let leaf = list(&entry["certChain"]).next();
+            for root in list(&entry["rootCerts"]).filter_map(entry_facts) {
+                roots.insert(root.serial, root.not_after);
+            }
+            match leaf.and_then(entry_facts) {
+                _ if state.starts_with("Unavailable") => facts.push(Fact::bad(
+                    "certificates",
+                    format!("node {}: no certificate for {identity}: {state}", page.node),
+                    format!("kubectl -n {} logs deployment/stillmesh-controller", view.mesh_namespace),
+                )),
+                Some(leaf) if leaf.not_after < now => facts.push(Fact::bad(
+                    "certificates",
+                    format!("node {}: the certificate of {identity} ended at {}", page.node, leaf.not_after),
+                    "check the clocks of the nodes, and the ztunnel's log for why it got no new one",
+                )),
+                Some(_) => valid += 1,
+                None => facts.push(Fact::doubt(
+                    "certificates",
+                    format!("node {}: the certificate of {identity} is still being asked for ({state})", page.node),
+                    "ask again in a second",
+                )),
+            }
+        }
+    }
+    for (serial, end) in roots {
+        let left = end.as_second() - now.as_second();
+        if left < 0 {
+            facts.push(Fact::bad(
+                "certificates",
+                format!("the root with serial number {serial} ended at {end}"),
+                "rotate the root",
+            ));
+        } else if left < ROOT_SOON_SECONDS {
+            facts.push(Fact::doubt(
+                "certificates",
+                format!("the root with serial number {serial} ends at {end}"),
+                "rotate the root before",
+            ));
+        }
+    }
+    if valid > 0 {
+        facts.push(Fact::good("certificates", format!("{valid} certificates of workloads are valid")));
+    }
+    facts
+}
+
+/// Whether the API server can ask the controller when policies are written.
+pub(super) fn webhooks(view: &View) -> Vec<Fact> {
+    let mut facts = Vec::new();
+    for object in view.own("ValidatingWebhookConfiguration") {
+        for webhook in list(&object["webhooks"]) {
+            let what = format!("webhook {}", name(object));
+            let service = text(&webhook["clientConfig"]["service"]["name"]);
+            let endpoints = view
+                .list("EndpointSlice")
+                .iter()
+                .filter(|slice| label(slice, "kubernetes.io/service-name") == Some(service));
+            let ready = endpoints
+                .flat_map(|slice| list(&slice["endpoints"]))
+                .filter(|one| one["conditions"]["ready"] != false)
+                .count();
+            let logs = format!("kubectl -n {} logs deployment/stillmesh-controller", view.mesh_namespace);
+            if text(&webhook["clientConfig"]["caBundle"]).is_empty() {
+                facts.push(Fact::bad(
+                    "webhook",
+                    format!("{what} has no certificate authority: policies are stored unchecked"),
+                    logs,
+                ));
+            } else if ready == 0 {
+                facts.push(Fact::bad(
+                    "webhook",
+                    format!("{what}: service {service} has no endpoint that is ready"),
+                    logs,
+                ));
+            } else {
+                facts.push(Fact::good("webhook", format!("{what} is trusted, and {ready} endpoints answer it")));
+            }
+        }
+    }
+    facts
+}
+
+/// Policies that are not in force as they are written.
+pub(super) fn policies(view: &View) -> Vec<Fact> {
+    let mut facts = Vec::new();
+    let mut accepted = 0;
+    for policy in view.list("AuthorizationPolicy").iter().chain(view.list("PeerAuthentication")) {
+        let negative: Vec<String> = list(&policy["status"]["conditions"])
+            .filter(|condition| condition["status"] == "False")
+            .map(|condition| {
+                format!("{}: {}: {}", text(&condition["type"]), text(&condition["reason"]), text(&condition["message"]))
+            })
+            .collect();
+        let kind = text(&policy["kind"]);
+        if negative.is_empty() {
+            accepted += 1;
+        } else {
+            facts.push(Fact::bad(
+                "policies",
+                format!("{kind} {} is not in force as it is written: {}", place(policy), negative.join("; ")),
+                format!(
+                    "kubectl -n {} describe {} {}",
+                    crate::cluster::value::namespace(policy),
+                    kind.to_lowercase(),
+                    name(policy)
+                ),
+            ));
+        }
+    }
+    if accepted > 0 {
+        facts.push(Fact::good("policies", format!("{accepted} policies have no status that is False")));
+    }
+    facts
+}
+
+/// What the controllers find wrong with objects.
+pub(super) fn found(view: &View) -> Vec<Fact> {
+    let mut facts: Vec<Fact> = Vec::new();
+    for page in &view.findings {
+        for finding in page.page.iter().flat_map(list) {
+            let (object, path) = (text(&finding["object"]), text(&finding["path"]));
+            let place = [object, path]
+                .iter()
+                .filter(|part| !part.is_empty())
+                .map(|part| format!("{part}: "))
+                .collect::<String>();
+            let text = format!("{place}{} ({})", text(&finding["message"]), text(&finding["code"]));
+            let hint = match finding["hint"].as_str() {
+                Some(hint) if !hint.is_empty() => hint.to_owned(),
+                _ => "look at the object".to_owned(),
+            };
+            let fact = if finding["severity"] == "error" {
+                Fact::bad("findings", text, hint)
+            } else {
+                Fact::doubt("findings", text, hint)
+            };
+            if !facts.contains(&fact) {
+                facts.push(fact);
+            }
+        }
+    }
+    facts
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::output::Mark;
+
+    fn own(kind: &str, name: &str, part: &str, rest: Value) -> Value {
+        let mut object = json!({"kind": kind, "metadata": {"name": name, "namespace": "m", "generation": 1, "labels": {
+            "app.kubernetes.io/part-of": "stillmesh", "app.kubernetes.io/name": part, "app.kubernetes.io/version": "0.1.0"}}});
+        for (key, value) in rest.as_object().unwrap() {
+            object[key] = value.clone();
+        }
+        object
+    }
+
+    fn node(name: &str) -> Value {
+        json!({"kind": "Node", "metadata": {"name": name}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}})
+    }
+
+    fn tunnel(node: &str, ready: &str) -> Value {
+        own(
+            "Pod",
+            &format!("ztunnel-{node}"),
+            "ztunnel",
+            json!({"spec": {"nodeName": node},
+            "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": ready}]}}),
+        )
+    }
+
+    fn page(value: Value) -> Page {
+        Page { pod: "stillmesh-controller-1".into(), node: "n1".into(), page: Ok(value) }
+    }
+
+    #[test]
+    fn a_node_without_a_ready_tunnel_is_named_with_the_command_to_run() {
+        let daemon = own(
+            "DaemonSet",
+            "ztunnel",
+            "ztunnel",
+            json!({"spec": {"selector": {"matchLabels": {}}}, "status": {
+            "observedGeneration": 1, "desiredNumberScheduled": 2, "updatedNumberScheduled": 2, "numberReady": 1}}),
+        );
+        let view = View::of("m", vec![daemon, node("n1"), node("n2"), tunnel("n1", "True"), tunnel("n2", "False")]);
+        let facts = workloads(&view);
+        let bad: Vec<&Fact> = facts.iter().filter(|fact| fact.mark == Mark::Bad).collect();
+        assert_eq!(bad.len(), 2, "{facts:?}");
+        assert!(bad[1].text.starts_with("node n2 has no ztunnel"), "{bad:?}");
+        assert_eq!(bad[1].todo.as_deref(), Some("kubectl -n m logs ztunnel-n2"));
+    }
+
+    #[test]
+    fn what_a_tunnel_refuses_is_told_with_the_reason() {
+        let mut view = View::of("m", vec![tunnel("n1", "True"), tunnel("n2", "True"), tunnel("n3", "True")]);
+        let stream = |node: &str, status: Value| {
+            json!({"proxy": format!("ztunnel-{node}.m"), "node": node, "types": {
+            "type.googleapis.com/istio.security.Authorization": status}})
+        };
+        view.syncz = vec![page(json!({"nodes": [
+            stream("n1", json!({"status": "SYNCED"})),
+            stream("n2", json!({"status": "REJECTED", "rejected": [{"name": "shop/p", "reason": "unknown field"}]})),
+        ]}))];
+        let facts = sync(&view);
+        let said: Vec<(Mark, &str)> = facts.iter().map(|fact| (fact.mark, fact.text.as_str())).collect();
+        assert_eq!(
+            said[0],
+            (Mark::Bad, "ztunnel of node n2 refuses Authorization of stillmesh-controller-1: shop/p: unknown field")
+        );
+        assert!(said[1].1.contains("node n3 has no stream"), "{said:?}");
+        assert_eq!(said[2], (Mark::Good, "1 ztunnels have the newest configuration"));
+    }
+
+    #[test]
+    fn a_webhook_that_nobody_trusts_is_wrong() {
+        let hook = |bundle: &str| {
+            own(
+                "ValidatingWebhookConfiguration",
+                "v",
+                "stillmesh-controller",
+                json!({"webhooks": [
+            {"clientConfig": {"caBundle": bundle, "service": {"name": "c"}}}]}),
+            )
+        };
+        let slice = json!({"kind": "EndpointSlice", "metadata": {"name": "c-1", "namespace": "m", "labels": {
+            "kubernetes.io/service-name": "c"}}, "endpoints": [{"conditions": {"ready": true}}]});
+        let mark = |objects: Vec<Value>| webhooks(&View::of("m", objects))[0].mark;
+        let mut global = hook("x");
+        global["metadata"]["namespace"] = Value::Null;
+        assert_eq!(mark(vec![global.clone(), slice]), Mark::Good);
+        assert_eq!(mark(vec![global]), Mark::Bad);
+        assert_eq!(mark(vec![hook("")]), Mark::Bad);
+    }
+
+    #[test]
+    fn a_policy_that_is_not_in_force_is_wrong() {
+        let policy = |status: &str| {
+            json!({"kind": "AuthorizationPolicy", "metadata": {"name": "p", "namespace": "shop"},
+            "status": {"conditions": [{"type": "ZtunnelAccepted", "status": status, "reason": "R", "message": "why"}]}})
+        };
+        assert_eq!(policies(&View::of("m", vec![policy("True")]))[0].mark, Mark::Good);
+        let bad = policies(&View::of("m", vec![policy("False")]));
+        assert!(bad[0].mark == Mark::Bad && bad[0].text.contains("ZtunnelAccepted: R: why"), "{bad:?}");
+    }
+
+    #[test]
+    fn parts_of_versions_too_far_apart_are_wrong() {
+        let pod = |part: &str, version: &str| {
+            let mut pod = own("Pod", part, part, json!({}));
+            pod["metadata"]["labels"]["app.kubernetes.io/version"] = json!(version);
+            pod
+        };
+        let marks = |a: &str, b: &str| {
+            let facts = versions(&View::of("m", vec![pod("ztunnel", a), pod("stillmesh-controller", b)]));
+            facts.first().map(|fact| fact.mark)
+        };
+        assert_eq!(marks("0.1.0", "0.1.0"), None);
+        assert_eq!(marks("0.1.0", "0.2.0"), Some(Mark::Doubt));
+        assert_eq!(marks("0.1.0", "0.3.0"), Some(Mark::Bad));
+    }
+}

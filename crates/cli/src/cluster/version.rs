@@ -1,0 +1,151 @@
+//! `stillmesh version`: of this command, of the control plane, of the node tunnels (contract 10).
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::access::reach;
+use super::args::{Access, MeshNamespace, Report};
+use super::objects::{Objects, Resource};
+use super::value::{label, list, name, namespace, text};
+use crate::output::{line, note};
+
+/// The version of this command.
+pub(crate) const OWN: &str = env!("CARGO_PKG_VERSION");
+
+/// `stillmesh version`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Without --kubeconfig and --context, a cluster that cannot be reached is noted and is no error."
+)]
+pub(crate) struct Version {
+    /// Numbers only
+    #[arg(long, short)]
+    short: bool,
+    /// Ask the cluster too
+    #[arg(long, default_value = "true", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    remote: Option<bool>,
+    /// How to print
+    #[arg(long, short, value_enum)]
+    output: Option<Report>,
+    /// Cluster.
+    #[command(flatten)]
+    access: Access,
+    /// The mesh's namespace.
+    #[command(flatten)]
+    mesh: MeshNamespace,
+}
+
+/// Carries it out.
+pub(crate) async fn run(args: &Version) -> anyhow::Result<ExitCode> {
+    let pods = if args.remote.unwrap_or(true) { pods(args).await } else { Ok(Vec::new()) };
+    let pods = match pods {
+        Ok(pods) => pods,
+        Err(error) if args.access.chosen() => return Err(error),
+        Err(error) => {
+            note(&format!("stillmesh: only the client's version: {error:#}"));
+            Vec::new()
+        }
+    };
+    match args.output {
+        Some(Report::Json) => line(&serde_json::to_string_pretty(&report(&pods))?),
+        Some(Report::Yaml) => line(serde_saphyr::to_string(&report(&pods))?.trim_end()),
+        None => line(&lines(&pods, args.short).join("\n")),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The pods of controllers and tunnels, of whomever they are.
+async fn pods(args: &Version) -> anyhow::Result<Vec<Value>> {
+    let reached = reach(&args.access).await?;
+    let objects = Objects::new(reached.client());
+    let pod = Resource::new("v1", "Pod");
+    let mut pods = objects.list(&pod, &args.mesh.mesh_namespace, "app.kubernetes.io/name=stillmesh-controller").await?;
+    pods.extend(objects.list(&pod, "", "app=ztunnel").await?);
+    Ok(pods)
+}
+
+/// The version of a pod: its label's, else its image's.
+fn version(pod: &Value) -> String {
+    let labelled = label(pod, "app.kubernetes.io/version").map(str::to_owned);
+    let image = || {
+        let image = list(&pod["spec"]["containers"]).next().map(|container| text(&container["image"]))?;
+        Some(image.split('@').next()?.rsplit_once(':')?.1.to_owned())
+    };
+    labelled.or_else(image).unwrap_or_else(|| "unknown".to_owned())
+}
+
+fn counted<'a>(pods: impl Iterator<Item = &'a Value>) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for pod in pods {
+        *counts.entry(version(pod)).or_default() += 1;
+    }
+    counts
+}
+
+fn is_tunnel(pod: &&Value) -> bool {
+    label(pod, "app") == Some("ztunnel")
+}
+
+fn lines(pods: &[Value], short: bool) -> Vec<String> {
+    let mut lines = vec![if short { OWN.to_owned() } else { format!("client version: {OWN}") }];
+    for version in counted(pods.iter().filter(|pod| !is_tunnel(pod))).keys() {
+        lines.push(if short { version.clone() } else { format!("control plane version: {version}") });
+    }
+    let tunnels = counted(pods.iter().filter(is_tunnel));
+    let words: Vec<String> = tunnels.iter().map(|(version, count)| format!("{version} ({count} proxies)")).collect();
+    if !words.is_empty() {
+        lines.push(if short { words.join(", ") } else { format!("data plane version: {}", words.join(", ")) });
+    }
+    lines
+}
+
+fn report(pods: &[Value]) -> Value {
+    let id = |pod: &Value| format!("{}.{}", name(pod), namespace(pod));
+    let control: Vec<Value> = pods
+        .iter()
+        .filter(|pod| !is_tunnel(pod))
+        .map(|pod| {
+            let revision = label(pod, "istio.io/rev").unwrap_or("default");
+            json!({"component": "controller", "id": id(pod), "revision": revision, "info": {"version": version(pod)}})
+        })
+        .collect();
+    let data: Vec<Value> =
+        pods.iter().filter(is_tunnel).map(|pod| json!({"id": id(pod), "istioVersion": version(pod)})).collect();
+    json!({"clientVersion": {"version": OWN}, "meshVersion": control, "dataPlaneVersion": data})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(app: &str, name: &str, labelled: Option<&str>, image: &str) -> Value {
+        json!({"metadata": {"name": name, "namespace": "m", "labels": {"app": app, "app.kubernetes.io/version": labelled}},
+            "spec": {"containers": [{"image": image}]}})
+    }
+
+    #[test]
+    fn the_lines_are_istioctls() {
+        let pods = [
+            pod("stillmesh-controller", "c", Some("0.2.0"), "x:0.2.0"),
+            pod("ztunnel", "z1", Some("0.1.0"), "x:0.1.0"),
+            pod("ztunnel", "z2", Some("0.2.0"), "x:0.2.0"),
+            pod("ztunnel", "z3", None, "host:5000/istio/ztunnel:1.31.0@sha256:00"),
+        ];
+        let expected = [
+            &format!("client version: {OWN}"),
+            "control plane version: 0.2.0",
+            "data plane version: 0.1.0 (1 proxies), 0.2.0 (1 proxies), 1.31.0 (1 proxies)",
+        ];
+        assert_eq!(lines(&pods, false), expected);
+        assert_eq!(lines(&pods, true)[1], "0.2.0");
+        assert_eq!(report(&pods)["dataPlaneVersion"][2]["istioVersion"], "1.31.0");
+    }
+
+    #[test]
+    fn without_a_mesh_only_the_client_is_told() {
+        assert_eq!(lines(&[], false), [format!("client version: {OWN}")]);
+    }
+}

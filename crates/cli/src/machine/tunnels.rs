@@ -1,0 +1,45 @@
+//! The admin ports of the node tunnels of a mesh on this machine: only the tunnel's own pod can see them, so they are
+//! asked from there.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use bytes::Bytes;
+use http::Method;
+use tokio::process::Command;
+
+use super::control;
+use super::reconcile::Summary;
+
+/// Where the tunnels run.
+const NAMESPACE: &str = "istio-system";
+/// How long an answer may take.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Nodes of a mesh, each with a tunnel.
+pub(crate) async fn nodes(mesh: &str) -> anyhow::Result<Vec<String>> {
+    let answer = control::client(mesh)?.get("/status").await?;
+    ensure!(answer.status.is_success(), "{}", answer.text().trim());
+    let summary: Summary = serde_json::from_slice(&answer.body).context("what the mesh says of itself")?;
+    Ok(summary.nodes)
+}
+
+/// Gets a page of a tunnel's admin port.
+pub(crate) async fn ask(mesh: &str, node: &str, port: u16, method: Method, path: &str) -> anyhow::Result<Bytes> {
+    ensure!(
+        method == Method::GET,
+        "the log of a mesh on this machine is not changed while it runs; start it with RUST_LOG set"
+    );
+    let exe = std::env::current_exe().context("the path of this executable")?;
+    let mut fetch = Command::new(&exe);
+    fetch.args(["exec", "--name", mesh, "-n", NAMESPACE, &format!("ztunnel-{node}"), "--"]).arg(&exe);
+    fetch.args(["shop", "fetch", &format!("127.0.0.1:{port}"), "--path", path]);
+    fetch.stdin(Stdio::null()).kill_on_drop(true);
+    let Ok(done) = tokio::time::timeout(DEADLINE, fetch.output()).await else {
+        bail!("the tunnel of {node} has not answered within {DEADLINE:?}");
+    };
+    let done = done.context("asking the tunnel")?;
+    ensure!(done.status.success(), "the tunnel of {node}: {}", String::from_utf8_lossy(&done.stderr).trim());
+    Ok(done.stdout.into())
+}
