@@ -81,27 +81,33 @@ fn probes_and_policies_name_ports_that_are_there() {
 }
 
 #[test]
+fn every_part_can_use_what_it_is_told() {
+    let manifest = Manifest::read();
+    stillmesh_controller::config::Config::read(manifest.environment("controller")).unwrap();
+    stillmesh_cni::Config::from_env(manifest.environment("agent")).unwrap();
+    stillmesh_ztunnel::config::Config::read(manifest.environment("ztunnel")).unwrap();
+}
+
+#[test]
 fn the_control_plane_that_ztunnel_asks_is_the_one_installed() {
     let manifest = Manifest::read();
-    let variable = |part: &str, name: &str| manifest.variable(part, name).to_owned();
+    let controller = stillmesh_controller::config::Config::read(manifest.environment("controller")).unwrap();
     let service = &manifest.of("Service").next().unwrap()["metadata"];
     let host = format!("{}.{}.svc", service["name"].as_str().unwrap(), service["namespace"].as_str().unwrap());
     for key in ["XDS_ADDRESS", "CA_ADDRESS"] {
-        assert_eq!(variable("ztunnel", key), format!("https://{host}:15012"));
+        assert_eq!(manifest.variable("ztunnel", key), format!("https://{host}:15012"));
     }
-    assert!(variable("controller", "SERVING_NAMES").split(',').any(|name| name == host), "its certificate names it");
+    assert!(controller.certificate_names().contains(&host), "{:?}", controller.certificate_names());
 
     let ztunnel = manifest.workloads().find(|one| one["metadata"]["name"] == "ztunnel").unwrap();
-    let account = format!(
-        "{}/{}",
-        ztunnel["metadata"]["namespace"].as_str().unwrap(),
-        ztunnel["spec"]["template"]["spec"]["serviceAccountName"].as_str().unwrap()
-    );
-    assert_eq!(variable("controller", "CA_TRUSTED_NODE_ACCOUNTS"), account);
+    let text = |value: &Value| value.as_str().unwrap().into();
+    let account =
+        (text(&ztunnel["metadata"]["namespace"]), text(&ztunnel["spec"]["template"]["spec"]["serviceAccountName"]));
+    assert_eq!(controller.trusted_node_accounts, [account]);
     for key in ["CLUSTER_DOMAIN", "TRUST_DOMAIN"] {
-        assert_eq!(variable("controller", key), variable("ztunnel", key));
+        assert_eq!(manifest.variable("controller", key), manifest.variable("ztunnel", key));
     }
-    assert_eq!(variable("controller", "CLUSTER_ID"), variable("ztunnel", "ISTIO_META_CLUSTER_ID"));
+    assert_eq!(manifest.variable("controller", "CLUSTER_ID"), manifest.variable("ztunnel", "ISTIO_META_CLUSTER_ID"));
 }
 
 /// A right more is a line more in `rights.txt`, and so in front of whoever reviews the change.

@@ -12,6 +12,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde_json::Value;
+use stillmesh_runtime::env::Reader;
 
 /// `deploy/stillmesh.yaml`.
 pub struct Manifest {
@@ -46,6 +47,22 @@ impl Manifest {
             assert_eq!((list(&pod["containers"]).len(), list(&pod["initContainers"]).len()), (1, 0));
             &pod["containers"][0]
         })
+    }
+
+    /// What a part finds in its environment. What comes from the pod is itself, but for addresses.
+    pub fn environment(&self, part: &str) -> Reader {
+        let container = self.containers().find(|container| container["args"][0] == part).unwrap();
+        let values = list(&container["env"]).iter().map(|variable| {
+            let value = match variable["valueFrom"]["fieldRef"]["fieldPath"].as_str() {
+                Some("status.podIP") => "10.0.0.1",
+                Some("metadata.namespace") => self.objects[0]["metadata"]["name"].as_str().unwrap(),
+                Some("spec.serviceAccountName") => "ztunnel",
+                Some(_) => "a-name",
+                None => variable["value"].as_str().unwrap(),
+            };
+            (variable["name"].as_str().unwrap(), value)
+        });
+        Reader::from_values(values)
     }
 
     /// The value of a variable of a part.
