@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::enroll::older::Connection;
+use crate::known;
 
 /// Larger files are not ours.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -53,6 +54,9 @@ impl Beliefs {
         let mut beliefs = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
             let path = entry?.path();
+            if path.file_name().is_some_and(|name| name == known::FILE) {
+                continue;
+            }
             match read(&path) {
                 Ok(belief) => beliefs.push(belief),
                 Err(error) => {

@@ -7,3 +7,4 @@
 pub mod older;
 pub mod pod;
 pub mod steps;
+pub mod window;

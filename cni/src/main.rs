@@ -1,18 +1,20 @@
-//! The node agent as a process: settings from the environment, SIGTERM and SIGINT end it. What it put in place in
-//! pods stays, so that a new agent takes over without a gap.
+//! The node agent as a process: settings from the environment, SIGTERM and SIGINT end it. Called by a container runtime
+//! it is the CNI plugin.
 
-use std::time::Duration;
+use std::process::ExitCode;
 
-use stillmesh_cni::Config;
+use stillmesh_cni::{Config, chained};
 use stillmesh_runtime::env::Reader;
 use stillmesh_runtime::{drain, telemetry};
 
-/// How long open requests may take to end.
-const GRACE: Duration = Duration::from_secs(5);
-
-#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
+    let reader = Reader::process();
+    if chained::is_called(std::env::args_os(), &reader) {
+        return Ok(chained::main(&reader));
+    }
     telemetry::init("agent")?;
-    let config = Config::from_env(Reader::process())?;
-    drain::until_signalled(GRACE, |watch| stillmesh_cni::run(config, watch)).await
+    let config = Config::from_env(reader)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(drain::until_signalled(config.grace, |watch| stillmesh_cni::run(config, watch)))?;
+    Ok(ExitCode::SUCCESS)
 }

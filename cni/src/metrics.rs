@@ -1,5 +1,7 @@
 //! What the agent counts. Istio's names where one exists.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::registry::Unit;
 use stillmesh_runtime::telemetry::metrics::Metrics as Registry;
 use stillmesh_runtime::telemetry::metrics::encoding::{EncodeLabelSet, EncodeLabelValue};
@@ -33,6 +35,10 @@ pub struct Metrics {
     pub failed_writes: Counter,
     /// How long pods stood behind the guard, in seconds.
     pub guarded: Histogram,
+    /// From the agent's start until the last pod that it found uncaptured was under the guard, in seconds.
+    pub start_window: Gauge<f64, AtomicU64>,
+    /// How often the installed plugin was put right.
+    pub reinstalls: Counter,
 }
 
 /// Seconds behind the guard that are told apart.
@@ -52,6 +58,8 @@ impl Default for Metrics {
             repairs: Counter::default(),
             failed_writes: Counter::default(),
             guarded: Histogram::new(GUARDED_SECONDS),
+            start_window: Gauge::default(),
+            reinstalls: Counter::default(),
         }
     }
 }
@@ -131,6 +139,9 @@ impl Metrics {
             registry.register("stillmesh_agent_failed_writes", "Annotations to be written again", all.failed_writes);
             let help = "Time that pods stood behind the guard, unable to open connections";
             registry.register_with_unit("stillmesh_agent_guarded", help, Unit::Seconds, all.guarded);
+            let help = "Time from the agent's start until every pod that it found uncaptured was under the guard";
+            registry.register_with_unit("stillmesh_agent_start_window", help, Unit::Seconds, all.start_window);
+            registry.register("stillmesh_agent_reinstalls", "Times the plugin was put right", all.reinstalls);
         });
         metrics
     }

@@ -113,7 +113,7 @@ impl Diagnose for AddError {
     }
     fn remedy(&self) -> &'static str {
         match self {
-            Self::Agent { .. } => "check that the node agent (istio-cni-node) runs on this node",
+            Self::Agent { .. } => "check that the node agent runs on this node",
             Self::Refused { .. } => "look at the node agent's log and whether this node's ztunnel is ready",
             Self::Encode { .. } => "report this: the pod's network namespace path is probably not UTF-8",
         }
@@ -133,6 +133,8 @@ pub async fn add(request: &Request<'_>) -> Result<Added, AddError> {
         pod_name: name.clone(),
         pod_namespace: namespace.clone(),
         ips: Some(request.addresses.iter().map(EventAddress::from).collect()),
+        pod_uid: None,
+        agent_decides: false,
     };
     let body = match serde_json::to_vec(&event) {
         Ok(body) => body,
@@ -164,6 +166,27 @@ pub struct Event {
     /// Its addresses; Go writes `null` for none.
     #[serde(rename = "IPs", default)]
     pub ips: Option<Vec<EventAddress>>,
+    /// The pod's UID where the runtime tells it: tells pods of one name apart. Ours; Istio's agent does not read it.
+    #[serde(rename = "PodUID", default, skip_serializing_if = "Option::is_none")]
+    pub pod_uid: Option<String>,
+    /// Whether the agent is to decide. Otherwise the plugin has decided that the pod is to be captured. Ours, too.
+    #[serde(rename = "AgentDecides", default, skip_serializing_if = "is_false")]
+    pub agent_decides: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// What the agent answers with 200 where it decides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// Whether the pod is captured.
+    pub captured: bool,
+    /// Why it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// An address in an [`Event`].
@@ -221,6 +244,8 @@ mod tests {
             pod_name: "a-1".into(),
             pod_namespace: "shop".into(),
             ips: Some(vec![EventAddress::from(&address)]),
+            pod_uid: None,
+            agent_decides: false,
         };
         let text = concat!(
             r#"{"Netns":"/run/netns/x","PodName":"a-1","PodNamespace":"shop","IPs":[{"Interface":0,"#,

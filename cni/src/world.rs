@@ -1,15 +1,18 @@
 //! The node's pods and all namespaces, as the source of objects tells them, and what follows for each pod. Pure.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stillmesh_api::zds::PodInfo;
 use stillmesh_k8s::object::DEFAULT_NAMESPACE;
-use stillmesh_k8s::select::{Enrolment, NotEnrolled, REDIRECTION, why_not};
+use stillmesh_k8s::labels::{self, Labels};
+use stillmesh_k8s::select::{self, Enrolment, NotEnrolled, REDIRECTION, why_not};
 use stillmesh_k8s::{Kind, Object};
 use stillmesh_objects::Change;
 
+use crate::api::Seen;
 use crate::enroll::steps::Wanted;
 use crate::metrics::{EventLabels, EventType, Metrics};
 use crate::rules::plan::{Dns, Facts, Inbound, InterfaceName};
@@ -19,6 +22,8 @@ const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
 const BYPASS_INBOUND: &str = "ambient.istio.io/bypass-inbound-capture";
 const VIRTUAL_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
 const DEFAULT_ACCOUNT: &str = "default";
+/// On the API server's copy of a static pod: the UID that the kubelet, runtime and cgroups know it by.
+const STATIC_UID: &str = "kubernetes.io/config.mirror";
 
 /// The objects that matter here.
 #[derive(Debug)]
@@ -28,6 +33,10 @@ pub struct World {
     dns: Dns,
     pods: HashMap<PodName, Arc<Pod>>,
     namespaces: HashMap<Arc<str>, Arc<Namespace>>,
+    /// Pods that the API server was asked for and that the watch has not brought yet.
+    ahead: HashSet<PodName>,
+    /// Of those, pods of a name that the watch said is gone: it may have meant the one before.
+    doubtful: BTreeSet<PodName>,
 }
 
 /// What follows from the objects for one pod.
@@ -41,6 +50,12 @@ pub struct Verdict {
     pub reason: Option<NotEnrolled>,
     /// Whether its annotation says that somebody captured it.
     pub marked: bool,
+    /// What that annotation says.
+    pub said: Option<String>,
+    /// Whether it has a sandbox, as far as the kubelet has said.
+    pub placed: bool,
+    /// The UID that the kubelet knows it by.
+    pub sandbox: String,
     /// Who it is.
     pub info: PodInfo,
     /// What its rules depend on.
@@ -50,7 +65,15 @@ pub struct Verdict {
 impl World {
     /// No objects yet.
     pub fn new(node: String, enrolment: Enrolment, dns: Dns) -> Self {
-        Self { node, enrolment, dns, pods: HashMap::new(), namespaces: HashMap::new() }
+        Self {
+            node,
+            enrolment,
+            dns,
+            pods: HashMap::new(),
+            namespaces: HashMap::new(),
+            ahead: HashSet::new(),
+            doubtful: BTreeSet::new(),
+        }
     }
 
     /// Applies changes; returns the pods of this node that they may matter to, those that are gone included.
@@ -83,14 +106,28 @@ impl World {
     }
 
     fn pod(&mut self, name: &PodName, change: Change) -> Option<EventType> {
-        let ours = match change {
+        let set = match change {
             Change::Set(placed) => match placed.object {
-                Object::Pod(pod) => Some(pod).filter(|pod| self.is_ours(pod)),
+                Object::Pod(pod) => Some(pod),
                 _ => None,
             },
             Change::Removed(_) => None,
         };
-        match ours {
+        let ahead = self.ahead.contains(name);
+        match (&set, self.pods.get(name)) {
+            // On its way since before the API server was asked.
+            (Some(pod), Some(held))
+                if (ahead || held.metadata.uid == pod.metadata.uid) && is_older(&pod.metadata, &held.metadata) =>
+            {
+                return None;
+            }
+            (None, Some(_)) if ahead => {
+                self.doubtful.insert(name.clone());
+                return None;
+            }
+            _ => _ = self.ahead.remove(name),
+        }
+        match set.filter(|pod| self.is_ours(pod)) {
             Some(pod) => match self.pods.insert(name.clone(), pod) {
                 Some(_) => Some(EventType::update),
                 None => Some(EventType::add),
@@ -103,6 +140,10 @@ impl World {
         match change {
             Change::Set(placed) => {
                 let Object::Namespace(namespace) = placed.object else { return None };
+                let held = self.namespaces.get(name).map(|held| &held.metadata);
+                if held.is_some_and(|held| held.uid == namespace.metadata.uid && is_older(&namespace.metadata, held)) {
+                    return None;
+                }
                 match self.namespaces.insert(Arc::clone(name), namespace) {
                     Some(_) => Some(EventType::update),
                     None => Some(EventType::add),
@@ -110,6 +151,58 @@ impl World {
             }
             Change::Removed(_) => self.namespaces.remove(name).map(|_| EventType::delete),
         }
+    }
+
+    /// Takes in what the API server said when asked; returns the pods that it may matter to.
+    pub fn learn(&mut self, name: &PodName, seen: Seen) -> BTreeSet<PodName> {
+        let mut touched = BTreeSet::from([name.clone()]);
+        let newer = |new: &ObjectMeta, held: Option<&ObjectMeta>| held.is_none_or(|held| !is_older(new, held));
+        if let Some(namespace) = seen.namespace {
+            let held = self.namespaces.get(name.namespace.as_str()).map(|held| &held.metadata);
+            if newer(&namespace.metadata, held) {
+                self.namespaces.insert(name.namespace.as_str().into(), Arc::new(namespace));
+                touched.extend(self.pods.keys().filter(|pod| pod.namespace == name.namespace).cloned());
+            }
+        }
+        match seen.pod {
+            Some(pod) => {
+                let held = self.pods.get(name).map(|held| &held.metadata);
+                if self.is_ours(&pod) && newer(&pod.metadata, held) {
+                    let known = held.is_some_and(|held| held.uid == pod.metadata.uid);
+                    if !known {
+                        self.ahead.insert(name.clone());
+                    }
+                    self.pods.insert(name.clone(), Arc::new(pod));
+                }
+            }
+            None => {
+                self.ahead.remove(name);
+                self.pods.remove(name);
+            }
+        }
+        touched
+    }
+
+    /// Pods that the API server should be asked for again.
+    pub fn doubtful(&mut self) -> BTreeSet<PodName> {
+        std::mem::take(&mut self.doubtful)
+    }
+
+    /// Whether pods of a namespace are in the mesh unless they say otherwise.
+    pub fn is_enrolled(&self, namespace: &str) -> bool {
+        self.namespaces.get(namespace).is_some_and(|found| self.enrols(namespace, found))
+    }
+
+    /// The namespaces whose pods are in the mesh unless they say otherwise.
+    pub fn enrolled(&self) -> BTreeSet<String> {
+        let chosen = |(name, found): &(&Arc<str>, &Arc<Namespace>)| self.enrols(name, found);
+        self.namespaces.iter().filter(chosen).map(|(name, _)| name.to_string()).collect()
+    }
+
+    fn enrols(&self, name: &str, namespace: &Namespace) -> bool {
+        let labels = labels::of(&namespace.metadata.labels);
+        !self.enrolment.excluded_namespaces.contains(name)
+            && select::selected(&Labels::default(), labels, &self.enrolment)
     }
 
     fn is_ours(&self, pod: &Pod) -> bool {
@@ -133,8 +226,10 @@ impl World {
             namespace: name.namespace.clone(),
             service_account: account.filter(|name| !name.is_empty()).unwrap_or_else(|| DEFAULT_ACCOUNT.to_owned()),
         };
-        let marked = annotation(pod, REDIRECTION).is_some();
-        Some(Verdict { uid, wanted, reason, marked, info, facts: self.facts(pod) })
+        let said = annotation(pod, REDIRECTION).map(str::to_owned);
+        let sandbox = annotation(pod, STATIC_UID).map_or_else(|| uid.clone(), str::to_owned);
+        let (marked, placed) = (said.is_some(), is_placed(pod));
+        Some(Verdict { uid, wanted, reason, marked, said, placed, sandbox, info, facts: self.facts(pod) })
     }
 
     /// The names of all pods of this node.
@@ -168,6 +263,19 @@ pub fn name_of(pod: &Pod) -> PodName {
         namespace: pod.metadata.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
         name: pod.metadata.name.clone().unwrap_or_default(),
     }
+}
+
+/// Whether the kubelet has said that there is a sandbox: it knows addresses, or a container runs.
+fn is_placed(pod: &Pod) -> bool {
+    pod.status.as_ref().is_some_and(|status| {
+        status.pod_ip.as_ref().is_some_and(|address| !address.is_empty()) || status.phase.as_deref() == Some("Running")
+    })
+}
+
+/// Whether one version of an object is older than another, as far as versions can be compared.
+fn is_older(one: &ObjectMeta, other: &ObjectMeta) -> bool {
+    let version = |meta: &ObjectMeta| meta.resource_version.as_deref()?.parse::<u64>().ok();
+    version(one).zip(version(other)).is_some_and(|(one, other)| one < other)
 }
 
 fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {

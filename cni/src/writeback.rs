@@ -1,18 +1,25 @@
 //! Annotations written back to pods, in the background: enrolment never waits for it.
 //!
+//! In a cluster they go to the API server as a merge patch on `pods/status` with the pod's UID as precondition, so that
+//! a pod that comes under the same name never gets them.
+//!
 //! Only the latest wish per pod is kept, so a server that is away costs one small map per pod. Writes are repeated
 //! with growing delays until the server has taken them or says that there is no such pod.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
 use parking_lot::Mutex;
+use serde_json::{Value, json};
 use stillmesh_runtime::Backoff;
-use stillmesh_runtime::admin::client::{Client, ClientError};
+use stillmesh_runtime::admin::client::Client;
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use crate::metrics::Metrics;
 
@@ -51,6 +58,8 @@ struct Queue {
     /// At most one wish per pod.
     wanted: HashMap<PodName, Wish>,
     order: VecDeque<PodName>,
+    /// Whether one is being written.
+    busy: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -85,20 +94,20 @@ impl Writer {
         }
     }
 
-    /// Writes wishes until dropped. Without a socket they are dropped.
-    pub async fn serve(self, socket: Option<&Path>, metrics: Metrics) {
-        let client = socket.map(|path| Client::unix(path).deadline(DEADLINE).body_bytes(ANSWER_BYTES));
+    /// Writes wishes until dropped.
+    pub async fn serve(self, sink: Sink, metrics: Metrics) {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         loop {
             let Some((pod, wish)) = self.take() else {
                 self.wishes.some.notified().await;
                 continue;
             };
-            let Some(client) = &client else { continue };
-            match write(client, &pod, &wish).await {
+            let written = sink.write(&pod, &wish).await;
+            self.wishes.pods.lock().busy = false;
+            match written {
                 Written::Done => backoff.reset(),
-                Written::Refused(status, answer) => {
-                    tracing::warn!(?pod, %status, answer, "the annotation of a pod is refused");
+                Written::Refused(reason) => {
+                    tracing::warn!(?pod, reason, "the annotation of a pod is refused");
                     backoff.reset();
                 }
                 Written::Later(reason) => {
@@ -112,10 +121,22 @@ impl Writer {
         }
     }
 
+    /// Returns when every wish has been written. Waits for ever where the server takes none.
+    pub async fn idle(&self) {
+        let written = || {
+            let queue = self.wishes.pods.lock();
+            queue.order.is_empty() && !queue.busy
+        };
+        while !written() {
+            tokio::time::sleep(FIRST_WAIT).await;
+        }
+    }
+
     fn take(&self) -> Option<(PodName, Wish)> {
         let mut queue = self.wishes.pods.lock();
         let pod = queue.order.pop_front()?;
         let wish = queue.wanted.remove(&pod)?;
+        queue.busy = true;
         Some((pod, wish))
     }
 
@@ -136,25 +157,76 @@ impl Writer {
     }
 }
 
+/// Where annotations are written to.
+#[derive(Clone)]
+pub enum Sink {
+    /// Nowhere.
+    None,
+    /// The API server's stand-in of the one-machine mesh.
+    Machine(Client),
+    /// The API server.
+    Cluster(kube::Client),
+}
+
+impl Sink {
+    /// The stand-in on this socket.
+    pub fn machine(socket: &std::path::Path) -> Self {
+        Self::Machine(Client::unix(socket).deadline(DEADLINE).body_bytes(ANSWER_BYTES))
+    }
+
+    async fn write(&self, pod: &PodName, wish: &Wish) -> Written {
+        match self {
+            Self::None => Written::Done,
+            Self::Machine(client) => to_machine(client, pod, wish).await,
+            Self::Cluster(client) => to_cluster(client.clone(), pod, wish).await,
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
 enum Written {
     Done,
-    Refused(StatusCode, String),
+    Refused(String),
     Later(String),
 }
 
-async fn write(client: &Client, pod: &PodName, wish: &Wish) -> Written {
+async fn to_machine(client: &Client, pod: &PodName, wish: &Wish) -> Written {
     let Ok(body) = serde_json::to_vec(&wish.annotations) else { return Written::Done };
     let path = format!("/pods/{}/{}/annotations", pod.namespace, pod.name);
     match client.request(Method::PATCH, &path, body).await {
-        Ok(answer) if answer.status.is_success() => Written::Done,
-        // The pod went away; whoever comes under its name gets wishes of its own.
-        Ok(answer) if answer.status == StatusCode::NOT_FOUND => Written::Done,
-        Ok(answer) if answer.status.is_client_error() => Written::Refused(answer.status, answer.text()),
-        Ok(answer) => Written::Later(format!("{}: {}", answer.status, answer.text())),
-        Err(error @ (ClientError::Connect { .. } | ClientError::Exchange { .. } | ClientError::Slow { .. })) => {
-            Written::Later(error.to_string())
-        }
+        Ok(answer) => judge(answer.status, &answer.text()),
         Err(error) => Written::Later(error.to_string()),
+    }
+}
+
+async fn to_cluster(client: kube::Client, pod: &PodName, wish: &Wish) -> Written {
+    let api: Api<Pod> = Api::namespaced(client, &pod.namespace);
+    let (body, parameters) = (patch(wish), PatchParams::default());
+    let patch = Patch::Merge(&body);
+    match timeout(DEADLINE, api.patch_status(&pod.name, &parameters, &patch)).await {
+        Ok(Ok(_)) => Written::Done,
+        Ok(Err(kube::Error::Api(status))) => {
+            judge(StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &status.message)
+        }
+        Ok(Err(error)) => Written::Later(error.to_string()),
+        Err(_) => Written::Later(format!("no answer within {DEADLINE:?}")),
+    }
+}
+
+/// A merge patch of the annotations alone; a pod with another UID is not patched.
+fn patch(wish: &Wish) -> Value {
+    json!({"metadata": {"uid": wish.uid, "annotations": wish.annotations}})
+}
+
+fn judge(status: StatusCode, answer: &str) -> Written {
+    match status {
+        status if status.is_success() => Written::Done,
+        // The pod went away; whoever comes under its name gets wishes of its own.
+        StatusCode::NOT_FOUND => Written::Done,
+        StatusCode::CONFLICT if answer.contains("UID") => Written::Done,
+        StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => Written::Refused(format!("{status}: {answer}")),
+        // Permission may come, too: what it is about is not installed at once.
+        status => Written::Later(format!("{status}: {answer}")),
     }
 }
 
@@ -200,5 +272,21 @@ mod tests {
         writer.set(&pod(), "2", [("y", None)].into());
         writer.forget(&pod(), "2");
         assert!(writer.take().is_none());
+    }
+
+    #[test]
+    fn a_patch_touches_annotations_of_that_pod_only() {
+        let wish = Wish { uid: "7".into(), annotations: [("x", Some("1".into())), ("y", None)].into() };
+        assert_eq!(patch(&wish), json!({"metadata": {"uid": "7", "annotations": {"x": "1", "y": null}}}));
+    }
+
+    #[test]
+    fn answers_are_final_only_when_repeating_cannot_help() {
+        let taken = "Precondition failed: UID in precondition: 7, UID in object meta: 8";
+        assert_eq!(judge(StatusCode::CONFLICT, taken), Written::Done);
+        assert_eq!(judge(StatusCode::NOT_FOUND, ""), Written::Done);
+        assert!(matches!(judge(StatusCode::CONFLICT, "the object has been modified"), Written::Later(_)));
+        assert!(matches!(judge(StatusCode::FORBIDDEN, "no"), Written::Later(_)));
+        assert!(matches!(judge(StatusCode::UNPROCESSABLE_ENTITY, "no"), Written::Refused(_)));
     }
 }

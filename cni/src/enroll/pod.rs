@@ -126,6 +126,7 @@ impl Pod {
                 }
             }
         }
+        self.shared.window.closed(&self.uid);
         let labels = self.labels();
         self.shared.metrics.older_connections.remove(&labels);
         match self.intent.wanted {
@@ -159,8 +160,10 @@ impl Pod {
             // The receipt names the rules.
             self.progress.told = Told::Unknown;
         }
-        if intent.wanted == Wanted::Captured && self.intent.wanted != Wanted::Captured {
-            // Somebody else may have written meanwhile.
+        let (captured, told) = (intent.wanted == Wanted::Captured, self.progress.told);
+        let lost = intent.said != self.intent.said && self.intent.said.as_deref() == says(told);
+        if captured && (lost || self.intent.wanted != Wanted::Captured) {
+            // Somebody else has written, or may have meanwhile.
             self.progress.told = Told::Unknown;
         }
         self.intent = intent;
@@ -178,6 +181,7 @@ impl Pod {
                 let facts = self.facts();
                 self.inside(move || apply::raise_guard(&facts)).await??;
                 self.progress.guard = Guard::Up;
+                self.shared.window.closed(&self.uid);
                 self.guarded = Some(Instant::now());
                 Ok(())
             }
@@ -273,6 +277,9 @@ impl Pod {
             tracing::warn!(pod = %self.name(), found = ?found.rules, "the pod's rules were changed by somebody else");
         }
         self.progress.inspected = true;
+        if matches!(self.progress.rules, Rules::Capturing | Rules::Stale) {
+            self.shared.window.closed(&self.uid);
+        }
         Ok(())
     }
 
@@ -323,7 +330,8 @@ impl Pod {
     async fn await_drain(&mut self) -> Result<(), StepError> {
         // An agent that finds a pod leaving gives it the whole time again.
         let left = *self.left.get_or_insert_with(Instant::now);
-        let over = left.elapsed() >= self.shared.times.drain;
+        let cut = self.shared.leaving.get().is_some_and(|cut| Instant::now() >= *cut);
+        let over = cut || left.elapsed() >= self.shared.times.drain;
         let sockets = self.inside(older::sockets).await?.map_err(StepError::Sockets)?;
         let open = older::in_tunnel(&sockets);
         if open == 0 || over {
@@ -406,6 +414,15 @@ impl Pod {
                 }))
             }
         }
+    }
+}
+
+/// What the annotation says then.
+fn says(told: Told) -> Option<&'static str> {
+    match told {
+        Told::Enabled => Some("enabled"),
+        Told::Pending => Some("pending"),
+        Told::Unknown | Told::Nothing => None,
     }
 }
 

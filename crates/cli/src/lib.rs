@@ -32,6 +32,10 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// Reads the command line and carries it out. An error is printed with its causes; the exit code is then 1.
 pub fn main() -> ExitCode {
+    let reader = Reader::process();
+    if stillmesh_cni::chained::is_called(std::env::args_os(), &reader) {
+        return stillmesh_cni::chained::main(&reader);
+    }
     match run(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
@@ -111,7 +115,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 fn agent() -> anyhow::Result<()> {
     telemetry::init("agent")?;
     let config = stillmesh_cni::Config::from_env(Reader::process())?;
-    runtime()?.block_on(drain::until_signalled(GRACE, |watch| stillmesh_cni::run(config, watch)))
+    runtime()?.block_on(drain::until_signalled(config.grace, |watch| stillmesh_cni::run(config, watch)))
 }
 
 fn cluster_dns() -> anyhow::Result<()> {

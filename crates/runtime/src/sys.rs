@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "this module is where the project keeps it; each block says why it is sound")]
 
 pub mod fds;
+pub mod inotify;
 pub mod netns;
 pub mod packet;
 pub mod process;

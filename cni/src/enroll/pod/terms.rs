@@ -1,15 +1,17 @@
 //! The terms between the agent and a pod's task: what is wanted, how far it is, what all pods share, what can fail.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use stillmesh_api::zds::PodInfo;
 use stillmesh_core::diagnose::{Diagnose, Fault};
 use stillmesh_runtime::sys::netns::Netns;
+use tokio::time::Instant;
 
 use crate::belief::Beliefs;
 use crate::enroll::steps::Wanted;
+use crate::enroll::window::Window;
 use crate::handover::Handover;
 use crate::metrics::Metrics;
 use crate::rules::apply::ApplyError;
@@ -27,6 +29,8 @@ pub struct Intent {
     pub netns: Option<Netns>,
     /// What its rules depend on. Whether there is IPv6 is found out in the namespace.
     pub facts: Facts,
+    /// What its annotation says, as far as the source of objects has told.
+    pub said: Option<String>,
 }
 
 /// How far a pod is, for who waits for it.
@@ -53,6 +57,10 @@ pub struct Shared {
     pub metrics: Metrics,
     /// Timing.
     pub times: Times,
+    /// How long pods of the mesh were uncaptured when the agent started.
+    pub window: Window,
+    /// Once set, the agent is being taken out: connections in the tunnel have until then.
+    pub leaving: Arc<OnceLock<Instant>>,
 }
 
 /// How long and how often. All wall time.
