@@ -147,8 +147,7 @@ fn judge(pod: &PodArgs, answer: &Answer) -> Result<(), Failure> {
     if answer.status == StatusCode::OK {
         return Ok(());
     }
-    let message =
-        format!("pod {}/{} is not captured by the mesh: {}", pod.namespace, pod.name, answer.text().trim());
+    let message = format!("pod {}/{} is not captured by the mesh: {}", pod.namespace, pod.name, answer.text().trim());
     let details = "the kubelet tries again; see the log of the node agent, and whether this node's ztunnel is ready";
     Err(Failure { code: Code::NotCaptured, message, details: details.to_owned() })
 }

@@ -205,12 +205,7 @@ fn first(places: &Places) -> Result<(PathBuf, Conflist), InstallError> {
 }
 
 /// Our entry joins the list; a single configuration becomes a list.
-fn join(
-    places: &Places,
-    path: &Path,
-    mut list: Conflist,
-    entry: &Entry,
-) -> Result<Option<PathBuf>, InstallError> {
+fn join(places: &Places, path: &Path, mut list: Conflist, entry: &Entry) -> Result<Option<PathBuf>, InstallError> {
     // Left from a time with other settings.
     let own = places.conf_dir.join(OWN_CONFLIST);
     files::remove(&own).map_err(failed("remove", &own))?;

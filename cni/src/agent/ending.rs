@@ -79,7 +79,13 @@ async fn judge(set: Option<&DaemonSet>, client: &Client, node: &str) -> Own {
     }
     let nodes: Api<Node> = Api::all(client.clone());
     match timeout(LAST_QUESTION, nodes.get_opt(node)).await {
-        Ok(Ok(Some(node))) => if selects(pod, &node) { Own::Stays } else { Own::Leaves },
+        Ok(Ok(Some(node))) => {
+            if selects(pod, &node) {
+                Own::Stays
+            } else {
+                Own::Leaves
+            }
+        }
         // A node that is deleted ends with all that is on it.
         Ok(Ok(None)) => Own::Stays,
         Ok(Err(_)) | Err(_) => Own::Unknown,
@@ -93,7 +99,9 @@ fn selects(pod: &PodSpec, node: &Node) -> bool {
     let affinity = pod.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
     let required = affinity.and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
     let name = node.metadata.name.as_deref();
-    chosen && required.is_none_or(|selector| selector.node_selector_terms.iter().any(|term| term_holds(term, &label, name)))
+    chosen
+        && required
+            .is_none_or(|selector| selector.node_selector_terms.iter().any(|term| term_holds(term, &label, name)))
 }
 
 /// A term without conditions selects nothing.

@@ -227,14 +227,12 @@ impl Pods {
 
     /// The plugin has a pod that is about to start.
     fn start(&mut self, start: Start) {
-        let is_it = |verdict: &Verdict| {
-            start.uid.as_ref().is_none_or(|uid| *uid == verdict.uid || *uid == verdict.sandbox)
-        };
+        let is_it =
+            |verdict: &Verdict| start.uid.as_ref().is_none_or(|uid| *uid == verdict.uid || *uid == verdict.sandbox);
         let unknown = Started::Unknown { enrolled: self.world.is_enrolled(&start.pod.namespace) };
         let answer = match self.world.verdict(&start.pod).filter(is_it) {
             None => unknown,
-            // Without a UID it may be the one before, or this one in a new sandbox.
-            Some(verdict) if !start.looked && start.uid.is_none() && self.is_elsewhere(&verdict, &start.netns) => unknown,
+            Some(verdict) if self.may_be_another(&verdict, &start) => unknown,
             Some(verdict) => match verdict.reason {
                 Some(reason) => Started::NotEnrolled(reason),
                 None => {
@@ -248,9 +246,12 @@ impl Pods {
         let _ = start.answer.send(answer);
     }
 
-    fn is_elsewhere(&self, verdict: &Verdict, netns: &Netns) -> bool {
-        let known = self.pods.get(&verdict.uid).and_then(|handle| handle.intent.borrow().netns.clone());
-        known.is_some_and(|known| known != *netns)
+    /// Without a UID, a pod in another namespace is the one before of that name, or this one in a new sandbox: the API
+    /// server knows.
+    fn may_be_another(&self, verdict: &Verdict, start: &Start) -> bool {
+        let known = || self.pods.get(&verdict.uid).and_then(|handle| handle.intent.borrow().netns.clone());
+        let can_ask = self.questions.is_some() && !start.looked && start.uid.is_none();
+        can_ask && known().is_some_and(|known| known != start.netns)
     }
 
     /// Makes a pod's task want what the objects say, once its namespace is known.

@@ -202,7 +202,8 @@ mod tests {
 
     #[test]
     fn pods_are_named_by_the_runtimes_arguments() {
-        let args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=a-1;K8S_POD_INFRA_CONTAINER_ID=1f;K8S_POD_UID=u";
+        let args =
+            "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=a-1;K8S_POD_INFRA_CONTAINER_ID=1f;K8S_POD_UID=u";
         let pod = PodArgs::read(args).unwrap();
         assert_eq!((pod.namespace.as_str(), pod.name.as_str(), pod.uid.as_deref()), ("shop", "a-1", Some("u")));
         assert_eq!(PodArgs::read("K8S_POD_NAMESPACE=shop;K8S_POD_NAME=a").unwrap().uid, None);

@@ -160,7 +160,8 @@ mod tests {
         let (bridge, portmap, ours) = (&value["plugins"][0], &value["plugins"][1], &value["plugins"][2]);
         let mut old = ours.clone();
         old["pod_namespace"] = json!("elsewhere");
-        for plugins in [json!([bridge, ours, portmap]), json!([bridge, portmap, old]), json!([ours, bridge, portmap, ours])]
+        for plugins in
+            [json!([bridge, ours, portmap]), json!([bridge, portmap, old]), json!([ours, bridge, portmap, ours])]
         {
             let mut wrong = value.clone();
             wrong["plugins"] = plugins;

@@ -130,7 +130,10 @@ fn a_list_of_our_own_follows_the_first_one_and_leaves_it_alone() {
     let mut node = Node::new(true);
     fs::write(node.conf("10-net.conflist"), BRIDGE).unwrap();
     assert_eq!(node.install().unwrap().entry, Some(node.conf(OWN_CONFLIST)));
-    assert_eq!((node.types(OWN_CONFLIST), node.types("10-net.conflist")), (vec!["bridge".into(), PLUGIN.into()], vec!["bridge".into()]));
+    assert_eq!(
+        (node.types(OWN_CONFLIST), node.types("10-net.conflist")),
+        (vec!["bridge".into(), PLUGIN.into()], vec!["bridge".into()])
+    );
     assert_eq!(node.install().unwrap(), Installed::default());
     fs::write(node.conf("10-net.conflist"), BRIDGE.replace("bridge", "ptp")).unwrap();
     assert_eq!(node.install().unwrap().entry, Some(node.conf(OWN_CONFLIST)));

@@ -146,13 +146,19 @@ mod tests {
         for path in [
             format!("11:memory:/kubepods/burstable/pod{UID}/1f2e3d"),
             format!("3:cpu,cpuacct:/kubepods/pod{UID}/1f2e3d"),
-            format!("0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{under}.slice/cri-containerd-1f.scope"),
+            format!(
+                "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{under}.slice/cri-containerd-1f.scope"
+            ),
             format!("0::/kubepods.slice/kubepods-pod{under}.slice/crio-1f2e.scope/container"),
             format!("0::/../../kubepods-besteffort-pod{under}.slice/cri-containerd-1f2e.scope"),
             format!("1:name=systemd:/kubepods-besteffort-pod{under}.slice:cri-containerd:1f2e"),
-            format!("1:name=systemd:/system.slice/containerd.service/kubepods-besteffort-pod{under}.slice:cri-containerd:1f"),
+            format!(
+                "1:name=systemd:/system.slice/containerd.service/kubepods-besteffort-pod{under}.slice:cri-containerd:1f"
+            ),
             format!("0::/docker/77ab/kubelet/kubepods/besteffort/pod{UID}/1f2e"),
-            format!("0::/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{under}.slice/cri-containerd-1f.scope"),
+            format!(
+                "0::/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{under}.slice/cri-containerd-1f.scope"
+            ),
         ] {
             assert_eq!(pod_uid(&path).as_deref(), Some(UID), "{path}");
         }

@@ -34,10 +34,10 @@ use tokio::net::UnixStream;
 use crate::net::{DEADLINE, PEER, POD, accept as accept_one, at, connect, is_dropped, listen, pod_and_peer, talk};
 
 /// Everything around an agent: objects, namespaces, the API server's stand-in, tunnels.
-struct Node {
+pub struct Node {
     /// Removed at the end.
     _directory: tempfile::TempDir,
-    root: PathBuf,
+    pub root: PathBuf,
     tasks: Tasks,
     annotations: Annotations,
     agent: Option<(Trigger, Task<()>)>,
@@ -46,7 +46,7 @@ struct Node {
 type Annotations = Arc<Mutex<BTreeMap<String, BTreeMap<String, Value>>>>;
 
 impl Node {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().to_owned();
         for directory in ["objects", "netns", "state"] {
@@ -88,7 +88,7 @@ impl Node {
         });
     }
 
-    fn config(&self) -> Config {
+    pub fn config(&self) -> Config {
         let path = |name: &str| self.root.join(name).display().to_string();
         let values = [
             ("NODE_NAME", "n1".to_owned()),
@@ -103,7 +103,7 @@ impl Node {
         Config::from_env(Reader::from_values(values)).expect("a configuration")
     }
 
-    async fn start(&mut self) {
+    pub async fn start(&mut self) {
         let (trigger, watch) = drain::channel();
         let config = self.config();
         let task = self.tasks.spawn("agent", async move { run(config, watch).await.expect("the agent to run") });
@@ -117,7 +117,7 @@ impl Node {
     }
 
     /// As by kill -9: nothing of it runs on.
-    async fn kill(&mut self) {
+    pub async fn kill(&mut self) {
         let (trigger, mut task) = self.agent.take().expect("an agent");
         task.cut();
         task.join().await;
@@ -135,14 +135,14 @@ impl Node {
         self.root.join("objects").join(format!("{kind}.{namespace}.{name}.json"))
     }
 
-    fn namespace(&self, mode: Option<&str>) -> Namespace {
+    pub fn namespace(&self, mode: Option<&str>) -> Namespace {
         let labels = mode.map(|mode| json!({"istio.io/dataplane-mode": mode})).unwrap_or(json!({}));
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": labels}});
         self.write("Namespace", "", "shop", &object);
         serde_json::from_value(object).unwrap()
     }
 
-    fn pod(&self, name: &str, uid: &str, place: &Place) -> Pod {
+    pub fn pod(&self, name: &str, uid: &str, place: &Place) -> Pod {
         place.netns().bind_to(&self.root.join("netns").join(uid)).expect("to bind the namespace");
         let object = json!({
             "apiVersion": "v1",
@@ -155,28 +155,28 @@ impl Node {
         serde_json::from_value(object).unwrap()
     }
 
-    fn delete_pod(&self, name: &str, uid: &str) {
+    pub fn delete_pod(&self, name: &str, uid: &str) {
         std::fs::remove_file(self.object("Pod", "shop", name)).unwrap();
         Netns::unbind(&self.root.join("netns").join(uid)).unwrap();
     }
 
-    fn annotation(&self, pod: &str, key: &str) -> Option<String> {
+    pub fn annotation(&self, pod: &str, key: &str) -> Option<String> {
         self.annotations.lock().get(pod)?.get(key)?.as_str().map(str::to_owned)
     }
 
-    fn receipt(&self, pod: &str) -> Option<Receipt> {
+    pub fn receipt(&self, pod: &str) -> Option<Receipt> {
         serde_json::from_str(&self.annotation(pod, RECEIPT)?).expect("a receipt")
     }
 
-    fn believed(&self, uid: &str) -> bool {
+    pub fn believed(&self, uid: &str) -> bool {
         self.root.join("state").join(format!("{uid}.json")).exists()
     }
 
-    fn socket(&self, name: &str) -> PathBuf {
+    pub fn socket(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
-    async fn add(&self, pod: &Pod, namespace: &Namespace, place: &Place) -> Result<Added, AddError> {
+    pub async fn add(&self, pod: &Pod, namespace: &Namespace, place: &Place) -> Result<Added, AddError> {
         let netns = self.root.join("netns").join(pod.metadata.uid.as_deref().unwrap());
         assert_eq!(Netns::open(&netns).unwrap(), *place.netns());
         let addresses = [Address { interface: Some(0), address: "10.1.0.1/32".parse().unwrap(), gateway: None }];
@@ -191,7 +191,7 @@ impl Node {
         plugin::add(&request).await
     }
 
-    async fn metric(&self, line: &str) -> bool {
+    pub async fn metric(&self, line: &str) -> bool {
         let client = Client::new(stillmesh_runtime::admin::client::Endpoint::Tcp("127.0.0.1:15014".parse().unwrap()));
         client.get("/metrics").await.expect("metrics").text().lines().any(|found| found == line)
     }
@@ -207,14 +207,14 @@ impl Drop for Node {
 }
 
 /// A tunnel that takes what it is given and remembers what it was asked.
-struct Tunnel {
+pub struct Tunnel {
     heard: Arc<Mutex<Vec<String>>>,
     refuse: Arc<Mutex<bool>>,
     task: Task<()>,
 }
 
 impl Tunnel {
-    async fn connect(node: &Node) -> Self {
+    pub async fn connect(node: &Node) -> Self {
         let socket = node.socket("ztunnel.sock");
         let heard = Arc::new(Mutex::new(Vec::new()));
         let refuse = Arc::new(Mutex::new(false));
@@ -249,11 +249,11 @@ impl Tunnel {
         Self { heard, refuse, task }
     }
 
-    fn heard(&self) -> Vec<String> {
+    pub fn heard(&self) -> Vec<String> {
         self.heard.lock().clone()
     }
 
-    async fn hears(&self, line: &str) {
+    pub async fn hears(&self, line: &str) {
         eventually(line, || async { self.heard().iter().any(|heard| heard == line) }).await;
     }
 
@@ -263,7 +263,7 @@ impl Tunnel {
     }
 }
 
-async fn eventually<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
+pub async fn eventually<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
     let deadline = tokio::time::Instant::now() + DEADLINE;
     while !holds().await {
         assert!(tokio::time::Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
@@ -275,7 +275,7 @@ async fn found(place: &Place) -> Found {
     place.run_async(|| apply::inspect(&Facts::default())).await.expect("what is in place")
 }
 
-async fn captured(place: &Place) -> bool {
+pub async fn captured(place: &Place) -> bool {
     found(place).await == Found { ipv6: Ipv6::On, rules: FoundRules::Capturing, guard: false }
 }
 

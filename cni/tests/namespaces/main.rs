@@ -7,5 +7,6 @@
 )]
 
 mod agent;
+mod churn;
 mod net;
 mod rules;
