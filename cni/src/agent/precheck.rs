@@ -60,6 +60,7 @@ fn inside() -> Result<(), PrecheckError> {
         let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
         PrecheckError::Rules { error, cause }
     };
+    apply::loopback_up().map_err(refused)?;
     apply::raise_guard(&facts).map_err(refused)?;
     let found = apply::inspect(&facts).map_err(refused)?;
     let facts = Facts { ipv6: found.ipv6, ..facts };

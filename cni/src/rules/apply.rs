@@ -258,6 +258,11 @@ fn rtnl() -> Result<Rtnl, ApplyError> {
     Rtnl::open().map_err(failed("open rtnetlink"))
 }
 
+/// Switches the loopback device on, which it is in every pod: a route needs one that is up.
+pub fn loopback_up() -> Result<(), ApplyError> {
+    rtnl()?.set_loopback_up().map_err(failed("switch the loopback device on"))
+}
+
 fn loopback_index(rtnl: &mut Rtnl) -> Result<u32, ApplyError> {
     let links = rtnl.links().map_err(failed("list the links"))?;
     // lo is the first device of every namespace.
