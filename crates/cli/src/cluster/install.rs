@@ -10,7 +10,7 @@ mod plan;
 mod wait;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -91,6 +91,9 @@ pub(crate) struct Install {
 /// `stillmesh manifest`.
 #[derive(Debug, Args)]
 pub(crate) struct Manifest {
+    /// Print this manifest instead, in the same order and form: for comparing what Helm renders
+    #[arg(long, value_name = "FILE", conflicts_with = "settings")]
+    normalize: Option<PathBuf>,
     /// Sets a value of the chart
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = options::setting)]
     settings: Vec<Setting>,
@@ -134,12 +137,23 @@ struct Done {
 
 /// Prints the objects that `install` would apply.
 pub(crate) fn manifest(args: &Manifest) -> anyhow::Result<ExitCode> {
-    let mut bundle = Bundle::own()?;
-    options::adapt(&mut bundle, &args.mesh_namespace, &args.settings)?;
+    let bundle = match &args.normalize {
+        Some(file) => read(file)?,
+        None => {
+            let mut bundle = Bundle::own()?;
+            options::adapt(&mut bundle, &args.mesh_namespace, &args.settings)?;
+            bundle
+        }
+    };
     for object in &bundle.objects {
         line(&format!("---\n{}", serde_saphyr::to_string(object)?.trim_end()));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn read(file: &Path) -> anyhow::Result<Bundle> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("{}", file.display()))?;
+    Bundle::parse(&file.display().to_string(), &text)
 }
 
 /// Carries it out.
@@ -179,10 +193,7 @@ impl<'a> Work<'a> {
     async fn prepare(args: &'a Install, mode: Mode, teller: Teller) -> anyhow::Result<Self> {
         let mut bundle = match &args.filename {
             None => Bundle::own()?,
-            Some(file) => {
-                let text = std::fs::read_to_string(file).with_context(|| format!("{}", file.display()))?;
-                Bundle::parse(&file.display().to_string(), &text)?
-            }
+            Some(file) => read(file)?,
         };
         let reached = reach(&args.access).await?;
         let objects = Objects::new(reached.client());

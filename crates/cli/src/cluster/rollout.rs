@@ -76,7 +76,11 @@ pub(crate) fn pod_trouble(pod: &Value) -> Option<String> {
         let reason = waiting["reason"].as_str()?;
         let last = &one["lastState"]["terminated"];
         Some(match (waiting["message"].as_str(), last["exitCode"].as_i64()) {
-            (_, Some(code)) if reason == "CrashLoopBackOff" => format!("{reason}: it ends with exit code {code}"),
+            (_, Some(code)) if reason == "CrashLoopBackOff" => {
+                let said = last["message"].as_str().and_then(|message| message.trim().lines().last());
+                let said = said.map(|said| format!(": {said}")).unwrap_or_default();
+                format!("{reason}: it ends with exit code {code}{said}")
+            }
             (Some(message), _) => format!("{reason}: {message}"),
             (None, _) => reason.to_owned(),
         })
@@ -156,6 +160,9 @@ mod tests {
         let crash = json!({"containerStatuses": [{"ready": false, "lastState": {"terminated": {"exitCode": 3}},
             "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 5m0s"}}}]});
         assert_eq!(pod_trouble(&pod("a", crash)).unwrap(), "a-1 on n1: CrashLoopBackOff: it ends with exit code 3");
+        let said = json!({"containerStatuses": [{"ready": false, "lastState": {"terminated": {"exitCode": 1, "message": "a\nno key\n"}},
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]});
+        assert!(pod_trouble(&pod("a", said)).unwrap().ends_with("exit code 1: no key"));
         let homeless = json!({"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/2 nodes"}]});
         assert_eq!(pod_trouble(&pod("a", homeless)).unwrap(), "a-1 on n1: has no node: 0/2 nodes");
         let ready = json!({"conditions": [{"type": "Ready", "status": "True"}]});

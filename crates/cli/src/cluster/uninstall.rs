@@ -14,11 +14,12 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::access::reach;
+use super::access::{reach, within};
 use super::args::{Access, Report};
-use super::install::apply::{Applied, Change, helm_owned, helm_release};
+use super::install::MADE;
+use super::install::apply::{Applied, Change, applied_by, helm_owned, helm_release};
 use super::install::bundle::{Group, title};
-use super::objects::{Objects, Resource};
+use super::objects::{MANAGER, Objects, Resource};
 use super::progress::{Channel, LOOK, Teller, took};
 use super::value::{annotation, holds, list, name, namespace, text};
 use crate::output::{Mark, line, note};
@@ -162,6 +163,7 @@ impl Work<'_> {
         self.clear_statuses().await?;
         self.delete(|object| object["kind"] == "CustomResourceDefinition").await?;
         self.delete(|_| true).await?;
+        self.release_namespace().await?;
         self.nothing_left().await?;
         self.teller.fact(Mark::Good, &format!("Stillmesh is uninstalled; nothing of it is left ({})", took(began)));
         self.kept().await
@@ -297,10 +299,24 @@ impl Work<'_> {
             let ours = |condition: &&Value| found::CONDITIONS.contains(&text(&condition["type"]));
             if list(&policy["status"]["conditions"]).any(|condition| ours(&condition)) {
                 let rest: Vec<&Value> = list(&policy["status"]["conditions"]).filter(|one| !ours(one)).collect();
-                let patch =
-                    if rest.is_empty() { json!({"status": null}) } else { json!({"status": {"conditions": rest}}) };
+                let patch = if rest.is_empty() {
+                    json!({"status": null})
+                } else {
+                    json!({"status": {"conditions": rest, "observedGeneration": null}})
+                };
                 self.objects.merge_status(&policy, &patch).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// A namespace that was there before stays, without what we set at it.
+    async fn release_namespace(&mut self) -> anyhow::Result<()> {
+        let kind = Resource::new("v1", "Namespace");
+        let there = self.objects.get(&kind, "", &self.args.mesh_namespace).await?;
+        if let Some(there) = there.filter(|there| annotation(there, MADE).is_none() && applied_by(there, MANAGER)) {
+            let bare = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name(&there)}});
+            within("giving the namespace back", self.objects.apply(&bare, false, true)).await?;
         }
         Ok(())
     }

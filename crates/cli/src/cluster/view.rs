@@ -84,8 +84,8 @@ impl View {
     /// Asks the mesh's own pods too.
     pub(crate) async fn whole(objects: &Objects, mesh_namespace: &str) -> Self {
         let mut view = Self::objects(objects, mesh_namespace).await;
-        let controllers = view.running("stillmesh-controller");
-        let tunnels = view.running("ztunnel");
+        let controllers = view.answering("stillmesh-controller");
+        let tunnels = view.answering("ztunnel");
         (view.syncz, view.findings, view.dumps) = tokio::join!(
             pages(objects, &controllers, 15014, "/debug/syncz"),
             pages(objects, &controllers, 15014, "/debug/findings"),
@@ -137,9 +137,9 @@ impl View {
         self.own("Pod").filter(move |pod| label(pod, "app.kubernetes.io/name") == Some(part))
     }
 
-    /// Those that run.
-    fn running(&self, part: &str) -> Vec<(PodPort, String)> {
-        let pods = self.part(part).filter(|pod| pod["status"]["phase"] == "Running");
+    /// Those that can be asked.
+    fn answering(&self, part: &str) -> Vec<(PodPort, String)> {
+        let pods = self.part(part).filter(|pod| holds(pod, "Ready"));
         let place = |pod: &Value| {
             let port = PodPort { namespace: namespace(pod).to_owned(), pod: name(pod).to_owned(), port: 0 };
             (port, text(&pod["spec"]["nodeName"]).to_owned())

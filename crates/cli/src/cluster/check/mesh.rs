@@ -29,7 +29,9 @@ pub(super) fn workloads(view: &View) -> Vec<Fact> {
             facts.push(Fact::good("workloads", text));
             continue;
         }
-        let waiting = progress.waiting.iter().map(|why| format!("; {why}")).collect::<String>();
+        // Of daemons the nodes tell below.
+        let waiting =
+            progress.waiting.iter().filter(|_| kind != "daemonset").map(|why| format!("; {why}")).collect::<String>();
         facts.push(Fact::bad(
             "workloads",
             format!("{text}{waiting}"),

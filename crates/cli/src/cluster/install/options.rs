@@ -1,6 +1,6 @@
 //! The chart's values that `install` knows, laid over the rendered objects. Pure.
 //!
-//! What comes out is what Helm would render with the same values (checked by `tests/helm.rs`); anything that is not
+//! What comes out is what Helm would render with the same values (`deploy/check` compares them); anything that is not
 //! here needs Helm, and the message says so.
 
 use anyhow::{anyhow, bail, ensure};
@@ -194,6 +194,15 @@ pub(crate) fn adapt(bundle: &mut Bundle, mesh_namespace: &str, settings: &[Setti
             _ => true,
         }
     });
+    if !flag("webhook.enabled", true) {
+        // Nothing is to be written there then.
+        let webhooks = |rule: &Value| rule["resources"] == json!(["validatingwebhookconfigurations"]);
+        for role in bundle.objects.iter_mut().filter(|object| object["kind"] == "ClusterRole") {
+            if let Some(rules) = role["rules"].as_array_mut() {
+                rules.retain(|rule| !webhooks(rule));
+            }
+        }
+    }
     let revision = value("revision").unwrap_or("default");
     if revision != "default" {
         let renamed = format!("{CONTROLLER}-{revision}");
@@ -300,17 +309,11 @@ fn container_values<'a>(
             env.extend([
                 ("CLUSTER_DOMAIN", own("clusterDomain")),
                 ("CLUSTER_ID", own("clusterId")),
-                ("COMPAT_ISTIO", own("compat.istio")),
                 ("DEFAULT_WORKLOAD_CERT_TTL", own("ca.workloadCertTtl")),
                 ("NETWORK", own("network")),
                 ("ROOT_NAMESPACE", own("rootNamespace")),
                 ("TRUST_DOMAIN", own("trustDomain")),
             ]);
-            if let Some(domain) = value("clusterDomain") {
-                let names = env_value(container, "SERVING_NAMES").unwrap_or_default();
-                let service = names.split(',').next().unwrap_or_default().to_owned();
-                env.push(("SERVING_NAMES", Some(format!("{service},{service}.{domain}"))));
-            }
         }
         Group::Agent => env.extend([
             ("AMBIENT_DNS_CAPTURE", own("dnsCapture")),
@@ -335,6 +338,7 @@ fn container_values<'a>(
     }
 }
 
+#[cfg(test)]
 fn env_value(container: &Value, key: &str) -> Option<String> {
     let env = container["env"].as_array()?;
     env.iter().find(|one| one["name"] == key)?["value"].as_str().map(str::to_owned)

@@ -105,7 +105,6 @@ fn istios_names_are_added_beside_ours() {
     find(&bundle, "Service", CONTROLLER);
     let controller = find(&bundle, "Deployment", CONTROLLER);
     assert_eq!(label(controller, "app"), Some("istiod"));
-    assert_eq!(env(controller, "COMPAT_ISTIO").as_deref(), Some("true"));
 }
 
 #[test]
