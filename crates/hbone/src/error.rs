@@ -118,6 +118,7 @@ impl TunnelError {
         match self {
             Self::Identity(_) => "IDENTITY_ERROR",
             Self::ConnectSlow { .. } => "NETWORK_POLICY",
+            Self::Tls { source: TlsError::Revoked, .. } => "CERT_REVOKED",
             Self::Tls { .. } => "TLS_FAILURE",
             Self::Http2 { .. } => "H2_HANDSHAKE_FAILURE",
             Self::Refused { status, .. } if is_denial(*status) => "DENY",

@@ -21,6 +21,6 @@ mod stream;
 
 pub use error::TunnelError;
 pub use limits::Limits;
-pub use memory::Memory;
+pub use memory::{DEFAULT_BYTES as DEFAULT_MEMORY_BYTES, Memory};
 pub use pool::{Dial, Dialling, Key, Opened, Pool, Transport};
 pub use stream::Stream;

@@ -11,6 +11,7 @@ use http::{Method, Request, Response, StatusCode};
 use stillmesh_core::attrs::Authority;
 use stillmesh_core::model::Identity;
 use stillmesh_core::{Diagnose, Fault};
+use stillmesh_identity::revocation::{CertificateIds, Revocations, Side};
 use stillmesh_identity::{Leaf, TlsError, expiry, peer_identity, server_config};
 use stillmesh_runtime::drain;
 use stillmesh_runtime::tasks::Tasks;
@@ -31,6 +32,8 @@ use crate::{Limits, Stream};
 pub struct Session<IO> {
     tls: TlsStream<IO>,
     peer: Identity,
+    ids: CertificateIds,
+    revocations: Arc<Revocations>,
     drain_at: Instant,
 }
 
@@ -54,7 +57,8 @@ where
     let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
     let peer = peer_identity(chain).ok_or(TlsError::NoIdentity)?;
     let drain_at = drain_at(expiry(chain).into_iter().chain([leaf.not_after()]), now)?;
-    Ok(Session { tls, peer, drain_at })
+    let ids = CertificateIds::of(chain);
+    Ok(Session { tls, peer, ids, revocations: Arc::clone(leaf.revocations()), drain_at })
 }
 
 /// How an HTTP/2 connection ended before its time.
@@ -66,6 +70,9 @@ pub enum ServeError {
     /// The peer is silent: it does not answer PINGs.
     #[error("the peer did not answer a PING within {0:?}")]
     Silent(Duration),
+    /// The peer's certificate was revoked meanwhile.
+    #[error("the peer's certificate is revoked")]
+    Revoked,
     /// The peer broke the protocol, or the connection broke.
     #[error("the tunnel's connection broke")]
     Broken(#[from] h2::Error),
@@ -77,6 +84,7 @@ impl Diagnose for ServeError {
             Self::SlowStart(_) => "TUN020",
             Self::Silent(_) => "TUN021",
             Self::Broken(_) => "TUN022",
+            Self::Revoked => "TUN023",
         }
     }
 
@@ -88,6 +96,7 @@ impl Diagnose for ServeError {
         match self {
             Self::SlowStart(_) => "check that what dials this port is a part of the mesh",
             Self::Silent(_) => "check whether the peer's node is up and reachable",
+            Self::Revoked => "if the peer is what it should be, restart it: it then gets another certificate",
             Self::Broken(_) => "check whether the peer's ztunnel was just restarted",
         }
     }
@@ -158,6 +167,7 @@ where
     let mut pulse = Pulse::new(connection.ping_pong(), Arc::clone(&link), limits);
     let mut idle = Idle { since: Instant::now(), limit: limits.idle * 2 };
     let (mut draining, mut deadline) = (false, None);
+    let mut revoked = std::pin::pin!(session.revocations.revoked(&session.ids, Side::Destination));
     loop {
         tokio::select! {
             accepted = connection.accept() => match accepted {
@@ -202,6 +212,10 @@ where
             () = sleep_until(session.drain_at), if !draining => {
                 draining = true;
                 connection.graceful_shutdown();
+            }
+            () = &mut revoked => {
+                close(&mut connection).await;
+                return Err(ServeError::Revoked);
             }
             () = until(deadline) => {
                 close(&mut connection).await;

@@ -19,6 +19,9 @@ pub enum TlsError {
     /// The peer's certificate is of the future.
     #[error("the peer's certificate is not valid yet")]
     NotYetValid,
+    /// The peer's certificate is revoked.
+    #[error("the peer's certificate is revoked")]
+    Revoked,
     /// The peer's certificate does not chain to our roots.
     #[error("the peer's certificate is signed by nobody whom we trust")]
     UnknownIssuer,
@@ -116,6 +119,7 @@ impl TlsError {
         match problem {
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => Self::Expired,
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => Self::NotYetValid,
+            CertificateError::Revoked => Self::Revoked,
             CertificateError::UnknownIssuer => Self::UnknownIssuer,
             CertificateError::Other(other) => match other.0.downcast_ref::<NameError>() {
                 Some(NameError::NoIdentity) => Self::NoIdentity,
@@ -155,6 +159,7 @@ impl Diagnose for TlsError {
             Self::Closed(_) => "TLS012",
             Self::Slow { .. } => "TLS013",
             Self::Setup { .. } => "TLS014",
+            Self::Revoked => "TLS015",
         }
     }
 
@@ -179,6 +184,7 @@ impl Diagnose for TlsError {
             Self::NoCertificate | Self::Protocol { .. } | Self::Incompatible { .. } => {
                 "check that what listens on or dials this port is a part of the mesh"
             }
+            Self::Revoked => "if the peer is what it should be, restart it: it then gets another certificate",
             Self::BadCertificate { .. } => "check how the peer's certificate was issued",
             Self::Closed(_) | Self::Slow { .. } => "check that the peer runs and that nothing between drops packets",
             Self::Setup { .. } => "report this: the mesh's own certificate or configuration is unusable",

@@ -3,6 +3,7 @@
 //!
 //! Nothing of a CSR but its key reaches a certificate: names, usages and times are rebuilt here (contract 6.1).
 
+mod revoke;
 mod store;
 
 use std::net::IpAddr;

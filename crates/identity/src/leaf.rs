@@ -15,7 +15,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
 use crate::peer::{system_time, uri_names};
-use crate::{BundleError, TrustBundle, tls};
+use crate::{BundleError, Revocations, TrustBundle, tls};
 
 /// How many certificates one answer of a CA may hold.
 const MAX_CHAIN: usize = 32;
@@ -28,6 +28,7 @@ pub struct Leaf {
     not_after: SystemTime,
     certified: Arc<CertifiedKey>,
     bundle: Arc<TrustBundle>,
+    revocations: Arc<Revocations>,
     server: OnceLock<Arc<ServerConfig>>,
 }
 
@@ -82,6 +83,7 @@ impl Leaf {
             not_after: facts.not_after,
             certified: Arc::new(certified),
             bundle,
+            revocations: Arc::default(),
             server: OnceLock::new(),
         })
     }
@@ -108,8 +110,21 @@ impl Leaf {
             not_after: self.not_after,
             certified: self.certified(),
             bundle,
+            revocations: Arc::clone(&self.revocations),
             server: OnceLock::new(),
         }
+    }
+
+    /// The same, in the hands of somebody who knows of revoked certificates.
+    #[must_use]
+    pub fn minding(mut self, revocations: Arc<Revocations>) -> Self {
+        self.revocations = revocations;
+        self
+    }
+
+    /// What its holder knows to be revoked.
+    pub fn revocations(&self) -> &Arc<Revocations> {
+        &self.revocations
     }
 
     /// Whose it is.

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::DropGuard;
 
 use crate::clock::until;
-use crate::{Clock, Leaf, LeafError, csr};
+use crate::{Clock, Leaf, LeafError, Revocations, csr};
 
 /// What a signer's failure is: any error, shared by all who waited.
 pub type SignFailure = Arc<dyn Error + Send + Sync>;
@@ -121,6 +121,19 @@ impl Secrets {
     ///
     /// Panics outside a tokio runtime.
     pub fn new(signer: Arc<dyn Sign>, clock: Arc<dyn Clock>, limits: SecretLimits, tasks: &Tasks) -> Self {
+        Self::minding(signer, clock, limits, tasks, Arc::default())
+    }
+
+    /// [`Secrets::new`], where certificates may be revoked.
+    ///
+    /// Panics outside a tokio runtime.
+    pub fn minding(
+        signer: Arc<dyn Sign>,
+        clock: Arc<dyn Clock>,
+        limits: SecretLimits,
+        tasks: &Tasks,
+        revocations: Arc<Revocations>,
+    ) -> Self {
         let calls = limits.calls.max(1);
         let fetcher = Fetcher {
             signer,
@@ -128,6 +141,7 @@ impl Secrets {
             slots: Semaphore::new(calls),
             background: Semaphore::new(calls.saturating_sub(RESERVED_CALLS).max(1)),
             limits,
+            revocations,
         };
         Self {
             shared: Arc::new(Shared {
@@ -197,6 +211,11 @@ impl Secrets {
         entries.iter().map(status).collect()
     }
 
+    /// What is revoked.
+    pub fn revocations(&self) -> Arc<Revocations> {
+        Arc::clone(&self.shared.fetcher.revocations)
+    }
+
     /// The clock that certificates are judged by.
     pub fn clock(&self) -> Arc<dyn Clock> {
         Arc::clone(&self.shared.fetcher.clock)
@@ -257,6 +276,7 @@ struct Fetcher {
     limits: SecretLimits,
     slots: Semaphore,
     background: Semaphore,
+    revocations: Arc<Revocations>,
 }
 
 /// The task of one identity.
@@ -309,7 +329,8 @@ impl Renewal {
             Ok(answer) => answer.map_err(FetchError::Refused)?,
             Err(_) => return Err(FetchError::Slow { limit }),
         };
-        Ok(Leaf::from_signed(request.key, &entries, &self.identity, fetcher.clock.now())?)
+        let leaf = Leaf::from_signed(request.key, &entries, &self.identity, fetcher.clock.now())?;
+        Ok(leaf.minding(Arc::clone(&fetcher.revocations)))
     }
 
     /// Waits out a failure. Somebody who needs the certificate now shortens the wait, never below the first delay.

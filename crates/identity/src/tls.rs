@@ -43,7 +43,7 @@ pub fn dummy_server_name() -> ServerName<'static> {
 ///
 /// An empty `expected` refuses every peer.
 pub fn client_config(leaf: &Leaf, expected: &[Identity]) -> Result<Arc<ClientConfig>, TlsError> {
-    let verifier = ExpectIdentity::new(Arc::clone(leaf.bundle()), expected.to_vec());
+    let verifier = ExpectIdentity::new(Arc::clone(leaf.bundle()), expected.to_vec(), Arc::clone(leaf.revocations()));
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
@@ -62,7 +62,7 @@ pub fn client_config(leaf: &Leaf, expected: &[Identity]) -> Result<Arc<ClientCon
 pub fn server_config(leaf: &Leaf) -> Result<Arc<ServerConfig>, TlsError> {
     leaf.server(|| {
         let own = leaf.identity().trust_domain.clone();
-        let verifier = ExpectTrustDomain::new(Arc::clone(leaf.bundle()), own)?;
+        let verifier = ExpectTrustDomain::new(Arc::clone(leaf.bundle()), own, Arc::clone(leaf.revocations()))?;
         let config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])?
             .with_client_cert_verifier(Arc::new(verifier))

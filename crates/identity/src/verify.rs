@@ -12,7 +12,8 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 use stillmesh_core::model::{Identity, TrustDomain};
 
 use crate::peer::{identities, uri_names};
-use crate::{TlsError, TrustBundle, tls};
+use crate::revocation::{CertificateIds, Side};
+use crate::{Revocations, TlsError, TrustBundle, tls};
 
 /// Why a certificate whose chain is good is refused all the same. Travels inside rustls's error.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,12 +38,13 @@ pub(crate) struct ExpectIdentity {
     bundle: Arc<TrustBundle>,
     expected: Vec<Identity>,
     texts: Vec<String>,
+    revocations: Arc<Revocations>,
 }
 
 impl ExpectIdentity {
-    pub(crate) fn new(bundle: Arc<TrustBundle>, expected: Vec<Identity>) -> Self {
+    pub(crate) fn new(bundle: Arc<TrustBundle>, expected: Vec<Identity>, revocations: Arc<Revocations>) -> Self {
         let texts = expected.iter().map(ToString::to_string).collect();
-        Self { bundle, expected, texts }
+        Self { bundle, expected, texts, revocations }
     }
 }
 
@@ -58,6 +60,7 @@ impl ServerCertVerifier for ExpectIdentity {
         let parsed = ParsedCertificate::try_from(end_entity)?;
         let algorithms = tls::provider().signature_verification_algorithms.all;
         verify_server_cert_signed_by_trust_anchor(&parsed, &self.bundle.store(), intermediates, now, algorithms)?;
+        unrevoked(&self.revocations, end_entity, intermediates, Side::Source)?;
         let found = uri_names(end_entity);
         if found.iter().any(|name| self.texts.contains(name)) {
             return Ok(ServerCertVerified::assertion());
@@ -96,14 +99,19 @@ impl ServerCertVerifier for ExpectIdentity {
 pub(crate) struct ExpectTrustDomain {
     chain: Arc<dyn ClientCertVerifier>,
     own: TrustDomain,
+    revocations: Arc<Revocations>,
 }
 
 impl ExpectTrustDomain {
-    pub(crate) fn new(bundle: Arc<TrustBundle>, own: TrustDomain) -> Result<Self, TlsError> {
+    pub(crate) fn new(
+        bundle: Arc<TrustBundle>,
+        own: TrustDomain,
+        revocations: Arc<Revocations>,
+    ) -> Result<Self, TlsError> {
         let chain = WebPkiClientVerifier::builder_with_provider(bundle.store(), tls::provider())
             .build()
             .map_err(|problem| TlsError::Setup { problem: problem.to_string() })?;
-        Ok(Self { chain, own })
+        Ok(Self { chain, own, revocations })
     }
 }
 
@@ -120,6 +128,7 @@ impl ClientCertVerifier for ExpectTrustDomain {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        unrevoked(&self.revocations, end_entity, intermediates, Side::Destination)?;
         let mut found = identities(end_entity);
         if found.iter().any(|identity| identity.trust_domain == self.own) {
             return Ok(verified);
@@ -150,6 +159,19 @@ impl ClientCertVerifier for ExpectTrustDomain {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.chain.supported_verify_schemes()
+    }
+}
+
+fn unrevoked(
+    revocations: &Revocations,
+    end_entity: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    side: Side,
+) -> Result<(), Error> {
+    let chain: Vec<CertificateDer<'_>> = std::iter::once(end_entity).chain(intermediates).cloned().collect();
+    match revocations.refuses(&CertificateIds::of(&chain), side) {
+        true => Err(Error::InvalidCertificate(CertificateError::Revoked)),
+        false => Ok(()),
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use stillmesh_identity::revocation::CertificateIds;
 use stillmesh_identity::{Leaf, TlsError, client_config, expiry, tls};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
@@ -48,6 +49,7 @@ async fn dial(
         .map_err(|_| TunnelError::ConnectSlow { destination, limit })?
         .map_err(|source| TunnelError::Connect { destination, source: Arc::new(source) })?;
     let tls = handshake(tcp, key, leaf, deadline, limit).await?;
+    let ids = CertificateIds::of(tls.get_ref().1.peer_certificates().unwrap_or_default());
     let peer_expires = tls.get_ref().1.peer_certificates().and_then(expiry);
     let drain_at = drain_at(peer_expires.into_iter().chain([leaf.not_after()]), shared.secrets.clock().now())
         .map_err(|source| TunnelError::Tls { destination, source })?;
@@ -64,6 +66,8 @@ async fn dial(
         tunnel: Arc::downgrade(&tunnel),
         link,
         drain_at,
+        ids,
+        revocations: Arc::clone(leaf.revocations()),
         idle: limits.idle,
     };
     Ok((tunnel, driver.run(connection, pulse)))

@@ -9,6 +9,7 @@ use h2::client::{Connection, SendRequest};
 use http::{Method, Request, Response, StatusCode};
 use stillmesh_core::attrs::Authority;
 use stillmesh_identity::Leaf;
+use stillmesh_identity::revocation::{CertificateIds, Revocations, Side};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -129,6 +130,9 @@ pub(super) struct Driver {
     /// From here on it takes no new streams.
     pub(super) drain_at: Instant,
     pub(super) idle: Duration,
+    /// The peer's certificates.
+    pub(super) ids: CertificateIds,
+    pub(super) revocations: Arc<Revocations>,
 }
 
 impl Driver {
@@ -138,6 +142,7 @@ impl Driver {
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let (mut idle_since, mut draining) = (None, false);
+        let mut revoked = std::pin::pin!(self.revocations.revoked(&self.ids, Side::Source));
         loop {
             tokio::select! {
                 ended = &mut connection => {
@@ -166,6 +171,10 @@ impl Driver {
                     }
                     Beat::Present => idle_since = self.look(idle_since),
                 },
+                () = &mut revoked => {
+                    tracing::warn!(destination = %self.key.destination, "tunnel closed: its peer's certificate is revoked");
+                    break;
+                }
                 () = sleep_until(self.drain_at), if !draining => {
                     draining = true;
                     self.retire();

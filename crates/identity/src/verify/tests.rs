@@ -106,7 +106,7 @@ async fn any_of_several_expected_identities_will_do_and_none_expected_refuses() 
 #[tokio::test]
 async fn a_client_without_a_certificate_is_refused() {
     let server = CA.leaf(&identity("details"));
-    let verifier = ExpectIdentity::new(Arc::clone(server.bundle()), vec![identity("details")]);
+    let verifier = ExpectIdentity::new(Arc::clone(server.bundle()), vec![identity("details")], Arc::default());
     let mut dial = ClientConfig::builder_with_provider(tls::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
@@ -134,7 +134,7 @@ async fn the_key_exchange_is_post_quantum_first_and_classic_where_the_peer_canno
     let both = client_config(&client, &[identity("details")]).unwrap();
     let mut classic = tls::provider().as_ref().clone();
     classic.kx_groups.retain(|group| group.name() == NamedGroup::X25519);
-    let verifier = ExpectIdentity::new(Arc::clone(server.bundle()), vec![identity("details")]);
+    let verifier = ExpectIdentity::new(Arc::clone(server.bundle()), vec![identity("details")], Arc::default());
     let mut old = ClientConfig::builder_with_provider(Arc::new(classic))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
