@@ -10,6 +10,7 @@ mod node;
 mod pods;
 mod precheck;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use stillmesh_api::zds;
 use stillmesh_objects::Source;
 use stillmesh_objects::directory::{DirectorySource, Options};
 use stillmesh_runtime::drain::Watch;
+use stillmesh_runtime::sys::netns::Netns;
 use stillmesh_runtime::sys::unix;
 use stillmesh_runtime::telemetry::metrics::Metrics as Registry;
 use stillmesh_runtime::{Tasks, accept};
@@ -129,6 +131,13 @@ impl Agent {
         self.tasks.spawn("plugin", server.serve(accept::Listener::from(plugin), self.drain.clone()));
         let handover = self.shared.handover.clone();
         self.tasks.spawn("zds", until_cancelled(self.tasks.token(), handover.serve(tunnels)));
+        let host = Netns::current().context("cannot open the node's network namespace")?;
+        let proc = match &self.config.around {
+            Around::Machine(_) => PathBuf::from("/proc"),
+            Around::Node(node) => node.proc_dir.clone(),
+        };
+        let answering = pods.probes().serve(zds.with_file_name("probes.sock"), host, proc);
+        self.tasks.spawn("probes", until_cancelled(self.tasks.token(), answering));
         Ok(true)
     }
 

@@ -2,7 +2,8 @@
 //!
 //! [`enroll`] is the heart: a pod enters or leaves the mesh, each step repeatable and undoable. [`rules`] says what is
 //! in the kernel. [`agent`] decides who is captured from the objects of its node ([`world`]), the same way the plugin
-//! does ([`plugin`], whose other end is [`intake`]). [`handover`] brings pods to the node's tunnels. On a node of a
+//! does ([`plugin`], whose other end is [`intake`]). [`handover`] brings pods to the node's tunnels, [`probes`]
+//! tells those which connections are the kubelet's. On a node of a
 //! cluster the agent puts the plugin ([`chained`]: the same executable under another name) in place ([`install`]).
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ pub mod known;
 pub mod metrics;
 pub mod netns;
 pub mod plugin;
+pub mod probes;
 pub mod receipt;
 pub mod rules;
 pub mod world;

@@ -15,6 +15,7 @@ use stillmesh_objects::Change;
 use crate::api::Seen;
 use crate::enroll::steps::Wanted;
 use crate::metrics::{EventLabels, EventType, Metrics};
+use crate::probes::Probes;
 use crate::rules::plan::{Dns, Facts, Inbound, InterfaceName};
 use crate::writeback::PodName;
 
@@ -37,6 +38,7 @@ pub struct World {
     ahead: HashSet<PodName>,
     /// Of those, pods of a name that the watch said is gone: it may have meant the one before.
     doubtful: BTreeSet<PodName>,
+    probes: Probes,
 }
 
 /// What follows from the objects for one pod.
@@ -73,6 +75,7 @@ impl World {
             namespaces: HashMap::new(),
             ahead: HashSet::new(),
             doubtful: BTreeSet::new(),
+            probes: Probes::default(),
         }
     }
 
@@ -128,12 +131,32 @@ impl World {
             _ => _ = self.ahead.remove(name),
         }
         match set.filter(|pod| self.is_ours(pod)) {
-            Some(pod) => match self.pods.insert(name.clone(), pod) {
+            Some(pod) => match self.hold(name, pod) {
                 Some(_) => Some(EventType::update),
                 None => Some(EventType::add),
             },
-            None => self.pods.remove(name).map(|_| EventType::delete),
+            None => self.release(name).map(|_| EventType::delete),
         }
+    }
+
+    fn hold(&mut self, name: &PodName, pod: Arc<Pod>) -> Option<Arc<Pod>> {
+        let before = self.release(name);
+        self.probes.learn(&pod);
+        self.pods.insert(name.clone(), pod);
+        before
+    }
+
+    fn release(&mut self, name: &PodName) -> Option<Arc<Pod>> {
+        let before = self.pods.remove(name);
+        if let Some(before) = &before {
+            self.probes.forget(before);
+        }
+        before
+    }
+
+    /// The probe ports of this node's pods.
+    pub fn probes(&self) -> Probes {
+        self.probes.clone()
     }
 
     fn namespace(&mut self, name: &Arc<str>, change: Change) -> Option<EventType> {
@@ -172,12 +195,12 @@ impl World {
                     if !known {
                         self.ahead.insert(name.clone());
                     }
-                    self.pods.insert(name.clone(), Arc::new(pod));
+                    self.hold(name, Arc::new(pod));
                 }
             }
             None => {
                 self.ahead.remove(name);
-                self.pods.remove(name);
+                self.release(name);
             }
         }
         touched

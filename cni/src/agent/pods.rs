@@ -22,6 +22,7 @@ use crate::enroll::steps::Wanted;
 use crate::intake::{Ask, Start, Started};
 use crate::known::{Keeper, Known};
 use crate::netns::Locate;
+use crate::probes::Probes;
 use crate::world::{Verdict, World};
 use crate::writeback::PodName;
 
@@ -100,6 +101,11 @@ impl Pods {
     /// Asks the API server where the watch leaves doubts.
     pub fn ask(&mut self, questions: Questions, asks: mpsc::Sender<Ask>) {
         self.questions = Some((questions, asks));
+    }
+
+    /// The probe ports of this node's pods.
+    pub fn probes(&self) -> Probes {
+        self.world.probes()
     }
 
     /// How many pods have a task.

@@ -3,7 +3,7 @@
 //!
 //! Read in this order: [`proto`] (the messages), [`codec`] (wire to model and back: bad input is refused there,
 //! once), [`delta`] (client and server as state machines without I/O), then the shells that move bytes: [`xds`],
-//! [`ca`], [`zds`], [`succession`]. Both sides of every protocol live here, so that their tests can talk to each other.
+//! [`ca`], [`zds`], [`succession`], [`probes`]. Both sides of every protocol live here, so that their tests can talk to each other.
 #![cfg_attr(not(test), warn(clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
 pub mod ca;
@@ -12,6 +12,7 @@ pub mod codec;
 pub mod control_plane;
 pub mod delta;
 pub mod packets;
+pub mod probes;
 pub mod proto;
 pub mod serve;
 pub mod succession;
