@@ -10,6 +10,7 @@ use std::time::UNIX_EPOCH;
 
 use http::{Method, StatusCode};
 use serde::Serialize;
+use stillmesh_identity::revocation::Side;
 use stillmesh_runtime::admin::{Request, Response, Server};
 use stillmesh_runtime::telemetry::Levels;
 use stillmesh_runtime::telemetry::metrics::{CONTENT_TYPE, Metrics as Registered};
@@ -19,6 +20,8 @@ use crate::capture::pods::Table;
 use crate::config::ROWS;
 use crate::node::Node;
 use crate::record::Live;
+use crate::record::labels::Word;
+use crate::record::metrics::Reporter;
 use ready::Readiness;
 
 /// What the admin port shows and does.
@@ -59,10 +62,34 @@ pub fn metrics_server(node: Arc<Node>, registered: Registered) -> Server {
     let page = move |_request: Request| {
         // Byte counters follow open connections only as far as somebody reads them.
         node.ledger.flush();
+        count_rejections(&node);
+        count_memory(&node);
         let response = Response::new(StatusCode::OK, CONTENT_TYPE, registered.encode());
         async move { response }
     };
     Server::new("metrics").route(Method::GET, "/metrics", page.clone()).route(Method::GET, "/stats/prometheus", page)
+}
+
+/// Brings the counters of refused certificates up to date.
+fn count_rejections(node: &Node) {
+    let revocations = node.identities.secrets().revocations();
+    for (side, reporter) in [(Side::Source, "source"), (Side::Destination, "destination")] {
+        let labels = Reporter { reporter: Word(reporter) };
+        let counter = node.metrics.crl_rejections.get_or_create(&labels);
+        counter.inner().fetch_max(revocations.refused(side), std::sync::atomic::Ordering::Relaxed);
+        drop(node.metrics.crl_untracked.get_or_create(&labels));
+    }
+}
+
+/// Brings what is known of the tunnels' memory up to date.
+fn count_memory(node: &Node) {
+    let (memory, metrics) = (&node.memory, &node.metrics);
+    let bytes = |bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX);
+    metrics.memory_held.set(bytes(memory.held()));
+    metrics.memory_limit.set(bytes(memory.limit()));
+    for (counter, count) in [(&metrics.memory_refused, memory.refused()), (&metrics.memory_broken, memory.broken())] {
+        counter.inner().fetch_max(count, std::sync::atomic::Ordering::Relaxed);
+    }
 }
 
 /// The readiness port's page.

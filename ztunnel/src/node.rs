@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use stillmesh_hbone::Memory;
 use tokio::sync::Semaphore;
 
 use crate::config::{Config, SourceAddress};
@@ -12,6 +13,9 @@ use crate::lookup::Snapshots;
 use crate::record::{Ledger, Metrics};
 use crate::tunnel::Identities;
 use crate::workers::Workers;
+
+/// Questions for probes at a time; further connections are refused without one.
+const PROBE_QUESTIONS: usize = 32;
 
 /// One per process.
 #[derive(Debug)]
@@ -28,8 +32,12 @@ pub struct Node {
     pub metrics: Arc<Metrics>,
     /// Who carries connections.
     pub workers: Workers,
+    /// What all tunnels may hold together.
+    pub memory: Memory,
     /// TLS handshakes that may be under way.
     pub handshakes: Arc<Semaphore>,
+    /// Questions for probes that may be under way.
+    pub probe_questions: Arc<Semaphore>,
     /// How names are understood.
     pub zone: Zone,
     /// Where other names are asked.
@@ -54,6 +62,8 @@ impl Node {
     pub fn new(parts: Parts) -> Arc<Self> {
         let Parts { config, snapshots, identities, ledger, workers, resolv } = parts;
         Arc::new(Self {
+            memory: Memory::new(config.hbone.memory_bytes),
+            probe_questions: Arc::new(Semaphore::new(PROBE_QUESTIONS)),
             handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
             zone: Zone::new(&config.cluster_domain, &resolv.search, config.ipv6)
                 .preferring(config.dns.as_ref().and_then(|dns| dns.preferred_namespace.clone())),

@@ -5,5 +5,6 @@ mod error;
 pub mod inbound;
 pub mod outbound;
 pub mod passthrough;
+mod probe;
 
 pub use error::PathError;

@@ -68,6 +68,8 @@ pub enum Flag {
     NetworkPolicy,
     /// No certificate for the client.
     IdentityError,
+    /// The peer's certificate is revoked.
+    CertRevoked,
 }
 
 impl Flag {
@@ -80,6 +82,7 @@ impl Flag {
             Self::H2HandshakeFailure,
             Self::NetworkPolicy,
             Self::IdentityError,
+            Self::CertRevoked,
         ];
         all.into_iter().find(|flag| flag.as_str() == text).unwrap_or(Self::Connect)
     }
@@ -94,6 +97,7 @@ impl Flag {
             Self::H2HandshakeFailure => "H2_HANDSHAKE_FAILURE",
             Self::NetworkPolicy => "NETWORK_POLICY",
             Self::IdentityError => "IDENTITY_ERROR",
+            Self::CertRevoked => "CERT_REVOKED",
         }
     }
 }

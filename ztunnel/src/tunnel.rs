@@ -3,6 +3,7 @@
 
 pub mod identities;
 pub mod pools;
+mod revocations;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

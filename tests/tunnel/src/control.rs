@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::FutureExt as _;
+use parking_lot::Mutex;
 use stillmesh_api::ca::{CertificateRequest, SignError, SignRequest};
 use stillmesh_api::serve::{Limits, serve};
 use stillmesh_api::xds::{Store, service};
@@ -26,8 +27,9 @@ pub struct Control {
     pub root_pem: String,
     /// What is published.
     pub store: Arc<Store>,
-    /// Its CA.
+    /// Its first CA.
     pub issuer: Arc<Issuer>,
+    signs: Arc<Mutex<Signs>>,
     drain: drain::Trigger,
 }
 
@@ -40,7 +42,9 @@ impl Control {
         let tls = serving_config(&serving).expect("a TLS configuration");
         let store = Arc::new(Store::new());
         let authenticate: Arc<dyn Authenticate> = Arc::new(Anybody);
-        let signer: Arc<dyn SignRequest> = Arc::new(Signer { issuer: issuer.clone(), leaf_life });
+        let signs = Signs { issuer: issuer.clone(), roots: issuer.root_pem().to_owned() };
+        let signs = Arc::new(Mutex::new(signs));
+        let signer: Arc<dyn SignRequest> = Arc::new(Signer { signs: signs.clone(), leaf_life });
         let mut routes = tonic::service::Routes::builder();
         routes.add_service(service(store.clone(), authenticate.clone(), Arc::new(())));
         routes.add_service(ca::service(signer, authenticate));
@@ -48,11 +52,17 @@ impl Control {
         let address = listener.local_addr().expect("the port");
         let (trigger, watch) = drain::channel();
         tasks.spawn("control plane", serve(listener, tls, routes.routes(), Limits::default(), watch));
-        Self { address, root_pem: issuer.root_pem().to_owned(), store, issuer, drain: trigger }
+        Self { address, root_pem: issuer.root_pem().to_owned(), store, issuer, signs, drain: trigger }
     }
 }
 
 impl Control {
+    /// From now on this CA signs, and these roots are given out.
+    pub fn rotate(&self, issuer: &Arc<Issuer>, roots: &[&Arc<Issuer>]) {
+        let roots = roots.iter().map(|issuer| issuer.root_pem()).collect();
+        *self.signs.lock() = Signs { issuer: issuer.clone(), roots };
+    }
+
     /// Ends it, connections included.
     pub fn stop(&self) {
         self.drain.start(drain::Mode::Immediate, Duration::ZERO);
@@ -70,9 +80,15 @@ impl Authenticate for Anybody {
     }
 }
 
+/// Who signs, and which roots are given out.
+struct Signs {
+    issuer: Arc<Issuer>,
+    roots: String,
+}
+
 /// Signs for everybody.
 struct Signer {
-    issuer: Arc<Issuer>,
+    signs: Arc<Mutex<Signs>>,
     leaf_life: Duration,
 }
 
@@ -80,9 +96,13 @@ impl SignRequest for Signer {
     fn sign(&self, request: CertificateRequest) -> BoxFuture<'_, Result<Vec<String>, SignError>> {
         let identity = request.impersonated.ok_or_else(|| SignError::Impersonation("nobody named".to_owned()));
         let signed = identity.and_then(|identity| {
-            self.issuer
-                .issue(&request.csr_pem, &identity, Some(self.leaf_life), SystemTime::now())
-                .map_err(|error| SignError::Invalid(error.to_string()))
+            let signs = self.signs.lock();
+            let issued = signs.issuer.issue(&request.csr_pem, &identity, Some(self.leaf_life), SystemTime::now());
+            let mut entries = issued.map_err(|error| SignError::Invalid(error.to_string()))?;
+            if let Some(roots) = entries.last_mut() {
+                roots.clone_from(&signs.roots);
+            }
+            Ok(entries)
         });
         std::future::ready(signed).boxed()
     }

@@ -45,6 +45,7 @@ pub struct Pod {
     drain: drain::Trigger,
     sockets: Open,
     has_inherited: bool,
+    is_shared: AtomicBool,
     given_away: AtomicBool,
 }
 
@@ -98,6 +99,7 @@ impl Pod {
             drain: trigger,
             sockets: sockets.watch(),
             has_inherited,
+            is_shared: AtomicBool::new(has_inherited),
             given_away: AtomicBool::new(false),
         });
         pod.accept_all(node, &home, sockets, &watch);
@@ -135,7 +137,8 @@ impl Pod {
     }
 
     /// Descriptors of its sockets, for who is to serve it next.
-    pub fn duplicate(&self) -> io::Result<Vec<(Passed, OwnedFd)>> {
+    pub fn pass_on(&self) -> io::Result<Vec<(Passed, OwnedFd)>> {
+        self.is_shared.store(true, Ordering::Release);
         self.sockets.duplicate()
     }
 
@@ -150,7 +153,12 @@ impl Pod {
         self.has_inherited
     }
 
-    /// Whether its sockets are somebody else's too.
+    /// Whether its sockets may be somebody else's too: then nothing may be changed at them.
+    pub fn is_shared(&self) -> bool {
+        self.is_shared.load(Ordering::Acquire)
+    }
+
+    /// Whether somebody else takes what is new.
     pub fn is_given_away(&self) -> bool {
         self.given_away.load(Ordering::Acquire)
     }

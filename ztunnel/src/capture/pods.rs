@@ -149,7 +149,7 @@ impl Shared {
     /// Nothing happens where the pod is not served here any more.
     pub(super) fn give_away(self: &Arc<Self>, uid: &str) -> Result<(), String> {
         let Some(pod) = self.table.get(uid) else { return Ok(()) };
-        let sockets = pod.duplicate().map_err(|error| format!("cannot keep the sockets: {error}"))?;
+        let sockets = pod.pass_on().map_err(|error| format!("cannot keep the sockets: {error}"))?;
         let given = Given { info: pod.info.clone(), netns: pod.thread.netns().clone(), sockets };
         let removed = self.table.pods.lock().remove(uid);
         let Some(pod) = removed else { return Ok(()) };

@@ -90,7 +90,7 @@ impl Shared {
             Ask::Take { uid, inode } => {
                 let pod = self.table.get(&uid).filter(|pod| pod.inode() == inode);
                 let sockets = match pod {
-                    Some(pod) => pod.duplicate(),
+                    Some(pod) => pod.pass_on(),
                     None => {
                         let given = self.given.lock();
                         let given = given.get(&uid).filter(|given| given.netns.inode() == inode);

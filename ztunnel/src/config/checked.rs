@@ -51,12 +51,16 @@ pub struct Config {
     pub zds: PathBuf,
     /// Where listeners are handed over to the next ztunnel; `None` where they are not.
     pub handover: Option<PathBuf>,
+    /// Where the node agent says what a probe is; `None` where it is not asked.
+    pub probes: Option<PathBuf>,
     /// Listeners set SO_REUSEPORT.
     pub port_reuse: bool,
     /// Mark of our sockets.
     pub mark: NonZeroU32,
     /// Whether the source address is kept when delivering.
     pub source_address: SourceAddress,
+    /// File of revoked certificates.
+    pub crl: Option<PathBuf>,
     /// Life asked for certificates.
     pub secret_ttl: Duration,
     /// The DNS proxy; `None` where it does not run.
@@ -136,6 +140,8 @@ pub struct Hbone {
     pub connection_window_bytes: u32,
     /// Longest frame, bytes.
     pub frame_bytes: u32,
+    /// What all tunnels of this process may hold together, bytes.
+    pub memory_bytes: usize,
     /// Streams of one pooled connection.
     pub streams: u16,
     /// When an unused pooled connection is closed.
@@ -201,7 +207,7 @@ impl Config {
         let account = text(env, "SERVICE_ACCOUNT").unwrap_or_else(|| "ztunnel".to_owned());
         let ipv6 = env.flag("IPV6_ENABLED", true);
         let any = if ipv6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
-        for key in ["CRL_PATH", "XDS_ON_DEMAND", "LOCAL_XDS", "LOCAL_XDS_PATH", "FAKE_CA"] {
+        for key in ["XDS_ON_DEMAND", "LOCAL_XDS", "LOCAL_XDS_PATH", "FAKE_CA"] {
             if env.string(key).is_some_and(|value| stillmesh_runtime::env::parse_bool(&value) != Some(false)) {
                 env.problem(key, "nothing: this version does not support it");
             }
@@ -220,7 +226,8 @@ impl Config {
             pod_namespace,
             instance_ip: env.parse("INSTANCE_IP", "an IP address"),
             mode: if env.flag("ENABLE_PROXY", true) { Mode::Shared } else { Mode::Off },
-            handover: handover(env, &zds),
+            handover: beside(env, "HANDOVER_SOCKET", &zds, "handover.sock"),
+            probes: beside(env, "PROBES_SOCKET", &zds, "probes.sock"),
             zds,
             port_reuse: env.flag("INPOD_PORT_REUSE", true),
             mark: env.parse_or("PACKET_MARK", DEFAULT_MARK, "1 to 4294967295"),
@@ -229,6 +236,7 @@ impl Config {
                 Some(_) if env.flag("ENABLE_ORIG_SRC", true) => SourceAddress::Keep,
                 Some(_) => SourceAddress::Own,
             },
+            crl: text(env, "CRL_PATH").map(Into::into),
             secret_ttl: env
                 .parse_with("SECRET_TTL", "seconds, or a duration such as 24h; up to 90 days", secret_ttl)
                 .unwrap_or(Duration::from_secs(24 * 3600)),
@@ -354,11 +362,23 @@ fn hbone(env: &mut Reader) -> Hbone {
         stream_window_bytes: within_u32(env, "HTTP2_STREAM_WINDOW_SIZE", 4 << 20, 65_535, LARGEST_WINDOW),
         connection_window_bytes: within_u32(env, "HTTP2_CONNECTION_WINDOW_SIZE", 16 << 20, 65_535, LARGEST_WINDOW),
         frame_bytes: within_u32(env, "HTTP2_FRAME_SIZE", 1 << 20, 16_384, (1 << 24) - 1),
+        memory_bytes: env
+            .parse_with("HBONE_MEMORY_LIMIT", "16Mi to 64Gi, or bytes", memory)
+            .unwrap_or(stillmesh_hbone::DEFAULT_MEMORY_BYTES),
         streams: env
             .parse_with("POOL_MAX_STREAMS_PER_CONNECTION", "1 to 65535", |value| value.parse().ok().filter(|n| *n > 0))
             .unwrap_or(100),
         unused: env.duration("POOL_UNUSED_RELEASE_TIMEOUT", Duration::from_secs(300)),
     }
+}
+
+/// Bytes, or Ki, Mi, Gi as Kubernetes writes them.
+fn memory(value: &str) -> Option<usize> {
+    const UNITS: [(&str, usize); 3] = [("Ki", 10), ("Mi", 20), ("Gi", 30)];
+    let unit = UNITS.iter().find_map(|(unit, shift)| Some((value.strip_suffix(unit)?, *shift)));
+    let (number, shift) = unit.unwrap_or((value, 0));
+    let bytes = number.trim().parse::<usize>().ok()?.checked_mul(1 << shift)?;
+    (16 << 20..=64 << 30).contains(&bytes).then_some(bytes)
 }
 
 fn keepalive(env: &mut Reader) -> Option<Keepalive> {
@@ -378,9 +398,9 @@ fn drain(env: &mut Reader) -> Duration {
 }
 
 /// Beside the agent's socket, where nothing else is said.
-fn handover(env: &Reader, zds: &Path) -> Option<PathBuf> {
-    match text(env, "HANDOVER_SOCKET") {
-        None => Some(zds.with_file_name("handover.sock")),
+fn beside(env: &Reader, key: &str, zds: &Path, name: &str) -> Option<PathBuf> {
+    match text(env, key) {
+        None => Some(zds.with_file_name(name)),
         Some(path) if path == "none" => None,
         Some(path) => Some(path.into()),
     }

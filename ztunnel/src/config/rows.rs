@@ -42,6 +42,7 @@ rows! {
     "INSTANCE_IP", "IP address", "", "its address";
     "INPOD_UDS", "path", "/var/run/ztunnel/ztunnel.sock", "where the node agent hands pods over";
     "HANDOVER_SOCKET", "path, or none", "handover.sock beside INPOD_UDS", "where listeners pass to the next ztunnel at an upgrade";
+    "PROBES_SOCKET", "path, or none", "probes.sock beside INPOD_UDS", "where the node agent says which connections are the kubelet's probes";
     "INPOD_PORT_REUSE", "true or false", "true", "whether listeners set SO_REUSEPORT, for upgrades beside a foreign ztunnel";
     "PACKET_MARK", "1 to 4294967295", "1337", "mark of ztunnel's own sockets";
     "ENABLE_ORIG_SRC", "true or false", "tried", "whether the source address is kept when delivering";
@@ -54,6 +55,7 @@ rows! {
     "HTTP2_STREAM_WINDOW_SIZE", "65535 to 2147483647", "4194304", "ceiling of a stream's window, bytes";
     "HTTP2_CONNECTION_WINDOW_SIZE", "65535 to 2147483647", "16777216", "ceiling of a connection's window, bytes";
     "HTTP2_FRAME_SIZE", "16384 to 16777215", "1048576", "longest frame, bytes";
+    "HBONE_MEMORY_LIMIT", "16Mi to 64Gi, or bytes", "256Mi", "what all tunnels may hold together; new streams are refused from half of it on";
     "POOL_MAX_STREAMS_PER_CONNECTION", "1 to 65535", "100", "streams of one pooled connection";
     "POOL_UNUSED_RELEASE_TIMEOUT", "duration", "5m", "when an unused pooled connection is closed";
     "KEEPALIVE_ENABLED", "true or false", "true", "TCP keepalive";
@@ -75,7 +77,7 @@ rows! {
     "STATS_ADDRESS", "ip:port", "[::]:15020", "metrics port";
     "READINESS_ADDRESS", "ip:port", "[::]:15021", "readiness port";
     "ISTIO_META_ISTIO_VERSION", "text", "this version", "version shown in metrics";
-    "CRL_PATH", "", "", "not supported yet";
+    "CRL_PATH", "path", "", "PEM file of certificate revocation lists, read again when it changes";
     "LOCAL_XDS", "", "", "not supported: a control plane is needed";
     "LOCAL_XDS_PATH", "", "", "not supported: a control plane is needed";
     "FAKE_CA", "", "", "not supported: a certificate authority is needed";

@@ -41,7 +41,6 @@ fn all_problems_are_reported_together() {
         ("ZTUNNEL_WORKER_THREADS", "120%"),
         ("SECRET_TTL", "91d"),
         ("UNKNOWN_POLICIES", "skip"),
-        ("CRL_PATH", "/crl.pem"),
         ("FAKE_CA", "true"),
     ];
     let problems = Config::read(Reader::from_values(bad)).unwrap_err();

@@ -78,9 +78,9 @@ impl Server {
                 }
             }
         }
-        // A socket that is somebody else's too stays as it is. Otherwise what is sent from now on goes to the other
+        // A socket that is somebody else's too is left as it is. Otherwise what is sent from now on goes to the other
         // ztunnel that listens here, if there is one; what waits is answered first.
-        if self.pod.is_given_away() {
+        if self.pod.is_shared() {
             return;
         }
         if let Err(error) = leave(&socket) {

@@ -143,6 +143,7 @@ impl Ending for PathError {
             Self::Refused { reason, .. } if reason.is_denial() || reason.is_undecided() => Flag::Deny,
             Self::Cut { outcome } => outcome.flag,
             Self::Refused { .. } | Self::Connect { .. } | Self::Slow { .. } | Self::Resolve { .. } => Flag::Connect,
+            Self::Handshake { source: TlsError::Revoked } => Flag::CertRevoked,
             Self::Handshake { .. } => Flag::TlsFailure,
             Self::Identity { .. } => Flag::IdentityError,
             Self::Tunnel { source } => Flag::from_text(source.response_flag()),

@@ -70,7 +70,7 @@ async fn terminate(
     let now = node.identities.secrets().clock().now();
     let session = accept_tls(stream, &leaf, now, node.config.limits.handshake).await.map_err(failed)?;
     drop(handshake);
-    let limits: Limits = pools::limits(&node.config);
+    let limits: Limits = pools::limits(&node);
     let (tasks, watch) = (pod.tasks().clone(), held.watch.clone());
     let tunnel = Arc::new(Tunnel { pod, node, ends, source: session.peer().clone(), held });
     let served = serve(session, &limits, &tasks, watch, move |incoming| {

@@ -1,13 +1,15 @@
-//! Inbound in the clear: what the capture rules redirected to 15006. No identity; the same policies.
+//! Inbound in the clear: what the capture rules redirected to 15006. No identity; the same policies, except for the
+//! kubelet's probes.
 
 use std::sync::Arc;
 
+use stillmesh_api::probes::Verdict;
 use stillmesh_core::attrs::InboundAttrs;
 use stillmesh_core::model::Workload;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::PathError;
+use super::{PathError, probe};
 use crate::capture::pod::Held;
 use crate::capture::{self, Captured, Pod};
 use crate::node::Node;
@@ -50,7 +52,15 @@ async fn carry(
     let live = record.enlist();
     decide::inbound_plaintext(conn.original)?;
     let attrs = InboundAttrs { destination, upstream: conn.original, source_ip: conn.peer.ip(), source_identity: None };
-    decide::authorize(&node.snapshots.load(), &attrs, node)?;
+    let authorized = decide::authorize(&node.snapshots.load(), &attrs, node);
+    if let Err(denied) = authorized {
+        match probe::verdict(&conn, pod, node, record.facts()).await {
+            Verdict::Probe => {}
+            // A TCP probe: the kubelet has what it wanted.
+            Verdict::Closed if probe::is_silent(&conn.stream).await => return Ok(()),
+            Verdict::Closed | Verdict::Other => return Err(denied),
+        }
+    }
     let deadline = Instant::now() + node.config.limits.connect;
     let upstream = deliver::connect::keeping_source(&pod.thread, node, conn.original, conn.peer.ip(), deadline).await?;
     record.opened();

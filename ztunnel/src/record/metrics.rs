@@ -83,6 +83,13 @@ pub struct Refused {
     pub reason: Word,
 }
 
+/// Label of questions for probes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Probed {
+    /// `probe`, `closed`, `other`, or `unanswered`.
+    pub verdict: Word,
+}
+
 /// One handle per metric. Cheap to clone through its `Arc`.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the names are the metrics' names")]
@@ -110,9 +117,16 @@ pub struct Metrics {
     pub proxies_stopped: Counter,
 
     pub refused: Family<Refused, Counter>,
+    pub probes: Family<Probed, Counter>,
     pub repicked: Counter,
     pub policy_closed: Counter,
     pub policy_skipped: Counter,
+    pub memory_held: Gauge,
+    pub memory_limit: Gauge,
+    pub memory_refused: Counter,
+    pub memory_broken: Counter,
+    pub crl_rejections: Family<Reporter, Counter>,
+    pub crl_untracked: Family<Reporter, Counter>,
     pub panics: Counter,
 }
 
@@ -143,9 +157,16 @@ impl Metrics {
             proxies_started: Counter::default(),
             proxies_stopped: Counter::default(),
             refused: Family::default(),
+            probes: Family::default(),
             repicked: Counter::default(),
             policy_closed: Counter::default(),
             policy_skipped: Counter::default(),
+            memory_held: Gauge::default(),
+            memory_limit: Gauge::default(),
+            memory_refused: Counter::default(),
+            memory_broken: Counter::default(),
+            crl_rejections: Family::default(),
+            crl_untracked: Family::default(),
             panics: Counter::default(),
         };
         metrics.register(registry, version);
@@ -176,6 +197,16 @@ impl Metrics {
         );
         istio.register("xds_message", "Messages from the control plane", self.xds_messages.clone());
         istio.register("xds_message_bytes", "Their bytes", self.xds_message_bytes.clone());
+        istio.register(
+            "crl_policy_rejections",
+            "Handshakes and connections refused because a certificate is revoked",
+            self.crl_rejections.clone(),
+        );
+        istio.register(
+            "crl_untracked_connections",
+            "Connections that a revocation could not end: there are none",
+            self.crl_untracked.clone(),
+        );
         let build = Gauge::<i64>::default();
         build.set(1);
         let labels = [("component".into(), "ztunnel".into()), ("tag".into(), version.to_owned().into())];
@@ -185,6 +216,11 @@ impl Metrics {
         registry.register("workload_manager_proxies_started", "Pods taken up", self.proxies_started.clone());
         registry.register("workload_manager_proxies_stopped", "Pods let go", self.proxies_stopped.clone());
         registry.register("stillmesh_ztunnel_refused", "Work refused at a bound", self.refused.clone());
+        registry.register(
+            "stillmesh_ztunnel_probes",
+            "Connections that policies refuse, asked about whether they are probes",
+            self.probes.clone(),
+        );
         registry.register(
             "stillmesh_ztunnel_repicked",
             "Connections sent to a further endpoint",
@@ -199,6 +235,22 @@ impl Metrics {
             "stillmesh_ztunnel_policy_skipped",
             "Decisions made without a policy that has not arrived",
             self.policy_skipped.clone(),
+        );
+        registry.register("stillmesh_ztunnel_memory_bytes", "Bytes that tunnels hold", self.memory_held.clone());
+        registry.register(
+            "stillmesh_ztunnel_memory_limit_bytes",
+            "Bytes that they may hold",
+            self.memory_limit.clone(),
+        );
+        registry.register(
+            "stillmesh_ztunnel_memory_refused_streams",
+            "Streams refused for want of memory",
+            self.memory_refused.clone(),
+        );
+        registry.register(
+            "stillmesh_ztunnel_memory_broken_streams",
+            "Streams broken because they held more than their share",
+            self.memory_broken.clone(),
         );
         registry.register("stillmesh_ztunnel_panics", "Connections ended by a fault of ours", self.panics.clone());
         registry.register(

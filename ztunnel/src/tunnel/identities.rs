@@ -8,9 +8,10 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use stillmesh_api::ca::Client;
 use stillmesh_core::model::Identity;
-use stillmesh_identity::{SecretLimits, Secrets, SystemClock};
+use stillmesh_identity::{Revocations, SecretLimits, Secrets, SystemClock};
 use stillmesh_runtime::tasks::Tasks;
 
+use super::revocations;
 use crate::config::Config;
 
 /// All certificates that this node holds.
@@ -30,7 +31,11 @@ impl Identities {
     pub fn new(config: &Config, tasks: &Tasks) -> Self {
         let limits = SecretLimits { ttl: config.secret_ttl, ..SecretLimits::default() };
         let signer = Arc::new(Client::new(config.ca.clone()));
-        Self::with(Secrets::new(signer, Arc::new(SystemClock), limits, tasks))
+        let revocations = Arc::new(Revocations::default());
+        if let Some(path) = &config.crl {
+            tasks.spawn("crl", revocations::follow(path.clone(), revocations.clone()));
+        }
+        Self::with(Secrets::minding(signer, Arc::new(SystemClock), limits, tasks, revocations))
     }
 
     /// Over any source.

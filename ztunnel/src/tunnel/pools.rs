@@ -12,7 +12,7 @@ use stillmesh_runtime::sys::socket::{self, Mark};
 use stillmesh_runtime::tasks::Tasks;
 
 use super::Request;
-use crate::config::{Config, Keepalive};
+use crate::config::Keepalive;
 use crate::node::Node;
 use crate::path::PathError;
 
@@ -31,7 +31,7 @@ impl Pools {
             keepalive: node.config.keepalive,
         });
         let secrets = node.identities.secrets();
-        let pool = |_| Pool::new(limits(&node.config), secrets.clone(), dial.clone(), tasks.clone());
+        let pool = |_| Pool::new(limits(node), secrets.clone(), dial.clone(), tasks.clone());
         Self { pools: (0..node.workers.count()).map(pool).collect() }
     }
 
@@ -79,8 +79,8 @@ impl Pools {
 }
 
 /// The tunnels' bounds as configured.
-pub fn limits(config: &Config) -> Limits {
-    let default = Limits::default();
+pub fn limits(node: &Node) -> Limits {
+    let (config, default) = (&node.config, Limits::default());
     Limits {
         stream_window: config.hbone.stream_window_bytes,
         connection_window: config.hbone.connection_window_bytes,
@@ -89,6 +89,7 @@ pub fn limits(config: &Config) -> Limits {
         handshake: config.limits.handshake,
         connect: config.limits.connect,
         idle: config.hbone.unused,
+        memory: node.memory.clone(),
         ..default
     }
 }

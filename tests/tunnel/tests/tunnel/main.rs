@@ -6,4 +6,6 @@ mod hostile;
 mod lifecycle;
 mod names;
 mod policy;
+mod probes;
 mod succession;
+mod trust;
