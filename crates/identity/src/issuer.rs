@@ -1,15 +1,18 @@
-//! The CA built into the control plane: a self-signed ECDSA P-256 root, kept in a directory, that certifies
-//! identities which the caller has authenticated.
+//! The CA built into the control plane: a self-signed ECDSA P-256 root of its own, or a signing certificate that is
+//! plugged in. It certifies identities which the caller has authenticated.
 //!
 //! Nothing of a CSR but its key reaches a certificate: names, usages and times are rebuilt here (contract 6.1).
 
+mod plugged;
 mod revoke;
+pub mod rotation;
 mod store;
 
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
 use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
@@ -22,9 +25,10 @@ use stillmesh_core::model::{Identity, TrustDomain};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 
+pub use plugged::Material;
 pub use store::IssuerError;
 
-use crate::TrustBundle;
+use crate::{TrustBundle, peer};
 
 /// The life of a root.
 pub const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
@@ -45,8 +49,12 @@ pub const MAX_CSR_BYTES: usize = 16 * 1024;
 pub struct Issuer {
     trust_domain: TrustDomain,
     authority: rcgen::Issuer<'static, KeyPair>,
+    /// From the signing certificate towards a root; empty where a root signs.
+    intermediates: Vec<CertificateDer<'static>>,
     root_pem: String,
     bundle: TrustBundle,
+    /// When the signing certificate, or one above it, expires: no leaf lives longer.
+    not_after: SystemTime,
 }
 
 /// A certificate for a server of the control plane, and its key.
@@ -68,11 +76,20 @@ impl Issuer {
 
     /// A new CA with a root of its own, kept nowhere.
     pub fn create(trust_domain: &TrustDomain, now: SystemTime) -> Result<Self, IssuerError> {
-        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(IssuerError::crypto)?;
-        Self::create_with(key, trust_domain, now)
+        Self::create_for(trust_domain, ROOT_LIFE, now)
     }
 
-    fn create_with(key: KeyPair, trust_domain: &TrustDomain, now: SystemTime) -> Result<Self, IssuerError> {
+    fn create_for(trust_domain: &TrustDomain, life: Duration, now: SystemTime) -> Result<Self, IssuerError> {
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(IssuerError::crypto)?;
+        Self::create_with(key, trust_domain, life, now)
+    }
+
+    fn create_with(
+        key: KeyPair,
+        trust_domain: &TrustDomain,
+        life: Duration,
+        now: SystemTime,
+    ) -> Result<Self, IssuerError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, trust_domain.as_str());
@@ -82,7 +99,7 @@ impl Issuer {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.not_before = (now - BACKDATE).into();
-        params.not_after = (now + ROOT_LIFE).into();
+        params.not_after = (now + life).into();
         let root_pem = params.self_signed(&key).map_err(IssuerError::crypto)?.pem();
         Self::from_parts(root_pem, key, trust_domain)
     }
@@ -105,12 +122,40 @@ impl Issuer {
         if parsed.public_key().raw != key.subject_public_key_info() {
             return Err(IssuerError::Mismatch);
         }
+        let not_after = peer::expiry(bundle.roots()).ok_or_else(|| unreadable("it has no expiry".to_owned()))?;
         let authority =
             rcgen::Issuer::from_ca_cert_der(root, key).map_err(|problem| unreadable(problem.to_string()))?;
-        Ok(Self { trust_domain: trust_domain.clone(), authority, root_pem, bundle })
+        let trust_domain = trust_domain.clone();
+        Ok(Self { trust_domain, authority, intermediates: Vec::new(), root_pem, bundle, not_after })
     }
 
-    /// The root, PEM: what everybody who trusts this CA is given.
+    /// The same CA, with more roots in what it distributes: PEM, to which its own need not belong.
+    pub fn distributing(mut self, roots_pem: &str) -> Result<Self, IssuerError> {
+        let mut all = self.bundle.roots().to_vec();
+        for root in TrustBundle::from_pem(roots_pem).map_err(IssuerError::Root)?.roots() {
+            if !all.contains(root) {
+                self.root_pem.push_str(&pem(root));
+                all.push(root.clone());
+            }
+        }
+        self.bundle = TrustBundle::from_der(all).map_err(IssuerError::Root)?;
+        Ok(self)
+    }
+
+    /// Whether another signs with the same key and distributes the same.
+    pub fn same(&self, other: &Self) -> bool {
+        self.authority.key().subject_public_key_info() == other.authority.key().subject_public_key_info()
+            && self.intermediates == other.intermediates
+            && self.root_pem == other.root_pem
+            && self.not_after == other.not_after
+    }
+
+    /// When the signing certificate, or one above it, expires.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// The roots, PEM: what everybody who trusts this CA is given.
     pub fn root_pem(&self) -> &str {
         &self.root_pem
     }
@@ -142,18 +187,19 @@ impl Issuer {
             return Err(IssueError::TooLong { ttl });
         }
         let key = requested_key(csr_pem)?;
+        let (mut params, _) = self.leaf_params(now, ttl)?;
         let name = Ia5String::try_from(identity.to_string()).map_err(IssueError::crypto)?;
-        let mut params = leaf_params(now, ttl);
         params.subject_alt_names = vec![SanType::URI(name)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let leaf = params.signed_by(&key, &self.authority).map_err(IssueError::crypto)?;
-        Ok(vec![leaf.pem(), self.root_pem.clone()])
+        let intermediates = self.intermediates.iter().map(pem);
+        Ok([leaf.pem()].into_iter().chain(intermediates).chain([self.root_pem.clone()]).collect())
     }
 
     /// A certificate for a server of the control plane under these DNS names and IP addresses, with a new key.
     pub fn serving(&self, names: &[String], ttl: Duration, now: SystemTime) -> Result<Serving, IssueError> {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(IssueError::crypto)?;
-        let mut params = leaf_params(now, ttl);
+        let (mut params, not_after) = self.leaf_params(now, ttl)?;
         for name in names {
             let name = match name.parse::<IpAddr>() {
                 Ok(address) => SanType::IpAddress(address),
@@ -164,9 +210,9 @@ impl Issuer {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let leaf = params.signed_by(&key, &self.authority).map_err(IssueError::crypto)?;
         Ok(Serving {
-            chain: vec![leaf.der().clone()],
+            chain: [leaf.der().clone()].into_iter().chain(self.intermediates.iter().cloned()).collect(),
             key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
-            not_after: now + ttl,
+            not_after,
         })
     }
 
@@ -181,27 +227,47 @@ impl Issuer {
         Ok((leaf.der().clone(), PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()))))
     }
 
+    /// The private key, PEM: for whoever keeps it.
     fn key_pem(&self) -> String {
         self.authority.key().serialize_pem()
     }
+
+    /// What all leaves have in common (contract 6.1), and when they expire: never after what signs them.
+    fn leaf_params(&self, now: SystemTime, ttl: Duration) -> Result<(CertificateParams, SystemTime), IssueError> {
+        let not_after = (now + ttl).min(self.not_after);
+        if not_after <= now {
+            return Err(IssueError::Expired);
+        }
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.not_before = (now - BACKDATE).into();
+        params.not_after = not_after.into();
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.use_authority_key_identifier_extension = true;
+        Ok((params, not_after))
+    }
+}
+
+/// A certificate as PEM.
+pub(crate) fn pem(der: &CertificateDer<'_>) -> String {
+    let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
+    let encoded = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut rest = encoded.as_str();
+    while !rest.is_empty() {
+        let (line, more) = rest.split_at(rest.len().min(64));
+        text.push_str(line);
+        text.push('\n');
+        rest = more;
+    }
+    text.push_str("-----END CERTIFICATE-----\n");
+    text
 }
 
 impl std::fmt::Debug for Issuer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Issuer").field("trust_domain", &self.trust_domain).finish_non_exhaustive()
     }
-}
-
-/// What all leaves have in common (contract 6.1).
-fn leaf_params(now: SystemTime, ttl: Duration) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.not_before = (now - BACKDATE).into();
-    params.not_after = (now + ttl).into();
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
-    params.use_authority_key_identifier_extension = true;
-    params
 }
 
 /// The key of a CSR whose signature proves that its sender holds the private half.
@@ -240,6 +306,9 @@ pub enum IssueError {
         /// The CA's own.
         own: TrustDomain,
     },
+    /// The CA's own certificate has expired.
+    #[error("the CA's certificate has expired")]
+    Expired,
     /// Signing failed.
     #[error("the certificate could not be signed: {problem}")]
     Crypto {
@@ -261,12 +330,14 @@ impl Diagnose for IssueError {
             Self::TooLong { .. } => "IDT041",
             Self::ForeignTrustDomain { .. } => "IDT042",
             Self::Crypto { .. } => "IDT043",
+            Self::Expired => "IDT044",
         }
     }
 
     fn fault(&self) -> Fault {
         match self {
             Self::Crypto { .. } => Fault::Internal,
+            Self::Expired => Fault::Config,
             _ => Fault::Downstream,
         }
     }
@@ -276,6 +347,7 @@ impl Diagnose for IssueError {
             Self::BadCsr { .. } => "send a PEM CSR with an ECDSA P-256 key and a valid signature",
             Self::TooLong { .. } => "ask for a shorter life (SECRET_TTL)",
             Self::ForeignTrustDomain { .. } => "check trustDomain in the mesh configuration of both sides",
+            Self::Expired => "renew the signing certificate that is plugged in",
             Self::Crypto { .. } => "report this: the CA could not sign",
         }
     }

@@ -8,6 +8,7 @@
 mod bundle;
 pub mod ca;
 pub mod clock;
+pub mod crl;
 mod csr;
 mod error;
 #[cfg(any(test, feature = "fixtures"))]
@@ -23,7 +24,8 @@ mod verify;
 pub use bundle::{BundleError, TrustBundle};
 pub use clock::{Clock, SystemClock, TokioClock};
 pub use error::TlsError;
-pub use issuer::{IssueError, Issuer, IssuerError, Serving};
+pub use issuer::rotation;
+pub use issuer::{IssueError, Issuer, IssuerError, Material, Serving};
 pub use leaf::{Leaf, LeafError};
 pub use peer::{expiry, peer_identity};
 pub use revocation::Revocations;

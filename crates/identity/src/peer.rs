@@ -22,6 +22,12 @@ pub fn expiry(chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
     system_time(certificate.validity().not_after.timestamp())
 }
 
+/// When a certificate's life begins.
+pub(crate) fn begin(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    system_time(certificate.validity().not_before.timestamp())
+}
+
 /// All SPIFFE identities of a certificate, in order. Unreadable certificates have none.
 pub fn identities(certificate: &CertificateDer<'_>) -> Vec<Identity> {
     uri_names(certificate).iter().filter_map(|uri| uri.parse().ok()).collect()

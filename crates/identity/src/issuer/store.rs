@@ -40,7 +40,7 @@ pub(super) fn load_or_create(dir: &Path, trust_domain: &TrustDomain, now: System
         (Some(key), None) => {
             let key =
                 KeyPair::from_pem(&key).map_err(|problem| inside(IssuerError::Key { problem: problem.to_string() }))?;
-            let issuer = Issuer::create_with(key, trust_domain, now)?;
+            let issuer = Issuer::create_with(key, trust_domain, super::ROOT_LIFE, now)?;
             write(dir, CERTIFICATE, issuer.root_pem(), 0o644)?;
             issuer
         }
@@ -130,6 +130,20 @@ pub enum IssuerError {
     /// The key is another certificate's.
     #[error("{KEY} is not the key of {CERTIFICATE}")]
     Mismatch,
+    /// The signing certificate does not lead to a root.
+    #[error("{CERTIFICATE} does not lead to a root of {ROOT}: {problem}")]
+    Chain {
+        /// What is wrong.
+        problem: String,
+    },
+    /// What a Secret holds is not what this version, or any, writes.
+    #[error("{key}: {problem}")]
+    Content {
+        /// Which of its keys.
+        key: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
     /// Signing failed.
     #[error("the root could not be made: {problem}")]
     Crypto {
@@ -154,6 +168,8 @@ impl Diagnose for IssuerError {
             Self::Root(_) | Self::NotOneRoot { .. } | Self::Certificate { .. } => "IDT053",
             Self::Mismatch => "IDT054",
             Self::Crypto { .. } => "IDT055",
+            Self::Chain { .. } => "IDT056",
+            Self::Content { .. } => "IDT057",
         }
     }
 
@@ -168,6 +184,8 @@ impl Diagnose for IssuerError {
         match self {
             Self::Crypto { .. } => "report this: the CA could not sign itself",
             Self::File { .. } => "check that the CA directory can be read and written by the controller",
+            Self::Chain { .. } => "put the intermediates into cert-chain.pem and the roots into root-cert.pem",
+            Self::Content { .. } => "restore the Secret from a backup, or delete it to begin with a new root",
             _ => "restore the CA directory from a backup, or move it away to begin with a new root",
         }
     }
