@@ -13,7 +13,7 @@ use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication};
-use stillmesh_k8s::{Kind, Position, parse};
+use stillmesh_k8s::{Kind, Position, Unusable, parse};
 use tokio::task::JoinSet;
 
 use crate::source::{Follower, Found, Watch};
@@ -28,7 +28,7 @@ macro_rules! typed {
     ($($kind:ident),+) => {
         $(impl Read for $kind {
             fn read(self) -> Found {
-                Found { object: Some(self.into()), findings: Vec::new() }
+                Found { object: Some(self.into()), findings: Vec::new(), unusable: None }
             }
         })+
     };
@@ -39,13 +39,15 @@ typed!(Namespace, Node, ServiceAccount, ConfigMap, Secret, Pod, Deployment, Serv
 impl Read for DynamicObject {
     fn read(mut self) -> Found {
         self.metadata.managed_fields = None;
-        let text = serde_json::to_string(&self).unwrap_or_default();
-        let mut found = parse::documents("", &text);
+        let value = serde_json::to_value(&self).unwrap_or_default();
+        let mut found = parse::documents("", &value.to_string());
         for finding in &mut found.findings {
             // Lines of a text that nobody wrote.
             finding.at = Position::file("");
         }
-        Found { object: found.objects.pop().map(|placed| placed.object), findings: found.findings }
+        let object = found.objects.pop().map(|placed| placed.object);
+        let unusable = if object.is_none() { Unusable::read(&value, &found.findings) } else { None };
+        Found { object, findings: found.findings, unusable }
     }
 }
 

@@ -6,8 +6,10 @@
 
 pub mod access;
 mod kinds;
+pub mod leader;
 pub mod source;
 mod trim;
 
 pub use access::{AccessError, Cluster};
+pub use leader::{Candidate, Leader, NotLeading, Terms};
 pub use source::{KubernetesSource, Scope, Watch};

@@ -14,7 +14,7 @@ use futures::{Stream, StreamExt as _};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::watcher::{self, Event};
 use parking_lot::Mutex;
-use stillmesh_k8s::{Finding, Kind, Object, ObjectKey, Placed, Position};
+use stillmesh_k8s::{Finding, Kind, Object, ObjectKey, Placed, Position, Unusable};
 use stillmesh_objects::{Change, Source, Update};
 use stillmesh_runtime::Backoff;
 use tokio::sync::Notify;
@@ -46,6 +46,8 @@ pub enum Scope {
     Namespace(String),
     /// The one of this namespace and name.
     Named(String, String),
+    /// Those of this name, in any namespace.
+    NamedAnywhere(String),
     /// Pods of a node.
     Node(String),
 }
@@ -61,10 +63,17 @@ impl Watch {
         Self { kind, scope: Scope::Named(namespace.to_owned(), name.to_owned()) }
     }
 
+    /// All objects of a kind that have this name.
+    pub fn named_anywhere(kind: Kind, name: &str) -> Self {
+        Self { kind, scope: Scope::NamedAnywhere(name.to_owned()) }
+    }
+
     fn config(&self) -> watcher::Config {
         match &self.scope {
             Scope::Everywhere | Scope::Namespace(_) => watcher::Config::default(),
-            Scope::Named(_, name) => watcher::Config::default().fields(&format!("metadata.name={name}")),
+            Scope::Named(_, name) | Scope::NamedAnywhere(name) => {
+                watcher::Config::default().fields(&format!("metadata.name={name}"))
+            }
             Scope::Node(node) => watcher::Config::default().fields(&format!("spec.nodeName={node}")),
         }
     }
@@ -73,7 +82,7 @@ impl Watch {
     pub(crate) fn namespace(&self) -> Option<&str> {
         match &self.scope {
             Scope::Namespace(namespace) | Scope::Named(namespace, _) => Some(namespace),
-            Scope::Everywhere | Scope::Node(_) => None,
+            Scope::Everywhere | Scope::NamedAnywhere(_) | Scope::Node(_) => None,
         }
     }
 }
@@ -96,6 +105,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Pending {
     changes: HashMap<ObjectKey, Change>,
+    /// Of those that changed last, the ones that cannot be read.
+    unusable: HashMap<ObjectKey, Unusable>,
     findings: BTreeMap<(usize, ObjectName), Vec<Finding>>,
     findings_changed: bool,
     /// Watches whose first list is not complete.
@@ -105,6 +116,12 @@ struct Pending {
 }
 
 type ObjectName = (String, String);
+
+impl Pending {
+    fn has_news(&self) -> bool {
+        !self.changes.is_empty() || !self.unusable.is_empty() || self.findings_changed
+    }
+}
 
 impl KubernetesSource {
     /// Starts the watches. Errors of the server are logged and tried again, for ever; the first update comes when
@@ -137,12 +154,13 @@ impl Source for KubernetesSource {
                 let mut pending = self.shared.pending.lock();
                 let complete = pending.incomplete == 0;
                 let completed = complete && !pending.told;
-                if completed || pending.told && (!pending.changes.is_empty() || pending.findings_changed) {
+                if completed || pending.told && pending.has_news() {
                     pending.told = true;
                     let findings = std::mem::take(&mut pending.findings_changed)
                         .then(|| pending.findings.values().flatten().cloned().collect());
                     let changes = std::mem::take(&mut pending.changes).into_values().collect();
-                    return Some(Update { changes, moved: Vec::new(), findings, complete });
+                    let unusable = std::mem::take(&mut pending.unusable).into_values().collect();
+                    return Some(Update { changes, unusable, moved: Vec::new(), findings, complete });
                 }
             }
             self.shared.news.notified().await;
@@ -234,7 +252,12 @@ impl Follower {
         if let Some(mut object) = read.object {
             trim::trim(&mut object);
             let placed = Placed { object, at: Position::file("") };
-            pending.changes.insert(placed.object.key(), Change::Set(placed));
+            let key = placed.object.key();
+            pending.unusable.remove(&key);
+            pending.changes.insert(key, Change::Set(placed));
+        }
+        if let Some(unusable) = read.unusable {
+            pending.unusable.insert(unusable.key(), unusable);
         }
         let before = if read.findings.is_empty() {
             pending.findings.remove(&place)
@@ -253,6 +276,7 @@ impl Follower {
         }
         let key = ObjectKey::new(self.watch.kind, &name.0, &name.1);
         let mut pending = self.shared.pending.lock();
+        pending.unusable.remove(&key);
         pending.changes.insert(key.clone(), Change::Removed(key));
         pending.findings_changed |= pending.findings.remove(&(self.number, name.clone())).is_some();
     }
@@ -291,6 +315,8 @@ pub(crate) struct Found {
     pub object: Option<Object>,
     /// What is wrong with it.
     pub findings: Vec<Finding>,
+    /// What is left of it where it cannot be used and may not be skipped.
+    pub unusable: Option<Unusable>,
 }
 
 #[cfg(test)]

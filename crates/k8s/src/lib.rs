@@ -16,6 +16,8 @@ pub mod parse;
 pub mod select;
 pub mod status;
 pub mod translate;
+pub mod unusable;
 
 pub use finding::{Finding, Position, Severity};
 pub use object::{Kind, Object, ObjectKey, Placed};
+pub use unusable::Unusable;

@@ -119,6 +119,7 @@ impl Source for DirectorySource {
                 if std::mem::take(&mut pending.fresh) {
                     let Difference { changes, moved } = std::mem::take(&mut pending.difference);
                     return Some(Update {
+                        unusable: Vec::new(),
                         changes: changes.into_values().collect(),
                         moved: moved.into_iter().collect(),
                         findings: pending.findings.take(),

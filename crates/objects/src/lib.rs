@@ -9,7 +9,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 pub use directory::DirectorySource;
-pub use stillmesh_k8s::{Finding, Object, ObjectKey, Placed, Position};
+pub use stillmesh_k8s::{Finding, Object, ObjectKey, Placed, Position, Unusable};
 
 /// One change to the set of objects.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +35,9 @@ impl Change {
 pub struct Update {
     /// At most one change per object.
     pub changes: Vec<Change>,
+    /// Policies that are there and cannot be read, each told in the findings too. They come after the changes; a key
+    /// that is set or removed later can be read again, or is gone.
+    pub unusable: Vec<Unusable>,
     /// Objects that are as before but written elsewhere now (a line was inserted above, a file renamed).
     pub moved: Vec<(ObjectKey, Position)>,
     /// All errors and warnings that hold now, in order of place; `None` where they are as before.
