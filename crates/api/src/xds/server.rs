@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::Stream;
+use prost::Message as _;
 use stillmesh_core::model::Str;
 use stillmesh_runtime::tasks::Tasks;
 use tokio::sync::mpsc;
@@ -43,6 +44,8 @@ pub struct NodeId {
 pub trait Observer: Send + Sync + 'static {
     /// A node opened a stream.
     fn connected(&self, _node: &NodeId) {}
+    /// A response has been handed to the connection: its size, and how long making and handing over took.
+    fn sent(&self, _node: &NodeId, _kind: ResourceType, _bytes: usize, _took: Duration) {}
     /// A node has applied everything of a type that was published up to `generation`.
     fn acked(&self, _node: &NodeId, _kind: ResourceType, _generation: u64) {}
     /// A node refused some resources of a response; the others of it count as applied. The generation is as for
@@ -161,9 +164,16 @@ impl SessionTask {
     ) -> Result<&'static str, Status> {
         self.take(open, node, first)?;
         loop {
-            while let Some(response) = open.next(Instant::now().into_std()) {
+            loop {
+                let begun = Instant::now();
+                let Some(response) = open.next(begun.into_std()) else { break };
+                let facts = ResourceType::from_url(&response.type_url).map(|kind| (kind, response.encoded_len()));
                 match timeout(ACK_DEADLINE, self.responses.send(Ok(response))).await {
-                    Ok(Ok(())) => {}
+                    Ok(Ok(())) => {
+                        if let Some((kind, bytes)) = facts {
+                            self.observer.sent(node, kind, bytes, begun.elapsed());
+                        }
+                    }
                     Ok(Err(_)) => return Ok("the node is gone"),
                     Err(_) => return Err(Status::deadline_exceeded("the node does not read")),
                 }
