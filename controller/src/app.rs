@@ -1,34 +1,31 @@
 //! How the parts are joined. Wiring only.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
 use stillmesh_api::xds::{self, Store};
 use stillmesh_api::{AuthError, Authenticate, Caller, Credentials, ca, serve};
+use stillmesh_cluster::{Candidate, Cluster, KubernetesSource, Terms};
 use stillmesh_identity::Issuer;
-use stillmesh_k8s::{Finding, Severity};
 use stillmesh_objects::directory::Options;
-use stillmesh_objects::{Change, DirectorySource, Source, Update};
+use stillmesh_objects::{DirectorySource, Source};
 use stillmesh_runtime::Tasks;
 use stillmesh_runtime::drain::Watch;
 use tokio::net::TcpListener;
-use tokio::time::Instant;
-use tracing::{debug, error, info, warn};
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
 
-use crate::Config;
+use crate::admit::{Registration, Webhook};
 use crate::build::Builder;
+use crate::cluster::{self, Authorities, Roots, TokenReviews};
+use crate::config::{Config, Directory, Home, InCluster};
+use crate::control::{Control, Query};
 use crate::metrics::Metrics;
 use crate::monitoring::{self, Shown};
-use crate::serve::{Authority, JoinTokens, Nodes, ServingCertificate};
-use crate::status::Statuses;
-
-/// How long after a change findings are looked for: most of them come and go while objects arrive.
-const FINDINGS_AFTER: Duration = Duration::from_secs(1);
+use crate::serve::{Authority, JoinTokens, Nodes, ServingCertificate, Signing};
+use crate::status::{self, Statuses};
 
 /// Where the controller listens.
 #[derive(Debug)]
@@ -37,12 +34,18 @@ pub struct Listeners {
     pub nodes: TcpListener,
     /// For metrics, readiness and debug pages.
     pub monitoring: TcpListener,
+    /// For the API server; in a cluster only.
+    pub webhook: Option<TcpListener>,
 }
 
 impl Listeners {
     /// Listens where the configuration says.
     pub async fn bind(config: &Config) -> anyhow::Result<Self> {
-        Ok(Self { nodes: bind(config.listen).await?, monitoring: bind(config.monitoring).await? })
+        let webhook = match &config.home {
+            Home::Directory(_) => None,
+            Home::Cluster(home) => Some(bind(home.webhook).await?),
+        };
+        Ok(Self { nodes: bind(config.listen).await?, monitoring: bind(config.monitoring).await?, webhook })
     }
 }
 
@@ -55,182 +58,269 @@ pub async fn run(config: Config, drain: Watch) -> anyhow::Result<()> {
 /// Runs the controller on given listeners. Nodes are served only once all objects have been read (they wait until
 /// then): a controller that has just started must not tell nodes that everything is gone.
 pub async fn run_on(config: Config, listeners: Listeners, drain: Watch) -> anyhow::Result<()> {
-    let tasks = Tasks::new("controller");
+    match config.home.clone() {
+        Home::Directory(home) => {
+            let (plane, queries) = Plane::start(config, listeners.monitoring, drain);
+            plane.on_directory(home, listeners.nodes, queries).await
+        }
+        Home::Cluster(_) => run_in(Cluster::connect().await?, config, listeners, drain).await,
+    }
+}
+
+/// As [`run_on`], with access to a cluster that has been found already.
+pub async fn run_in(cluster: Cluster, config: Config, listeners: Listeners, drain: Watch) -> anyhow::Result<()> {
+    let Home::Cluster(home) = config.home.clone() else {
+        anyhow::bail!("OBJECTS_DIR is for a mesh without a cluster");
+    };
+    let (plane, queries) = Plane::start(config, listeners.monitoring, drain);
+    plane.in_cluster(cluster, home, listeners.nodes, listeners.webhook, queries).await
+}
+
+async fn bind(config: &Config) -> anyhow::Result<Self> {
+        let webhook = match &config.home {
+            Home::Directory(_) => None,
+            Home::Cluster(home) => Some(bind(home.webhook).await?),
+        };
+        Ok(Self { nodes: bind(config.listen).await?, monitoring: bind(config.monitoring).await?, webhook })
+    }
+}
+
+/// Runs the controller until the drain.
+pub async fn run(config: Config, drain: Watch) -> anyhow::Result<()> {
+    let listeners = Listeners::bind(&config).await?;
+    run_on(config, listeners, drain).await
+}
+
+/// Runs the controller on given listeners. Nodes are served only once all objects have been read (they wait until
+/// then): a controller that has just started must not tell nodes that everything is gone.
+pub async fn run_on(config: Config, listeners: Listeners, drain: Watch) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new());
-    let store = Arc::new(Store::new());
-    let nodes = Arc::new(Nodes::new(Arc::clone(&metrics)));
-    let shown = Arc::new(Shown {
-        ready: AtomicBool::new(false),
-        findings: ArcSwap::default(),
-        store: Arc::clone(&store),
-        nodes: Arc::clone(&nodes),
-        metrics: Arc::clone(&metrics),
-    });
-    tasks.spawn("monitoring", monitoring::server(&shown).serve(listeners.monitoring, drain.clone()));
-
-    let options = Options { settle: config.objects_settle, ..Options::atomic() };
-    let source = DirectorySource::open(&config.objects_dir, options)
-        .with_context(|| format!("cannot read OBJECTS_DIR {}", config.objects_dir.display()))?;
-    let statuses = Arc::new(Statuses::new(Arc::clone(&metrics)));
-    let mut control = Control {
-        source,
-        builder: Builder::new(config.mesh.clone()),
-        statuses: Arc::clone(&statuses),
-        shown: Arc::clone(&shown),
-        written: Arc::default(),
-        told: BTreeSet::new(),
-        look: None,
+    let (shown, queries) = Shown::new(&config.mesh.cluster, &metrics);
+    let shown = Arc::new(shown);
+    let plane = Plane {
+        statuses: Arc::new(Statuses::new(Arc::clone(&metrics))),
+        tasks: Tasks::new("controller"),
+        config,
+        drain,
+        metrics,
+        shown,
     };
-    tokio::select! {
-        complete = control.read_everything() => complete?,
-        _ = drain.signaled() => return Ok(()),
+    let monitoring = monitoring::server(&plane.shown).serve(listeners.monitoring, plane.drain.clone());
+    plane.tasks.spawn("monitoring", monitoring);
+    match plane.config.home.clone() {
+        Home::Directory(home) => plane.on_directory(home, listeners.nodes, queries).await,
+        Home::Cluster(home) => plane.in_cluster(home, listeners.nodes, listeners.webhook, queries).await,
     }
-    control.builder.fix_trust_domain();
-
-    let trust_domain = control.builder.mesh().trust_domain.clone();
-    let issuer = Issuer::load_or_create(&config.ca_dir, &trust_domain, SystemTime::now()).context("the CA")?;
-    let issuer = Arc::new(issuer);
-    if let Some(expiry) = stillmesh_identity::expiry(issuer.bundle().roots()) {
-        metrics.root_expires(expiry);
-    }
-    let certificate = ServingCertificate::issue(Arc::clone(&issuer), config.certificate_names())?;
-    let authority = Arc::new(Authority {
-        issuer,
-        running: control.builder.running(),
-        trusted_node_accounts: config.trusted_node_accounts.clone(),
-        default_ttl: config.default_ttl,
-        metrics: Arc::clone(&metrics),
-    });
-    let account = (config.system_namespace.clone(), "ztunnel".into());
-    let tokens = JoinTokens::new(&config.join_tokens, account, config.mesh.cluster.clone());
-    let authenticate: Arc<dyn Authenticate> = Arc::new(Counted { inner: tokens, metrics: Arc::clone(&metrics) });
-    let routes = tonic::service::Routes::new(xds::service(store, Arc::clone(&authenticate), nodes))
-        .add_service(ca::service(authority, authenticate));
-    info!(address = %config.listen, %trust_domain, "serving nodes");
-    let serving = serve::serve(listeners.nodes, certificate.config(), routes, serve::Limits::default(), drain.clone());
-    let mut serving = tasks.spawn("xds and ca", serving);
-    tasks.spawn("serving certificate", cancelled_with(&tasks, certificate.keep()));
-    if let Some(socket) = config.api_socket.clone() {
-        let write = async move { statuses.write(socket).await };
-        tasks.spawn("statuses", cancelled_with(&tasks, write));
-    }
-    shown.ready.store(true, Ordering::Relaxed);
-
-    let ended = tokio::select! {
-        ended = control.follow() => ended,
-        served = serving.join() => match served {
-            Some(Ok(())) => Ok(()),
-            Some(Err(error)) => Err(error).context("serving nodes"),
-            None => Err(anyhow::anyhow!("serving nodes ended by a panic")),
-        },
-        _ = drain.signaled() => Ok(()),
-    };
-    shown.ready.store(false, Ordering::Relaxed);
-    let left = drain.started().map_or(Duration::ZERO, |signal| signal.left());
-    tasks.shutdown(left).await;
-    ended
 }
 
 async fn bind(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
 }
 
-/// A future that ends with its group.
-fn cancelled_with<F: Future<Output = ()> + Send>(tasks: &Tasks, future: F) -> impl Future<Output = ()> + Send + use<F> {
-    let token = tasks.token();
-    async move {
-        token.run_until_cancelled(future).await;
-    }
-}
-
-/// Objects in, resources out.
-struct Control {
-    source: DirectorySource,
-    builder: Builder,
-    statuses: Arc<Statuses>,
-    shown: Arc<Shown>,
-    /// What is wrong with the manifests themselves.
-    written: Arc<[Finding]>,
-    /// Findings that have been logged.
-    told: BTreeSet<Finding>,
-    /// When findings are looked for.
-    look: Option<Instant>,
-}
-
-impl Control {
-    async fn read_everything(&mut self) -> anyhow::Result<()> {
-        loop {
-            let update = self.source.next().await.context("the directory of objects cannot be read")?;
-            let complete = update.complete;
-            self.take(update);
-            if complete {
-                return Ok(());
-            }
-        }
-    }
-
-    async fn follow(&mut self) -> anyhow::Result<()> {
-        loop {
-            let look = self.look;
-            tokio::select! {
-                update = self.source.next() => {
-                    self.take(update.context("the directory of objects cannot be read any more")?);
-                }
-                () = tokio::time::sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => {
-                    self.look = None;
-                    self.tell_findings();
-                }
-            }
-        }
-    }
-
-    fn take(&mut self, update: Update) {
-        for change in &update.changes {
-            let event = match change {
-                Change::Set(_) => "set",
-                Change::Removed(_) => "delete",
-            };
-            self.shown.metrics.event(change.key().kind.as_str(), event);
-        }
-        let built = self.builder.apply(&update);
-        if !built.changes.is_empty() {
-            let resources = built.changes.len();
-            let generation = self.shown.store.publish(built.changes);
-            self.shown.metrics.published(generation);
-            debug!(objects = update.changes.len(), resources, generation, "published");
-        }
-        self.shown.metrics.services.set(i64::try_from(self.builder.service_count()).unwrap_or(i64::MAX));
-        self.statuses.take(built.verdicts);
-        if let Some(findings) = update.findings {
-            self.written = findings;
-        }
-        self.look.get_or_insert_with(|| Instant::now() + FINDINGS_AFTER);
-    }
-
-    fn tell_findings(&mut self) {
-        let all: BTreeSet<Finding> = self.written.iter().cloned().chain(self.builder.findings()).collect();
-        for finding in all.difference(&self.told) {
-            match finding.severity {
-                Severity::Error => error!(error.code = finding.code, "{finding}"),
-                Severity::Warning => warn!(error.code = finding.code, "{finding}"),
-            }
-        }
-        self.shown.metrics.findings.set(i64::try_from(all.len()).unwrap_or(i64::MAX));
-        self.shown.findings.store(Arc::new(all.iter().cloned().collect()));
-        self.told = all;
-    }
-}
-
-/// Counts callers that are not let in.
-struct Counted {
-    inner: JoinTokens,
+/// What all parts share.
+struct Plane {
+    config: Config,
+    tasks: Tasks,
     metrics: Arc<Metrics>,
+    shown: Arc<Shown>,
+    statuses: Arc<Statuses>,
+    drain: Watch,
+}
+
+impl Plane {
+    /// Starts what is there from the beginning: the pages that tell how far it is.
+    fn start(config: Config, monitoring: TcpListener, drain: Watch) -> (Self, mpsc::Receiver<Query>) {
+        let metrics = Arc::new(Metrics::new());
+        let (shown, queries) = Shown::new(&config.mesh.cluster, &metrics);
+        let plane = Self {
+            statuses: Arc::new(Statuses::new(Arc::clone(&metrics))),
+            tasks: Tasks::new("controller"),
+            shown: Arc::new(shown),
+            config,
+            drain,
+            metrics,
+        };
+        let pages = monitoring::server(&plane.shown).serve(monitoring, plane.drain.clone());
+        plane.tasks.spawn("monitoring", pages);
+        (plane, queries)
+    }
+
+    async fn on_directory(
+        self,
+        home: Directory,
+        listener: TcpListener,
+        queries: mpsc::Receiver<Query>,
+    ) -> anyhow::Result<()> {
+        let options = Options { settle: home.settle, ..Options::atomic() };
+        let source = DirectorySource::open(&home.objects, options)
+            .with_context(|| format!("cannot read OBJECTS_DIR {}", home.objects.display()))?;
+        let Some(control) = self.read(source, queries).await? else { return Ok(()) };
+        let trust_domain = control.builder.mesh().trust_domain.clone();
+        let issuer = Issuer::load_or_create(&home.ca, &trust_domain, SystemTime::now()).context("the CA")?;
+        let (_issuers, signing) = watch::channel(Arc::new(issuer));
+        let account = (self.config.system_namespace.clone(), "ztunnel".into());
+        let tokens = JoinTokens::new(&home.join_tokens, account, self.config.mesh.cluster.clone());
+        if let Some(socket) = home.api_socket {
+            let statuses = Arc::clone(&self.statuses);
+            self.keep("statuses", async move { statuses.write(&status::Socket::new(&socket)).await });
+        }
+        self.serve(control, listener, None, signing, Arc::new(tokens)).await
+    }
+
+    async fn in_cluster(
+        self,
+        cluster: Cluster,
+        home: InCluster,
+        listener: TcpListener,
+        webhook: Option<TcpListener>,
+        queries: mpsc::Receiver<Query>,
+    ) -> anyhow::Result<()> {
+        let namespace = self.config.system_namespace.clone();
+        info!(server = cluster.url(), %namespace, "following the Kubernetes API");
+        let identity = format!("{}_{:08x}", home.pod, rand::random::<u32>());
+        let (candidate, leader) = Candidate::new(&cluster, &namespace, cluster::LEASE, &identity, Terms::default());
+        let mut campaign = self.tasks.spawn("leader election", candidate.run(self.tasks.token()));
+        let watches = cluster::watches(&self.config.mesh.root_namespace);
+        let source = KubernetesSource::open(&cluster, watches);
+        let Some(control) = self.read(source, queries).await? else { return Ok(()) };
+        let trust_domain = control.builder.mesh().trust_domain.clone();
+        let mut authorities =
+            Authorities::new(&cluster, &namespace, trust_domain, home.times, leader.clone(), Arc::clone(&self.shown));
+        let first = tokio::select! {
+            first = authorities.first() => first,
+            _ = self.drain.signaled() => return Ok(()),
+        };
+        let (issuers, signing) = watch::channel(first);
+        let crl = authorities.crl();
+        self.keep("certificate authority", authorities.keep(issuers));
+        let roots = Roots::new(&cluster, leader.clone(), signing.clone(), crl);
+        self.keep("roots", leader.clone().lead(move || roots.clone().keep()));
+        let registration = Registration {
+            cluster: cluster.clone(),
+            leader: leader.clone(),
+            signing: signing.clone(),
+            namespace: namespace.to_string(),
+            name: Registration::name_of(&self.config.revision),
+        };
+        self.keep("webhook registration", leader.clone().lead(move || registration.clone().keep()));
+        if home.status {
+            let statuses = Arc::clone(&self.statuses);
+            let writer = Arc::new(status::Api::new(&cluster, leader.clone()));
+            let write = leader.clone().lead(move || {
+                let (statuses, writer) = (Arc::clone(&statuses), Arc::clone(&writer));
+                async move { statuses.write(&*writer).await }
+            });
+            self.keep("statuses", write);
+        }
+        let reviews =
+            TokenReviews::new(&cluster, home.audiences, self.config.mesh.cluster.clone(), control.builder.running());
+        let ended = self.serve(control, listener, webhook, signing, Arc::new(reviews)).await;
+        // So that the next leader need not wait.
+        let _ = tokio::time::timeout(Duration::from_secs(2), campaign.join()).await;
+        ended
+    }
+
+    /// Reads all objects; `None` when told to end before.
+    async fn read<S: Source>(&self, source: S, queries: mpsc::Receiver<Query>) -> anyhow::Result<Option<Control<S>>> {
+        let builder = Builder::new(self.config.mesh.clone());
+        let (statuses, shown) = (Arc::clone(&self.statuses), Arc::clone(&self.shown));
+        let mut control = Control::new(source, builder, statuses, shown, queries);
+        tokio::select! {
+            complete = control.read_everything() => complete?,
+            _ = self.drain.signaled() => return Ok(None),
+        }
+        control.builder.fix_trust_domain();
+        Ok(Some(control))
+    }
+
+    async fn serve<S: Source>(
+        self,
+        mut control: Control<S>,
+        listener: TcpListener,
+        webhook: Option<TcpListener>,
+        signing: Signing,
+        authenticate: Arc<dyn Authenticate>,
+    ) -> anyhow::Result<()> {
+        let config = &self.config;
+        let certificate = ServingCertificate::issue(signing.clone(), config.certificate_names())?;
+        let authority = Arc::new(Authority {
+            signing,
+            running: control.builder.running(),
+            trusted_node_accounts: config.trusted_node_accounts.clone(),
+            default_ttl: config.default_ttl,
+            max_ttl: config.max_ttl,
+            metrics: Arc::clone(&self.metrics),
+        });
+        let counted = |accounts| -> Arc<dyn Authenticate> {
+            let (inner, metrics) = (Arc::clone(&authenticate), Arc::clone(&self.metrics));
+            Arc::new(Counted { inner, accounts, metrics })
+        };
+        let nodes = counted(Some(config.trusted_node_accounts.clone()));
+        let store: Arc<Store> = Arc::clone(&self.shown.store);
+        let observer: Arc<Nodes> = Arc::clone(&self.shown.nodes);
+        let routes = tonic::service::Routes::new(xds::service(store, nodes, observer))
+            .add_service(ca::service(authority, counted(None)));
+        info!(address = %config.listen, trust_domain = %control.builder.mesh().trust_domain, "serving nodes");
+        if let Some(webhook) = webhook {
+            let (mesh, metrics) = (control.builder.mesh().clone(), Arc::clone(&self.metrics));
+            let server = Webhook { tls: certificate.config(), mesh, metrics };
+            self.tasks.spawn("webhook", server.serve(webhook, self.drain.clone()));
+        }
+        let limits = serve::Limits::default();
+        let serving = serve::serve(listener, certificate.config(), routes, limits, self.drain.clone());
+        let mut serving = self.tasks.spawn("xds and ca", serving);
+        self.keep("serving certificate", certificate.keep(Arc::clone(&self.metrics)));
+        self.shown.ready();
+
+        let ended = tokio::select! {
+            ended = control.follow() => ended,
+            served = serving.join() => match served {
+                Some(Ok(())) => Ok(()),
+                Some(Err(error)) => Err(error).context("serving nodes"),
+                None => Err(anyhow::anyhow!("serving nodes ended by a panic")),
+            },
+            _ = self.drain.signaled() => Ok(()),
+        };
+        self.shown.not_ready("it is ending");
+        let left = self.drain.started().map_or(Duration::ZERO, |signal| signal.left());
+        self.tasks.shutdown(left).await;
+        ended
+    }
+
+    /// Runs something for as long as the controller runs.
+    fn keep(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
+        let token = self.tasks.token();
+        self.tasks.spawn(name, async move {
+            token.run_until_cancelled(future).await;
+        });
+    }
+}
+
+/// Counts callers that are not let in. With accounts, only these are.
+struct Counted {
+    inner: Arc<dyn Authenticate>,
+    accounts: Option<Vec<(stillmesh_core::model::Str, stillmesh_core::model::Str)>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Counted {
+    async fn admit(&self, credentials: Credentials<'_>) -> Result<Caller, AuthError> {
+        let caller = self.inner.authenticate(credentials).await?;
+        let known = |accounts: &Vec<_>| {
+            accounts.iter().any(|(namespace, name)| *namespace == caller.namespace && *name == caller.service_account)
+        };
+        if self.accounts.as_ref().is_none_or(known) {
+            return Ok(caller);
+        }
+        let who = format!("{}/{}", caller.namespace, caller.service_account);
+        Err(AuthError::Denied(format!("{who} is not a node tunnel's account (CA_TRUSTED_NODE_ACCOUNTS)")))
+    }
 }
 
 impl Authenticate for Counted {
     fn authenticate<'a>(&'a self, credentials: Credentials<'a>) -> BoxFuture<'a, Result<Caller, AuthError>> {
         Box::pin(async move {
-            self.inner.authenticate(credentials).await.inspect_err(|error| {
+            self.admit(credentials).await.inspect_err(|error| {
                 self.metrics.authentication_failures.inc();
                 warn!(%error, "a caller is not let in");
             })

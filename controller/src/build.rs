@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Service as KubeService;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde_json::{Value, json};
 use stillmesh_core::model::{Policy, PolicyKey, Service, Str, Workload, WorkloadUid};
 use stillmesh_core::snapshot::Change;
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, StatusCondition};
@@ -22,10 +23,11 @@ use stillmesh_k8s::labels;
 use stillmesh_k8s::mesh_config::{self, MeshConfig};
 use stillmesh_k8s::status::Condition;
 use stillmesh_k8s::translate::{self, Level, Mesh};
-use stillmesh_k8s::{Kind, Object, ObjectKey, Position};
+use stillmesh_k8s::unusable::LastGood;
+use stillmesh_k8s::{Kind, Object, ObjectKey, Position, Unusable};
 use stillmesh_objects as objects;
 
-pub use running::Running;
+pub use running::{Place, Running};
 use world::{Name, World, ends};
 
 /// A condition to be written into an object's status.
@@ -37,6 +39,8 @@ pub struct Verdict {
     pub condition: Option<Condition>,
     /// The generation that it is about.
     pub generation: Option<i64>,
+    /// The version of the object that was read.
+    pub version: Option<String>,
     /// The conditions that the object has.
     pub existing: Vec<StatusCondition>,
 }
@@ -63,6 +67,9 @@ pub struct Builder {
     dirty: Dirty,
     running: Arc<Running>,
     places: HashMap<ObjectKey, Position>,
+    /// Policies whose newest version cannot be read. What stands for them, or their last good version, is among the
+    /// objects.
+    unusable: HashMap<Name, (Unusable, LastGood)>,
     workloads: HashMap<Name, Arc<Workload>>,
     slice_workloads: HashMap<Name, BTreeMap<WorkloadUid, Arc<Workload>>>,
     services: HashMap<Name, Arc<Service>>,
@@ -92,6 +99,7 @@ impl Builder {
             dirty: Dirty::default(),
             running: Arc::default(),
             places: HashMap::new(),
+            unusable: HashMap::new(),
             workloads: HashMap::new(),
             slice_workloads: HashMap::new(),
             services: HashMap::new(),
@@ -119,6 +127,28 @@ impl Builder {
         self.services.len()
     }
 
+    /// The policies as they were written, for `/debug/configz`.
+    pub fn configs(&self) -> Value {
+        let policies = self.world.policies.all().filter_map(|(_, one)| serde_json::to_value(&**one).ok());
+        let peers = self.world.peers.all().filter_map(|(_, one)| serde_json::to_value(&**one).ok());
+        Value::Array(policies.chain(peers).collect())
+    }
+
+    /// The services as they are published, for `/debug/registryz`.
+    pub fn registry(&self) -> Value {
+        let service = |service: &Arc<Service>| {
+            let addresses: Vec<String> = service.vips.iter().map(ToString::to_string).collect();
+            json!({
+                "name": &*service.name,
+                "namespace": &*service.key.namespace,
+                "hostname": &*service.key.hostname,
+                "addresses": addresses,
+                "ports": service.ports.iter().map(|port| (port.mapping.service_port, port.mapping.target_port)).collect::<Vec<_>>(),
+            })
+        };
+        Value::Array(self.services.values().map(service).collect())
+    }
+
     /// Takes in changes of objects and builds what they concern.
     pub fn apply(&mut self, update: &objects::Update) -> Built {
         for (key, at) in &update.moved {
@@ -141,7 +171,26 @@ impl Builder {
                 }
             }
         }
+        for unusable in &update.unusable {
+            self.take_unusable(unusable);
+        }
         self.build()
+    }
+
+    /// A policy that cannot be read keeps its last good version; without one it refuses what it would be about.
+    fn take_unusable(&mut self, unusable: &Unusable) {
+        let key = unusable.key();
+        let name: Name = (key.namespace.clone(), key.name.clone());
+        let good = match self.unusable.get(&name) {
+            Some((_, before)) => *before == LastGood::Kept,
+            None => self.world.policies.get(&name).is_some(),
+        };
+        if good {
+            self.dirty.policies.insert(name.clone());
+        } else {
+            self.take_policy(name.clone(), Some(Arc::new(unusable.stand_in())));
+        }
+        self.unusable.insert(name, (unusable.clone(), if good { LastGood::Kept } else { LastGood::None }));
     }
 
     fn take(&mut self, key: &ObjectKey, object: Option<&Object>) {
@@ -157,13 +206,16 @@ impl Builder {
         match key.kind {
             Kind::Pod => {
                 let pod = content!(Pod);
-                let old = self.world.replace_pod(&name, pod.clone());
-                self.running.replace(&name, old.as_deref(), pod.as_deref());
+                self.world.replace_pod(&name, pod.clone());
+                self.running.replace(&name, pod.as_deref());
                 self.dirty.pods.insert(name);
             }
             Kind::Service => self.take_service(name, content!(Service)),
             Kind::EndpointSlice => self.take_slice(name, content!(EndpointSlice)),
-            Kind::AuthorizationPolicy => self.take_policy(name, content!(AuthorizationPolicy)),
+            Kind::AuthorizationPolicy => {
+                self.unusable.remove(&name);
+                self.take_policy(name, content!(AuthorizationPolicy));
+            }
             Kind::PeerAuthentication => self.take_peer(name, content!(PeerAuthentication)),
             Kind::Namespace => {
                 let namespace = key.name.clone();

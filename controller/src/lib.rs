@@ -1,17 +1,21 @@
 //! The control plane: objects in, workloads, services and policies out to every node, and the certificate authority.
 //!
 //! Read in this order: `app` (how the parts are joined), [`build`] (objects to resources, incrementally),
-//! [`serve`] (nodes: who they are, what they get, which certificates), [`config`].
+//! [`serve`] (nodes: who they are, what they get, which certificates), `cluster` (what comes with the Kubernetes
+//! API), `admit` (the webhook), [`config`].
 
+mod admit;
 mod app;
 pub mod build;
+mod cluster;
 pub mod config;
+mod control;
 mod metrics;
 mod monitoring;
 pub mod serve;
 mod status;
 
-pub use app::{Listeners, run, run_on};
+pub use app::{Listeners, run, run_in, run_on};
 pub use config::Config;
 pub use serve::token_digest;
 

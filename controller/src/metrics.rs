@@ -3,10 +3,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use stillmesh_api::xds::ResourceType;
+use stillmesh_core::snapshot::Change;
+use stillmesh_identity::Issuer;
+use stillmesh_k8s::Kind;
 use stillmesh_runtime::telemetry::metrics::Metrics as Shared;
 use stillmesh_runtime::telemetry::metrics::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder};
 use stillmesh_runtime::telemetry::metrics::types::family::Family;
@@ -65,8 +68,23 @@ struct EventLabels {
     event: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClusterLabel {
+    cluster_type: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
 /// The version that metrics and `/version` tell.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// From a millisecond to half a minute.
+const SECONDS: [f64; 13] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 3.0, 5.0, 10.0, 30.0];
+/// From a kilobyte to 40 megabytes.
+const BYTES: [f64; 6] = [1e3, 1e4, 1e5, 1e6, 4e6, 4e7];
 
 /// How many publications are remembered for the time that nodes take to apply them.
 const PUBLICATIONS: usize = 1024;
@@ -82,6 +100,12 @@ pub(crate) struct Metrics {
     rejects: Family<TypeLabel, Count>,
     convergence: Histogram,
     events: Family<EventLabels, Count>,
+    registry_events: Family<EventLabels, Count>,
+    triggers: Family<TypeLabel, Count>,
+    push_time: Family<TypeLabel, Histogram, fn() -> Histogram>,
+    push_bytes: Family<TypeLabel, Histogram, fn() -> Histogram>,
+    validation_passed: Family<KindLabel, Count>,
+    validation_failed: Family<KindLabel, Count>,
     pub services: Gauge,
     pub findings: Gauge,
     pub csr_count: Count,
@@ -92,13 +116,14 @@ pub(crate) struct Metrics {
     pub identity_errors: Count,
     pub statuses_failed: Count,
     root_expiry: Gauge,
+    chain_expiry: Gauge,
+    root_left: Gauge,
+    chain_left: Gauge,
     publications: Mutex<VecDeque<(u64, Instant)>>,
 }
 
 impl Metrics {
     pub fn new() -> Self {
-        // From a millisecond to half a minute.
-        let buckets = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 3.0, 5.0, 10.0, 30.0];
         let metrics = Self {
             shared: Shared::new(),
             started: Instant::now(),
@@ -106,8 +131,14 @@ impl Metrics {
             connected: Family::default(),
             pushes: Family::default(),
             rejects: Family::default(),
-            convergence: Histogram::new(buckets),
+            convergence: Histogram::new(SECONDS),
             events: Family::default(),
+            registry_events: Family::default(),
+            triggers: Family::default(),
+            push_time: Family::new_with_constructor(|| Histogram::new(SECONDS)),
+            push_bytes: Family::new_with_constructor(|| Histogram::new(BYTES)),
+            validation_passed: Family::default(),
+            validation_failed: Family::default(),
             services: Gauge::default(),
             findings: Gauge::default(),
             csr_count: Count::default(),
@@ -118,6 +149,9 @@ impl Metrics {
             identity_errors: Count::default(),
             statuses_failed: Count::default(),
             root_expiry: Gauge::default(),
+            chain_expiry: Gauge::default(),
+            root_left: Gauge::default(),
+            chain_left: Gauge::default(),
             publications: Mutex::default(),
         };
         metrics.register();
@@ -127,6 +161,8 @@ impl Metrics {
     fn register(&self) {
         let build: Family<BuildLabels, Gauge> = Family::default();
         let info: Family<VersionLabel, Gauge> = Family::default();
+        let clusters: Family<ClusterLabel, Gauge> = Family::default();
+        clusters.get_or_create(&ClusterLabel { cluster_type: "local" }).set(1);
         build.get_or_create(&BuildLabels { component: "pilot", tag: VERSION }).set(1);
         info.get_or_create(&VersionLabel { version: VERSION }).set(1);
         self.shared.register(|registry| {
@@ -136,6 +172,18 @@ impl Metrics {
             let help = "Seconds from publishing until a node has applied it";
             registry.register("pilot_proxy_convergence_time", help, self.convergence.clone());
             registry.register("pilot_k8s_cfg_events", "Changes of objects", self.events.clone());
+            let help = "Objects that the webhook let pass";
+            registry.register("galley_validation_passed", help, self.validation_passed.clone());
+            let help = "Objects that the webhook refused";
+            registry.register("galley_validation_failed", help, self.validation_failed.clone());
+            let help = "Changes of workloads, services and what they are made of";
+            registry.register("pilot_k8s_reg_events", help, self.registry_events.clone());
+            registry.register("pilot_push_triggers", "What was published", self.triggers.clone());
+            let help = "Seconds for making and handing over a response";
+            registry.register("pilot_xds_push_time", help, self.push_time.clone());
+            let help = "Sizes of responses";
+            registry.register("pilot_xds_config_size_bytes", help, self.push_bytes.clone());
+            registry.register("istiod_managed_clusters", "Clusters that are followed", clusters);
             registry.register("pilot_services", "Services", self.services.clone());
             registry.register("pilot_info", "Version", info);
             registry.register("istio_build", "Version", build);
@@ -154,6 +202,12 @@ impl Metrics {
             registry.register("citadel_server_id_extraction_err_count", help, self.identity_errors.clone());
             let help = "When the root expires, Unix time";
             registry.register("citadel_server_root_cert_expiry_timestamp", help, self.root_expiry.clone());
+            let help = "Seconds until the root expires";
+            registry.register("citadel_server_root_cert_expiry_seconds", help, self.root_left.clone());
+            let help = "When the signing certificate expires, Unix time";
+            registry.register("citadel_server_cert_chain_expiry_timestamp", help, self.chain_expiry.clone());
+            let help = "Seconds until the signing certificate expires";
+            registry.register("citadel_server_cert_chain_expiry_seconds", help, self.chain_left.clone());
             let help = "Errors and warnings about objects that hold now";
             registry.register("stillmesh_controller_findings", help, self.findings.clone());
             let help = "Status conditions that could not be written and will be tried again";
@@ -163,6 +217,10 @@ impl Metrics {
 
     pub fn encode(&self) -> String {
         self.uptime.set(i64::try_from(self.started.elapsed().as_secs()).unwrap_or(i64::MAX));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        self.root_left.set(self.root_expiry.get().saturating_sub(now));
+        self.chain_left.set(self.chain_expiry.get().saturating_sub(now));
         self.shared.encode()
     }
 
@@ -179,13 +237,48 @@ impl Metrics {
         }
     }
 
-    pub fn event(&self, kind: &'static str, event: &'static str) {
-        self.events.get_or_create(&EventLabels { r#type: kind, event }).inc();
+    /// The webhook has checked an object.
+    pub fn validated(&self, kind: &'static str, passed: bool) {
+        let family = if passed { &self.validation_passed } else { &self.validation_failed };
+        family.get_or_create(&KindLabel { kind }).inc();
     }
 
-    pub fn root_expires(&self, at: SystemTime) {
-        let seconds = at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        self.root_expiry.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    /// An object has changed: one of configuration, or of the registry of what runs.
+    pub fn event(&self, kind: Kind, event: &'static str) {
+        let family = match kind {
+            Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::ConfigMap => &self.events,
+            _ => &self.registry_events,
+        };
+        family.get_or_create(&EventLabels { r#type: kind.as_str(), event }).inc();
+    }
+
+    /// A response has been sent.
+    pub fn sent(&self, kind: ResourceType, bytes: usize, took: Duration) {
+        let label = TypeLabel { r#type: short(kind) };
+        self.push_time.get_or_create(&label).observe(took.as_secs_f64());
+        self.push_bytes.get_or_create(&label).observe(bytes as f64);
+    }
+
+    /// Changes are about to be published.
+    pub fn triggered(&self, changes: &[Change]) {
+        let of = |change: &Change| match change {
+            Change::Workload(_) | Change::WorkloadRemoved(_) => "endpoint",
+            Change::Service(_) | Change::ServiceRemoved(_) => "service",
+            Change::Policy(_) | Change::PolicyRemoved(_) => "config",
+        };
+        for kind in ["endpoint", "service", "config"] {
+            if changes.iter().any(|change| of(change) == kind) {
+                self.triggers.get_or_create(&TypeLabel { r#type: kind }).inc();
+            }
+        }
+    }
+
+    /// The CA that signs now.
+    pub fn authority(&self, issuer: &Issuer) {
+        let unix = |at: SystemTime| at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let root = stillmesh_identity::expiry(issuer.bundle().roots()).map_or(0, unix);
+        self.root_expiry.set(i64::try_from(root).unwrap_or(i64::MAX));
+        self.chain_expiry.set(i64::try_from(unix(issuer.not_after())).unwrap_or(i64::MAX));
     }
 
     pub fn published(&self, generation: u64) {

@@ -9,3 +9,6 @@ pub(crate) use ca::Authority;
 pub(crate) use certificate::ServingCertificate;
 pub(crate) use nodes::Nodes;
 pub use tokens::{JoinTokens, token_digest};
+
+/// The CA that signs now, and word of the next one.
+pub(crate) type Signing = tokio::sync::watch::Receiver<std::sync::Arc<stillmesh_identity::Issuer>>;

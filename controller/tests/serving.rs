@@ -297,7 +297,7 @@ async fn a_directory_that_is_not_there_is_an_error() {
         [("OBJECTS_DIR", world.path("objects")), ("CA_DIR", world.path("ca")), ("JOIN_TOKENS", world.path("t"))];
     let config = Config::read(Reader::from_values(values)).unwrap();
     let any = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    let listeners = Listeners { nodes: any().await.unwrap(), monitoring: any().await.unwrap() };
+    let listeners = Listeners { webhook: None, nodes: any().await.unwrap(), monitoring: any().await.unwrap() };
     let (_trigger, watch) = drain::channel();
     let error = run_on(config, listeners, watch).await.unwrap_err();
     assert!(format!("{error:#}").contains("OBJECTS_DIR"), "{error:#}");

@@ -8,6 +8,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use stillmesh_core::model::{Policy, PolicyKey, PortMapping, ServiceKey, Str};
 use stillmesh_core::snapshot::Change;
 use stillmesh_k8s::mesh_config;
+use stillmesh_k8s::status::Condition;
 use stillmesh_k8s::translate::{self, Attached, Level};
 use stillmesh_k8s::{Kind, ObjectKey, Position, labels};
 
@@ -81,15 +82,7 @@ impl Builder {
             let (namespace, own) = name;
             let written = self.world.policies.get(name);
             let answer = written.map(|written| translate::authorization(written, &self.mesh));
-            verdicts.push(Verdict {
-                object: ObjectKey::new(Kind::AuthorizationPolicy, namespace, own),
-                condition: answer.as_ref().and_then(|answer| answer.condition.clone()),
-                generation: written.and_then(|written| written.metadata.generation),
-                existing: written
-                    .and_then(|written| written.status.as_ref())
-                    .map(|status| status.conditions.clone())
-                    .unwrap_or_default(),
-            });
+            verdicts.push(self.verdict(name, answer.as_ref().and_then(|answer| answer.condition.clone())));
             let policy = answer.and_then(|answer| answer.policy);
             self.publish_policy(PolicyKey::new(namespace.clone(), own.clone()), policy, set, removed);
         }
@@ -109,6 +102,32 @@ impl Builder {
             }
             let policy = (!self.world.peers.is_empty()).then(|| translate::static_strict_policy(&self.mesh));
             self.publish_policy(key, policy, set, removed);
+        }
+    }
+
+    /// What a policy's status should say.
+    fn verdict(&self, name: &Name, condition: Option<Condition>) -> Verdict {
+        let object = ObjectKey::new(Kind::AuthorizationPolicy, &name.0, &name.1);
+        if let Some((unusable, last_good)) = self.unusable.get(name) {
+            return Verdict {
+                object,
+                condition: (!unusable.targeted).then(|| unusable.condition(*last_good)),
+                generation: unusable.metadata.generation,
+                version: unusable.metadata.resource_version.clone(),
+                existing: unusable.conditions.clone(),
+            };
+        }
+        let written = self.world.policies.get(name);
+        let metadata = written.map(|written| &written.metadata);
+        Verdict {
+            object,
+            condition,
+            generation: metadata.and_then(|metadata| metadata.generation),
+            version: metadata.and_then(|metadata| metadata.resource_version.clone()),
+            existing: written
+                .and_then(|written| written.status.as_ref())
+                .map(|status| status.conditions.clone())
+                .unwrap_or_default(),
         }
     }
 

@@ -14,24 +14,41 @@ use super::world::{Name, node_of};
 /// Namespace and service account.
 type Account = (Str, Str);
 
-/// The accounts of the pods on every node. Shared between the builder, which writes, and the CA.
+/// Where a pod is that has not ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Which of all pods of its name.
+    pub uid: Str,
+    /// Its node.
+    pub node: Str,
+    /// Its service account.
+    pub account: Str,
+}
+
+/// The pods of every node and their accounts. Shared between the builder, which writes, and the CA.
 #[derive(Debug)]
 pub struct Running {
-    accounts: RwLock<HashMap<Str, HashMap<Account, usize>>>,
+    pods: RwLock<Pods>,
     changed: watch::Sender<()>,
+}
+
+#[derive(Debug, Default)]
+struct Pods {
+    places: HashMap<Name, Place>,
+    accounts: HashMap<Str, HashMap<Account, usize>>,
 }
 
 impl Default for Running {
     fn default() -> Self {
-        Self { accounts: RwLock::default(), changed: watch::channel(()).0 }
+        Self { pods: RwLock::default(), changed: watch::channel(()).0 }
     }
 }
 
 impl Running {
-    /// Whether a pod that has not failed runs on this node under this account.
+    /// Whether a pod that has not ended runs on this node under this account.
     pub fn runs(&self, node: &str, namespace: &str, account: &str) -> bool {
         let account = (Str::from(namespace), Str::from(account));
-        self.accounts.read().get(node).is_some_and(|accounts| accounts.contains_key(&account))
+        self.pods.read().accounts.get(node).is_some_and(|accounts| accounts.contains_key(&account))
     }
 
     /// As [`Running::runs`], but waits a little for a pod that is only just starting: its node may ask before its
@@ -50,19 +67,36 @@ impl Running {
         self.runs(node, namespace, account)
     }
 
+    /// Where this very pod is; waits a little for one that is only just starting.
+    pub async fn comes_to_be(&self, namespace: &str, name: &str, uid: &str, patience: Duration) -> Option<Place> {
+        let name: Name = (namespace.into(), name.into());
+        let place = || self.pods.read().places.get(&name).filter(|place| *place.uid == *uid).cloned();
+        let mut changed = self.changed.subscribe();
+        let waiting = async { while place().is_none() && changed.changed().await.is_ok() {} };
+        // Timing out and being told end alike: by looking once more.
+        let _ = tokio::time::timeout(patience, waiting).await;
+        place()
+    }
+
     /// A pod has changed.
-    pub(super) fn replace(&self, name: &Name, old: Option<&Pod>, new: Option<&Pod>) {
-        let (old, new) = (old.and_then(|pod| place(name, pod)), new.and_then(|pod| place(name, pod)));
-        if old == new {
+    pub(super) fn replace(&self, name: &Name, new: Option<&Pod>) {
+        let new = new.and_then(place);
+        let mut pods = self.pods.write();
+        if pods.places.get(name) == new.as_ref() {
             return;
         }
-        let mut accounts = self.accounts.write();
-        if let Some((node, account)) = new {
-            *accounts.entry(node).or_default().entry(account).or_default() += 1;
-        }
-        if let Some((node, account)) = old
-            && let Some(on_node) = accounts.get_mut(&node)
+        let account = |place: &Place| (name.0.clone(), place.account.clone());
+        let old = match new {
+            Some(new) => {
+                *pods.accounts.entry(new.node.clone()).or_default().entry(account(&new)).or_default() += 1;
+                pods.places.insert(name.clone(), new)
+            }
+            None => pods.places.remove(name),
+        };
+        if let Some(old) = old
+            && let Some(on_node) = pods.accounts.get_mut(&old.node)
         {
+            let account = account(&old);
             match on_node.get_mut(&account) {
                 Some(count) if *count > 1 => *count -= 1,
                 _ => {
@@ -70,17 +104,21 @@ impl Running {
                 }
             }
             if on_node.is_empty() {
-                accounts.remove(&node);
+                pods.accounts.remove(&old.node);
             }
         }
-        drop(accounts);
+        drop(pods);
         self.changed.send_replace(());
     }
 }
 
-fn place(name: &Name, pod: &Pod) -> Option<(Str, Account)> {
+fn place(pod: &Pod) -> Option<Place> {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    let node = node_of(pod).filter(|_| phase != Some("Failed"))?;
+    let node = node_of(pod).filter(|_| !matches!(phase, Some("Failed" | "Succeeded")))?;
     let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref());
-    Some((node.into(), (name.0.clone(), account.filter(|name| !name.is_empty()).unwrap_or("default").into())))
+    Some(Place {
+        uid: pod.metadata.uid.as_deref().unwrap_or_default().into(),
+        node: node.into(),
+        account: account.filter(|name| !name.is_empty()).unwrap_or("default").into(),
+    })
 }

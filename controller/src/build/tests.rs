@@ -429,3 +429,44 @@ proptest! {
         }
     }
 }
+
+fn unusable(text: &str) -> objects::Update {
+    let object: serde_json::Value = serde_json::from_str(text).unwrap();
+    let found = parse::documents("", text);
+    assert!(found.has_errors(), "{text}");
+    let unusable = vec![Unusable::read(&object, &found.findings).unwrap()];
+    objects::Update { unusable, ..objects::Update::default() }
+}
+
+fn broken(generation: u32) -> String {
+    let metadata = format!("{{\"name\": \"p\", \"namespace\": \"shop\", \"generation\": {generation}}}");
+    format!(
+        "{{\"apiVersion\": \"security.istio.io/v1\", \"kind\": \"AuthorizationPolicy\", \"metadata\": {metadata}, \"spec\": {{\"selector\": \
+         {{\"matchLabels\": {{\"app\": \"page\"}}}}, \"action\": \"ODD\"}}}}"
+    )
+}
+
+#[test]
+fn a_policy_that_cannot_be_read_refuses_what_it_would_be_about_until_it_can() {
+    let mut world = World::new(&(pod("page-0", "page", "n1", "10.0.0.1") + &pod("cart-0", "cart", "n1", "10.0.0.2")));
+    let built = world.builder.apply(&unusable(&broken(1)));
+    assert_eq!(told(&built.changes), ["policy shop/p", "workload Kubernetes//Pod/shop/page-0"]);
+    assert_eq!(built.verdicts[0].generation, Some(1));
+    let condition = built.verdicts[0].condition.as_ref().unwrap();
+    assert_eq!((condition.status, condition.message.contains("is refused until")), ("False", true));
+    let good = policy("shop", "p", "{selector: {matchLabels: {app: page}}, rules: [{}]}");
+    let built = world.builder.apply(&update(&good, &[]));
+    assert_eq!(told(&built.changes), ["policy shop/p"]);
+    assert_eq!(built.verdicts[0].condition.as_ref().unwrap().status, "True");
+    let built = world.builder.apply(&unusable(&broken(3)));
+    assert_eq!(told(&built.changes), [""; 0], "the last good version stays");
+    let condition = built.verdicts[0].condition.as_ref().unwrap();
+    assert_eq!((condition.status, condition.message.contains("stays in force")), ("False", true));
+    let built = world.builder.apply(&unusable(&broken(4)));
+    assert!(built.verdicts[0].condition.as_ref().unwrap().message.contains("stays in force"));
+    assert_eq!(
+        world.remove(Kind::AuthorizationPolicy, "shop", "p"),
+        ["workload Kubernetes//Pod/shop/page-0", "no policy shop/p"]
+    );
+    assert!(!told(&world.builder.apply(&unusable(&broken(5))).changes).is_empty(), "nothing is kept of a deleted one");
+}

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
+use stillmesh_api::Caller;
 use stillmesh_api::ca::{CertificateRequest, SignError, SignRequest};
-use stillmesh_core::model::{Identity, Str};
-use stillmesh_identity::{IssueError, Issuer};
+use stillmesh_core::model::{Identity, Str, TrustDomain};
+use stillmesh_identity::IssueError;
 use tracing::{debug, warn};
 
+use super::Signing;
 use crate::build::Running;
 use crate::metrics::Metrics;
 
@@ -18,23 +20,28 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The certificate authority of the mesh.
 pub(crate) struct Authority {
-    pub issuer: Arc<Issuer>,
+    pub signing: Signing,
     pub running: Arc<Running>,
     pub trusted_node_accounts: Vec<(Str, Str)>,
     pub default_ttl: Duration,
+    pub max_ttl: Duration,
     pub metrics: Arc<Metrics>,
 }
 
 impl Authority {
     async fn answer(&self, request: CertificateRequest) -> Result<Vec<String>, SignError> {
         self.metrics.csr_count.inc();
-        let identity = self.permitted(&request).await.inspect_err(|error| {
+        let issuer = Arc::clone(&self.signing.borrow());
+        let identity = self.permitted(&request, issuer.trust_domain()).await.inspect_err(|error| {
             self.metrics.identity_errors.inc();
             let node = request.caller.node.as_deref().unwrap_or_default();
             warn!(%error, node, "certificate refused");
         })?;
         let ttl = request.ttl.filter(|ttl| !ttl.is_zero()).unwrap_or(self.default_ttl);
-        match self.issuer.issue(&request.csr_pem, &identity, Some(ttl), SystemTime::now()) {
+        if ttl > self.max_ttl {
+            return Err(self.failed(&IssueError::TooLong { ttl }));
+        }
+        match issuer.issue(&request.csr_pem, &identity, Some(ttl), SystemTime::now()) {
             Ok(chain) => {
                 self.metrics.issued.inc();
                 debug!(%identity, node = request.caller.node.as_deref().unwrap_or_default(), "certificate issued");
@@ -45,26 +52,42 @@ impl Authority {
     }
 
     /// The identity that this caller may have a certificate for.
-    async fn permitted(&self, request: &CertificateRequest) -> Result<Identity, SignError> {
+    async fn permitted(&self, request: &CertificateRequest, domain: &TrustDomain) -> Result<Identity, SignError> {
         let caller = &request.caller;
-        let own =
-            Identity::new(self.issuer.trust_domain().clone(), caller.namespace.clone(), caller.service_account.clone());
+        let node = self.node_of(caller).await?;
+        let own = Identity::new(domain.clone(), caller.namespace.clone(), caller.service_account.clone());
         let Some(asked) = request.impersonated.clone().filter(|asked| *asked != own) else { return Ok(own) };
         let refused = |why: String| Err(SignError::Impersonation(why));
         let trusted = |one: &(Str, Str)| one.0 == caller.namespace && one.1 == caller.service_account;
         if !self.trusted_node_accounts.iter().any(trusted) {
             return refused(format!("{}/{} may not ask for others", caller.namespace, caller.service_account));
         }
-        let Some(node) = &caller.node else {
+        let Some(node) = node else {
             return refused("the caller's node is not known".to_owned());
         };
         if asked.trust_domain != own.trust_domain {
             return refused(format!("{asked} is not of the trust domain {}", own.trust_domain));
         }
-        if !self.running.comes_to_run(node, &asked.namespace, &asked.service_account, PATIENCE).await {
+        if !self.running.comes_to_run(&node, &asked.namespace, &asked.service_account, PATIENCE).await {
             return refused(format!("no pod of {}/{} runs on node {node}", asked.namespace, asked.service_account));
         }
         Ok(asked)
+    }
+
+    /// The node of a caller. One that speaks for a pod must be that very pod, alive, where it says that it is.
+    async fn node_of(&self, caller: &Caller) -> Result<Option<Str>, SignError> {
+        let Some((pod, uid)) = &caller.pod else { return Ok(caller.node.clone()) };
+        let refused = |why: &str| Err(SignError::Impersonation(format!("pod {}/{pod} {why}", caller.namespace)));
+        let Some(place) = self.running.comes_to_be(&caller.namespace, pod, uid, PATIENCE).await else {
+            return refused("is not there, or another one of the same name is");
+        };
+        if place.account != caller.service_account {
+            return refused("runs under another account");
+        }
+        if caller.node.as_ref().is_some_and(|node| *node != place.node) {
+            return refused("runs on another node");
+        }
+        Ok(Some(place.node))
     }
 
     fn failed(&self, error: &IssueError) -> SignError {
@@ -76,7 +99,7 @@ impl Authority {
             }
             IssueError::TooLong { .. } => SignError::Invalid(error.to_string()),
             IssueError::ForeignTrustDomain { .. } => SignError::Impersonation(error.to_string()),
-            IssueError::Crypto { .. } => {
+            IssueError::Crypto { .. } | IssueError::Expired => {
                 self.metrics.csr_signing_errors.inc();
                 SignError::Internal(error.to_string())
             }
@@ -93,8 +116,7 @@ impl SignRequest for Authority {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use stillmesh_api::Caller;
-    use stillmesh_core::model::TrustDomain;
+    use stillmesh_identity::Issuer;
     use stillmesh_k8s::translate::Mesh;
     use stillmesh_objects as objects;
 
@@ -105,10 +127,14 @@ mod tests {
         let changes = found.objects.into_iter().map(objects::Change::Set).collect();
         builder.apply(&objects::Update { changes, ..objects::Update::default() });
         Authority {
-            issuer: Arc::new(Issuer::create(&TrustDomain::default(), SystemTime::now()).unwrap()),
+            signing: tokio::sync::watch::channel(Arc::new(
+                Issuer::create(&TrustDomain::default(), SystemTime::now()).unwrap(),
+            ))
+            .1,
             running: builder.running(),
             trusted_node_accounts: vec![("istio-system".into(), "ztunnel".into())],
             default_ttl: Duration::from_secs(3600),
+            max_ttl: Duration::from_secs(90 * 24 * 3600),
             metrics: Arc::new(Metrics::new()),
         }
     }
@@ -134,6 +160,39 @@ mod tests {
             ttl: None,
             cluster_id: None,
         }
+    }
+
+    const TUNNEL: &str = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: z, namespace: istio-system, uid: u1}\nspec: {nodeName: n1, \
+                          serviceAccountName: ztunnel, containers: [{name: a}]}\n";
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_is_a_pod_must_be_that_very_pod() {
+        let ask = |authority: &Authority, name: &str, uid: &str, node: Option<&str>| {
+            let mut request = request("ztunnel", node, Some(PAGE));
+            request.caller.pod = Some((name.into(), uid.into()));
+            let (running, signing) = (Arc::clone(&authority.running), authority.signing.clone());
+            let authority = Authority {
+                signing,
+                running,
+                trusted_node_accounts: authority.trusted_node_accounts.clone(),
+                metrics: Arc::clone(&authority.metrics),
+                ..*authority
+            };
+            async move { authority.answer(request).await }
+        };
+        let here = authority(&format!("{POD}{TUNNEL}"));
+        assert!(ask(&here, "z", "u1", None).await.is_ok(), "its node is that of its pod");
+        assert!(ask(&here, "z", "u1", Some("n1")).await.is_ok());
+        assert!(ask(&here, "z", "u1", Some("n2")).await.is_err(), "another node");
+        assert!(ask(&here, "z", "u2", Some("n1")).await.is_err(), "re-created under the same name");
+        assert!(ask(&here, "y", "u1", Some("n1")).await.is_err(), "no such pod");
+        let other =
+            authority(&format!("{POD}{}", TUNNEL.replace("serviceAccountName: ztunnel", "serviceAccountName: other")));
+        assert!(ask(&other, "z", "u1", Some("n1")).await.is_err(), "another account");
+        let ended = authority(&format!("{POD}{TUNNEL}status: {{phase: Failed}}\n"));
+        assert!(ask(&ended, "z", "u1", Some("n1")).await.is_err(), "it has ended");
+        let ended = authority(&format!("{POD}status: {{phase: Succeeded}}\n{TUNNEL}"));
+        assert!(ask(&ended, "z", "u1", Some("n1")).await.is_err(), "whose certificate is asked for has ended");
     }
 
     const PAGE: &str = "spiffe://cluster.local/ns/shop/sa/page";

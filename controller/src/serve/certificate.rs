@@ -10,6 +10,9 @@ use rustls::sign::CertifiedKey;
 use stillmesh_identity::{Issuer, serving_config};
 use tracing::{info, warn};
 
+use super::Signing;
+use crate::metrics::Metrics;
+
 /// Its life; it is replaced at half of it.
 const LIFE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// How soon a failed renewal is tried again.
@@ -17,9 +20,11 @@ const RETRY: Duration = Duration::from_secs(60);
 
 /// The serving certificate.
 pub(crate) struct ServingCertificate {
-    issuer: Arc<Issuer>,
+    signing: Signing,
     names: Vec<String>,
     current: Arc<Current>,
+    /// When to replace it.
+    renew: SystemTime,
 }
 
 #[derive(Debug)]
@@ -33,9 +38,10 @@ impl ResolvesServerCert for Current {
 
 impl ServingCertificate {
     /// Issues the first one, for these DNS names and addresses.
-    pub fn issue(issuer: Arc<Issuer>, names: Vec<String>) -> anyhow::Result<Self> {
-        let config = Self::fresh(&issuer, &names)?;
-        Ok(Self { issuer, names, current: Arc::new(Current(ArcSwap::new(config))) })
+    pub fn issue(mut signing: Signing, names: Vec<String>) -> anyhow::Result<Self> {
+        let issuer = Arc::clone(&signing.borrow_and_update());
+        let (config, renew) = fresh(&issuer, &names)?;
+        Ok(Self { signing, names, current: Arc::new(Current(ArcSwap::new(config))), renew })
     }
 
     /// The TLS configuration to serve with; it always answers with the newest certificate.
@@ -45,26 +51,34 @@ impl ServingCertificate {
         Arc::new(config)
     }
 
-    /// Renews the certificate, for ever.
-    pub async fn keep(self) {
-        let mut wait = LIFE / 2;
+    /// Renews the certificate at half of its life and when the CA changes, for ever.
+    pub async fn keep(mut self, metrics: Arc<Metrics>) {
+        let mut changes = true;
         loop {
-            tokio::time::sleep(wait).await;
-            wait = match Self::fresh(&self.issuer, &self.names) {
-                Ok(config) => {
+            let issuer = Arc::clone(&self.signing.borrow());
+            metrics.authority(&issuer);
+            let wait = self.renew.duration_since(SystemTime::now()).unwrap_or_default().max(RETRY);
+            tokio::select! {
+                changed = self.signing.changed(), if changes => changes = changed.is_ok(),
+                () = tokio::time::sleep(wait) => {}
+            }
+            let issuer = Arc::clone(&self.signing.borrow_and_update());
+            match fresh(&issuer, &self.names) {
+                Ok((config, renew)) => {
                     info!("serving certificate renewed");
                     self.current.0.store(config);
-                    LIFE / 2
+                    self.renew = renew;
                 }
-                Err(error) => {
-                    warn!(%error, "serving certificate not renewed");
-                    RETRY
-                }
-            };
+                Err(error) => warn!(%error, "serving certificate not renewed"),
+            }
         }
     }
+}
 
-    fn fresh(issuer: &Issuer, names: &[String]) -> anyhow::Result<Arc<ServerConfig>> {
-        Ok(serving_config(&issuer.serving(names, LIFE, SystemTime::now())?)?)
-    }
+/// A new certificate, and when to replace it.
+fn fresh(issuer: &Issuer, names: &[String]) -> anyhow::Result<(Arc<ServerConfig>, SystemTime)> {
+    let now = SystemTime::now();
+    let serving = issuer.serving(names, LIFE, now)?;
+    let life = serving.not_after.duration_since(now).unwrap_or_default();
+    Ok((serving_config(&serving)?, now + life / 2))
 }

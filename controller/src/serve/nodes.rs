@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use stillmesh_api::xds::{NodeId, Observer, Rejected, ResourceType};
 use tracing::{info, warn};
 
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, VERSION};
 
 /// How many refused resources are remembered per node and type.
 const REMEMBERED: usize = 16;
@@ -17,6 +17,7 @@ const REMEMBERED: usize = 16;
 /// The nodes that are connected now, by stream.
 pub(crate) struct Nodes {
     streams: Mutex<BTreeMap<u64, Node>>,
+    cluster: String,
     metrics: Arc<Metrics>,
 }
 
@@ -35,11 +36,11 @@ struct Taken {
 }
 
 impl Nodes {
-    pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { streams: Mutex::default(), metrics }
+    pub fn new(cluster: &str, metrics: Arc<Metrics>) -> Self {
+        Self { streams: Mutex::default(), cluster: cluster.to_owned(), metrics }
     }
 
-    /// For `/debug/syncz`.
+    /// For `/debug/syncz`: a list, each entry with the names that tools for Istio read, and our own beside them.
     pub fn to_json(&self, generation: u64) -> Value {
         let now = Instant::now();
         let streams = self.streams.lock();
@@ -67,16 +68,23 @@ impl Nodes {
                     (kind.url().to_owned(), value)
                 })
                 .collect();
+            // `ztunnel~10.0.0.1~pod.namespace~domain`: tools want the third.
+            let proxy = node.id.id.split('~').nth(2).unwrap_or(&node.id.id);
             json!({
-                "proxy": &*node.id.id,
+                "proxy": proxy,
+                "proxy_type": "ztunnel",
+                "proxy_version": VERSION,
+                "istio_version": VERSION,
+                "cluster_id": self.cluster,
+                "id": &*node.id.id,
                 "node": &*node.id.node,
-                "proxyType": "ztunnel",
+                "generation": generation,
                 "account": format!("{}/{}", node.id.caller.namespace, node.id.caller.service_account),
                 "connectedSeconds": now.duration_since(node.since).as_secs(),
                 "types": types,
             })
         });
-        json!({"generation": generation, "nodes": nodes.collect::<Vec<_>>()})
+        Value::Array(nodes.collect())
     }
 
     fn with(&self, node: &NodeId, kind: ResourceType, change: impl FnOnce(&mut Taken)) {
@@ -94,6 +102,10 @@ impl Observer for Nodes {
         let mut streams = self.streams.lock();
         streams.insert(node.stream, Node { id: node.clone(), since: Instant::now(), types: BTreeMap::new() });
         self.metrics.connected(streams.len());
+    }
+
+    fn sent(&self, _node: &NodeId, kind: ResourceType, bytes: usize, took: Duration) {
+        self.metrics.sent(kind, bytes, took);
     }
 
     fn acked(&self, node: &NodeId, kind: ResourceType, generation: u64) {
@@ -132,13 +144,18 @@ mod tests {
 
     #[test]
     fn a_nodes_answers_are_told() {
-        let nodes = Nodes::new(Arc::new(Metrics::new()));
+        let nodes = Nodes::new("Kubernetes", Arc::new(Metrics::new()));
         let caller =
             Caller { namespace: "istio-system".into(), service_account: "ztunnel".into(), node: None, pod: None };
-        let node = NodeId { id: "ztunnel~1".into(), node: "n1".into(), caller, stream: 7 };
-        let status =
-            |nodes: &Nodes, kind: ResourceType| nodes.to_json(2)["nodes"][0]["types"][kind.url()]["status"].clone();
+        let node = NodeId {
+            id: "ztunnel~10.0.0.1~z-1.mesh~mesh.svc.cluster.local".into(),
+            node: "n1".into(),
+            caller,
+            stream: 7,
+        };
+        let status = |nodes: &Nodes, kind: ResourceType| nodes.to_json(2)[0]["types"][kind.url()]["status"].clone();
         nodes.connected(&node);
+        assert_eq!(nodes.to_json(2)[0]["proxy"], "z-1.mesh");
         assert_eq!(status(&nodes, ResourceType::Address), "NOT SENT");
         nodes.acked(&node, ResourceType::Address, 1);
         assert_eq!(status(&nodes, ResourceType::Address), "STALE");
@@ -148,6 +165,6 @@ mod tests {
         nodes.nacked(&node, ResourceType::Authorization, None, &rejected);
         assert_eq!(status(&nodes, ResourceType::Authorization), "REJECTED");
         nodes.gone(&node, "done");
-        assert_eq!(nodes.to_json(2)["nodes"].as_array().map(Vec::len), Some(0));
+        assert_eq!(nodes.to_json(2).as_array().map(Vec::len), Some(0));
     }
 }

@@ -1,0 +1,48 @@
+//! What a control plane in a cluster has besides: who calls ([`TokenReviews`]), the CA kept in a Secret
+//! ([`Authorities`]), its roots in every namespace ([`Roots`]). Several replicas serve; one of them leads and writes.
+
+mod authority;
+mod reviews;
+mod roots;
+
+pub(crate) use authority::Authorities;
+pub(crate) use reviews::TokenReviews;
+pub(crate) use roots::Roots;
+
+use stillmesh_cluster::Watch;
+use stillmesh_k8s::{Kind, mesh_config};
+
+/// The Lease that the leader holds.
+pub(crate) const LEASE: &str = "stillmesh-leader";
+
+/// As whom the controller writes.
+pub(crate) const MANAGER: &str = "stillmesh-controller";
+
+/// What resources are built from.
+pub(crate) fn watches(root_namespace: &str) -> Vec<Watch> {
+    let kinds = [
+        Kind::Namespace,
+        Kind::Node,
+        Kind::Pod,
+        Kind::Service,
+        Kind::EndpointSlice,
+        Kind::AuthorizationPolicy,
+        Kind::PeerAuthentication,
+    ];
+    let mesh = Watch::named(Kind::ConfigMap, root_namespace, mesh_config::CONFIG_MAP);
+    kinds.into_iter().map(Watch::all).chain([mesh]).collect()
+}
+
+/// An error with its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let more = inner.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = inner.source();
+    }
+    text
+}
