@@ -76,43 +76,6 @@ pub async fn run_in(cluster: Cluster, config: Config, listeners: Listeners, drai
     plane.in_cluster(cluster, home, listeners.nodes, listeners.webhook, queries).await
 }
 
-async fn bind(config: &Config) -> anyhow::Result<Self> {
-        let webhook = match &config.home {
-            Home::Directory(_) => None,
-            Home::Cluster(home) => Some(bind(home.webhook).await?),
-        };
-        Ok(Self { nodes: bind(config.listen).await?, monitoring: bind(config.monitoring).await?, webhook })
-    }
-}
-
-/// Runs the controller until the drain.
-pub async fn run(config: Config, drain: Watch) -> anyhow::Result<()> {
-    let listeners = Listeners::bind(&config).await?;
-    run_on(config, listeners, drain).await
-}
-
-/// Runs the controller on given listeners. Nodes are served only once all objects have been read (they wait until
-/// then): a controller that has just started must not tell nodes that everything is gone.
-pub async fn run_on(config: Config, listeners: Listeners, drain: Watch) -> anyhow::Result<()> {
-    let metrics = Arc::new(Metrics::new());
-    let (shown, queries) = Shown::new(&config.mesh.cluster, &metrics);
-    let shown = Arc::new(shown);
-    let plane = Plane {
-        statuses: Arc::new(Statuses::new(Arc::clone(&metrics))),
-        tasks: Tasks::new("controller"),
-        config,
-        drain,
-        metrics,
-        shown,
-    };
-    let monitoring = monitoring::server(&plane.shown).serve(listeners.monitoring, plane.drain.clone());
-    plane.tasks.spawn("monitoring", monitoring);
-    match plane.config.home.clone() {
-        Home::Directory(home) => plane.on_directory(home, listeners.nodes, queries).await,
-        Home::Cluster(home) => plane.in_cluster(home, listeners.nodes, listeners.webhook, queries).await,
-    }
-}
-
 async fn bind(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
 }

@@ -51,6 +51,9 @@ impl Issuer {
                     certificates.push(certificate);
                 }
             }
+            if certificates.is_empty() {
+                return Err(unreadable("it holds no certificate".to_owned()));
+            }
         }
         let signing = certificates.first().ok_or_else(|| unreadable("it holds no certificate".to_owned()))?.clone();
         let (_, parsed) = X509Certificate::from_der(&signing).map_err(|problem| unreadable(problem.to_string()))?;

@@ -131,7 +131,7 @@ pub(super) fn sync(view: &View) -> Vec<Fact> {
         let node = text(&tunnel["spec"]["nodeName"]);
         let streams: Vec<(&Page, &Value)> = answered
             .iter()
-            .flat_map(|(page, value)| list(&value["nodes"]).map(move |one| (*page, one)))
+            .flat_map(|(page, value)| list(value).map(move |one| (*page, one)))
             .filter(|(_, one)| text(&one["proxy"]).starts_with(name(tunnel)) || text(&one["node"]) == node)
             .collect();
         if streams.is_empty() {
@@ -384,10 +384,10 @@ mod tests {
             json!({"proxy": format!("ztunnel-{node}.m"), "node": node, "types": {
             "type.googleapis.com/istio.security.Authorization": status}})
         };
-        view.syncz = vec![page(json!({"nodes": [
+        view.syncz = vec![page(json!([
             stream("n1", json!({"status": "SYNCED"})),
             stream("n2", json!({"status": "REJECTED", "rejected": [{"name": "shop/p", "reason": "unknown field"}]})),
-        ]}))];
+        ]))];
         let facts = sync(&view);
         let said: Vec<(Mark, &str)> = facts.iter().map(|fact| (fact.mark, fact.text.as_str())).collect();
         assert_eq!(

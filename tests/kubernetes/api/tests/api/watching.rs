@@ -1,0 +1,67 @@
+//! What is heard of objects, also when the server was out of reach.
+
+use stillmesh_cluster::{KubernetesSource, Watch};
+use stillmesh_k8s::Kind;
+use stillmesh_objects::{Change, Source, Update};
+use stillmesh_test_api::{LIMIT, World};
+
+async fn next(source: &mut KubernetesSource) -> Update {
+    tokio::time::timeout(LIMIT, source.next()).await.expect("an update comes").expect("the source goes on")
+}
+
+fn told(update: &Update) -> Vec<String> {
+    let one = |change: &Change| match change {
+        Change::Set(placed) => format!("set {}", placed.object.name()),
+        Change::Removed(key) => format!("removed {}", key.name),
+    };
+    let mut told: Vec<String> = update.changes.iter().map(one).collect();
+    told.sort();
+    told
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_while_the_server_is_out_of_reach_is_heard_afterwards_and_nothing_else() {
+    let world = World::new().await;
+    world.pod("stays", "a", "api-node-1", "10.1.0.1").await;
+    world.pod("goes", "a", "api-node-1", "10.1.0.2").await;
+    let proxy = crate::proxy::Proxy::start(&world).await;
+    let access = world.access(Some(&proxy.url())).await;
+    let watches = vec![Watch { kind: Kind::Pod, scope: stillmesh_cluster::Scope::Node("api-node-1".to_owned()) }];
+    let mut source = KubernetesSource::open(&access, watches);
+    let first = next(&mut source).await;
+    assert!(first.complete);
+    let mine = |all: Vec<String>| -> Vec<String> { all.into_iter().filter(|one| !one.contains("ztunnel")).collect() };
+    let heard = mine(told(&first));
+    assert!(heard.contains(&"set goes".to_owned()) && heard.contains(&"set stays".to_owned()), "{heard:?}");
+    proxy.cut();
+    world.delete_pod("goes").await;
+    world.pod("comes", "a", "api-node-1", "10.1.0.3").await;
+    // Nothing is heard, and nothing is forgotten, while the server is away.
+    let quiet = tokio::time::timeout(std::time::Duration::from_secs(2), source.next()).await;
+    assert!(quiet.is_err());
+    proxy.mend();
+    let mut heard = Vec::new();
+    while !(heard.contains(&"set comes".to_owned()) && heard.contains(&"removed goes".to_owned())) {
+        heard.extend(told(&next(&mut source).await));
+    }
+    assert!(!heard.contains(&"set stays".to_owned()), "{heard:?}");
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_maps_of_a_name_are_watched() {
+    let world = World::new().await;
+    let mut source = KubernetesSource::open(
+        &world.access(None).await,
+        vec![Watch::named_anywhere(Kind::ConfigMap, "istio-ca-root-cert")],
+    );
+    assert!(next(&mut source).await.complete);
+    for name in ["other", "istio-ca-root-cert"] {
+        let metadata = serde_json::json!({"name": name, "namespace": world.namespace});
+        world
+            .apply(serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {}}))
+            .await;
+    }
+    assert_eq!(told(&next(&mut source).await), ["set istio-ca-root-cert"]);
+    world.end().await;
+}
