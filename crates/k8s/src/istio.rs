@@ -1,6 +1,8 @@
 //! Istio's security resources, `security.istio.io/v1` (and `v1beta1`, which is the same). CRD YAML comes from these
 //! types: see [`crds`].
 
+mod rules;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -335,6 +337,7 @@ fn int_or_string(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 pub fn crds() -> Vec<CustomResourceDefinition> {
     let mut crds = vec![AuthorizationPolicy::crd(), PeerAuthentication::crd()];
     for crd in &mut crds {
+        rules::add(crd);
         if let Some(mut older) = crd.spec.versions.first().cloned() {
             older.name = "v1beta1".to_owned();
             older.storage = false;

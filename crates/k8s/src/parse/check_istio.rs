@@ -13,6 +13,15 @@ pub(super) fn authorization_policy(root: &Node, flaws: &mut Flaws) {
         let hint = "a policy has a selector, or targetRefs, or neither";
         flaws.add("MAN012", root.at, "spec.selector", "both a selector and targetRefs", hint);
     }
+    let custom = spec.and_then(|spec| spec.get("action")).and_then(Node::text) == Some("CUSTOM");
+    if custom != has("provider") {
+        let (at, message) = match spec.and_then(|spec| spec.get("provider")) {
+            Some(provider) if !custom => (provider.at, "a provider without action CUSTOM"),
+            _ => (root.at, "action CUSTOM without a provider"),
+        };
+        let hint = "action CUSTOM needs a provider, and no other action has one";
+        flaws.add("MAN012", at, "spec.provider", message, hint);
+    }
     let deny = spec.and_then(|spec| spec.get("action")).and_then(Node::text) == Some("DENY");
     if deny && spec.and_then(|spec| spec.get("rules")).map_or(&[][..], Node::items).is_empty() {
         let hint = "a rule without content, written {}, denies everything";
