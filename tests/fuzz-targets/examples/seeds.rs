@@ -3,6 +3,7 @@
 #![expect(clippy::expect_used, reason = "a seed that cannot be made is to be looked at")]
 
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, CNAME};
@@ -11,17 +12,21 @@ use prost::Message as _;
 use rcgen::string::Ia5String;
 use rcgen::{CertificateParams, KeyPair, SanType};
 use stillmesh_api::codec;
+use stillmesh_api::probes::{self, Question};
 use stillmesh_api::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use stillmesh_api::proto::google::protobuf::Any;
 use stillmesh_api::proto::google::rpc::Status;
+use stillmesh_api::succession::{Ask, Kind, Place, protocol as succession};
 use stillmesh_api::xds::ResourceType;
 use stillmesh_api::zds::PodInfo;
 use stillmesh_api::zds::protocol::{self, Tunnel};
 use stillmesh_core::fixtures::{World, from, to_port, waypoint};
 use stillmesh_core::model::{
-    ApplicationTunnel, HealthPolicy, Match, Mode, NetworkAddress, RoutingScope, Scope, ServiceAccountMatch, StringMatch,
+    ApplicationTunnel, HealthPolicy, Match, Mode, NetworkAddress, RoutingScope, Scope, ServiceAccountMatch,
+    StringMatch, TrustDomain,
 };
 use stillmesh_core::snapshot::Change;
+use stillmesh_identity::Issuer;
 
 fn save(target: &str, name: &str, bytes: impl AsRef<[u8]>) {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
@@ -37,6 +42,7 @@ fn piece(how: u8, bytes: &[u8]) -> Vec<u8> {
 
 fn main() {
     zds();
+    node();
     addresses();
     sessions();
     certificates();
@@ -65,6 +71,38 @@ fn zds() {
     save("zds-agent", "ok-done", answer(Ok(())));
     save("zds-agent", "ok-refused", answer(Err("no listener on 15008: address in use".to_owned())));
     save("zds-agent", "bad-version", [8, 9]);
+}
+
+fn node() {
+    let ask = |ask: &Ask| [vec![0], succession::write_ask(ask).expect("a message")].concat();
+    let uid = || "2f0d1c".to_owned();
+    save("succession", "ok-hello", ask(&Ask::Hello { version: succession::VERSION }));
+    save("succession", "ok-take", ask(&Ask::Take { uid: uid(), inode: 4_026_532_000 }));
+    save("succession", "ok-serving", ask(&Ask::Serving { uid: uid() }));
+    save("succession", "ok-forget", ask(&Ask::Forget { uid: uid() }));
+    save("succession", "ok-ready", ask(&Ask::Ready));
+    let place = |kind, address: &str| Place { kind, address: address.parse().expect("an address") };
+    let places = vec![place(Kind::Tcp, "[::]:15001"), place(Kind::Udp, "127.0.0.1:15053")];
+    let answer = |answer| succession::write_answer(answer).expect("a message");
+    save("succession", "ok-sockets", [vec![2], answer(Ok(places.clone()))].concat());
+    save("succession", "bad-a-descriptor-short", [vec![1], answer(Ok(places))].concat());
+    save("succession", "ok-refused", [vec![0], answer(Err("not served here".to_owned()))].concat());
+    save("succession", "bad-version", [0, 8, 9]);
+    let question = Question {
+        uid: uid(),
+        source: "10.244.1.1:40000".parse().expect("an address"),
+        destination: "[fd00::2]:8080".parse().expect("an address"),
+    };
+    save("probe-question", "ok-question", probes::write_question(&question).expect("a message"));
+    let mapped = Question { source: "[::ffff:10.244.1.1]:40000".parse().expect("an address"), ..question };
+    save("probe-question", "ok-mapped", probes::write_question(&mapped).expect("a message"));
+    save("probe-question", "bad-address", [0x12, 1, b'x']);
+    let issuer = Issuer::create(&TrustDomain::default(), SystemTime::now()).expect("a CA");
+    let hour = Duration::from_secs(3600);
+    let list = issuer.revocation_list(&["7", "2f0d1c"], hour, SystemTime::now()).expect("a list");
+    save("revocations", "bad-cut", list.replace("-----END", "-----E"));
+    save("revocations", "ok-list", list);
+    save("revocations", "ok-empty", "");
 }
 
 fn world() -> World {

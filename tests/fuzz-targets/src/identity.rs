@@ -6,7 +6,17 @@ use std::time::{Duration, SystemTime};
 use rustls_pki_types::CertificateDer;
 use stillmesh_core::model::{Identity, TrustDomain};
 use stillmesh_identity::peer::{MAX_NAMES, identities};
+use stillmesh_identity::revocation::{CertificateIds, Revocations, Side};
 use stillmesh_identity::{Issuer, TrustBundle, expiry, peer_identity};
+
+/// A file of CRLs: what cannot be read changes nothing.
+pub(crate) fn revocations(input: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(input) else { return false };
+    let revocations = Revocations::default();
+    let set = revocations.set(text);
+    assert!(!revocations.refuses(&CertificateIds::default(), Side::Source), "nobody is revoked");
+    set.is_ok()
+}
 
 /// A SPIFFE id: displays as what it was read from, and is the only text that reads as it.
 pub(crate) fn spiffe(input: &[u8]) -> bool {

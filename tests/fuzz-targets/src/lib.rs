@@ -11,6 +11,7 @@ mod dns;
 mod headers;
 mod identity;
 mod manifests;
+mod node;
 mod xds;
 mod zds;
 
@@ -29,6 +30,9 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "zds-tunnel", run: zds::tunnel, longest: 4096 },
     Target { name: "zds-agent", run: zds::agent, longest: 1025 },
+    Target { name: "succession", run: node::succession, longest: 1025 },
+    Target { name: "probe-question", run: node::probe, longest: 1025 },
+    Target { name: "revocations", run: identity::revocations, longest: 4096 },
     Target { name: "connect-headers", run: headers::connect, longest: 4096 },
     Target { name: "xds-address", run: xds::address, longest: 4096 },
     Target { name: "xds-authorization", run: xds::authorization, longest: 4096 },

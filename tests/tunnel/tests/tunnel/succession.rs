@@ -221,7 +221,7 @@ fn a_predecessor_that_does_not_answer_is_listened_beside() {
         next.add(&page).await;
         next.named_all().await;
         assert!(next.is_ready().await);
-        one.drain(Duration::ZERO);
+        one.drain(Duration::from_secs(4));
         page.ask(details.at(8080), "hello").await.unwrap();
     });
 }
