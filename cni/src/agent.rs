@@ -8,7 +8,7 @@ mod ending;
 mod health;
 mod node;
 mod pods;
-mod precheck;
+pub mod precheck;
 
 use std::path::PathBuf;
 use std::sync::Arc;

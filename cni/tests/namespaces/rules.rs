@@ -335,3 +335,8 @@ fn without_ipv6_it_stays_a_way_out_for_nobody() {
         assert_eq!(pod.run(|| apply::inspect(&Facts::default())).unwrap().rules, FoundRules::Capturing);
     });
 }
+
+#[test]
+fn a_node_that_can_hold_the_rules_passes_its_check() {
+    isolated(|| stillmesh_cni::agent::precheck::check().expect("this kernel holds the rules"));
+}
