@@ -289,4 +289,24 @@ mod tests {
         assert!(matches!(judge(StatusCode::FORBIDDEN, "no"), Written::Later(_)));
         assert!(matches!(judge(StatusCode::UNPROCESSABLE_ENTITY, "no"), Written::Refused(_)));
     }
+
+    #[tokio::test]
+    async fn the_api_server_gets_a_merge_patch_of_the_status() {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&asked);
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let kind = request.headers().get(http::header::CONTENT_TYPE).cloned();
+            heard.lock().push((request.method().clone(), request.uri().path().to_owned(), kind));
+            let pod = json!({"metadata": {"name": "a"}}).to_string().into_bytes();
+            let response = http::Response::new(kube::client::Body::from(pod));
+            async move { Ok::<_, std::convert::Infallible>(response) }
+        });
+        let sink = Sink::Cluster(kube::Client::new(service, "default"));
+        let wish = Wish { uid: "7".into(), annotations: [("x", None)].into() };
+        assert_eq!(sink.write(&pod(), &wish).await, Written::Done);
+        let asked = asked.lock();
+        let (method, path, kind) = asked.first().unwrap();
+        assert_eq!((method, path.as_str()), (&Method::PATCH, "/api/v1/namespaces/shop/pods/a/status"));
+        assert_eq!(kind.as_ref().unwrap(), "application/merge-patch+json");
+    }
 }

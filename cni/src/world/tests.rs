@@ -110,3 +110,83 @@ fn a_pod_without_a_uid_waits_for_one() {
     assert_eq!(world.apply(vec![set(fresh)], &Metrics::default()), [name("a")].into());
     assert_eq!(world.verdict(&name("a")), None);
 }
+
+fn versioned(mut pod: Pod, version: u64) -> Pod {
+    pod.metadata.resource_version = Some(version.to_string());
+    pod
+}
+
+fn removed(pod: Pod) -> Change {
+    Change::Removed(Object::from(pod).key())
+}
+
+fn uid(world: &World) -> Option<String> {
+    world.verdict(&name("a")).map(|verdict| verdict.uid)
+}
+
+#[test]
+fn what_the_api_server_said_is_not_undone_by_what_was_on_its_way() {
+    let mut world = world();
+    let metrics = Metrics::default();
+    world.apply(vec![set(versioned(pod("a", "1", "n1"), 10))], &metrics);
+    // The pod was made anew under its name, and the plugin is quicker than the watch.
+    let seen = Seen { pod: Some(versioned(pod("a", "2", "n1"), 30)), namespace: Some(namespace(Some("ambient"))) };
+    assert_eq!(world.learn(&name("a"), seen), [name("a")].into());
+    assert_eq!((uid(&world), wanted(&world, "a")), (Some("2".into()), Some(Wanted::Captured)));
+
+    world.apply(vec![set(versioned(pod("a", "1", "n1"), 20))], &metrics);
+    assert_eq!(uid(&world), Some("2".into()));
+    world.apply(vec![removed(pod("a", "1", "n1"))], &metrics);
+    assert_eq!((uid(&world), world.doubtful()), (Some("2".into()), [name("a")].into()));
+    assert!(world.doubtful().is_empty());
+
+    world.apply(vec![set(versioned(pod("a", "2", "n1"), 30))], &metrics);
+    world.apply(vec![removed(pod("a", "2", "n1"))], &metrics);
+    assert_eq!((uid(&world), world.doubtful()), (None, BTreeSet::new()));
+}
+
+#[test]
+fn a_pod_that_the_watch_never_brought_is_gone_when_the_api_server_says_so() {
+    let mut world = world();
+    let seen = Seen { pod: Some(versioned(pod("a", "2", "n1"), 30)), namespace: None };
+    world.learn(&name("a"), seen);
+    world.apply(vec![removed(pod("a", "2", "n1"))], &Metrics::default());
+    assert_eq!(world.doubtful(), [name("a")].into());
+    world.learn(&name("a"), Seen { pod: None, namespace: None });
+    assert_eq!(uid(&world), None);
+    let elsewhere = Seen { pod: Some(pod("a", "3", "n2")), namespace: None };
+    world.learn(&name("a"), elsewhere);
+    assert_eq!(uid(&world), None);
+}
+
+#[test]
+fn an_older_version_of_a_namespace_does_not_take_its_label_back() {
+    let mut world = world();
+    let metrics = Metrics::default();
+    let versioned = |mode: Option<&str>, version: u64| {
+        let mut namespace = namespace(mode);
+        namespace.metadata.resource_version = Some(version.to_string());
+        namespace
+    };
+    world.apply(vec![set(versioned(None, 5)), set(pod("a", "1", "n1"))], &metrics);
+    let seen = Seen { pod: Some(pod("a", "1", "n1")), namespace: Some(versioned(Some("ambient"), 9)) };
+    world.learn(&name("a"), seen);
+    world.apply(vec![set(versioned(None, 7))], &metrics);
+    assert_eq!(wanted(&world, "a"), Some(Wanted::Captured));
+    assert_eq!((world.is_enrolled("shop"), world.enrolled()), (true, ["shop".to_owned()].into()));
+    world.apply(vec![set(versioned(None, 10))], &metrics);
+    assert_eq!((wanted(&world, "a"), world.enrolled()), (Some(Wanted::Free), BTreeSet::new()));
+}
+
+#[test]
+fn a_pod_is_placed_when_the_kubelet_says_so_and_static_pods_have_two_uids() {
+    let mut world = world();
+    let mut static_pod = pod("a", "1", "n1");
+    static_pod.metadata.annotations = Some([("kubernetes.io/config.mirror".to_owned(), "hash".to_owned())].into());
+    world.apply(vec![set(static_pod.clone())], &Metrics::default());
+    let verdict = world.verdict(&name("a")).unwrap();
+    assert_eq!((verdict.placed, verdict.sandbox.as_str(), verdict.uid.as_str()), (false, "hash", "1"));
+    static_pod.status = Some(PodStatus { pod_ip: Some("10.0.0.1".into()), ..PodStatus::default() });
+    world.apply(vec![set(static_pod)], &Metrics::default());
+    assert!(world.verdict(&name("a")).unwrap().placed);
+}

@@ -356,7 +356,7 @@ fn a_label_takes_a_running_pod_in_and_out_and_no_connection_breaks() {
         talk(&mut second.0, &mut second.1);
         eventually("nothing is believed", || async { !node.believed("uid-a") }).await;
         assert_eq!((node.annotation("a", REDIRECTION), node.receipt("a")), (None, None));
-        assert!(node.metric(r#"stillmesh_agent_pods{state="leaving"} 0"#).await);
+        eventually("no pod leaves", || node.metric(r#"stillmesh_agent_pods{state="leaving"} 0"#)).await;
     });
 }
 

@@ -61,7 +61,8 @@ fn two_hundred_pods_leave_nothing_behind() {
         })
         .await;
         for state in ["entering", "pending", "captured", "leaving"] {
-            assert!(node.metric(&format!(r#"stillmesh_agent_pods{{state="{state}"}} 0"#)).await, "{state}");
+            let line = format!(r#"stillmesh_agent_pods{{state="{state}"}} 0"#);
+            eventually(&line, || node.metric(&line)).await;
         }
         eventually("no descriptor and no thread is left", || async {
             count("/proc/self/fd") <= fds && count("/proc/self/task") <= threads

@@ -8,5 +8,6 @@
 
 mod agent;
 mod churn;
+mod intake;
 mod net;
 mod rules;
