@@ -195,10 +195,10 @@ fn every_value_has_its_place_in_values_yaml() {
 #[test]
 fn the_webhook_asks_about_policies_only_and_lets_go_of_them() {
     let manifest = Manifest::read();
-    let ours: BTreeSet<String> = manifest
+    let ours: BTreeSet<&str> = manifest
         .of("CustomResourceDefinition")
         .filter(|crd| crd["spec"]["group"] == "security.istio.io")
-        .map(|crd| crd["spec"]["names"]["plural"].as_str().unwrap().to_owned())
+        .map(|crd| crd["spec"]["names"]["plural"].as_str().unwrap())
         .collect();
     let webhooks: Vec<&Value> =
         manifest.of("ValidatingWebhookConfiguration").flat_map(|one| list(&one["webhooks"])).collect();
