@@ -202,11 +202,13 @@ impl Follower {
     fn failed(&mut self, error: &watcher::Error) -> Duration {
         let kind = self.watch.kind;
         if is_absent(error) {
+            // Objects that are known stay: a server that starts may not know its kinds yet, and one that forgets a kind
+            // tells of every object before.
+            self.listing = None;
             if !self.complete {
                 tracing::info!(%kind, "the API server does not have this kind");
+                self.completed();
             }
-            self.listing = Some(HashMap::new());
-            self.listed();
             return ABSENT;
         }
         let wait = self.backoff.next(1.0);
@@ -288,6 +290,11 @@ impl Follower {
         for name in &gone {
             self.remove(name);
         }
+        self.completed();
+    }
+
+    /// The first list is no longer waited for.
+    fn completed(&mut self) {
         if !self.complete {
             self.complete = true;
             self.shared.pending.lock().incomplete -= 1;
@@ -303,9 +310,10 @@ fn identify(meta: &ObjectMeta) -> (ObjectName, String) {
 
 /// Whether the server does not know the kind: its CRD is not there, or not yet.
 fn is_absent(error: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, WatchStartFailed};
     matches!(
         error,
-        watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404
+        InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status)) if status.code == 404
     )
 }
 
