@@ -69,6 +69,13 @@ impl Controller {
         }
     }
 
+    /// The value of a metric without labels.
+    pub async fn metric(&self, name: &str) -> u64 {
+        let text = self.page("/metrics").await.1;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.parse().ok()).unwrap_or_default()
+    }
+
     /// Waits until it serves nodes.
     pub async fn ready(&self) {
         let waiting = async {

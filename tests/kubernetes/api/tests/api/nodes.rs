@@ -53,8 +53,12 @@ async fn a_node_is_known_by_its_pods_token_and_gets_its_own_pods_certificates() 
     let pod = world.pod("page-1", "page", "api-node-1", "10.1.0.4").await;
     node.hears("page-1").await;
     let workload = world.token("page", "istio-ca", Some(&pod)).await;
-    let _curious = Node::connect(&world, controller.control_plane(&roots, &workload), "page-1", "api-node-1");
-    controller.says("/metrics", "citadel_server_authentication_failure_count 4").await;
+    let failures = || controller.metric("citadel_server_authentication_failure_count");
+    assert_eq!(failures().await, 3);
+    let mut curious = Node::connect(&world, controller.control_plane(&roots, &workload), "page-1", "api-node-1");
+    world.until("a workload is refused", || async { failures().await > 3 }).await;
+    assert_eq!(curious.heard().len(), 0);
+    drop(curious);
 
     // A pod that is gone speaks for nobody, also while its token is remembered.
     world.delete_pod("ztunnel-1").await;
