@@ -1,6 +1,6 @@
 //! How the agent ends in a cluster: replaced, and everything stays for its successor, or taken out, and nothing does.
 //!
-//! Whether it is taken out is asked of its own DaemonSet: gone, going, or no longer meant for this node. The DaemonSet is
+//! Whether it is taken out is asked of its own DaemonSet: gone, going (or its namespace is), or no longer meant for this node. The DaemonSet is
 //! watched all the time, because at the end the account that could ask may be gone with it. No answer counts as
 //! «replaced»: traffic must not leave the mesh because the API server is away.
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, PodSpec};
+use k8s_openapi::api::core::v1::{Namespace, Node, NodeSelectorRequirement, NodeSelectorTerm, PodSpec};
 use kube::runtime::watcher::watch_object;
 use kube::{Api, Client};
 use stillmesh_runtime::Backoff;
@@ -64,9 +64,13 @@ pub async fn ask(client: Client, namespace: &str, name: &str, node: &str, known:
     if known != Own::Stays {
         return known;
     }
-    let api: Api<DaemonSet> = Api::namespaced(client.clone(), namespace);
-    match timeout(LAST_QUESTION, api.get_opt(name)).await {
-        Ok(Ok(set)) => judge(set.as_ref(), &client, node).await,
+    let (sets, namespaces) =
+        (Api::<DaemonSet>::namespaced(client.clone(), namespace), Api::<Namespace>::all(client.clone()));
+    let both = async { tokio::try_join!(sets.get_opt(name), namespaces.get_opt(namespace)) };
+    match timeout(LAST_QUESTION, both).await {
+        // A namespace that is deleted may lose its pods first.
+        Ok(Ok((_, Some(namespace)))) if namespace.metadata.deletion_timestamp.is_some() => Own::Leaves,
+        Ok(Ok((set, _))) => judge(set.as_ref(), &client, node).await,
         Ok(Err(_)) | Err(_) => Own::Unknown,
     }
 }

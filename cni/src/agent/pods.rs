@@ -11,7 +11,7 @@ use stillmesh_runtime::sys::netns::Netns;
 use stillmesh_runtime::{Backoff, Tasks};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::until_cancelled;
 use crate::Config;
@@ -31,6 +31,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const LOOK_SELDOM: Duration = Duration::from_secs(30);
 /// How often the API server is asked again when it did not answer.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How long annotations may take at the end.
+const LAST_WRITES: Duration = Duration::from_secs(3);
 
 /// The owner of all pods' tasks.
 pub struct Pods {
@@ -378,7 +380,10 @@ impl Pods {
             self.ended.notified().await;
             self.pods.retain(|_, handle| !handle.intent.is_closed());
         }
-        self.shared.writer.idle().await;
+        // The account that may write can be gone by now.
+        if timeout(LAST_WRITES, self.shared.writer.idle()).await.is_err() {
+            tracing::warn!("not every annotation could be taken back");
+        }
     }
 }
 

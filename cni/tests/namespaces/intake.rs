@@ -69,9 +69,9 @@ impl World {
         let path = self.directory.path().join("plugin.sock");
         let listener = unix::listen(&path, 0o600).and_then(tokio::net::UnixListener::from_std).expect("a socket");
         let (trigger, drain) = drain::channel();
-        let mut serving = self.tasks.spawn("plugin", server(desk).serve(accept::Listener::from(listener), drain));
+        let serving = self.tasks.spawn("plugin", server(desk).serve(accept::Listener::from(listener), drain));
         let inode = self.place.netns().inode();
-        let mut agent = self.tasks.spawn("agent", async move {
+        let agent = self.tasks.spawn("agent", async move {
             let mut seen = false;
             while let Some(ask) = asked.recv().await {
                 let Ask::Start(start) = ask else {
