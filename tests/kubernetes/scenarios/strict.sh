@@ -20,6 +20,5 @@ check "and at the pod's address" refused outside "$direct"
 check "and from the same node" refused neighbour "$direct"
 check "a client in the mesh comes in" asks inside "$url" 10
 check "probes still pass" stays 5 says True k -n "$NS" get pod web -o jsonpath='{.status.conditions[?(@.type=="Ready")].status}'
-check "the policy's status says so" within 20 says True k -n "$NS" get peerauthentication strict -o jsonpath='{.status.conditions[?(@.type=="ZtunnelAccepted")].status}'
 k -n "$NS" delete peerauthentication strict >/dev/null
 check "without it all come in again" within 20 outside_asks outside "$url"
