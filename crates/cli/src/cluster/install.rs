@@ -243,7 +243,7 @@ impl<'a> Work<'a> {
             .try_filter_map(|(title, found)| async move { Ok(found.map(|object| (title, object))) })
             .try_collect()
             .await?;
-        plan::refuse_helm(&before)?;
+        plan::refuse_helm(&before, &apply::living(&objects, before.values()).await?)?;
         let has = |group: Group| bundle.group(group).next().is_some();
         let parts = Parts {
             revision: revision != "default",

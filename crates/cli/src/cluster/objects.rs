@@ -129,6 +129,20 @@ impl Objects {
         within(&format!("{} {doing}", resource.kind), deleted).await
     }
 
+    /// Changes an object by a merge patch; one that is gone is no error.
+    pub(crate) async fn merge(&self, object: &Value, patch: &Value) -> anyhow::Result<()> {
+        let resource = Resource::of(object);
+        let api = self.api(&resource, namespace(object));
+        let doing = format!("changing {} {}", resource.kind, place(namespace(object), name(object)));
+        let changed = async {
+            match api.patch(name(object), &PatchParams::default(), &Patch::Merge(patch)).await {
+                Err(error) if is_absent(&error) => Ok(()),
+                other => other.map(drop),
+            }
+        };
+        within(&doing, changed).await
+    }
+
     /// Changes an object's status by a merge patch; an object that is gone is no error.
     pub(crate) async fn merge_status(&self, object: &Value, patch: &Value) -> anyhow::Result<()> {
         let resource = Resource::of(object);

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::access::{reach, within};
 use super::args::{Access, Report};
 use super::install::MADE;
-use super::install::apply::{Applied, Change, applied_by, helm_owned, helm_release};
+use super::install::apply::{self, Applied, Change, applied_by, helm_owned, helm_release};
 use super::install::bundle::{Group, title};
 use super::objects::{MANAGER, Objects, Resource};
 use super::progress::{Channel, LOOK, Teller, took};
@@ -133,7 +133,9 @@ impl Work<'_> {
             self.teller.say(&format!("nothing of Stillmesh is in {place}"));
             return self.kept().await;
         }
-        if let Some((object, release)) = self.found.all().find_map(|one| Some((one, helm_release(one)?))) {
+        let living = apply::living(&self.objects, self.found.all()).await?;
+        let owned = |one| Some((one, helm_release(one).filter(|release| living.contains(release))?));
+        if let Some((object, release)) = self.found.all().find_map(owned) {
             bail!("{}", helm_owned(object, &release));
         }
         self.teller.say(&format!("from {place}:"));

@@ -90,7 +90,7 @@ pub(super) fn definitions(view: &View) -> Vec<Fact> {
             (_, Some((release, namespace))) => facts.push(Fact::doubt(
                 "definitions",
                 format!("{what} is there and belongs to the Helm release {release:?} in {namespace}"),
-                "leave it there: stillmesh install --set crds.enabled=false",
+                "if that release is gone, the installation takes it over; else: stillmesh install --set crds.enabled=false",
             )),
             _ if !holds(definition, "Established") => facts.push(Fact::bad(
                 "definitions",

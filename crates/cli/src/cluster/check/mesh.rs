@@ -1,6 +1,6 @@
 //! Facts about the mesh's own parts. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -118,6 +118,11 @@ fn unanswered(pages: &[Page], ns: &str) -> Vec<Fact> {
     pages.iter().filter_map(fact).collect()
 }
 
+/// The streams on a page of a controller.
+fn streams_of(page: &Value) -> impl Iterator<Item = &Value> {
+    list(page).chain(list(&page["nodes"]))
+}
+
 /// Whether every tunnel has what its controller has sent.
 pub(super) fn sync(view: &View) -> Vec<Fact> {
     let answered: Vec<(&Page, &Value)> =
@@ -131,7 +136,7 @@ pub(super) fn sync(view: &View) -> Vec<Fact> {
         let node = text(&tunnel["spec"]["nodeName"]);
         let streams: Vec<(&Page, &Value)> = answered
             .iter()
-            .flat_map(|(page, value)| list(value).map(move |one| (*page, one)))
+            .flat_map(|(page, value)| streams_of(value).map(move |one| (*page, one)))
             .filter(|(_, one)| text(&one["proxy"]).starts_with(name(tunnel)) || text(&one["node"]) == node)
             .collect();
         if streams.is_empty() {
@@ -144,6 +149,8 @@ pub(super) fn sync(view: &View) -> Vec<Fact> {
         }
         let before = facts.len();
         for (page, stream) in streams {
+            // What has not changed since stays at the generation that it came with: one type at the newest is all of it.
+            let newest = map(&stream["types"]).any(|(_, state)| state["status"] == "SYNCED");
             for (kind, state) in map(&stream["types"]) {
                 let kind = kind.rsplit('.').next().unwrap_or(kind);
                 if state["status"] == "REJECTED" {
@@ -155,7 +162,7 @@ pub(super) fn sync(view: &View) -> Vec<Fact> {
                         format!("ztunnel of node {node} refuses {kind} of {}: {}", page.pod, why.join("; ")),
                         "it keeps the version before; change the object that is named, or upgrade the older part",
                     ));
-                } else if state["status"] == "STALE" {
+                } else if state["status"] == "STALE" && !newest {
                     facts.push(Fact::doubt(
                         "sync",
                         format!("ztunnel of node {node} has not confirmed the newest {kind} of {}", page.pod),
@@ -235,14 +242,17 @@ pub(super) fn webhooks(view: &View) -> Vec<Fact> {
         for webhook in list(&object["webhooks"]) {
             let what = format!("webhook {}", name(object));
             let service = text(&webhook["clientConfig"]["service"]["name"]);
-            let endpoints = view
-                .list("EndpointSlice")
-                .iter()
-                .filter(|slice| label(slice, "kubernetes.io/service-name") == Some(service));
-            let ready = endpoints
+            let slices = view.list("EndpointSlice").iter();
+            let slices = slices.filter(|slice| label(slice, "kubernetes.io/service-name") == Some(service));
+            // One for each family of addresses.
+            let ready: BTreeSet<String> = slices
                 .flat_map(|slice| list(&slice["endpoints"]))
                 .filter(|one| one["conditions"]["ready"] != false)
-                .count();
+                .map(|one| {
+                    one["targetRef"]["name"].as_str().map_or_else(|| one["addresses"].to_string(), str::to_owned)
+                })
+                .collect();
+            let ready = ready.len();
             let logs = format!("kubectl -n {} logs deployment/stillmesh-controller", view.mesh_namespace);
             if text(&webhook["clientConfig"]["caBundle"]).is_empty() {
                 facts.push(Fact::bad(
@@ -384,10 +394,10 @@ mod tests {
             json!({"proxy": format!("ztunnel-{node}.m"), "node": node, "types": {
             "type.googleapis.com/istio.security.Authorization": status}})
         };
-        view.syncz = vec![page(json!([
+        view.syncz = vec![page(json!({"nodes": [
             stream("n1", json!({"status": "SYNCED"})),
             stream("n2", json!({"status": "REJECTED", "rejected": [{"name": "shop/p", "reason": "unknown field"}]})),
-        ]))];
+        ]}))];
         let facts = sync(&view);
         let said: Vec<(Mark, &str)> = facts.iter().map(|fact| (fact.mark, fact.text.as_str())).collect();
         assert_eq!(

@@ -1,7 +1,9 @@
 //! Applying objects, and telling what that changed.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::bundle::{is_global, title};
 use crate::cluster::access::causes;
@@ -60,6 +62,33 @@ impl Applied {
     }
 }
 
+/// A Helm release: its name and namespace.
+pub(crate) type Release = (String, String);
+
+/// The Helm releases that are installed, among those that objects say they belong to. What a release that is gone has
+/// left (definitions that it was to keep) belongs to nobody.
+pub(crate) async fn living<'a>(
+    objects: &Objects,
+    of: impl Iterator<Item = &'a Value>,
+) -> anyhow::Result<BTreeSet<Release>> {
+    let named: BTreeSet<Release> = of.filter_map(helm_release).collect();
+    let mut living = BTreeSet::new();
+    for release in named {
+        // Where Helm keeps its releases.
+        let labels = format!("owner=helm,name={}", release.0);
+        if !objects.list(&Resource::new("v1", "Secret"), &release.1, &labels).await?.is_empty() {
+            living.insert(release);
+        }
+    }
+    Ok(living)
+}
+
+/// Takes the marks of a release that is gone off an object.
+async fn adopt(objects: &Objects, object: &Value) -> anyhow::Result<()> {
+    let marks = json!({"meta.helm.sh/release-name": null, "meta.helm.sh/release-namespace": null});
+    objects.merge(object, &json!({"metadata": {"annotations": marks}})).await
+}
+
 /// How objects are applied.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct How {
@@ -74,9 +103,12 @@ pub(crate) struct How {
 /// Applies one object. Errors name it, and what to do.
 pub(crate) async fn apply(objects: &Objects, object: &Value, how: How) -> anyhow::Result<Applied> {
     let before = objects.get(&Resource::of(object), namespace(object), name(object)).await?;
-    if let Some(release) = before.as_ref().and_then(helm_release) {
-        anyhow::bail!("{}", helm_owned(object, &release));
+    // Whoever asks has made sure that the release is gone.
+    let orphan = before.as_ref().and_then(helm_release).is_some();
+    if orphan && !how.dry_run {
+        adopt(objects, object).await?;
     }
+    let how = How { force: how.force || orphan, ..how };
     if how.dry_run && how.namespace_absent && !is_global(text(&object["kind"])) {
         return Ok(Applied::new(object, Change::Created));
     }
@@ -102,13 +134,13 @@ pub(crate) async fn apply(objects: &Objects, object: &Value, how: How) -> anyhow
 }
 
 /// The Helm release that owns an object: its name and namespace.
-pub(crate) fn helm_release(object: &Value) -> Option<(String, String)> {
+pub(crate) fn helm_release(object: &Value) -> Option<Release> {
     let release = annotation(object, "meta.helm.sh/release-name")?;
     Some((release.to_owned(), annotation(object, "meta.helm.sh/release-namespace").unwrap_or_default().to_owned()))
 }
 
 /// Says that an object belongs to Helm, and what to do.
-pub(crate) fn helm_owned(object: &Value, (release, namespace): &(String, String)) -> String {
+pub(crate) fn helm_owned(object: &Value, (release, namespace): &Release) -> String {
     format!(
         "{} belongs to the Helm release {release:?} in namespace {namespace:?} and is not touched: use `helm upgrade \
          {release} CHART -n {namespace}`, or `helm uninstall {release} -n {namespace}` first",
@@ -150,8 +182,6 @@ pub(crate) fn applied_by(object: &Value, manager: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn object(replicas: u8, generation: u8) -> Value {

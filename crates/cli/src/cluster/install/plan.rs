@@ -1,11 +1,11 @@
 //! What must be known before anything is applied: what is installed, whose it is, what is not needed any more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::bail;
 use serde_json::{Value, json};
 
-use super::apply::{applied_by, helm_owned, helm_release};
+use super::apply::{Release, applied_by, helm_owned, helm_release};
 use super::bundle::{Bundle, Group, PART_OF, VERSION_LABEL, title};
 use super::options::{self, Setting};
 use crate::cluster::foreign::Parts;
@@ -60,9 +60,9 @@ pub(super) fn may_follow(from: &str, to: &str, force: bool) -> anyhow::Result<()
 }
 
 /// Refuses objects that a Helm release owns, all at once.
-pub(super) fn refuse_helm(before: &BTreeMap<String, Value>) -> anyhow::Result<()> {
-    let owned: Vec<(&Value, (String, String))> =
-        before.values().filter_map(|object| Some((object, helm_release(object)?))).collect();
+pub(super) fn refuse_helm(before: &BTreeMap<String, Value>, living: &BTreeSet<Release>) -> anyhow::Result<()> {
+    let owned = before.values().filter_map(|object| Some((object, helm_release(object)?)));
+    let owned: Vec<(&Value, Release)> = owned.filter(|(_, release)| living.contains(release)).collect();
     match owned.as_slice() {
         [] => Ok(()),
         [(object, release)] => bail!("{}", helm_owned(object, release)),
@@ -181,9 +181,12 @@ mod tests {
         let before: BTreeMap<_, _> =
             [("a".to_owned(), namespace_object(annotations.clone())), ("b".to_owned(), namespace_object(annotations))]
                 .into();
-        let text = refuse_helm(&before).unwrap_err().to_string();
+        let living = [("r".to_owned(), "n".to_owned())].into();
+        let text = refuse_helm(&before, &living).unwrap_err().to_string();
         assert!(text.contains("helm upgrade r") && text.contains("1 objects more"), "{text}");
-        assert!(refuse_helm(&BTreeMap::new()).is_ok());
+        assert!(refuse_helm(&BTreeMap::new(), &living).is_ok());
+        // What a release has left that is gone is nobody's.
+        assert!(refuse_helm(&before, &BTreeSet::new()).is_ok());
     }
 
     #[test]
