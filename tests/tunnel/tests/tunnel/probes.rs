@@ -22,6 +22,7 @@ struct Scene {
     node: Node,
     pod: Pod,
     _agent: Tasks,
+    _processes: tempfile::TempDir,
 }
 
 impl Scene {
@@ -43,14 +44,19 @@ impl Scene {
         }))
         .unwrap();
         probes.learn(&manifest);
+        // The node has one process: looking through all of this machine's takes as long as they are many.
+        let processes = tempfile::tempdir().unwrap();
+        let own = std::process::id().to_string();
+        std::os::unix::fs::symlink(format!("/proc/{own}"), processes.path().join(&own)).unwrap();
         let agent = Tasks::new("agent");
-        let serving = probes.serve(node.home().join("probes.sock"), mesh.router.netns().clone(), "/proc".into());
+        let serving =
+            probes.serve(node.home().join("probes.sock"), mesh.router.netns().clone(), processes.path().to_owned());
         agent.spawn("probes", serving);
         let path = node.home().join("probes.sock");
         while !path.exists() {
             tokio::task::yield_now().await;
         }
-        Self { mesh, node, pod, _agent: agent }
+        Self { mesh, node, pod, _agent: agent, _processes: processes }
     }
 }
 

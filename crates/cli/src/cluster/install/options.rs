@@ -129,7 +129,7 @@ pub(crate) fn keep(before: &[Setting], now: &[Setting], same_version: bool) -> V
     let image = |key: &str| matches!(key, "image" | "image.repository" | "image.tag");
     let set = |key: &str| now.iter().any(|setting| setting.key == key);
     let set_image = now.iter().any(|setting| image(setting.key));
-    let kept = before.iter().filter(|setting| !set(setting.key) && !(set_image && image(setting.key)));
+    let kept = before.iter().filter(|setting| !(set(setting.key) || set_image && image(setting.key)));
     kept.filter_map(|setting| match setting.key {
         "image.tag" if !same_version => None,
         "image" if !same_version => {
