@@ -2,7 +2,7 @@
 //! reads, ports and selectors meet, and nobody has a right or a capability that is not listed here.
 //!
 //! `deploy/check` holds `deploy/stillmesh.yaml` to the chart; these tests hold the programs to `deploy/stillmesh.yaml`.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 mod objects;
 
