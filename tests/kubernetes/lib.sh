@@ -12,21 +12,21 @@ now_ms() { date +%s%3N; }
 log() { printf '     %s\n' "$*"; }
 
 # check TEXT COMMAND...: one line with its time; what a failing command said follows.
-check() {
-	local text=$1 started said code t; shift
-	started=$(now_ms)
-	said=$("$@" 2>&1); code=$?
-	t=$(($(now_ms) - started))
+check() { # its own names begin with _: commands see them
+	local _text=$1 _began _said _code _t; shift
+	_began=$(now_ms)
+	_said=$("$@" 2>&1); _code=$?
+	_t=$(($(now_ms) - _began))
 	checked=$((checked + 1))
-	if [ $code = 0 ]; then
-		printf 'ok   %s: %s (%d.%d s)%s\n' "$SCENARIO" "$text" $((t / 1000)) $((t % 1000 / 100)) "${noted:+, $noted}"
+	if [ $_code = 0 ]; then
+		printf 'ok   %s: %s (%d.%d s)%s\n' "$SCENARIO" "$_text" $((_t / 1000)) $((_t % 1000 / 100)) "${noted:+, $noted}"
 	else
 		failed=$((failed + 1))
-		printf 'FAIL %s: %s (%d.%d s)\n' "$SCENARIO" "$text" $((t / 1000)) $((t % 1000 / 100))
-		tail -n 15 <<<"$said" | sed 's/^/     | /'
+		printf 'FAIL %s: %s (%d.%d s)\n' "$SCENARIO" "$_text" $((_t / 1000)) $((_t % 1000 / 100))
+		tail -n 15 <<<"$_said" | sed 's/^/     | /'
 	fi
 	noted=
-	return $code
+	return $_code
 }
 # As check, where the rest makes no sense without it.
 need() { check "$@" || finish; }

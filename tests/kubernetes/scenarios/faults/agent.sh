@@ -14,7 +14,7 @@ spec:
     metadata: {labels: {app: many}}
     spec:
       terminationGracePeriodSeconds: 0
-      containers: [{name: app, image: "$APP", args: [load, "web.$NS:9000"]}]
+      containers: [{name: app, image: "$APP", args: [load, -every, 200ms, "web.$NS:9000"]}]
 Y
 k -n "$SYSTEM" rollout restart daemonset/stillmesh-cni >/dev/null
 check "12 pods start while the agent is replaced" k -n "$NS" rollout status deployment/many --timeout=180s
