@@ -19,14 +19,14 @@ if [ "$OWN" = 1 ]; then
 		k -n "$NS" delete pod alice --grace-period=0 --force >/dev/null 2>&1
 		within 30 not cluster exec "$NODE2" test -e "/var/lib/cni/networks/lab/$address"
 		# The allocator goes on from the last address given out: make that the one before.
-		cluster exec "$NODE2" sh -c "echo ${address%.*}.$((${address##*.} - 1)) > /var/lib/cni/networks/lab/last_reserved_ip.0"
+		cluster exec "$NODE2" sh -c "printf ${address%.*}.$((${address##*.} - 1)) > /var/lib/cni/networks/lab/last_reserved_ip.0"
 		pod mallory "$NODE2" "[load, \"$a\"]"
 		check "another pod gets its address ($i)" has mallory
 		check "and is refused from its first connection on ($i)" within 10 says 'TOTAL [1-9]' totals mallory
 		check "always ($i)" not turned mallory "$a" open
 		k -n "$NS" delete pod mallory --grace-period=0 --force >/dev/null 2>&1
 		within 30 not cluster exec "$NODE2" test -e "/var/lib/cni/networks/lab/$address"
-		cluster exec "$NODE2" sh -c "echo ${address%.*}.$((${address##*.} - 1)) > /var/lib/cni/networks/lab/last_reserved_ip.0"
+		cluster exec "$NODE2" sh -c "printf ${address%.*}.$((${address##*.} - 1)) > /var/lib/cni/networks/lab/last_reserved_ip.0"
 		client alice "$NODE2"
 		check "the first gets it again ($i)" has alice
 		check "and is let in ($i)" within 10 in_pod alice tcp "$a" hello
