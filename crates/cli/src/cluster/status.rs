@@ -80,7 +80,9 @@ fn status(view: &View, url: &str) -> Status {
     });
     let captured = |node: &str| {
         let on = view.list("Pod").iter().filter(|pod| text(&pod["spec"]["nodeName"]) == node);
-        on.filter(|pod| super::value::annotation(pod, "ambient.istio.io/redirection") == Some("enabled")).count()
+        on.filter(|pod| pod["status"]["phase"] == "Running")
+            .filter(|pod| super::value::annotation(pod, "ambient.istio.io/redirection") == Some("enabled"))
+            .count()
     };
     let state = |part: &str, node: &str| match view.ready_on(part, node) {
         Some(_) => "ready".to_owned(),

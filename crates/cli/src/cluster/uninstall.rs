@@ -218,7 +218,7 @@ impl Work<'_> {
             .map(|pod| text(&pod["spec"]["nodeName"]))
             .collect();
         let mut nodes: std::collections::BTreeMap<&str, Vec<String>> = std::collections::BTreeMap::new();
-        for pod in pods.iter().filter(|pod| annotation(pod, CAPTURED).is_some()) {
+        for pod in pods.iter().filter(|pod| captured(pod)) {
             let node = text(&pod["spec"]["nodeName"]);
             if !agents.contains(node) {
                 nodes.entry(node).or_default().push(format!("{}/{}", namespace(pod), name(pod)));
@@ -238,10 +238,9 @@ impl Work<'_> {
         let ended = Instant::now();
         loop {
             let pods = self.objects.list(&Resource::new("v1", "Pod"), "", "").await?;
-            let captured = pods
+            let left: Vec<String> = pods
                 .iter()
-                .filter(|pod| annotation(pod, CAPTURED).is_some() && pod["metadata"]["deletionTimestamp"].is_null());
-            let left: Vec<String> = captured
+                .filter(|pod| captured(pod))
                 .map(|pod| format!("{}/{} on {}", namespace(pod), name(pod), text(&pod["spec"]["nodeName"])))
                 .collect();
             if left.is_empty() {
@@ -345,6 +344,12 @@ impl Work<'_> {
             tokio::time::sleep(LOOK).await;
         }
     }
+}
+
+/// Whether a pod is captured. One that has ended, or is about to, has no connections whatever its mark says.
+fn captured(pod: &Value) -> bool {
+    let ended = matches!(text(&pod["status"]["phase"]), "Succeeded" | "Failed");
+    annotation(pod, CAPTURED).is_some() && pod["metadata"]["deletionTimestamp"].is_null() && !ended
 }
 
 /// Whether a pod is of a part of ours.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use stillmesh_k8s::select::{Enrolment, REDIRECTION, why_not};
+use stillmesh_k8s::select::{Enrolment, NotEnrolled, REDIRECTION, why_not};
 
 use super::Fact;
 use super::cluster::place;
@@ -69,9 +69,10 @@ pub(crate) fn standings(view: &View) -> BTreeMap<String, Standing> {
                 standing.missing.push((place(object), why));
             }
             (None, None) => standing.missing.push((place(object), "it is not captured".to_owned())),
-            (Some(_), Some(_)) if !ending => standing.surplus.push(place(object)),
             // What has ended has no connections.
-            (Some(stillmesh_k8s::select::NotEnrolled::Terminal), _) | (Some(_), Some(_)) => {}
+            (Some(NotEnrolled::Terminal), _) => {}
+            (Some(_), Some(_)) if !ending => standing.surplus.push(place(object)),
+            (Some(_), Some(_)) => {}
             (Some(why), None) => standing.outside.push((place(object), why.to_string())),
         }
     }
@@ -199,7 +200,12 @@ mod tests {
     #[test]
     fn a_captured_pod_outside_the_mesh_is_surplus() {
         let object = pod("left", json!({REDIRECTION: "enabled"}), json!({}));
-        let mut all = standings(&View::of("m", vec![object]));
+        let mut all = standings(&View::of("m", vec![object.clone()]));
         assert_eq!(all.remove("shop").unwrap().surplus, ["shop/left"]);
+        // Its mark stays when it has ended, and means nothing any more.
+        let mut ended = object;
+        ended["status"]["phase"] = json!("Succeeded");
+        let mut all = standings(&View::of("m", vec![ended]));
+        assert_eq!(all.remove("shop"), Some(Standing::default()));
     }
 }
