@@ -205,10 +205,15 @@ fn first(places: &Places) -> Result<(PathBuf, Conflist), InstallError> {
 }
 
 /// Our entry joins the list; a single configuration becomes a list.
-fn join(places: &Places, path: &Path, mut list: Conflist, entry: &Entry) -> Result<Option<PathBuf>, InstallError> {
-    // Left from a time with other settings.
+fn join(places: &Places, path: &Path, list: Conflist, entry: &Entry) -> Result<Option<PathBuf>, InstallError> {
+    let joined = put(path, list, entry)?;
+    // Left from a time with other settings; it goes last, so that there is no moment without our entry.
     let own = places.conf_dir.join(OWN_CONFLIST);
     files::remove(&own).map_err(failed("remove", &own))?;
+    Ok(joined)
+}
+
+fn put(path: &Path, mut list: Conflist, entry: &Entry) -> Result<Option<PathBuf>, InstallError> {
     if !list.insert(entry) {
         return Ok(None);
     }
@@ -226,23 +231,24 @@ fn join(places: &Places, path: &Path, mut list: Conflist, entry: &Entry) -> Resu
 
 /// A list of our own: what the first one has, and our entry.
 fn own(places: &Places, mut list: Conflist, entry: &Entry) -> Result<Option<PathBuf>, InstallError> {
-    for path in configurations(&places.conf_dir)?.into_iter().filter(|path| !path.ends_with(OWN_CONFLIST)) {
-        // Left from a time with other settings: our entry must not run twice.
-        if let Some(mut other) = read(&path).filter(Conflist::has_ours) {
-            other.remove();
-            write(&path, &other)?;
-        }
-    }
     list.insert(entry);
     let path = places.conf_dir.join(OWN_CONFLIST);
-    if fs::read_to_string(&path).is_ok_and(|text| text == list.text()) {
-        return Ok(None);
+    let written = !fs::read_to_string(&path).is_ok_and(|text| text == list.text());
+    if written {
+        write(&path, &list)?;
     }
-    write(&path, &list)?;
-    if let Some(before) = configurations(&places.conf_dir)?.first().filter(|path| !path.ends_with(OWN_CONFLIST)) {
+    let all = configurations(&places.conf_dir)?;
+    for other in all.iter().filter(|path| !path.ends_with(OWN_CONFLIST)) {
+        // Left from a time with other settings; it goes last, so that there is no moment without our entry.
+        if let Some(mut list) = read(other).filter(Conflist::has_ours) {
+            list.remove();
+            write(other, &list)?;
+        }
+    }
+    if let Some(before) = all.first().filter(|path| written && !path.ends_with(OWN_CONFLIST)) {
         tracing::warn!(before = %before.display(), "a CNI configuration sorts before {OWN_CONFLIST} and wins");
     }
-    Ok(Some(path))
+    Ok(written.then_some(path))
 }
 
 /// Files that a runtime would look at, in its order.

@@ -146,15 +146,13 @@ impl Pods {
                 drop(self.shared.handover.offer(&verdict.uid, verdict.info.clone(), netns));
             }
         }
+        let runs = |verdict: &Verdict| verdict.wanted == Wanted::Captured && found.contains_key(&verdict.sandbox);
+        let open = verdicts.iter().filter(|(_, verdict)| runs(verdict)).map(|(_, verdict)| verdict.uid.clone());
+        self.shared.window.expect(open.collect());
         for (name, verdict) in verdicts {
             let netns = found.remove(&verdict.sandbox);
-            let receipt = self.believed.get(&verdict.uid).is_some_and(|belief| belief.since.is_some());
-            if verdict.wanted == Wanted::Captured && netns.is_some() && !receipt {
-                self.shared.window.expect(&verdict.uid);
-            }
             self.wish(&name, verdict, netns);
         }
-        self.shared.window.begin();
         for (uid, belief) in std::mem::take(&mut self.believed) {
             tracing::info!(uid, pod = belief.name, "a pod that was believed captured is gone");
             if let Err(error) = self.shared.beliefs.delete(&uid) {

@@ -181,7 +181,7 @@ impl Pod {
                 let facts = self.facts();
                 self.inside(move || apply::raise_guard(&facts)).await??;
                 self.progress.guard = Guard::Up;
-                self.shared.window.closed(&self.uid);
+                self.shared.window.guarded(&self.uid);
                 self.guarded = Some(Instant::now());
                 Ok(())
             }
@@ -277,7 +277,7 @@ impl Pod {
             tracing::warn!(pod = %self.name(), found = ?found.rules, "the pod's rules were changed by somebody else");
         }
         self.progress.inspected = true;
-        if matches!(self.progress.rules, Rules::Capturing | Rules::Stale) {
+        if found.guard || matches!(self.progress.rules, Rules::Capturing | Rules::Stale) {
             self.shared.window.closed(&self.uid);
         }
         Ok(())

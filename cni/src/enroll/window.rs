@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -19,49 +20,49 @@ pub struct Window {
 #[derive(Debug)]
 struct State {
     start: Instant,
+    /// Pods of which it is not known yet.
     open: HashSet<String>,
-    pods: usize,
-    begun: bool,
+    /// Pods that ran uncaptured and are under the guard, and when the last of them was.
+    guarded: usize,
+    window: Duration,
 }
 
 impl Window {
     /// Starts now, with no pods.
     pub fn new(metrics: Metrics) -> Self {
-        let state = State { start: Instant::now(), open: HashSet::new(), pods: 0, begun: false };
+        let state = State { start: Instant::now(), open: HashSet::new(), guarded: 0, window: Duration::ZERO };
         Self { state: Arc::new(Mutex::new(state)), metrics }
     }
 
-    /// A pod is found running that is to be captured, and nothing says that it is.
-    pub fn expect(&self, uid: &str) {
-        let mut state = self.state.lock();
-        if state.open.insert(uid.to_owned()) {
-            state.pods += 1;
-        }
+    /// These pods were found running and are to be captured; whether they are is not known.
+    pub fn expect(&self, uids: HashSet<String>) {
+        self.state.lock().open = uids;
     }
 
-    /// All such pods have been named.
-    pub fn begin(&self) {
-        self.state.lock().begun = true;
-        self.look();
-    }
-
-    /// A pod is behind the guard, captured already, or no longer to be.
+    /// A pod is captured already, or no longer to be.
     pub fn closed(&self, uid: &str) {
-        if self.state.lock().open.remove(uid) {
-            self.look();
+        let mut state = self.state.lock();
+        if state.open.remove(uid) {
+            self.look(&state);
         }
     }
 
-    fn look(&self) {
-        let state = self.state.lock();
-        if !state.begun || !state.open.is_empty() {
+    /// A pod is under the guard now, and was not when it was found.
+    pub fn guarded(&self, uid: &str) {
+        let mut state = self.state.lock();
+        if state.open.remove(uid) {
+            state.guarded += 1;
+            state.window = state.start.elapsed();
+            self.look(&state);
+        }
+    }
+
+    fn look(&self, state: &State) {
+        if !state.open.is_empty() || state.guarded == 0 {
             return;
         }
-        let window = state.start.elapsed();
-        self.metrics.start_window.set(window.as_secs_f64());
-        if state.pods > 0 {
-            tracing::info!(pods = state.pods, ?window, "pods that ran uncaptured are under the guard");
-        }
+        self.metrics.start_window.set(state.window.as_secs_f64());
+        tracing::info!(pods = state.guarded, window = ?state.window, "pods that ran uncaptured are under the guard");
     }
 }
 
@@ -69,17 +70,29 @@ impl Window {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_window_ends_with_the_last_pod() {
+    fn expecting(uids: &[&str]) -> (Window, Metrics) {
         let metrics = Metrics::default();
         let window = Window::new(metrics.clone());
-        window.expect("a");
-        window.expect("b");
+        window.expect(uids.iter().map(|uid| (*uid).to_owned()).collect());
+        (window, metrics)
+    }
+
+    #[test]
+    fn the_window_ends_with_the_last_pod() {
+        let (window, metrics) = expecting(&["a", "b", "c"]);
+        window.guarded("a");
+        window.guarded("x");
         window.closed("c");
-        window.closed("a");
-        window.begin();
         assert_eq!(metrics.start_window.get().to_bits(), 0f64.to_bits());
-        window.closed("b");
+        window.guarded("b");
         assert!(metrics.start_window.get() > 0.0);
+    }
+
+    #[test]
+    fn pods_that_are_captured_already_leave_no_window() {
+        let (window, metrics) = expecting(&["a"]);
+        window.closed("a");
+        window.guarded("a");
+        assert_eq!(metrics.start_window.get().to_bits(), 0f64.to_bits());
     }
 }
