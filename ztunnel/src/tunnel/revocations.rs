@@ -28,6 +28,10 @@ pub async fn follow(path: PathBuf, revocations: Arc<Revocations>) {
                         tracing::error!(error.code = error.code(), %error, "revoked certificates stay as they were")
                     }
                 },
+                // A mesh that has never revoked anything.
+                Err(error) if known.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                    tracing::debug!(path = %path.display(), "no file of revoked certificates")
+                }
                 Err(error) => tracing::warn!(%error, path = %path.display(), "revoked certificates stay as they were"),
             }
             known = Some(seen);
