@@ -139,6 +139,7 @@ impl KubernetesSource {
                 known: HashMap::new(),
                 listing: None,
                 complete: false,
+                failing: false,
                 backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
             };
             kinds::spawn(&mut tasks, cluster.client(), &watch, config, follower);
@@ -178,6 +179,8 @@ pub(crate) struct Follower {
     /// What a list that is not complete has held so far.
     listing: Option<HashMap<ObjectName, String>>,
     complete: bool,
+    /// Nothing was heard since the last error.
+    failing: bool,
     backoff: Backoff,
 }
 
@@ -189,6 +192,7 @@ impl Follower {
             match event {
                 Ok(event) => {
                     self.backoff.reset();
+                    self.failing = false;
                     self.take(event);
                 }
                 Err(error) => {
@@ -217,7 +221,10 @@ impl Follower {
             watcher::Error::WatchError(status) if status.code == 410 => {
                 tracing::debug!(%kind, "the watch has expired: listing again");
             }
-            _ => tracing::warn!(%kind, %error, ?wait, "objects cannot be watched; what is known stays"),
+            _ if std::mem::replace(&mut self.failing, true) => {
+                tracing::warn!(%kind, %error, ?wait, "objects cannot be watched; what is known stays");
+            }
+            _ => tracing::debug!(%kind, %error, "the watch broke off"),
         }
         wait
     }

@@ -16,6 +16,7 @@ fn follower(shared: &Arc<Shared>, kind: Kind) -> Follower {
         known: HashMap::new(),
         listing: None,
         complete: false,
+        failing: false,
         backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
     }
 }
