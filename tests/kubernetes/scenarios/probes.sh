@@ -20,7 +20,7 @@ check "an unwell app is found out" within 30 says False k -n "$NS" get pod http 
 in_pod http rm /tmp/unready
 check "and its recovery" ready http
 forwarded() {
-	k -n "$NS" port-forward pod/http :8080 > "$WORK/forward" 2>&1 & local p=$!
+	kubectl -n "$NS" port-forward pod/http :8080 > "$WORK/forward" 2>&1 & local p=$!
 	within 10 grep -q Forwarding "$WORK/forward"
 	curl -sf -m 5 "http://127.0.0.1:$(grep -m1 -o '127.0.0.1:[0-9]*' "$WORK/forward" | cut -d: -f2)/"; local code=$?
 	kill $p; wait $p 2>/dev/null
