@@ -14,6 +14,8 @@ use crate::cluster::value::{annotation, name, namespace, text};
 const CONTROLLER: &str = "stillmesh-controller";
 /// What the controller writes into every namespace (contract 6.4).
 const ROOTS: [&str; 2] = ["istio-ca-root-cert", "istio-ca-crl"];
+/// The lease that one of its replicas leads by.
+const LEASE: &str = "stillmesh-leader";
 /// What it keeps in its own.
 const SECRETS: [&str; 2] = ["stillmesh-ca", "stillmesh-webhook"];
 /// Conditions that it writes at policies (contract 7.6).
@@ -36,7 +38,7 @@ impl Found {
         let own_secrets = objects.list(&Resource::new("v1", "Secret"), at, "").await?;
         found.extend(own_secrets.into_iter().filter(|secret| SECRETS.contains(&name(secret))));
         let leases = objects.list(&Resource::new("coordination.k8s.io/v1", "Lease"), at, "").await?;
-        found.extend(leases.into_iter().filter(|lease| name(lease).starts_with(CONTROLLER)));
+        found.extend(leases.into_iter().filter(|lease| name(lease) == LEASE));
         for map in ROOTS {
             found
                 .extend(objects.named(&Resource::new("v1", "ConfigMap"), map).await?.into_iter().filter(written_by_us));
