@@ -124,6 +124,10 @@ impl Metrics {
     /// New metrics, registered.
     pub fn registered(registry: &Registry) -> Self {
         let metrics = Self::default();
+        // A state that nobody was in yet is 0, not absent.
+        for state in [PodState::entering, PodState::pending, PodState::captured, PodState::leaving] {
+            metrics.pods.get_or_create(&StateLabels { state });
+        }
         registry.register(|registry| {
             let all = metrics.clone();
             registry.register("nodeagent_reconcile_events", "Events of pods and namespaces looked at", all.events);
