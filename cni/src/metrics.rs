@@ -126,7 +126,7 @@ impl Metrics {
         let metrics = Self::default();
         // A state that nobody was in yet is 0, not absent.
         for state in [PodState::entering, PodState::pending, PodState::captured, PodState::leaving] {
-            metrics.pods.get_or_create(&StateLabels { state });
+            drop(metrics.pods.get_or_create(&StateLabels { state }));
         }
         registry.register(|registry| {
             let all = metrics.clone();
