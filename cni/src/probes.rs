@@ -204,16 +204,28 @@ fn is_pods(line: &str) -> bool {
     })
 }
 
+/// The ports of a pod's `tcpSocket` probes, in order.
+pub(crate) fn socket_ports(pod: &Pod) -> BTreeSet<u16> {
+    let of_probe = |(container, probe): (&Container, &Probe)| number(&probe.tcp_socket.as_ref()?.port, container);
+    containers(pod).flat_map(|one| probes(one).map(move |probe| (one, probe))).filter_map(of_probe).collect()
+}
+
 /// The TCP ports that the kubelet may dial in a pod: of probes and of lifecycle hooks.
 fn ports(pod: &Pod) -> BTreeSet<u16> {
-    let Some(spec) = &pod.spec else { return BTreeSet::new() };
-    let sidecars = spec.init_containers.iter().flatten();
-    spec.containers.iter().chain(sidecars).flat_map(of_container).collect()
+    containers(pod).flat_map(of_container).collect()
+}
+
+/// All containers, sidecars included.
+fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
+    pod.spec.iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()))
+}
+
+fn probes(container: &Container) -> impl Iterator<Item = &Probe> {
+    [&container.liveness_probe, &container.readiness_probe, &container.startup_probe].into_iter().flatten()
 }
 
 fn of_container(container: &Container) -> Vec<u16> {
-    let probes = [&container.liveness_probe, &container.readiness_probe, &container.startup_probe];
-    let mut ports: Vec<u16> = probes.into_iter().flatten().filter_map(|probe| of_probe(probe, container)).collect();
+    let mut ports: Vec<u16> = probes(container).filter_map(|probe| of_probe(probe, container)).collect();
     let hooks = container.lifecycle.iter().flat_map(|hooks| [&hooks.post_start, &hooks.pre_stop]);
     ports.extend(hooks.flatten().filter_map(|hook: &LifecycleHandler| {
         let http = hook.http_get.as_ref().map(|get| &get.port);
@@ -269,6 +281,7 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(ports(&pod), BTreeSet::from([8080, 8081, 8082, 8083, 8084]));
+        assert_eq!(socket_ports(&pod), BTreeSet::from([8081]));
         let probes = Probes::default();
         probes.learn(&pod);
         assert!(probes.ports.lock().contains_key("u"));

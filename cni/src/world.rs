@@ -15,7 +15,7 @@ use stillmesh_objects::Change;
 use crate::api::Seen;
 use crate::enroll::steps::Wanted;
 use crate::metrics::{EventLabels, EventType, Metrics};
-use crate::probes::Probes;
+use crate::probes::{self, Probes};
 use crate::rules::plan::{Dns, Facts, Inbound, InterfaceName};
 use crate::writeback::PodName;
 
@@ -32,6 +32,7 @@ pub struct World {
     node: String,
     enrolment: Enrolment,
     dns: Dns,
+    socket_probes: bool,
     pods: HashMap<PodName, Arc<Pod>>,
     namespaces: HashMap<Arc<str>, Arc<Namespace>>,
     /// Pods that the API server was asked for and that the watch has not brought yet.
@@ -65,12 +66,13 @@ pub struct Verdict {
 }
 
 impl World {
-    /// No objects yet.
-    pub fn new(node: String, enrolment: Enrolment, dns: Dns) -> Self {
+    /// No objects yet; `socket_probes` where the kernel holds rules for the ports of `tcpSocket` probes.
+    pub fn new(node: String, enrolment: Enrolment, dns: Dns, socket_probes: bool) -> Self {
         Self {
             node,
             enrolment,
             dns,
+            socket_probes,
             pods: HashMap::new(),
             namespaces: HashMap::new(),
             ahead: HashSet::new(),
@@ -276,7 +278,9 @@ impl World {
                 None => tracing::warn!(pod = ?pod.metadata.name, name, "{VIRTUAL_INTERFACES} names no interface"),
             }
         }
-        Facts { dns, inbound, virtual_interfaces, ..Facts::default() }
+        let socket_probes = if self.socket_probes { probes::socket_ports(pod) } else { BTreeSet::new() };
+        let socket_probes = socket_probes.into_iter().collect();
+        Facts { dns, inbound, virtual_interfaces, socket_probes, ..Facts::default() }
     }
 }
 

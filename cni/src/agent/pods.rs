@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::until_cancelled;
+use super::{precheck, until_cancelled};
 use crate::Config;
 use crate::api::{Questions, Seen};
 use crate::belief::Belief;
@@ -76,7 +76,13 @@ impl Pods {
     pub fn new(config: &Config, shared: Shared, locate: Arc<dyn Locate>, tasks: &Tasks) -> anyhow::Result<Self> {
         let beliefs = shared.beliefs.load().context("cannot read the state directory")?;
         let believed = beliefs.into_iter().map(|belief| (belief.uid.clone(), belief)).collect();
-        let world = World::new(config.node.clone(), config.enrolment.clone(), config.dns);
+        let socket_probes = precheck::socket_probes();
+        if !socket_probes {
+            tracing::warn!(
+                "tcpSocket probes of captured pods pass even where nobody listens: load the kernel module nft_socket"
+            );
+        }
+        let world = World::new(config.node.clone(), config.enrolment.clone(), config.dns, socket_probes);
         Ok(Self {
             shared,
             world,

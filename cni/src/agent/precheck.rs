@@ -54,6 +54,14 @@ pub fn check() -> Result<(), PrecheckError> {
     netns.run_blocking(inside).map_err(PrecheckError::Namespace)?
 }
 
+/// Whether this node's kernel can tell ports where somebody listens from others (`nft_socket`, and resets before
+/// routing: kernel 5.9). Blocks for some system calls.
+pub fn socket_probes() -> bool {
+    let try_it = || apply::install(&plan::capture(&Facts { socket_probes: vec![1], ..Facts::default() })).is_ok();
+    let lo = || apply::loopback_up().is_ok();
+    Netns::create().and_then(|netns| netns.run_blocking(move || lo() && try_it())).unwrap_or(false)
+}
+
 fn inside() -> Result<(), PrecheckError> {
     let facts = Facts::default();
     let refused = |error: ApplyError| {

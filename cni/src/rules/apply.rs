@@ -358,6 +358,8 @@ fn condition_expr(condition: &Match, udp: bool) -> Expr {
         Match::SourcePort(port) => nft::eq(source_port, *port),
         Match::DestinationPort(port) => nft::eq(destination_port, *port),
         Match::NotDestinationPort(port) => nft::ne(destination_port, *port),
+        // Either value: a packet that no socket is there for does not come so far.
+        Match::Served => nft::ne(Field::SocketTransparent, 2_u8),
         Match::Marked(mark) => nft::masked_eq(Field::MetaMark, mark.mask, mark.value),
         Match::NotMarked(mark) => nft::masked_ne(Field::MetaMark, mark.mask, mark.value),
         Match::ConnectionMarked(mark) => nft::masked_eq(Field::CtMark, mark.mask, mark.value),
@@ -377,6 +379,7 @@ fn action(action: &Action) -> Expr {
     match action {
         Action::Accept => nft::accept(),
         Action::Drop => nft::drop(),
+        Action::Reset => nft::reject_tcp_reset(),
         Action::Return => nft::ret(),
         Action::Jump(chain) => nft::jump(*chain),
         Action::Redirect(port) => nft::redirect(*port),

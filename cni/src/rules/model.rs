@@ -126,6 +126,8 @@ pub enum Match {
     DestinationPort(u16),
     /// Any other destination port.
     NotDestinationPort(u16),
+    /// A socket of the pod is there for the packet: a listening one, or the connection's own.
+    Served,
     /// The packet's mark.
     Marked(Mark),
     /// Any other packet mark.
@@ -143,6 +145,8 @@ pub enum Action {
     Accept,
     /// Drops it silently; the sender tries again.
     Drop,
+    /// Drops it and tells the sender with a TCP reset.
+    Reset,
     /// Ends this chain.
     Return,
     /// Goes on in another chain of the table, then comes back.

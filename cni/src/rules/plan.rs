@@ -56,6 +56,9 @@ pub struct Facts {
     pub inbound: Inbound,
     /// Interfaces (of virtual machines in the pod) whose inbound TCP counts as outbound of the pod. In order, no duplicates.
     pub virtual_interfaces: Vec<InterfaceName>,
+    /// Ports that `tcpSocket` probes dial: where nobody listens, a connection is refused as without capture, instead of
+    /// taken by the tunnel, which would make every such probe pass. In order, no duplicates.
+    pub socket_probes: Vec<u16>,
     /// Whether connections from the probe addresses of a foreign istio-cni pass uncaptured.
     pub probes: Probes,
 }
@@ -67,6 +70,7 @@ impl Default for Facts {
             dns: Dns::Captured,
             inbound: Inbound::Captured,
             virtual_interfaces: Vec::new(),
+            socket_probes: Vec::new(),
             probes: Probes::Honoured,
         }
     }
@@ -212,12 +216,28 @@ fn mangle_replies() -> Pair {
 fn mangle_capture(facts: &Facts) -> Pair {
     let mut pair = mangle_replies();
     pair.incoming.push(rule([Match::SynAck, Match::ConnectionInvalid], Action::Drop));
+    pair.incoming.extend(closed_ports(facts));
     if facts.ipv6 == Ipv6::Off {
         // Nothing serves IPv6 in this pod: should it come on later, it must not be a way past the tunnel.
         let refused = |interface| rule([Match::Is(Family::V6), interface, Match::AnySyn], Action::Drop);
         pair.outgoing.push(refused(Match::NotToLoopback));
     }
     pair
+}
+
+/// What opens a connection to such a port goes on to its capture if somebody listens there, and no further otherwise:
+/// were it let through, a listener that comes up in between would be reached past the tunnel. What a virtual machine
+/// sends is for others' ports.
+fn closed_ports(facts: &Facts) -> Vec<Rule> {
+    if facts.inbound == Inbound::Bypassed || !facts.virtual_interfaces.is_empty() {
+        return Vec::new();
+    }
+    let of_port = |port: &u16| {
+        let opened = [Match::OpeningSyn, Match::DestinationPort(*port)];
+        let served = [Match::OpeningSyn, Match::DestinationPort(*port), Match::Served];
+        [rule(served, Action::Return), rule(opened, Action::Reset)]
+    };
+    facts.socket_probes.iter().flat_map(of_port).collect()
 }
 
 fn nat_prerouting(facts: &Facts) -> Vec<Rule> {

@@ -92,6 +92,7 @@ fn write_match(out: &mut Formatter<'_>, condition: &Match, protocol: &str) -> Re
         Match::SourcePort(port) => write!(out, "{protocol} sport {port}"),
         Match::DestinationPort(port) => write!(out, "{protocol} dport {port}"),
         Match::NotDestinationPort(port) => write!(out, "{protocol} dport != {port}"),
+        Match::Served => write!(out, "socket transparent != 2"),
         Match::Marked(mark) => write!(out, "meta mark & {:#x} == {:#x}", mark.mask, mark.value),
         Match::NotMarked(mark) => write!(out, "meta mark & {:#x} != {:#x}", mark.mask, mark.value),
         Match::ConnectionMarked(mark) => write!(out, "ct mark & {:#x} == {:#x}", mark.mask, mark.value),
@@ -108,6 +109,7 @@ impl Display for Action {
         match self {
             Self::Accept => write!(out, "accept"),
             Self::Drop => write!(out, "drop"),
+            Self::Reset => write!(out, "reject with tcp reset"),
             Self::Return => write!(out, "return"),
             Self::Jump(chain) => write!(out, "jump {chain}"),
             Self::Redirect(port) => write!(out, "redirect to :{port}"),

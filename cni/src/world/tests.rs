@@ -5,7 +5,7 @@ use stillmesh_objects::{Placed, Position};
 use super::*;
 
 fn world() -> World {
-    World::new("n1".into(), Enrolment::default(), Dns::Captured)
+    World::new("n1".into(), Enrolment::default(), Dns::Captured, true)
 }
 
 fn set(object: impl Into<Object>) -> Change {

@@ -86,6 +86,38 @@ fn a_new_connection_reaches_the_tunnel_which_sees_where_it_was_going() {
 }
 
 #[test]
+fn a_port_of_a_socket_probe_is_captured_only_while_somebody_listens() {
+    isolated(|| {
+        assert!(stillmesh_cni::agent::precheck::socket_probes());
+        let (pod, peer) = pod_and_peer();
+        let inbound = tunnel(&pod, plan::INBOUND_PORT);
+        let plan = plan::capture(&Facts { socket_probes: vec![80, 81], ..Facts::default() });
+        install(&pod, plan.clone());
+        assert_eq!(pod.run(move || apply::differences(&plan)).unwrap(), [""; 0]);
+        let try_to = |address: SocketAddr| peer.run(move || TcpStream::connect_timeout(&address, DEADLINE));
+        let refused =
+            |address| try_to(address).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
+        assert!(refused(at(POD, 80)) && refused(at(POD_V6, 80)) && refused(at(POD, 81)));
+        // Of another port the tunnel finds out itself.
+        drop((connect(&peer, at(POD, 82)), accept(&inbound)));
+        for address in [at(POD, 80), at(POD_V6, 80)] {
+            let application = listen(&pod, address);
+            let client = connect(&peer, address);
+            let captured = accept(&inbound);
+            assert_eq!(original_destination(&captured).unwrap(), address);
+            drop((client, captured, application));
+            assert!(refused(address));
+        }
+        // A listener of both families.
+        let application = listen(&pod, at(std::net::Ipv6Addr::UNSPECIFIED, 81));
+        drop((connect(&peer, at(POD, 81)), accept(&inbound)));
+        // The tunnel's own way to the application.
+        let mut client = pod.run(|| connect_as_tunnel(at(POD, 81), Some(Ipv4Addr::new(10, 9, 0, 7).into())));
+        talk(&mut client, &mut accept(&application));
+    });
+}
+
+#[test]
 fn hbone_loopback_and_the_pods_own_address_are_not_redirected() {
     isolated(|| {
         let (pod, peer) = pod_and_peer();

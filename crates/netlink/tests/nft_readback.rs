@@ -70,7 +70,8 @@ fn filter_table(family: Family, name: &str) -> Table {
         .chain(
             Chain::base("raw", Kind::Filter, Hook::Prerouting, -300)
                 .rule(Rule::new([eq(Field::UdpDport, 53u16), set_ct_zone(1)]))
-                .rule(Rule::new([eq(Field::UdpDport, 54u16), Expr::Notrack])),
+                .rule(Rule::new([eq(Field::UdpDport, 54u16), Expr::Notrack]))
+                .rule(Rule::new([eq(Field::TcpDport, 1u16), ne(Field::SocketTransparent, 2u8), ret()])),
         )
         .chain(Chain::base("reroute", Kind::Route, Hook::Output, -140).rule(Rule::new([counter()])))
 }

@@ -16,6 +16,10 @@ all_well() { same "True True True" "$(k -n "$NS" get pods http tcp exec -o jsonp
 check "they go on passing" stays 10 all_well
 check "nothing was restarted" same "0 0 0" "$(k -n "$NS" get pods -o jsonpath='{.items[*].status.containerStatuses[0].restartCount}')"
 in_pod http touch /tmp/unready
+pod closed "$NODE1" '[serve]' "" "labels: {app: closed}" "readinessProbe: {tcpSocket: {port: 9}, $fast}"
+unlistened() { [ "$(k -n "$NS" get pod closed -o jsonpath='{.status.phase} {.status.conditions[?(@.type=="Ready")].status}')" = "Running False" ]; }
+check "a pod where nobody listens on the probe's port runs" within 30 unlistened
+check "and does not get ready" stays 5 unlistened
 check "an unwell app is found out" within 30 says False k -n "$NS" get pod http -o jsonpath='{.status.conditions[?(@.type=="Ready")].status}'
 in_pod http rm /tmp/unready
 check "and its recovery" ready http

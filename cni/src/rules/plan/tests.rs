@@ -54,6 +54,23 @@ fn virtual_interfaces_come_first_and_are_outbound() {
 }
 
 #[test]
+fn a_port_of_a_socket_probe_is_refused_where_nobody_listens() {
+    let facts = Facts { socket_probes: vec![8080], ..Facts::default() };
+    let lines: Vec<String> = closed_ports(&facts).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        lines,
+        [
+            "tcp flags & (fin | syn | rst | ack) == syn tcp dport 8080 socket transparent != 2 counter return",
+            "tcp flags & (fin | syn | rst | ack) == syn tcp dport 8080 counter reject with tcp reset",
+        ]
+    );
+    let machine = vec![InterfaceName::new("vm0").unwrap()];
+    assert_eq!(closed_ports(&Facts { virtual_interfaces: machine, ..facts.clone() }), []);
+    assert_eq!(closed_ports(&Facts { inbound: Inbound::Bypassed, ..facts.clone() }), []);
+    assert_ne!(capture(&facts).fingerprint(), capture(&Facts::default()).fingerprint());
+}
+
+#[test]
 fn a_leaving_pod_keeps_its_nat_chains_and_marks() {
     golden("leave.nft", &leave(&Facts::default()), include_str!("golden/leave.nft"));
 }
@@ -100,7 +117,8 @@ fn all_facts() -> Vec<Facts> {
             for inbound in [Inbound::Captured, Inbound::Bypassed] {
                 for probes in [Probes::Honoured, Probes::Captured] {
                     for interfaces in [vec![], vec![InterfaceName::new("vm0").unwrap()]] {
-                        all.push(Facts { ipv6, dns, inbound, virtual_interfaces: interfaces, probes });
+                        let (virtual_interfaces, socket_probes) = (interfaces, Vec::new());
+                        all.push(Facts { ipv6, dns, inbound, virtual_interfaces, socket_probes, probes });
                     }
                 }
             }

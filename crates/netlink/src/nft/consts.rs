@@ -161,6 +161,9 @@ pub(super) mod expr {
     pub(in crate::nft) const NUMGEN_OFFSET: u16 = 4;
     pub(in crate::nft) const NUMGEN_INCREMENT: u32 = 0;
     pub(in crate::nft) const NUMGEN_RANDOM: u32 = 1;
+    pub(in crate::nft) const SOCKET_KEY: u16 = 1;
+    pub(in crate::nft) const SOCKET_DREG: u16 = 2;
+    pub(in crate::nft) const SOCKET_TRANSPARENT: u32 = 0;
     pub(in crate::nft) const FIB_DREG: u16 = 1;
     pub(in crate::nft) const FIB_RESULT: u16 = 2;
     pub(in crate::nft) const FIB_FLAGS: u16 = 3;

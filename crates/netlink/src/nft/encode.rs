@@ -261,6 +261,10 @@ impl Encoder {
                 out.be32(expr::CT_DREG, register(at));
                 out.be32(expr::CT_KEY, key);
             }),
+            Origin::Socket(key) => self.add("socket", |out| {
+                out.be32(expr::SOCKET_KEY, key);
+                out.be32(expr::SOCKET_DREG, register(at));
+            }),
             Origin::DestinationType => self.add("fib", |out| {
                 out.be32(expr::FIB_DREG, register(at));
                 out.be32(expr::FIB_RESULT, expr::FIB_ADDRTYPE);

@@ -138,6 +138,9 @@ pub enum Field {
     CtStatus,
     /// Kind of the destination address (an RTN_ number: 2 local, 3 broadcast, 5 multicast).
     FibDaddrType,
+    /// 1 if the local socket that the packet is for, a listening one included, is transparent, else 0. Without such a
+    /// socket the rule does not go on, whatever it compares with. Kernel with `CONFIG_NFT_SOCKET`.
+    SocketTransparent,
 }
 
 impl Field {

@@ -101,6 +101,7 @@ pub(super) enum Origin {
     Network { version: u8, offset: u32 },
     Transport { protocol: Option<u8>, offset: u32 },
     DestinationType,
+    Socket(u32),
 }
 
 impl Field {
@@ -131,6 +132,7 @@ impl Field {
             Self::CtState => ct(expr::CT_STATE),
             Self::CtMark => ct(expr::CT_MARK),
             Self::CtStatus => ct(expr::CT_STATUS),
+            Self::SocketTransparent => Source { layout: Layout::U8, origin: Origin::Socket(expr::SOCKET_TRANSPARENT) },
             Self::FibDaddrType => Source { layout: Layout::Host32, origin: Origin::DestinationType },
         }
     }
