@@ -4,7 +4,7 @@ mod catalogue;
 mod misses;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 pub use catalogue::{Catalogue, Entry, catalogue};
 pub use misses::{Miss, nearest_misses};
@@ -96,6 +96,11 @@ pub enum Reason {
         /// The waypoint as it is bound: `namespace/hostname` or `network/ip`.
         waypoint: Str,
     },
+    /// The address was a workload's in the mesh until a moment ago, and is nobody's yet.
+    WorkloadGone {
+        /// The address.
+        address: IpAddr,
+    },
     /// The destination is on another network that cannot be crossed from here.
     NetworkUnreachable {
         /// The other network.
@@ -181,6 +186,9 @@ impl fmt::Display for Reason {
             Self::NoServicePort { service, port } => write!(f, "service {service} has no port {port}"),
             Self::WaypointUnavailable { waypoint } => {
                 write!(f, "waypoint {waypoint} is bound and has no endpoint that takes traffic")
+            }
+            Self::WorkloadGone { address } => {
+                write!(f, "the workload at {address} is gone, and no other is known there")
             }
             Self::NetworkUnreachable { network } => {
                 write!(f, "the destination is on network {network:?}, which cannot be reached from here")

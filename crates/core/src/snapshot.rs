@@ -5,6 +5,7 @@
 //! it stays as it is and counts as unknown for everything in its scope. [`Stage`] is the writer's side of the promise
 //! that a policy is never skipped.
 
+mod departed;
 mod edit;
 mod index;
 mod shards;
@@ -14,6 +15,7 @@ mod stage;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use departed::Departed;
 use edit::Edit;
 use index::{Tables, pod_hash};
 use serde::Serialize;
@@ -87,13 +89,20 @@ pub struct Snapshot {
     network: Str,
     unknown: UnknownPolicies,
     tables: Tables,
+    departed: Departed,
 }
 
 impl Snapshot {
     /// Nothing known yet. `network` is the network that this node is on. Unknown policies are refused.
     pub fn empty(network: impl Into<Str>) -> Self {
         let unknown = UnknownPolicies::Refuse;
-        Self { generation: 0, network: network.into(), unknown, tables: Tables::default() }
+        Self {
+            generation: 0,
+            network: network.into(),
+            unknown,
+            tables: Tables::default(),
+            departed: Departed::default(),
+        }
     }
 
     /// The same view, under which policies that are named and not known do as `unknown` says.
@@ -123,7 +132,7 @@ impl Snapshot {
         edit.finish()
     }
 
-    /// Whether `other` knows the same things. Generations may differ.
+    /// Whether `other` knows the same things. Generations, and who left lately, may differ.
     pub fn same_content(&self, other: &Self) -> bool {
         self.network == other.network && self.unknown == other.unknown && self.tables == other.tables
     }
@@ -140,6 +149,12 @@ impl Snapshot {
             (!workload.uid.0.contains("//Pod/"), workload.tunnel_protocol != TunnelProtocol::Hbone)
         };
         self.tables.by_address.get(address)?.iter().min_by_key(standing)
+    }
+
+    /// Whether this was a workload's address in the mesh until lately ([`Stage::DEPARTED`]) and is nobody's since. A
+    /// connection there must not go in clear: another workload may have the address before this node knows of it.
+    pub fn is_departed(&self, address: &NetworkAddress) -> bool {
+        self.departed.has(address) && self.workload_at(address).is_none()
     }
 
     /// The workload of a captured pod: by node, namespace, name and service account.

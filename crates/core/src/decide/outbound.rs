@@ -5,6 +5,7 @@
 //!   counts too. Istio lets any such service take the traffic, and skips the waypoint.
 //! - Where such a service has no endpoint for the port, the workload is dialled as itself, and not in the clear.
 //! - A waypoint that dials a service bound to it is not sent to itself.
+//! - Nothing goes in clear to an address that a workload of the mesh left within the last minute.
 //! - Other networks cannot be crossed yet: refused.
 
 use std::net::SocketAddr;
@@ -29,7 +30,8 @@ pub fn outbound(snapshot: &Snapshot, attrs: &OutboundAttrs<'_>) -> Result<Outbou
     }
     let ask = Ask { snapshot, source, entropy: attrs.entropy, tried: attrs.tried };
     // 1. Who is at the address: a workload, a service, or (a ServiceEntry may list one address twice) both.
-    let owner = snapshot.workload_at(&NetworkAddress::new(snapshot.network().clone(), to.ip()));
+    let address = NetworkAddress::new(snapshot.network().clone(), to.ip());
+    let owner = snapshot.workload_at(&address);
     let is_at_home = |service: &&Arc<Service>| owner.is_none_or(|owner| owner.is_member_of(&service.key));
     let service = snapshot.service_at(source, to.ip()).filter(is_at_home);
 
@@ -44,6 +46,7 @@ pub fn outbound(snapshot: &Snapshot, attrs: &OutboundAttrs<'_>) -> Result<Outbou
     }
     // 3. and 4. An endpoint of the service, else the workload, else it is none of ours.
     let (workload, port, service) = match (service, owner) {
+        (None, None) if snapshot.is_departed(&address) => return Err(Reason::WorkloadGone { address: to.ip() }.into()),
         (None, None) => return Ok(unmanaged(to, None)),
         (None, Some(owner)) => (owner, to.port(), None),
         (Some(service), owner) if service.load_balancing.mode == Mode::Passthrough => match owner {

@@ -84,6 +84,12 @@ const WAYPOINT_UNAVAILABLE: Entry = refuses(
     "A waypoint is bound, and none of its pods can be reached. It is never gone round: its policies would be skipped.",
     "check the waypoint's Gateway and pods, or unbind it (label istio.io/use-waypoint=none)",
 );
+const WORKLOAD_GONE: Entry = refuses(
+    "WORKLOAD_GONE",
+    Fault::Upstream,
+    "A workload of the mesh had this address until less than a minute ago, and nobody is known there since.",
+    "dial the service's name, and look it up again when a connection ends",
+);
 const NETWORK_UNREACHABLE: Entry = refuses(
     "NETWORK_UNREACHABLE",
     Fault::Config,
@@ -126,6 +132,7 @@ impl Reason {
             Self::NoHealthyEndpoint { .. } => &NO_HEALTHY_ENDPOINT,
             Self::NoServicePort { .. } => &NO_SERVICE_PORT,
             Self::WaypointUnavailable { .. } => &WAYPOINT_UNAVAILABLE,
+            Self::WorkloadGone { .. } => &WORKLOAD_GONE,
             Self::NetworkUnreachable { .. } => &NETWORK_UNREACHABLE,
             Self::ProxyPort { .. } => &PROXY_PORT,
             Self::ForeignAuthority { .. } => &FOREIGN_AUTHORITY,
@@ -141,7 +148,7 @@ pub struct Catalogue(&'static [Entry]);
 
 /// Every kind of reason, those that carry first.
 pub fn catalogue() -> Catalogue {
-    const ALL: [Entry; 18] = [
+    const ALL: [Entry; 19] = [
         NO_POLICY,
         ALLOWED_BY,
         TO_WORKLOAD,
@@ -156,6 +163,7 @@ pub fn catalogue() -> Catalogue {
         NO_HEALTHY_ENDPOINT,
         NO_SERVICE_PORT,
         WAYPOINT_UNAVAILABLE,
+        WORKLOAD_GONE,
         NETWORK_UNREACHABLE,
         PROXY_PORT,
         FOREIGN_AUTHORITY,

@@ -31,6 +31,7 @@ fn all() -> Vec<Reason> {
         Reason::NoHealthyEndpoint { service: service_key("web") },
         Reason::NoServicePort { service: service_key("web"), port: 81 },
         Reason::WaypointUnavailable { waypoint: "ns/gate".into() },
+        Reason::WorkloadGone { address: [10, 0, 0, 1].into() },
         Reason::NetworkUnreachable { network: "away".into() },
         Reason::ProxyPort { destination: to("10.0.0.1:15008") },
         Reason::ForeignAuthority { authority: "10.0.0.2:80".into() },
@@ -45,7 +46,7 @@ fn codes_are_unique_and_stable() {
     assert_eq!(codes, [
         "NO_POLICY", "ALLOWED_BY", "TO_WORKLOAD", "TO_ENDPOINT", "TO_WAYPOINT", "UNMANAGED", "DENIED_BY",
         "NO_ALLOW_MATCHED", "MUTUAL_TLS_REQUIRED", "POLICY_UNKNOWN", "POLICY_UNREADABLE", "NO_HEALTHY_ENDPOINT",
-        "NO_SERVICE_PORT", "WAYPOINT_UNAVAILABLE", "NETWORK_UNREACHABLE", "PROXY_PORT", "FOREIGN_AUTHORITY",
+        "NO_SERVICE_PORT", "WAYPOINT_UNAVAILABLE", "WORKLOAD_GONE", "NETWORK_UNREACHABLE", "PROXY_PORT", "FOREIGN_AUTHORITY",
         "UNKNOWN_AUTHORITY",
     ]);
     assert_eq!(codes.iter().collect::<BTreeSet<_>>().len(), codes.len());

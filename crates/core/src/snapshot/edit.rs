@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Change, Snapshot, Touched};
-use crate::model::{Policy, PolicyKey, Scope, Workload, WorkloadUid};
+use crate::model::{NetworkAddress, Policy, PolicyKey, Scope, TunnelProtocol, Workload, WorkloadUid};
 
 /// A snapshot in the making.
 #[derive(Debug)]
@@ -64,6 +64,14 @@ impl Edit {
             self.policies.entry(new.key.clone()).or_insert_with(|| old.cloned());
             self.next.tables.put_policy(new);
         }
+    }
+
+    /// Addresses of workloads in the mesh that are nobody's any more.
+    pub(super) fn departed(&self) -> Vec<NetworkAddress> {
+        let changed = self.workloads.values().flatten().filter(|old| old.tunnel_protocol == TunnelProtocol::Hbone);
+        let addresses = changed
+            .flat_map(|old| old.addresses.iter().map(|address| NetworkAddress::new(old.network.clone(), *address)));
+        addresses.filter(|address| self.next.workload_at(address).is_none()).collect()
     }
 
     /// The next snapshot, and what differs for live connections between it and the one the edit started from.

@@ -6,6 +6,8 @@
 //! that traffic never goes by a stale endpoint. A workload that was not known, or that is another pod than before, has
 //! nothing to fall back to: it is published at once (its traffic is tunnelled, never in the clear) and new connections
 //! to it are refused until its policies are here.
+//!
+//! Addresses that workloads left are remembered for a while, so that nothing is sent there in clear.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -50,6 +52,9 @@ impl Stage {
     /// How long an incomplete update is held back.
     pub const HOLD: Duration = Duration::from_secs(5);
 
+    /// How long the address of a workload that left counts as its own ([`Snapshot::is_departed`]).
+    pub const DEPARTED: Duration = Duration::from_secs(60);
+
     /// Starts from a view.
     pub fn new(initial: Snapshot, unknown: UnknownPolicies) -> Self {
         let current = initial.with_unknown_policies(unknown);
@@ -73,6 +78,7 @@ impl Stage {
             UnknownPolicies::Allow => changes.iter().for_each(|change| edit.apply(change)),
             UnknownPolicies::Refuse => self.apply_held(Batch::new(changes), now, &mut edit),
         }
+        edit.next.departed.turn(now, edit.departed(), now + Self::DEPARTED);
         let (next, touched) = edit.finish();
         self.current = next.clone();
         (next, touched)
@@ -81,7 +87,7 @@ impl Stage {
     /// When [`Stage::apply`] must be called next, with no changes if there are none.
     pub fn deadline(&self) -> Option<Instant> {
         let workloads = self.workloads.values().map(|(_, deadline)| *deadline);
-        workloads.chain(self.removals.values().copied()).min()
+        workloads.chain(self.removals.values().copied()).chain(self.current.departed.deadline()).min()
     }
 
     /// Policies first, whatever their order in the batch; removals of policies last.

@@ -4,11 +4,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::arbitrary::any_changes;
-use crate::attrs::InboundAttrs;
-use crate::decide::{Verdict, authorize};
+use crate::attrs::{InboundAttrs, OutboundAttrs};
+use crate::decide::{Verdict, authorize, outbound};
 use crate::explain::Reason;
 use crate::fixtures::{from, policy, policy_key, uid, workload};
-use crate::model::{Action, Health, Scope};
+use crate::model::{Action, Health, NetworkAddress, Scope, TunnelProtocol};
+use crate::snapshot::departed::Departed;
 
 /// A stage with its own clock, and the latest view.
 struct Node {
@@ -49,6 +50,60 @@ impl Node {
     fn reason(&self) -> &'static str {
         self.verdict().reason.code()
     }
+}
+
+#[test]
+fn an_address_that_a_workload_left_is_remembered_for_a_while() {
+    for unknown in [UnknownPolicies::Refuse, UnknownPolicies::Allow] {
+        let mut node = Node::new(unknown);
+        let address = |workload: &Workload| NetworkAddress::new("", workload.addresses[0]);
+        let of_address = |name| Workload { addresses: vec![[10, 0, 0, 1].into()], ..workload(name) };
+        let here = address(&of_address("a"));
+        let others = |protocol| Workload { tunnel_protocol: protocol, ..of_address("b") };
+        let put = |workload| Change::Workload(Arc::new(workload));
+        let gone = |name| Change::WorkloadRemoved(uid(name));
+
+        node.hears([put(of_address("a"))]);
+        assert!(!node.view.is_departed(&here) && node.stage.deadline().is_none());
+        node.hears([gone("a")]);
+        assert!(node.view.is_departed(&here));
+        let (source, destination) = (workload("c"), (here.address, 80).into());
+        let attrs = OutboundAttrs { source: &source, destination, entropy: 0, tried: &[] };
+        let dialled =
+            |node: &Node| outbound(&node.view, &attrs).map_or_else(|refusal| refusal.reason, |plan| plan.reason);
+        assert_eq!(dialled(&node), Reason::WorkloadGone { address: here.address });
+        node.waits(59);
+        assert!(node.view.is_departed(&here));
+        assert_eq!(node.stage.deadline(), Some(node.now + Duration::from_secs(1)));
+        node.waits(1);
+        assert!(!node.view.is_departed(&here) && node.stage.deadline().is_none());
+        assert_eq!(dialled(&node), Reason::Unmanaged);
+
+        // Whoever has it next ends that; one that never was in the mesh leaves nothing.
+        node.hears([put(others(TunnelProtocol::Hbone))]);
+        node.hears([gone("b")]);
+        node.hears([put(others(TunnelProtocol::None))]);
+        assert!(!node.view.is_departed(&here));
+        node.waits(61);
+        node.hears([gone("b")]);
+        assert!(!node.view.is_departed(&here));
+
+        // A pod that comes back under its name elsewhere.
+        let moved = Workload { addresses: vec![[10, 7, 7, 7].into()], ..others(TunnelProtocol::Hbone) };
+        node.hears([put(others(TunnelProtocol::Hbone))]);
+        node.hears([put(moved.clone())]);
+        assert!(node.view.is_departed(&here) && !node.view.is_departed(&address(&moved)));
+    }
+}
+
+#[test]
+fn no_more_departed_addresses_are_remembered_than_can_be_held() {
+    let mut departed = Departed::default();
+    let (now, address) = (Instant::now(), |number: u32| NetworkAddress::new("", IpAddr::from(number.to_be_bytes())));
+    for number in 0..5000_u32 {
+        departed.turn(now, vec![address(number)], now + Duration::from_secs(60));
+    }
+    assert!(!departed.has(&address(903)) && departed.has(&address(904)) && departed.has(&address(4999)));
 }
 
 /// Workload `a`, naming these policies.
@@ -298,7 +353,8 @@ proptest! {
             }).collect();
             plain = plain.apply(&batch).0;
             node.hears(batch);
-            prop_assert!(node.stage.deadline().is_none_or(|at| at > node.now && at <= node.now + Stage::HOLD));
+            let limit = if node.stage.held() > 0 { Stage::HOLD } else { Stage::DEPARTED };
+            prop_assert!(node.stage.deadline().is_none_or(|at| at > node.now && at <= node.now + limit));
             node.waits(seconds);
         }
         node.waits(5);
