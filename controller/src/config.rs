@@ -52,7 +52,7 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     (
         "CA_ROOT_ANNOUNCE",
         "",
-        "how long a new root is distributed before it signs; absent: DEFAULT_WORKLOAD_CERT_TTL; in a cluster only",
+        "how long a new root is distributed before it signs; absent: DEFAULT_WORKLOAD_CERT_TTL, at least 24h; in a cluster only",
     ),
     (
         "CA_ROOT_RETAIN",
@@ -169,7 +169,8 @@ impl Config {
                 audiences: list(&text(&reader, "TOKEN_AUDIENCES")),
                 times: Times {
                     life: reader.duration("CA_ROOT_TTL", ROOT_LIFE),
-                    announce: reader.duration("CA_ROOT_ANNOUNCE", default_ttl),
+                    // Nodes learn of it with their next certificates, for which they may ask a day.
+                    announce: reader.duration("CA_ROOT_ANNOUNCE", default_ttl.max(DEFAULT_TTL)),
                     retain: reader.duration("CA_ROOT_RETAIN", max_ttl + Duration::from_secs(3600)),
                 },
                 status,
@@ -278,11 +279,11 @@ mod tests {
 
     #[test]
     fn without_a_directory_the_cluster_is_home() {
-        let values = [("POD_NAMESPACE", "mesh"), ("REVISION", "canary"), ("DEFAULT_WORKLOAD_CERT_TTL", "1h")];
+        let values = [("POD_NAMESPACE", "mesh"), ("REVISION", "canary"), ("DEFAULT_WORKLOAD_CERT_TTL", "48h")];
         let config = Config::read(Reader::from_values(values)).unwrap();
         let Home::Cluster(home) = &config.home else { panic!("{config:?}") };
         assert_eq!(home.audiences, ["istio-ca"]);
-        assert_eq!(home.times.announce, Duration::from_secs(3600));
+        assert_eq!(home.times.announce, Duration::from_secs(48 * 3600));
         assert_eq!(home.times.retain, Duration::from_secs(2161 * 3600));
         assert_eq!(config.trusted_node_accounts, [("mesh".into(), "ztunnel".into())]);
         let names = config.certificate_names();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use stillmesh_api::xds::{Client, NodeInfo, Status};
-use stillmesh_core::snapshot::{Snapshot, Stage};
+use stillmesh_core::snapshot::Snapshot;
 use stillmesh_runtime::drain::{self, Mode, Watch};
 use stillmesh_runtime::tasks::Tasks;
 use stillmesh_runtime::telemetry;
@@ -77,9 +77,8 @@ pub async fn run(config: Config, watch: Watch) -> anyhow::Result<()> {
     let ledger = Ledger::new(metrics.clone());
     let initial = Snapshot::empty(config.network.as_str());
     let snapshots = Arc::new(Snapshots::new(initial.clone()));
-    let stage = Stage::new(initial, config.unknown_policies);
     let enforcer = Enforcer::new(ledger.clone());
-    let (writer, publisher) = Writer::new(stage, snapshots.clone(), enforcer, metrics);
+    let (writer, publisher) = Writer::new(initial, config.unknown_policies, snapshots.clone(), enforcer, metrics);
     tasks.spawn("snapshots", writer.run());
 
     let workers = Workers::start(config.workers.0).context("worker threads")?;
@@ -152,7 +151,8 @@ fn control_plane(tasks: &Tasks, node: &Arc<Node>, publisher: Publisher) -> watch
         &config.node,
         config.instance_ip,
         &config.cluster_domain,
-    );
+    )
+    .with(config.metadata.clone());
     let client = Client::new(config.xds.clone(), info);
     let status = client.status();
     tasks.spawn("xds", client.run(publisher, tasks.token()));

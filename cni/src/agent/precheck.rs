@@ -41,7 +41,7 @@ impl Diagnose for PrecheckError {
             Self::Namespace(_) => "give the agent CAP_SYS_ADMIN and CAP_NET_ADMIN",
             Self::Rules { .. } => {
                 "load the kernel modules nf_tables, nft_chain_nat, nft_redir, nft_ct and nf_conntrack on this node, and \
-                 give the agent CAP_NET_ADMIN; kernel 5.4 or later"
+                 give the agent CAP_NET_ADMIN; kernel 5.14 or later"
             }
             Self::Different(_) => "report this with the kernel's version",
         }

@@ -37,6 +37,9 @@ impl ResourceType {
     }
 }
 
+/// How our controller names itself in responses.
+pub const IDENTIFIER: &str = "stillmesh";
+
 /// What one response of the control plane changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
@@ -46,6 +49,8 @@ pub struct Batch {
     pub changes: Vec<Change>,
     /// The first response of this type since the process started: with it the type's state is complete.
     pub first: bool,
+    /// Whether a controller of ours sent it, going by how it names itself.
+    pub ours: bool,
     /// Size of the response on the wire, for telemetry.
     pub bytes: usize,
 }

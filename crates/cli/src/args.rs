@@ -68,6 +68,12 @@ pub(crate) enum Command {
     Precheck(Precheck),
     /// The node tunnel (configured by environment variables)
     Ztunnel,
+    /// The node tunnel, as a DaemonSet of Istio's starts it
+    #[command(hide = true)]
+    Proxy {
+        #[arg(value_parser = ["ztunnel"])]
+        kind: String,
+    },
     /// The controller: configuration and certificates for every node (configured by environment variables)
     Controller {
         /// Flags that stand for environment variables; `-- --help` lists them

@@ -61,7 +61,7 @@ fn internal(step: Internal) -> anyhow::Result<ExitCode> {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Ztunnel => stillmesh_ztunnel::main()?,
+        Command::Ztunnel | Command::Proxy { .. } => stillmesh_ztunnel::main()?,
         Command::Controller { flags } => stillmesh_controller::main(flags)?,
         Command::Agent => agent()?,
         Command::ClusterDns => cluster_dns()?,

@@ -185,15 +185,21 @@ impl std::fmt::Debug for Leaf {
 }
 
 /// What a certificate says of itself.
-struct Facts {
-    names: Vec<String>,
-    serial: String,
-    not_before: SystemTime,
-    not_after: SystemTime,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Its names that are URIs.
+    pub names: Vec<String>,
+    /// Its serial number, hexadecimal.
+    pub serial: String,
+    /// When its life begins.
+    pub not_before: SystemTime,
+    /// When it expires.
+    pub not_after: SystemTime,
 }
 
 impl Facts {
-    fn read(certificate: &CertificateDer<'_>) -> Result<Self, LeafError> {
+    /// Reads a certificate; nothing is checked. Errors: it is none.
+    pub fn read(certificate: &CertificateDer<'_>) -> Result<Self, LeafError> {
         let unreadable = |problem: &dyn std::fmt::Display| LeafError::Unreadable { problem: problem.to_string() };
         let (_, parsed) = X509Certificate::from_der(certificate).map_err(|problem| unreadable(&problem))?;
         let validity = parsed.validity();

@@ -26,7 +26,7 @@ pub use clock::{Clock, SystemClock, TokioClock};
 pub use error::TlsError;
 pub use issuer::rotation;
 pub use issuer::{IssueError, Issuer, IssuerError, Material, Serving};
-pub use leaf::{Leaf, LeafError};
+pub use leaf::{Facts, Leaf, LeafError};
 pub use peer::{expiry, peer_identity};
 pub use revocation::Revocations;
 pub use secrets::{SecretError, SecretLimits, Secrets, Sign, SignFailure};

@@ -19,6 +19,9 @@ use super::succession;
 use super::zds::Proxies;
 use crate::node::Node;
 
+/// How long a pod's connections may go on after it left the mesh by a node agent of ours, which keeps its rules so long.
+const POD_DRAIN: Duration = Duration::from_secs(60);
+
 /// The pods, shared with those who look on.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
@@ -141,7 +144,10 @@ impl Shared {
     fn let_go(self: &Arc<Self>, pod: Arc<Pod>) {
         self.node.metrics.proxies_stopped.inc();
         self.forget_identity(&pod);
-        let grace = self.node.config.pod_drain;
+        // A foreign agent takes the pod's rules out before it says so: what is open could not go on.
+        let config = &self.node.config;
+        let ours = config.probes.as_ref().is_some_and(|socket| socket.exists());
+        let grace = config.pod_drain.unwrap_or(if ours { POD_DRAIN } else { Duration::ZERO });
         self.drain(pod, Some(grace));
     }
 

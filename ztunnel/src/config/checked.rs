@@ -1,5 +1,6 @@
 //! The checked configuration: typed, complete, shown at the admin port.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,9 @@ pub struct Config {
     pub ca: ControlPlane,
     /// Id of the Kubernetes cluster.
     pub cluster_id: String,
+    /// What else the control plane is told of this node.
+    #[serde(skip)]
+    pub metadata: BTreeMap<String, String>,
     /// DNS domain of the cluster.
     pub cluster_domain: String,
     /// Network of this node.
@@ -73,8 +77,8 @@ pub struct Config {
     pub keepalive: Option<Keepalive>,
     /// How long open connections may go on after SIGTERM.
     pub drain: Duration,
-    /// How long a pod's connections may go on after it left the mesh.
-    pub pod_drain: Duration,
+    /// How long a pod's connections may go on after it left the mesh; `None` for what suits the node agent.
+    pub pod_drain: Option<Duration>,
     /// Threads that carry connections.
     pub workers: Workers,
     /// Application tunnels are reached at loopback.
@@ -83,7 +87,7 @@ pub struct Config {
     pub response_baggage: bool,
     /// What a policy that has not arrived means.
     #[serde(skip)]
-    pub unknown_policies: UnknownPolicies,
+    pub unknown_policies: Option<UnknownPolicies>,
     /// Bounds.
     pub limits: Limits,
     /// Admin port.
@@ -207,10 +211,21 @@ impl Config {
         let account = text(env, "SERVICE_ACCOUNT").unwrap_or_else(|| "ztunnel".to_owned());
         let ipv6 = env.flag("IPV6_ENABLED", true);
         let any = if ipv6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
-        for key in ["XDS_ON_DEMAND", "LOCAL_XDS", "LOCAL_XDS_PATH", "FAKE_CA"] {
+        for key in ["XDS_ON_DEMAND", "LOCAL_XDS", "LOCAL_XDS_PATH", "FAKE_CA", "TLS12_ENABLED"] {
             if env.string(key).is_some_and(|value| stillmesh_runtime::env::parse_bool(&value) != Some(false)) {
                 env.problem(key, "nothing: this version does not support it");
             }
+        }
+        for key in ["XDS_ROOT_CA", "CA_ROOT_CA"] {
+            if env.string(key).is_some_and(|value| value.trim() == "SYSTEM") {
+                env.problem(key, "a file or PEM: this version does not use the system's roots");
+            }
+        }
+        if env.string("PROXY_MODE").is_some_and(|mode| !mode.is_empty() && mode != "shared") {
+            env.problem("PROXY_MODE", "shared: this version does not run beside one workload");
+        }
+        if env.string("COMPLIANCE_POLICY").is_some_and(|policy| !policy.trim().is_empty()) {
+            env.problem("COMPLIANCE_POLICY", "nothing: this version does not support it");
         }
         let zds: PathBuf = text(env, "INPOD_UDS").unwrap_or_else(|| "/var/run/ztunnel/ztunnel.sock".to_owned()).into();
         let config = Self {
@@ -218,6 +233,7 @@ impl Config {
             xds,
             ca,
             cluster_id,
+            metadata: env.prefixed("ISTIO_META_"),
             cluster_domain: text(env, "CLUSTER_DOMAIN").unwrap_or_else(|| "cluster.local".to_owned()),
             network: text(env, "NETWORK").unwrap_or_default(),
             node: text(env, "NODE_NAME").unwrap_or_default(),
@@ -245,17 +261,15 @@ impl Config {
             hbone: hbone(env),
             keepalive: keepalive(env),
             drain: drain(env),
-            pod_drain: env.duration("POD_DRAIN", Duration::from_secs(60)),
+            pod_drain: env.parse_with("POD_DRAIN", "a duration such as 60s", parse_duration),
             workers: workers(env, cores()),
             localhost_app_tunnel: env.flag("LOCALHOST_APP_TUNNEL", true),
             response_baggage: env.flag("ENABLE_RESPONSE_BAGGAGE", true),
-            unknown_policies: env
-                .parse_with("UNKNOWN_POLICIES", "refuse or allow", |text| match text {
-                    "refuse" => Some(UnknownPolicies::Refuse),
-                    "allow" => Some(UnknownPolicies::Allow),
-                    _ => None,
-                })
-                .unwrap_or(UnknownPolicies::Refuse),
+            unknown_policies: env.parse_with("UNKNOWN_POLICIES", "refuse or allow", |text| match text {
+                "refuse" => Some(UnknownPolicies::Refuse),
+                "allow" => Some(UnknownPolicies::Allow),
+                _ => None,
+            }),
             limits: Limits {
                 connections_per_pod: within(env, "MAX_CONNECTIONS_PER_POD", 16_384, 1, 1 << 20),
                 handshakes: within(env, "MAX_HANDSHAKES", 1024, 1, 65_536),
@@ -302,10 +316,11 @@ fn control_planes(env: &mut Reader, cluster_id: &str) -> (ControlPlane, ControlP
 }
 
 fn address(env: &mut Reader, key: &str) -> Option<String> {
-    env.parse_with(key, "https://host:port", |value| {
-        let authority = value.strip_prefix("https://")?.trim_end_matches('/');
+    env.parse_with(key, "host:port or https://host:port", |value| {
+        let authority = value.strip_prefix("https://").unwrap_or(value).trim_end_matches('/');
         let parsed: http::uri::Authority = authority.parse().ok()?;
-        (!parsed.host().is_empty() && !authority.contains('@')).then(|| match parsed.port() {
+        let plain = !authority.contains(['@', '/']);
+        (!parsed.host().is_empty() && plain).then(|| match parsed.port() {
             Some(_) => format!("https://{authority}"),
             None => format!("https://{authority}:443"),
         })

@@ -21,8 +21,8 @@ macro_rules! rows {
 }
 
 rows! {
-    "XDS_ADDRESS", "https://host:port", "https://istiod.istio-system.svc:15012", "control plane";
-    "CA_ADDRESS", "https://host:port", "as XDS_ADDRESS", "certificate authority";
+    "XDS_ADDRESS", "host:port", "https://istiod.istio-system.svc:15012", "control plane";
+    "CA_ADDRESS", "host:port", "as XDS_ADDRESS", "certificate authority";
     "XDS_ROOT_CA", "file or PEM", "./var/run/secrets/istio/root-cert.pem", "what the control plane's certificate is checked against";
     "CA_ROOT_CA", "file or PEM", "as XDS_ROOT_CA", "what the authority's certificate is checked against";
     "ALT_XDS_HOSTNAME", "DNS name", "", "name in the control plane's certificate, if not its host";
@@ -68,11 +68,11 @@ rows! {
     "ZTUNNEL_CPU_LIMIT", "number", "", "cores that this process may use, instead of those seen";
     "LOCALHOST_APP_TUNNEL", "true or false", "true", "whether application tunnels are reached at loopback";
     "ENABLE_RESPONSE_BAGGAGE", "true or false", "true", "whether the 200 describes the destination";
-    "UNKNOWN_POLICIES", "refuse or allow", "refuse", "what a workload's policy that has not arrived means";
+    "UNKNOWN_POLICIES", "refuse or allow", "refuse; allow under a foreign control plane", "what a workload's policy that has not arrived means";
     "MAX_CONNECTIONS_PER_POD", "1 to 1048576", "16384", "open connections of one pod; more are refused";
     "MAX_HANDSHAKES", "1 to 65536", "1024", "TLS handshakes at a time on this node; more are refused";
     "MAX_DNS_IN_FLIGHT", "1 to 65536", "1024", "DNS queries at a time of one pod; more are refused";
-    "POD_DRAIN", "duration", "60s", "how long a pod's connections may go on after it left the mesh";
+    "POD_DRAIN", "duration", "60s; 0s under a foreign node agent", "how long a pod's connections may go on after it left the mesh";
     "ADMIN_ADDRESS", "ip:port", "127.0.0.1:15000", "admin port";
     "STATS_ADDRESS", "ip:port", "[::]:15020", "metrics port";
     "READINESS_ADDRESS", "ip:port", "[::]:15021", "readiness port";
@@ -82,4 +82,8 @@ rows! {
     "LOCAL_XDS_PATH", "", "", "not supported: a control plane is needed";
     "FAKE_CA", "", "", "not supported: a certificate authority is needed";
     "XDS_ON_DEMAND", "", "", "not supported: everything is subscribed";
+    "TLS12_ENABLED", "", "", "not supported: TLS 1.3 only";
+    "COMPLIANCE_POLICY", "", "", "not supported";
+    "PROXY_MODE", "shared", "shared", "dedicated is not supported";
+    "ISTIO_META_*", "text", "", "further metadata of this node for the control plane";
 }

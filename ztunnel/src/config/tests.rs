@@ -1,7 +1,6 @@
 use std::time::Duration;
 
 use stillmesh_api::{Root, Token};
-use stillmesh_core::snapshot::UnknownPolicies;
 use stillmesh_runtime::env::Reader;
 
 use super::*;
@@ -24,7 +23,7 @@ fn an_empty_environment_is_istios_default() {
     assert_eq!(config.secret_ttl, Duration::from_secs(86_400));
     assert_eq!(config.source_address, SourceAddress::Auto);
     assert_eq!(config.drain, Duration::from_secs(5));
-    assert_eq!(config.unknown_policies, UnknownPolicies::Refuse);
+    assert_eq!(config.unknown_policies, None);
     assert_eq!(config.hbone.streams, 100);
     let dns: Vec<_> = config.dns.unwrap().listen.iter().map(ToString::to_string).collect();
     assert_eq!(dns, ["127.0.0.1:15053", "[::1]:15053"]);
@@ -33,7 +32,7 @@ fn an_empty_environment_is_istios_default() {
 #[test]
 fn all_problems_are_reported_together() {
     let bad = [
-        ("XDS_ADDRESS", "istiod:15012"),
+        ("XDS_ADDRESS", "http://istiod:15012"),
         ("TRUST_DOMAIN", "No Domain"),
         ("INSTANCE_IP", "10.0.0.256"),
         ("PACKET_MARK", "0"),
@@ -42,12 +41,35 @@ fn all_problems_are_reported_together() {
         ("SECRET_TTL", "91d"),
         ("UNKNOWN_POLICIES", "skip"),
         ("FAKE_CA", "true"),
+        ("XDS_ROOT_CA", "SYSTEM"),
+        ("PROXY_MODE", "dedicated"),
+        ("COMPLIANCE_POLICY", "pqc"),
     ];
     let problems = Config::read(Reader::from_values(bad)).unwrap_err();
     let text = problems.to_string();
     for (key, value) in bad {
         assert!(text.contains(key) && text.contains(value), "{key} is not in {text}");
     }
+}
+
+#[test]
+fn what_istios_chart_sets_is_taken_as_it_is() {
+    let config = read(&[
+        ("XDS_ADDRESS", "istiod.istio-system.svc:15012"),
+        ("CA_ADDRESS", "istiod-canary.istio-system.svc:15012"),
+        ("ISTIO_META_CLUSTER_ID", "east"),
+        ("ISTIO_META_DNS_CAPTURE", "true"),
+        ("INPOD_ENABLED", "true"),
+        ("RUST_LOG", "info"),
+        ("RUST_BACKTRACE", "1"),
+        ("ISTIO_META_ENABLE_HBONE", "true"),
+        ("ZTUNNEL_CPU_LIMIT", "2"),
+    ]);
+    assert_eq!(config.xds.address, "https://istiod.istio-system.svc:15012");
+    assert_eq!(config.ca.address, "https://istiod-canary.istio-system.svc:15012");
+    assert_eq!(config.cluster_id, "east");
+    assert_eq!(config.metadata["CLUSTER_ID"], "east");
+    assert_eq!(config.metadata["ENABLE_HBONE"], "true");
 }
 
 #[test]

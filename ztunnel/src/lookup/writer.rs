@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use stillmesh_api::xds::{Batch, Rejected, Sink};
 use stillmesh_core::model::Str;
-use stillmesh_core::snapshot::{Change, Stage};
+use stillmesh_core::snapshot::{Change, Snapshot, Stage, UnknownPolicies};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Snapshots;
@@ -17,21 +17,27 @@ use crate::record::metrics::{MessageUrl, Metrics};
 /// Batches that wait; more make the control plane's stream wait.
 const INBOX: usize = 4;
 
-type Job = (Vec<Change>, oneshot::Sender<()>);
+struct Job {
+    changes: Vec<Change>,
+    unknown: UnknownPolicies,
+    done: oneshot::Sender<()>,
+}
 
 /// Sends batches to the writer.
 #[derive(Clone, Debug)]
 pub struct Publisher {
     inbox: mpsc::Sender<Job>,
+    /// What was asked for; else as whoever sends the changes does it.
+    unknown: Option<UnknownPolicies>,
     metrics: Arc<Metrics>,
 }
 
 impl Publisher {
     /// Publishes changes; returns when they are enforced.
-    pub async fn publish(&self, changes: Vec<Change>) {
+    async fn publish(&self, changes: Vec<Change>, unknown: UnknownPolicies) {
         let (done, enforced) = oneshot::channel();
         // The writer ends only with the process; then nobody reads the answer.
-        if self.inbox.send((changes, done)).await.is_ok() {
+        if self.inbox.send(Job { changes, unknown, done }).await.is_ok() {
             let _ = enforced.await;
         }
     }
@@ -42,7 +48,9 @@ impl Sink for Publisher {
         let url = MessageUrl { url: Text::from(&Str::from(batch.kind.url())) };
         self.metrics.xds_messages.get_or_create(&url).inc();
         self.metrics.xds_message_bytes.get_or_create(&url).inc_by(batch.bytes as u64);
-        self.publish(batch.changes).await;
+        // Istiod names policies that it never sends; ours does not.
+        let of_sender = if batch.ours { UnknownPolicies::Refuse } else { UnknownPolicies::Allow };
+        self.publish(batch.changes, self.unknown.unwrap_or(of_sender)).await;
         Vec::new()
     }
 }
@@ -57,15 +65,18 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// A writer and what sends to it.
+    /// A writer and what sends to it. Without `unknown`, a foreign control plane's policies that do not arrive are passed
+    /// over, as Istio's ztunnel does.
     pub fn new(
-        stage: Stage,
+        initial: Snapshot,
+        unknown: Option<UnknownPolicies>,
         snapshots: Arc<Snapshots>,
         enforcer: Enforcer,
         metrics: Arc<Metrics>,
     ) -> (Self, Publisher) {
         let (sender, inbox) = mpsc::channel(INBOX);
-        (Self { inbox, stage, snapshots, enforcer }, Publisher { inbox: sender, metrics })
+        let stage = Stage::new(initial, unknown.unwrap_or(UnknownPolicies::Refuse));
+        (Self { inbox, stage, snapshots, enforcer }, Publisher { inbox: sender, unknown, metrics })
     }
 
     /// Runs until every publisher is dropped.
@@ -74,7 +85,10 @@ impl Writer {
             let held_back = self.stage.deadline();
             let (changes, done) = tokio::select! {
                 job = self.inbox.recv() => match job {
-                    Some((changes, done)) => (changes, Some(done)),
+                    Some(Job { changes, unknown, done }) => {
+                        self.stage.set_unknown_policies(unknown);
+                        (changes, Some(done))
+                    }
                     None => return,
                 },
                 () = until(held_back) => (Vec::new(), None),

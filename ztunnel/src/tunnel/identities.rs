@@ -5,10 +5,11 @@ use std::time::UNIX_EPOCH;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 use stillmesh_api::ca::Client;
 use stillmesh_core::model::Identity;
-use stillmesh_identity::{Revocations, SecretLimits, Secrets, SystemClock};
+use stillmesh_identity::{Facts, Revocations, SecretLimits, Secrets, SystemClock};
 use stillmesh_runtime::tasks::Tasks;
 
 use super::revocations;
@@ -69,7 +70,6 @@ impl Identities {
     pub fn dump(&self) -> Vec<Value> {
         let mut statuses = self.secrets.status();
         statuses.sort_by(|a, b| a.identity.cmp(&b.identity));
-        let certificate = |der: &[u8]| BASE64_STANDARD.encode(pem(der));
         let dump = statuses.into_iter().map(|status| {
             let state = match (&status.leaf, &status.failure) {
                 (Some(_), _) => "Available".to_owned(),
@@ -78,26 +78,25 @@ impl Identities {
             };
             let (chain, roots) = match &status.leaf {
                 None => (Vec::new(), Vec::new()),
-                Some(leaf) => {
-                    let chain = leaf.chain().iter().enumerate().map(|(place, der)| {
-                        let mut entry = json!({ "pem": certificate(der) });
-                        if place == 0
-                            && let Some(entry) = entry.as_object_mut()
-                        {
-                            entry.insert("serialNumber".to_owned(), decimal(leaf.serial()).into());
-                            entry.insert("validFrom".to_owned(), timestamp(leaf.not_before()).into());
-                            entry.insert("expirationTime".to_owned(), timestamp(leaf.not_after()).into());
-                        }
-                        entry
-                    });
-                    let roots = leaf.bundle().roots().iter().map(|der| json!({ "pem": certificate(der) }));
-                    (chain.collect(), roots.collect())
-                }
+                Some(leaf) => (
+                    leaf.chain().iter().map(certificate).collect(),
+                    leaf.bundle().roots().iter().map(certificate).collect(),
+                ),
             };
             json!({ "identity": status.identity, "state": state, "certChain": chain, "rootCerts": roots })
         });
         dump.collect()
     }
+}
+
+fn certificate(der: &CertificateDer<'_>) -> Value {
+    let mut entry = json!({ "pem": BASE64_STANDARD.encode(pem(der)) });
+    if let (Ok(facts), Some(entry)) = (Facts::read(der), entry.as_object_mut()) {
+        entry.insert("serialNumber".to_owned(), decimal(&facts.serial).into());
+        entry.insert("validFrom".to_owned(), timestamp(facts.not_before).into());
+        entry.insert("expirationTime".to_owned(), timestamp(facts.not_after).into());
+    }
+    entry
 }
 
 fn pem(der: &[u8]) -> String {

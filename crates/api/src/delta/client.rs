@@ -13,7 +13,7 @@ use crate::codec;
 use crate::proto::envoy::config::core::v3::Node;
 use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use crate::proto::google::rpc::Status;
-use crate::xds::{Batch, Rejected, ResourceType};
+use crate::xds::{Batch, IDENTIFIER, Rejected, ResourceType};
 
 /// The state of one client over all its streams.
 #[derive(Debug)]
@@ -93,6 +93,7 @@ impl Client {
             return Err(Box::new(reply(response.type_url, response.nonce, Some(why))));
         };
         let bytes = prost::Message::encoded_len(&response);
+        let ours = response.control_plane.as_ref().is_some_and(|sender| sender.identifier == IDENTIFIER);
         let mut ticket = Ticket {
             kind,
             nonce: response.nonce,
@@ -106,7 +107,7 @@ impl Client {
             changes.extend(ticket.read(resource));
         }
         changes.extend(ticket.removed.iter().filter_map(|name| codec::removed(kind, name)));
-        Ok((Batch { kind, changes, first: !held.complete, bytes }, ticket))
+        Ok((Batch { kind, changes, first: !held.complete, ours, bytes }, ticket))
     }
 
     /// The batch was applied but for `refused`. Returns the ACK or NACK to send.

@@ -17,7 +17,7 @@ use super::catalog::{Catalog, Entry, Touched};
 use crate::proto::envoy::config::core::v3::ControlPlane;
 use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use crate::proto::google::protobuf::Any;
-use crate::xds::{Rejected, ResourceType};
+use crate::xds::{IDENTIFIER, Rejected, ResourceType};
 
 /// One stream's state.
 #[derive(Debug)]
@@ -220,7 +220,7 @@ impl Session {
             type_url: kind.url().to_owned(),
             nonce,
             removed_resources: removed,
-            control_plane: Some(ControlPlane { identifier: "stillmesh".to_owned() }),
+            control_plane: Some(ControlPlane { identifier: IDENTIFIER.to_owned() }),
         }
     }
 

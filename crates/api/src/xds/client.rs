@@ -46,6 +46,15 @@ impl NodeInfo {
         }
     }
 
+    /// With what `ISTIO_META_*` says of this node; its own names stay.
+    #[must_use]
+    pub fn with(mut self, metadata: BTreeMap<String, String>) -> Self {
+        for (key, value) in metadata {
+            self.metadata.entry(key).or_insert(value);
+        }
+        self
+    }
+
     fn wire(&self) -> Node {
         let text = |value: &String| Value { kind: Some(Kind::StringValue(value.clone())) };
         let fields = self.metadata.iter().map(|(key, value)| (key.clone(), text(value))).collect();

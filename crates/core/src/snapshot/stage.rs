@@ -61,6 +61,11 @@ impl Stage {
         Self { current, workloads: BTreeMap::new(), removals: BTreeMap::new() }
     }
 
+    /// From the next batch on, policies that are named and not known do as `unknown` says.
+    pub fn set_unknown_policies(&mut self, unknown: UnknownPolicies) {
+        self.current = self.current.clone().with_unknown_policies(unknown);
+    }
+
     /// The current view.
     pub fn current(&self) -> &Snapshot {
         &self.current
@@ -75,7 +80,14 @@ impl Stage {
     pub fn apply(&mut self, changes: Vec<Change>, now: Instant) -> (Snapshot, Touched) {
         let mut edit = Edit::new(&self.current);
         match self.current.unknown_policies() {
-            UnknownPolicies::Allow => changes.iter().for_each(|change| edit.apply(change)),
+            UnknownPolicies::Allow => {
+                // Held back before that was said.
+                let workloads =
+                    std::mem::take(&mut self.workloads).into_values().map(|(held, _)| Change::Workload(held));
+                let removals = std::mem::take(&mut self.removals).into_keys().map(Change::PolicyRemoved);
+                workloads.chain(removals).for_each(|change| edit.apply(&change));
+                changes.iter().for_each(|change| edit.apply(change));
+            }
             UnknownPolicies::Refuse => self.apply_held(Batch::new(changes), now, &mut edit),
         }
         edit.next.departed.turn(now, edit.departed(), now + Self::DEPARTED);

@@ -208,6 +208,7 @@ fn slices_lead_to_pods_and_to_addresses_that_are_no_pods() {
     let (endpoint, addresses) = found.others[0].clone();
     let workload = slice_workload(slice, endpoint, addresses, vec![], &Mesh::default()).unwrap();
     assert_eq!(workload.uid.to_string(), "Kubernetes/discovery.k8s.io/EndpointSlice/shop/s/192.0.2.1");
+    assert_eq!(workload.network_mode, stillmesh_core::model::NetworkMode::HostNetwork);
     assert_eq!((workload.health, &*workload.locality.zone, &*workload.node), (Health::Unhealthy, "z", "node"));
 }
 

@@ -113,7 +113,8 @@ pub fn slice_workload(
         hostname: "".into(),
         network: mesh.network.clone(),
         tunnel_protocol: TunnelProtocol::None,
-        network_mode: NetworkMode::Standard,
+        // Whose address it is nobody knows: of a node, of another service. It owns none.
+        network_mode: NetworkMode::HostNetwork,
         waypoint: None,
         network_gateway: None,
         node: endpoint.node_name.as_deref().unwrap_or_default().into(),

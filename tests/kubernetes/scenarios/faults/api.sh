@@ -7,7 +7,7 @@ pod load "$NODE1" "[load, \"web.$NS:9000\"]"
 need "clients start" ready load
 need "they connect" within 20 says 'TOTAL [1-9]' totals load
 restore() { cluster start cp kube-apiserver; within 60 k get --raw /readyz; }
-sandbox() { cluster exec "$NODE2" ctr -n k8s.io containers ls -q "labels.\"io.kubernetes.pod.name\"==$1,labels.\"io.cri-containerd.kind\"==$2"; }
+sandbox() { cluster exec "$NODE2" ctr -n k8s.io containers ls -q "labels.\"io.kubernetes.pod.namespace\"==$NS,labels.\"io.kubernetes.pod.name\"==$1,labels.\"io.cri-containerd.kind\"==$2"; }
 running() { cluster exec "$NODE2" ctr -n k8s.io task ls | awk '$3 == "RUNNING" { print $1 }' | grep -Fx "$(sandbox "$1" "$2")"; }
 capture cp "$NODE2"
 old=$(sandbox web sandbox)

@@ -5,7 +5,7 @@ use std::time::Duration;
 use stillmesh_core::fixtures;
 use stillmesh_core::model::{Action, Scope};
 use stillmesh_test_support::isolated_async;
-use stillmesh_tunnel_tests::{Mesh, Pod};
+use stillmesh_tunnel_tests::{Mesh, Node, Pod};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -28,12 +28,18 @@ async fn echoes(stream: &mut TcpStream) {
     assert_eq!(&echo, b"ping");
 }
 
+/// The node's agent is of our own kind, which keeps the rules of a pod that leaves while connections end.
+fn has_our_agent(node: &Node) {
+    std::fs::write(node.home().join("probes.sock"), "").unwrap();
+}
+
 #[test]
 fn a_pod_that_leaves_keeps_its_open_connections() {
     isolated_async(|| async {
         let mut mesh = Mesh::new().await;
         let (one, two) = (mesh.node().await, mesh.node().await);
         let (page, details) = (mesh.pod(&one, "shop/page").await, mesh.pod(&two, "shop/details").await);
+        [&one, &two].into_iter().for_each(has_our_agent);
         details.echo(8080).await;
         let mut stream = open(&page, &details).await;
         two.del(&details).await;
@@ -46,12 +52,28 @@ fn a_pod_that_leaves_keeps_its_open_connections() {
 }
 
 #[test]
+fn a_foreign_agent_takes_the_rules_with_it_and_so_connections_end_at_once() {
+    isolated_async(|| async {
+        let mut mesh = Mesh::new().await;
+        let (one, two) = (mesh.node().await, mesh.node().await);
+        let (page, details) = (mesh.pod(&one, "shop/page").await, mesh.pod(&two, "shop/details").await);
+        details.echo(8080).await;
+        let mut stream = open(&page, &details).await;
+        two.del(&details).await;
+        // Over or reset, but not silent.
+        drop(timeout(SOON, stream.read(&mut [0; 4])).await.expect("the connection ends"));
+        one.connections("all are over", <[_]>::is_empty).await;
+    });
+}
+
+#[test]
 fn a_pod_that_comes_back_in_the_same_namespace_is_served_again() {
     isolated_async(|| async {
         let mut mesh = Mesh::new().await;
         let (one, two) = (mesh.node().await, mesh.node().await);
         let (page, details) = (mesh.pod(&one, "shop/page").await, mesh.pod(&two, "shop/details").await);
         details.echo(8080).await;
+        has_our_agent(&two);
         let mut stream = open(&page, &details).await;
         two.del(&details).await;
         two.add(&details).await;

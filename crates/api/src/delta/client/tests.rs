@@ -65,7 +65,7 @@ fn a_response_is_acknowledged_by_nonce_after_it_was_applied_and_makes_the_client
     let (batch, ticket) = client.receive(response(ADDRESS, "a1", vec![resource(&page, "v1")], &[])).unwrap();
     let bytes = batch.bytes;
     assert!(bytes > 0);
-    assert_eq!(batch, Batch { kind: ResourceType::Address, changes: vec![page], first: true, bytes });
+    assert_eq!(batch, Batch { kind: ResourceType::Address, changes: vec![page], first: true, ours: false, bytes });
     let ack = client.acknowledge(ticket, Vec::new());
     assert_eq!((ack.type_url.as_str(), ack.response_nonce.as_str()), (ADDRESS, "a1"));
     assert_eq!((ack.node, ack.error_detail), (None, None));
@@ -73,7 +73,10 @@ fn a_response_is_acknowledged_by_nonce_after_it_was_applied_and_makes_the_client
 
     let (batch, ticket) = client.receive(response(AUTHORIZATION, "b1", Vec::new(), &[])).unwrap();
     let bytes = batch.bytes;
-    assert_eq!(batch, Batch { kind: ResourceType::Authorization, changes: Vec::new(), first: true, bytes });
+    assert_eq!(
+        batch,
+        Batch { kind: ResourceType::Authorization, changes: Vec::new(), first: true, ours: false, bytes }
+    );
     let _ = client.acknowledge(ticket, Vec::new());
     assert!(client.ready());
 

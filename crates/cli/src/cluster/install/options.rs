@@ -325,6 +325,7 @@ fn container_values<'a>(
             ("DNS_CAPTURE", own("dnsCapture")),
             ("ISTIO_META_CLUSTER_ID", own("clusterId")),
             ("NETWORK", own("network")),
+            ("SECRET_TTL", own("ca.workloadCertTtl")),
             ("TRUST_DOMAIN", own("trustDomain")),
             ("XDS_ADDRESS", own("ztunnel.xdsAddress")),
             ("CA_ADDRESS", own("ztunnel.xdsAddress")),
