@@ -185,7 +185,10 @@ impl Plane {
 
     /// Reads all objects; `None` when told to end before.
     async fn read<S: Source>(&self, source: S, queries: mpsc::Receiver<Query>) -> anyhow::Result<Option<Control<S>>> {
-        let builder = Builder::new(self.config.mesh.clone());
+        let builder = match self.config.home {
+            Home::Directory(_) => Builder::from_manifests(self.config.mesh.clone()),
+            Home::Cluster(_) => Builder::new(self.config.mesh.clone()),
+        };
         let (statuses, shown) = (Arc::clone(&self.statuses), Arc::clone(&self.shown));
         let mut control = Control::new(source, builder, statuses, shown, queries);
         tokio::select! {

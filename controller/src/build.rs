@@ -27,7 +27,7 @@ use stillmesh_k8s::unusable::LastGood;
 use stillmesh_k8s::{Kind, Object, ObjectKey, Position, Unusable};
 use stillmesh_objects as objects;
 
-pub use running::{Place, Running};
+pub use running::{Place, Running, Unnamed};
 use world::{Name, World, ends};
 
 /// A condition to be written into an object's status.
@@ -105,6 +105,11 @@ impl Builder {
             services: HashMap::new(),
             policies: HashMap::new(),
         }
+    }
+
+    /// As [`Builder::new`], for manifests as their users wrote them: pods that name no account run as `default`.
+    pub fn from_manifests(base: Mesh) -> Self {
+        Self { running: Arc::new(Running::new(Unnamed::Default)), ..Self::new(base) }
     }
 
     /// What holds for the whole mesh now.

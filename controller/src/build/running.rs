@@ -7,9 +7,14 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::RwLock;
 use stillmesh_core::model::Str;
+use stillmesh_k8s::labels;
 use tokio::sync::watch;
 
 use super::world::{Name, node_of};
+
+/// A kubelet makes the pods that have this annotation itself, in whatever namespace it likes.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+const DEFAULT_ACCOUNT: &str = "default";
 
 /// Namespace and service account.
 type Account = (Str, Str);
@@ -30,6 +35,17 @@ pub struct Place {
 pub struct Running {
     pods: RwLock<Pods>,
     changed: watch::Sender<()>,
+    unnamed: Unnamed,
+}
+
+/// What a pod has that names no account.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unnamed {
+    /// No right to a certificate: an API server has given each pod an account that is not a kubelet's own.
+    #[default]
+    Nothing,
+    /// The account `default`: nobody has completed manifests.
+    Default,
 }
 
 #[derive(Debug, Default)]
@@ -40,11 +56,16 @@ struct Pods {
 
 impl Default for Running {
     fn default() -> Self {
-        Self { pods: RwLock::default(), changed: watch::channel(()).0 }
+        Self::new(Unnamed::default())
     }
 }
 
 impl Running {
+    /// Nobody runs yet.
+    pub fn new(unnamed: Unnamed) -> Self {
+        Self { pods: RwLock::default(), changed: watch::channel(()).0, unnamed }
+    }
+
     /// Whether a pod that has not ended runs on this node under this account.
     pub fn runs(&self, node: &str, namespace: &str, account: &str) -> bool {
         let account = (Str::from(namespace), Str::from(account));
@@ -80,7 +101,7 @@ impl Running {
 
     /// A pod has changed.
     pub(super) fn replace(&self, name: &Name, new: Option<&Pod>) {
-        let new = new.and_then(place);
+        let new = new.and_then(|pod| place(pod, self.unnamed));
         let mut pods = self.pods.write();
         if pods.places.get(name) == new.as_ref() {
             return;
@@ -112,13 +133,18 @@ impl Running {
     }
 }
 
-fn place(pod: &Pod) -> Option<Place> {
+/// Where a pod is that may have certificates of its account.
+fn place(pod: &Pod, unnamed: Unnamed) -> Option<Place> {
+    if labels::of(&pod.metadata.annotations).contains_key(MIRROR) {
+        return None;
+    }
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     let node = node_of(pod).filter(|_| !matches!(phase, Some("Failed" | "Succeeded")))?;
     let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref());
+    let account = account.filter(|name| !name.is_empty());
     Some(Place {
         uid: pod.metadata.uid.as_deref().unwrap_or_default().into(),
         node: node.into(),
-        account: account.filter(|name| !name.is_empty()).unwrap_or("default").into(),
+        account: account.or((unnamed == Unnamed::Default).then_some(DEFAULT_ACCOUNT))?.into(),
     })
 }

@@ -121,7 +121,10 @@ mod tests {
     use stillmesh_objects as objects;
 
     fn authority(pods: &str) -> Authority {
-        let mut builder = crate::build::Builder::new(Mesh::default());
+        authority_over(crate::build::Builder::new(Mesh::default()), pods)
+    }
+
+    fn authority_over(mut builder: crate::build::Builder, pods: &str) -> Authority {
         let found = stillmesh_k8s::parse::documents("a", pods);
         assert_eq!(found.findings, []);
         let changes = found.objects.into_iter().map(objects::Change::Set).collect();
@@ -215,6 +218,24 @@ mod tests {
         }
         assert_eq!((authority.metrics.csr_count.get(), authority.metrics.issued.get()), (7, 1));
         assert_eq!(authority.metrics.identity_errors.get(), 6);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_a_kubelet_can_make_by_itself_gives_no_right() {
+        let unnamed = POD.replace("serviceAccountName: page, ", "");
+        let empty = POD.replace("serviceAccountName: page", "serviceAccountName: ''");
+        let mirror = POD.replace("namespace: shop", "namespace: shop, annotations: {kubernetes.io/config.mirror: a}");
+        let default = "spiffe://cluster.local/ns/shop/sa/default";
+        for (pod, asked) in [(&unnamed, default), (&empty, default), (&mirror, PAGE)] {
+            let answer = authority(pod).answer(request("ztunnel", Some("n1"), Some(asked))).await;
+            assert!(matches!(answer, Err(SignError::Impersonation(_))), "{pod}");
+        }
+        // A manifest that no API server has completed.
+        for pod in [&unnamed, &empty] {
+            let authority = authority_over(crate::build::Builder::from_manifests(Mesh::default()), pod);
+            let answer = authority.answer(request("ztunnel", Some("n1"), Some(default))).await;
+            assert!(answer.is_ok(), "{pod}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
