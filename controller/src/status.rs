@@ -17,7 +17,7 @@ use stillmesh_k8s::{Kind, ObjectKey, status};
 use stillmesh_runtime::Backoff;
 use stillmesh_runtime::admin::client::Client;
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
 use crate::build::Verdict;
@@ -29,11 +29,27 @@ const PACE: Duration = Duration::from_millis(20);
 /// How long one write may take.
 const DEADLINE: Duration = Duration::from_secs(5);
 
+/// The waits of an object that cannot be written. Others go on meanwhile.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
 /// What is to be written, the newest per object.
 pub(crate) struct Statuses {
-    waiting: Mutex<BTreeMap<ObjectKey, Verdict>>,
+    waiting: Mutex<BTreeMap<ObjectKey, Waiting>>,
     news: Notify,
     metrics: Arc<Metrics>,
+}
+
+struct Waiting {
+    verdict: Verdict,
+    due: Instant,
+    backoff: Backoff,
+}
+
+impl Waiting {
+    fn new(verdict: Verdict) -> Self {
+        Self { verdict, due: Instant::now(), backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT) }
+    }
 }
 
 impl Statuses {
@@ -45,10 +61,15 @@ impl Statuses {
     pub fn take(&self, verdicts: Vec<Verdict>) {
         let mut waiting = self.waiting.lock();
         for verdict in verdicts {
-            match conditions(&verdict) {
-                Some(_) => waiting.insert(verdict.object.clone(), verdict),
-                None => waiting.remove(&verdict.object),
-            };
+            match (conditions(&verdict), waiting.get_mut(&verdict.object)) {
+                (Some(_), Some(one)) => one.verdict = verdict,
+                (Some(_), None) => {
+                    waiting.insert(verdict.object.clone(), Waiting::new(verdict));
+                }
+                (None, _) => {
+                    waiting.remove(&verdict.object);
+                }
+            }
         }
         drop(waiting);
         self.news.notify_one();
@@ -56,31 +77,47 @@ impl Statuses {
 
     /// Writes, for ever. What cannot be written now is tried again.
     pub async fn write(&self, writer: &dyn Writer) {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(15));
         loop {
-            let next = self.waiting.lock().pop_first();
-            let Some((key, verdict)) = next else {
-                self.news.notified().await;
-                continue;
+            let waiting = match self.next() {
+                Ok(waiting) => waiting,
+                Err(due) => {
+                    tokio::select! {
+                        () = self.news.notified() => {}
+                        () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+                    }
+                    continue;
+                }
             };
             // Dropped on the way, it waits again for the next leader.
-            let mut pending = Pending { statuses: self, verdict: Some(verdict) };
-            let result = match pending.verdict.as_ref().and_then(|verdict| Some((verdict, conditions(verdict)?))) {
-                Some((verdict, conditions)) => writer.write(verdict, conditions).await,
+            let mut pending = Pending { statuses: self, waiting: Some(waiting) };
+            let Some(one) = &mut pending.waiting else { continue };
+            let result = match conditions(&one.verdict) {
+                Some(conditions) => writer.write(&one.verdict, conditions).await,
                 None => Ok(()),
             };
-            if let Err(reason) = result {
-                self.metrics.statuses_failed.inc();
-                if backoff.tries() == 0 {
-                    warn!(object = %key, reason, "a status cannot be written; it will be tried again");
+            match result {
+                Ok(()) => pending.waiting = None,
+                Err(reason) => {
+                    self.metrics.statuses_failed.inc();
+                    if one.backoff.tries() == 0 {
+                        warn!(object = %one.verdict.object, reason, "a status cannot be written; it will be tried again");
+                    }
+                    one.due = Instant::now() + one.backoff.next(rand::random());
                 }
-                drop(pending);
-                tokio::time::sleep(backoff.next(rand::random())).await;
-            } else {
-                pending.verdict = None;
-                backoff.reset();
-                tokio::time::sleep(PACE).await;
             }
+            drop(pending);
+            tokio::time::sleep(PACE).await;
+        }
+    }
+
+    /// Takes out what has waited longest, or says when something will be due.
+    fn next(&self) -> Result<Waiting, Option<Instant>> {
+        let mut waiting = self.waiting.lock();
+        let first = waiting.iter().min_by_key(|(_, one)| one.due);
+        let (key, due) = first.map(|(key, one)| (key.clone(), one.due)).ok_or(None)?;
+        match due <= Instant::now() {
+            true => waiting.remove(&key).ok_or(None),
+            false => Err(Some(due)),
         }
     }
 }
@@ -88,14 +125,14 @@ impl Statuses {
 /// A verdict that is being written.
 struct Pending<'a> {
     statuses: &'a Statuses,
-    verdict: Option<Verdict>,
+    waiting: Option<Waiting>,
 }
 
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
-        if let Some(verdict) = self.verdict.take() {
+        if let Some(waiting) = self.waiting.take() {
             // Unless something newer waits by now.
-            self.statuses.waiting.lock().entry(verdict.object.clone()).or_insert(verdict);
+            self.statuses.waiting.lock().entry(waiting.verdict.object.clone()).or_insert(waiting);
             self.statuses.news.notify_one();
         }
     }
@@ -200,5 +237,55 @@ impl Writer for Api {
                 Err(not_leading) => Err(not_leading.to_string()),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stillmesh_objects::{Change, Update};
+
+    /// Takes every status but that of the first object.
+    #[derive(Default)]
+    struct Refusing {
+        tries: Mutex<Vec<String>>,
+    }
+
+    impl Writer for Refusing {
+        fn write<'a>(
+            &'a self,
+            verdict: &'a Verdict,
+            _conditions: Vec<StatusCondition>,
+        ) -> BoxFuture<'a, Result<(), String>> {
+            let name = verdict.object.name.to_string();
+            let result = if name == "a" { Err("no".to_owned()) } else { Ok(()) };
+            self.tries.lock().push(name);
+            Box::pin(std::future::ready(result))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_cannot_be_written_does_not_keep_others_waiting() {
+        let policy = |name: &str| {
+            format!(
+                "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+                 metadata: {{name: {name}, namespace: shop, generation: 1}}\nspec: {{}}\n"
+            )
+        };
+        let found = stillmesh_k8s::parse::documents("t", &["a", "b", "c"].map(policy).concat());
+        let changes = found.objects.into_iter().map(Change::Set).collect();
+        let mut builder = crate::build::Builder::new(stillmesh_k8s::translate::Mesh::default());
+        let built = builder.apply(&Update { changes, ..Update::default() });
+        let statuses = Statuses::new(Arc::new(Metrics::new()));
+        statuses.take(built.verdicts);
+        let writer = Refusing::default();
+        let minutes = Duration::from_secs(600);
+        assert!(timeout(minutes, statuses.write(&writer)).await.is_err());
+        let tries = writer.tries.into_inner();
+        assert_eq!(tries[..3], ["a", "b", "c"]);
+        let (again, limit) = (tries.len() - 3, minutes.as_secs() / LONGEST_WAIT.as_secs());
+        assert!(tries[3..].iter().all(|name| name == "a"), "what is written is written once");
+        assert!((limit..3 * limit).contains(&(again as u64)), "tried {again} times again in ten minutes");
+        assert_eq!(statuses.waiting.lock().len(), 1, "it waits for the next leader");
     }
 }
