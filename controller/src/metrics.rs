@@ -98,6 +98,7 @@ pub(crate) struct Metrics {
     connected: Family<VersionLabel, Gauge>,
     pushes: Family<TypeLabel, Count>,
     rejects: Family<TypeLabel, Count>,
+    expired: Family<TypeLabel, Count>,
     convergence: Histogram,
     events: Family<EventLabels, Count>,
     registry_events: Family<EventLabels, Count>,
@@ -131,6 +132,7 @@ impl Metrics {
             connected: Family::default(),
             pushes: Family::default(),
             rejects: Family::default(),
+            expired: Family::default(),
             convergence: Histogram::new(SECONDS),
             events: Family::default(),
             registry_events: Family::default(),
@@ -169,6 +171,7 @@ impl Metrics {
             registry.register("pilot_xds", "Connected nodes", self.connected.clone());
             registry.register("pilot_xds_pushes", "Responses that nodes answered", self.pushes.clone());
             registry.register("pilot_total_xds_rejects", "Responses with a refused resource", self.rejects.clone());
+            registry.register("pilot_xds_expired_nonce", "Answers to what is older", self.expired.clone());
             let help = "Seconds from publishing until a node has applied it";
             registry.register("pilot_proxy_convergence_time", help, self.convergence.clone());
             registry.register("pilot_k8s_cfg_events", "Changes of objects", self.events.clone());
@@ -237,6 +240,11 @@ impl Metrics {
         }
     }
 
+    /// A node has answered something that is not waited for.
+    pub fn expired(&self, kind: ResourceType) {
+        self.expired.get_or_create(&TypeLabel { r#type: short(kind) }).inc();
+    }
+
     /// The webhook has checked an object.
     pub fn validated(&self, kind: &'static str, passed: bool) {
         let family = if passed { &self.validation_passed } else { &self.validation_failed };
@@ -289,10 +297,11 @@ impl Metrics {
         publications.push_back((generation, Instant::now()));
     }
 
-    /// A node has applied everything up to a generation, perhaps a while after it was published.
-    pub fn applied(&self, generation: u64) {
+    /// A node has applied everything up to a generation, perhaps a while after it was published. What was published
+    /// before it asked (`since`) is not counted: that took no time of anybody's.
+    pub fn applied(&self, generation: u64, since: Instant) {
         let published = self.publications.lock().iter().rev().find(|(one, _)| *one <= generation).map(|(_, at)| *at);
-        if let Some(at) = published {
+        if let Some(at) = published.filter(|at| *at >= since) {
             self.convergence.observe(at.elapsed().as_secs_f64());
         }
     }
@@ -316,13 +325,17 @@ mod tests {
         metrics.connected(2);
         metrics.answered(ResourceType::Address, true);
         metrics.csr_count.inc();
+        let since = Instant::now();
         metrics.published(3);
-        metrics.applied(4);
+        metrics.applied(4, since);
+        metrics.applied(4, Instant::now() + Duration::from_secs(1));
+        metrics.expired(ResourceType::Authorization);
         let text = metrics.encode();
         for line in [
             &format!("pilot_xds{{version=\"{VERSION}\"}} 2\n"),
             "pilot_xds_pushes{type=\"wds\"} 1\n",
             "pilot_total_xds_rejects{type=\"wds\"} 1\n",
+            "pilot_xds_expired_nonce{type=\"wads\"} 1\n",
             "citadel_server_csr_count 1\n",
             "citadel_server_success_cert_issuance_count 0\n",
             "pilot_proxy_convergence_time_count 1\n",

@@ -30,6 +30,8 @@ struct Node {
 #[derive(Default)]
 struct Taken {
     applied: Option<u64>,
+    /// Something has been sent that is not answered.
+    open: bool,
     answered: Option<Instant>,
     refusals: u64,
     refused: Vec<Rejected>,
@@ -50,11 +52,12 @@ impl Nodes {
                 .map(|kind| {
                     let nothing = Taken::default();
                     let taken = node.types.get(kind).unwrap_or(&nothing);
-                    let status = match (taken.applied, taken.refused.is_empty()) {
-                        (_, false) => "REJECTED",
-                        (Some(applied), true) if applied >= generation => "SYNCED",
-                        (Some(_), true) => "STALE",
-                        (None, true) => "NOT SENT",
+                    let status = match (taken.applied, taken.open) {
+                        _ if !taken.refused.is_empty() => "REJECTED",
+                        (_, true) => "STALE",
+                        // It need not be the newest generation: what does not concern a type is not sent.
+                        (Some(_), false) => "SYNCED",
+                        (None, false) => "NOT SENT",
                     };
                     let refused: Vec<Value> =
                         taken.refused.iter().map(|one| json!({"name": one.name, "reason": one.reason})).collect();
@@ -89,10 +92,16 @@ impl Nodes {
 
     fn with(&self, node: &NodeId, kind: ResourceType, change: impl FnOnce(&mut Taken)) {
         if let Some(known) = self.streams.lock().get_mut(&node.stream) {
-            let taken = known.types.entry(kind).or_default();
-            taken.answered = Some(Instant::now());
-            change(taken);
+            change(known.types.entry(kind).or_default());
         }
+    }
+
+    fn answered(&self, node: &NodeId, kind: ResourceType, change: impl FnOnce(&mut Taken)) {
+        self.with(node, kind, |taken| {
+            taken.answered = Some(Instant::now());
+            taken.open = false;
+            change(taken);
+        });
     }
 }
 
@@ -104,14 +113,25 @@ impl Observer for Nodes {
         self.metrics.connected(streams.len());
     }
 
-    fn sent(&self, _node: &NodeId, kind: ResourceType, bytes: usize, took: Duration) {
+    fn sent(&self, node: &NodeId, kind: ResourceType, bytes: usize, took: Duration) {
         self.metrics.sent(kind, bytes, took);
+        self.with(node, kind, |taken| taken.open = true);
+    }
+
+    fn expired(&self, _node: &NodeId, kind: ResourceType) {
+        self.metrics.expired(kind);
     }
 
     fn acked(&self, node: &NodeId, kind: ResourceType, generation: u64) {
         self.metrics.answered(kind, false);
-        self.metrics.applied(generation);
-        self.with(node, kind, |taken| {
+        let since = self.streams.lock().get(&node.stream).map(|known| known.since);
+        self.answered(node, kind, |taken| {
+            // One that asks for more of what it has is no measure.
+            if let Some(since) = since
+                && taken.applied.is_none_or(|before| before < generation)
+            {
+                self.metrics.applied(generation, since);
+            }
             taken.applied = Some(generation);
             taken.refused.clear();
         });
@@ -122,7 +142,7 @@ impl Observer for Nodes {
         for one in rejected.iter().take(REMEMBERED) {
             warn!(node = %node.node, resource = %one.name, reason = %one.reason, "a node refused a resource");
         }
-        self.with(node, kind, |taken| {
+        self.answered(node, kind, |taken| {
             taken.applied = generation.or(taken.applied);
             taken.refusals += 1;
             taken.refused = rejected.iter().take(REMEMBERED).cloned().collect();
@@ -144,7 +164,9 @@ mod tests {
 
     #[test]
     fn a_nodes_answers_are_told() {
-        let nodes = Nodes::new("Kubernetes", Arc::new(Metrics::new()));
+        let metrics = Arc::new(Metrics::new());
+        let nodes = Nodes::new("Kubernetes", Arc::clone(&metrics));
+        metrics.published(1);
         let caller =
             Caller { namespace: "istio-system".into(), service_account: "ztunnel".into(), node: None, pod: None };
         let node = NodeId {
@@ -157,10 +179,24 @@ mod tests {
         nodes.connected(&node);
         assert_eq!(nodes.to_json(2)[0]["proxy"], "z-1.mesh");
         assert_eq!(status(&nodes, ResourceType::Address), "NOT SENT");
+        let send = |kind| nodes.sent(&node, kind, 10, Duration::ZERO);
+        let measured = |times: u64| {
+            let line = format!("pilot_proxy_convergence_time_count {times}\n");
+            assert!(metrics.encode().contains(&line), "not measured {times} times");
+        };
+        send(ResourceType::Address);
+        assert_eq!(status(&nodes, ResourceType::Address), "STALE");
         nodes.acked(&node, ResourceType::Address, 1);
+        assert_eq!(status(&nodes, ResourceType::Address), "SYNCED", "the newest generation had nothing of it");
+        measured(0);
+        metrics.published(2);
+        send(ResourceType::Address);
         assert_eq!(status(&nodes, ResourceType::Address), "STALE");
         nodes.acked(&node, ResourceType::Address, 2);
         assert_eq!(status(&nodes, ResourceType::Address), "SYNCED");
+        measured(1);
+        nodes.acked(&node, ResourceType::Address, 2);
+        measured(1);
         let rejected = [Rejected { name: "a/b".into(), reason: "odd".into() }];
         nodes.nacked(&node, ResourceType::Authorization, None, &rejected);
         assert_eq!(status(&nodes, ResourceType::Authorization), "REJECTED");

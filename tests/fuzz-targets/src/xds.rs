@@ -175,7 +175,7 @@ pub(crate) fn server(input: &[u8]) -> bool {
                     outstanding.retain(|response| response.type_url != kind.url() || response.nonce != nonce);
                     assert_eq!(outstanding.len() + 1, before, "an answer to what was not sent");
                 }
-                Event::None => {}
+                Event::None | Event::Expired(_) => {}
             }
         }
         while let Some(response) = session.next(&catalog, now) {

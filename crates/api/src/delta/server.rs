@@ -56,8 +56,10 @@ struct Outstanding {
 /// What a request meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A subscription, or an answer to something older: nothing to tell.
+    /// A subscription: nothing to tell.
     None,
+    /// An answer to something that is not waited for.
+    Expired(ResourceType),
     /// The node applied a response. The generation up to which it is complete, if it is.
     Acked(ResourceType, Option<u64>),
     /// The node applied a response but for these resources.
@@ -257,7 +259,8 @@ impl Subscription {
     fn answered(&mut self, kind: ResourceType, request: &DeltaDiscoveryRequest) -> Event {
         let matching = |outstanding: &mut Outstanding| outstanding.nonce == request.response_nonce;
         match (self.outstanding.take_if(matching), &request.error_detail) {
-            (None, _) => Event::None,
+            (None, _) if request.response_nonce.is_empty() => Event::None,
+            (None, _) => Event::Expired(kind),
             (Some(answered), None) => Event::Acked(kind, answered.generation),
             (Some(answered), Some(status)) => Event::Nacked(kind, answered.generation, rejected(&status.message)),
         }

@@ -51,6 +51,8 @@ pub trait Observer: Send + Sync + 'static {
     /// A node refused some resources of a response; the others of it count as applied. The generation is as for
     /// [`Observer::acked`]; `None` where a part of it had been put off.
     fn nacked(&self, _node: &NodeId, _kind: ResourceType, _generation: Option<u64>, _rejected: &[Rejected]) {}
+    /// A node answered a response of a type that is not waited for.
+    fn expired(&self, _node: &NodeId, _kind: ResourceType) {}
     /// A node's stream ended, and why.
     fn gone(&self, _node: &NodeId, _reason: &str) {}
 }
@@ -199,6 +201,7 @@ impl SessionTask {
         let event = open.request(request).map_err(|error| Status::resource_exhausted(error.to_string()))?;
         match event {
             Event::None => {}
+            Event::Expired(kind) => self.observer.expired(node, kind),
             Event::Acked(kind, generation) => {
                 if let Some(generation) = generation {
                     self.observer.acked(node, kind, generation);

@@ -134,10 +134,10 @@ fn a_stale_nonce_answers_nothing() {
     let mut world = World::settled(&[]);
     world.publish(&[workload("a", 1, "n1", &[], &[])]);
     let response = world.next().unwrap();
-    assert_eq!(world.ask(Address, |request| request.response_nonce = "0".into()), Event::None);
+    assert_eq!(world.ask(Address, |request| request.response_nonce = "0".into()), Event::Expired(Address));
     assert_eq!(world.next(), None);
     assert_eq!(world.ack(&response), Event::Acked(Address, Some(1)));
-    assert_eq!(world.ack(&response), Event::None, "twice");
+    assert_eq!(world.ack(&response), Event::Expired(Address), "twice");
 }
 
 #[test]

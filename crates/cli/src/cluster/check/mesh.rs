@@ -149,8 +149,6 @@ pub(super) fn sync(view: &View) -> Vec<Fact> {
         }
         let before = facts.len();
         for (page, stream) in streams {
-            // What has not changed since stays at the generation that it came with: one type at the newest is all of it.
-            let newest = map(&stream["types"]).any(|(_, state)| state["status"] == "SYNCED");
             for (kind, state) in map(&stream["types"]) {
                 let kind = kind.rsplit('.').next().unwrap_or(kind);
                 if state["status"] == "REJECTED" {
@@ -162,7 +160,7 @@ pub(super) fn sync(view: &View) -> Vec<Fact> {
                         format!("ztunnel of node {node} refuses {kind} of {}: {}", page.pod, why.join("; ")),
                         "it keeps the version before; change the object that is named, or upgrade the older part",
                     ));
-                } else if state["status"] == "STALE" && !newest {
+                } else if state["status"] == "STALE" {
                     facts.push(Fact::doubt(
                         "sync",
                         format!("ztunnel of node {node} has not confirmed the newest {kind} of {}", page.pod),
