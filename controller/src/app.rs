@@ -1,5 +1,6 @@
 //! How the parts are joined. Wiring only.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -26,6 +27,9 @@ use crate::metrics::Metrics;
 use crate::monitoring::{self, Shown};
 use crate::serve::{Authority, JoinTokens, Nodes, ServingCertificate, Signing};
 use crate::status::{self, Statuses};
+
+/// From where the node of a one-machine mesh asks; its pods cannot use it (contract 2.1).
+const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 7, 127));
 
 /// Where the controller listens.
 #[derive(Debug)]
@@ -103,7 +107,11 @@ impl Plane {
             drain,
             metrics,
         };
-        let pages = monitoring::server(&plane.shown).serve(monitoring, plane.drain.clone());
+        let node = match plane.config.home {
+            Home::Directory(_) => Some(NODE),
+            Home::Cluster(_) => None,
+        };
+        let pages = monitoring::server(&plane.shown, node).serve(monitoring, plane.drain.clone());
         plane.tasks.spawn("monitoring", pages);
         (plane, queries)
     }

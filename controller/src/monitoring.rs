@@ -1,5 +1,7 @@
-//! Metrics, readiness and debug pages, over plain HTTP (contract 9.5).
+//! Metrics, readiness and debug pages, over plain HTTP (contract 9.5). The debug pages tell of every service and policy of
+//! the cluster: they are for whoever may forward the pod's port, not for every pod.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +10,7 @@ use http::{Method, StatusCode};
 use serde_json::Value;
 use stillmesh_api::xds::Store;
 use stillmesh_k8s::Finding;
+use stillmesh_runtime::accept::Peer;
 use stillmesh_runtime::admin::{Request, Response, Server};
 use stillmesh_runtime::telemetry::metrics::CONTENT_TYPE;
 use tokio::sync::{mpsc, oneshot};
@@ -67,12 +70,14 @@ impl Shown {
     }
 }
 
-/// The server; see [`Server::serve`].
-pub(crate) fn server(shown: &Arc<Shown>) -> Server {
+/// The server; see [`Server::serve`]. Debug pages are for this pod, and for the node where its address is given.
+pub(crate) fn server(shown: &Arc<Shown>, node: Option<IpAddr>) -> Server {
     let mut server = Server::new("monitoring");
     let mut page = |path: &str, show: fn(&Shown) -> Response| {
         let shown = Arc::clone(shown);
-        let handler = move |_: Request| std::future::ready(show(&shown));
+        let handler = move |request: Request| {
+            std::future::ready(refusal(&request.path, request.peer, node).unwrap_or_else(|| show(&shown)))
+        };
         server = std::mem::replace(&mut server, Server::new("monitoring")).route(Method::GET, path, handler);
     };
     page("/ready", ready);
@@ -86,15 +91,33 @@ pub(crate) fn server(shown: &Arc<Shown>) -> Server {
     });
     let mut asks = |path: &str, query: fn(oneshot::Sender<Value>) -> Query| {
         let shown = Arc::clone(shown);
-        let handler = move |_: Request| {
+        let handler = move |request: Request| {
             let shown = Arc::clone(&shown);
-            async move { asked(&shown, query).await }
+            async move {
+                match refusal(&request.path, request.peer, node) {
+                    Some(refusal) => refusal,
+                    None => asked(&shown, query).await,
+                }
+            }
         };
         server = std::mem::replace(&mut server, Server::new("monitoring")).route(Method::GET, path, handler);
     };
     asks("/debug/configz", Query::Configs);
     asks("/debug/registryz", Query::Services);
     server
+}
+
+/// What a peer is told that may not see a page.
+fn refusal(path: &str, peer: Peer, node: Option<IpAddr>) -> Option<Response> {
+    let near = match peer {
+        Peer::Tcp(address) => {
+            let ip = address.ip().to_canonical();
+            ip.is_loopback() || Some(ip) == node
+        }
+        Peer::Unix { .. } => true,
+    };
+    let refused = !near && path.starts_with("/debug/");
+    refused.then(|| Response::text(StatusCode::FORBIDDEN, "only from within the pod: use kubectl port-forward\n"))
 }
 
 async fn asked(shown: &Shown, query: fn(oneshot::Sender<Value>) -> Query) -> Response {
@@ -118,4 +141,30 @@ fn ready(shown: &Shown) -> Response {
 
 fn metrics(shown: &Shown) -> Response {
     Response::new(StatusCode::OK, CONTENT_TYPE, shown.metrics.encode())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_pages_are_for_the_pod_itself_and_the_rest_for_everybody() {
+        let refused = |path: &str, ip: &str, node: Option<&str>| {
+            let peer = Peer::Tcp((ip.parse::<IpAddr>().unwrap(), 4000).into());
+            let answer = refusal(path, peer, node.map(|ip| ip.parse().unwrap()));
+            assert!(answer.as_ref().is_none_or(|answer| answer.status() == StatusCode::FORBIDDEN));
+            answer.is_some()
+        };
+        for path in ["/debug/syncz", "/debug/findings", "/debug/configz", "/debug/registryz"] {
+            for ip in ["10.0.0.7", "::ffff:10.0.0.7", "fd00::7", "169.254.7.127"] {
+                assert!(refused(path, ip, None), "{path} {ip}");
+            }
+            for ip in ["127.0.0.1", "::ffff:127.0.0.1", "::1"] {
+                assert!(!refused(path, ip, None), "{path} {ip}");
+            }
+            assert!(!refused(path, "::ffff:169.254.7.127", Some("169.254.7.127")));
+            assert!(refused(path, "10.0.0.7", Some("169.254.7.127")));
+        }
+        assert!(["/metrics", "/ready", "/version"].iter().all(|path| !refused(path, "10.0.0.7", None)));
+    }
 }
