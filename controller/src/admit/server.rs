@@ -1,6 +1,7 @@
 //! HTTPS for the API server: bounded in connections, size and time.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use stillmesh_k8s::translate::Mesh;
 use stillmesh_runtime::Tasks;
 use stillmesh_runtime::accept::{Accepted, Acceptor};
 use stillmesh_runtime::drain::Watch;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -24,9 +26,12 @@ use crate::metrics::Metrics;
 
 /// Connections at a time; more wait in the kernel's queue.
 const CONNECTIONS: usize = 64;
-/// Time for the handshake, a request's head, its body.
+/// Time for the handshake, and for a request's body.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The longest that a connection lives: an idle one does not keep its place for ever.
+/// Time for a request's head, which is also the longest that a connection may be idle: it gives way to others. The API
+/// server connects anew.
+const HEAD: Duration = Duration::from_secs(10);
+/// The longest that a connection lives.
 const LIFE: Duration = Duration::from_secs(300);
 /// The largest request: an object of the largest size that the API server stores, twice.
 const MAX_BYTES: usize = 4 << 20;
@@ -63,25 +68,28 @@ impl Webhook {
         tasks.shutdown(signal.left()).await;
     }
 
-    async fn connection(
-        self: Arc<Self>,
-        tls: TlsAcceptor,
-        accepted: Accepted<TcpStream, std::net::SocketAddr>,
-        drain: Watch,
-    ) {
+    async fn connection(self: Arc<Self>, tls: TlsAcceptor, accepted: Accepted<TcpStream, SocketAddr>, drain: Watch) {
         let Accepted { connection, peer, permit } = accepted;
         let stream = match timeout(PATIENCE, tls.accept(connection)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return debug!(%peer, %error, "TLS handshake with the webhook failed"),
             Err(_) => return debug!(%peer, "TLS handshake with the webhook was slow"),
         };
+        self.exchange(stream, peer, drain).await;
+        drop(permit);
+    }
+
+    async fn exchange<S>(self: Arc<Self>, stream: S, peer: SocketAddr, drain: Watch)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let service = service_fn(|request| {
             let webhook = Arc::clone(&self);
             async move { Ok::<_, Infallible>(webhook.answer(request).await) }
         });
         let http = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(LIFE)
+            .header_read_timeout(HEAD)
             .serve_connection(TokioIo::new(stream), service);
         let mut http = std::pin::pin!(http);
         let ended = tokio::select! {
@@ -94,7 +102,6 @@ impl Webhook {
         if let Err(error) = ended {
             debug!(%peer, %error, "connection to the webhook ended early");
         }
-        drop(permit);
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
@@ -134,4 +141,37 @@ fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(text.into()));
     *response.status_mut() = status;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stillmesh_runtime::drain;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_without_a_request_gives_its_place_away() {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let tls =
+            tls.with_no_client_auth().with_cert_resolver(Arc::new(rustls::server::ResolvesServerCertUsingSni::new()));
+        let metrics = Arc::new(Metrics::new());
+        let webhook = Arc::new(Webhook { tls: Arc::new(tls), mesh: Mesh::default(), metrics });
+        let (_trigger, watch) = drain::channel();
+        let asked = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+        for sent in ["", "POST /validate HTTP/1.1\r\n", asked] {
+            let (mut client, server) = tokio::io::duplex(4096);
+            let peer = SocketAddr::from(([10, 0, 0, 1], 4000));
+            let served = timeout(HEAD * 2, Arc::clone(&webhook).exchange(server, peer, watch.clone()));
+            let client = async {
+                client.write_all(sent.as_bytes()).await.unwrap();
+                let mut answer = Vec::new();
+                let _closed = client.read_to_end(&mut answer).await;
+                String::from_utf8(answer).unwrap()
+            };
+            let (served, answer) = tokio::join!(served, client);
+            assert!(served.is_ok(), "{sent:?} keeps its place");
+            assert_eq!(answer.contains("404"), sent == asked, "{answer}");
+        }
+    }
 }
