@@ -164,7 +164,7 @@ impl Plane {
         let (issuers, signing) = watch::channel(first);
         let crl = authorities.crl();
         self.keep("certificate authority", authorities.keep(issuers));
-        let roots = Roots::new(&cluster, leader.clone(), signing.clone(), crl);
+        let roots = Roots::new(&cluster, leader.clone(), signing.clone(), crl, Arc::clone(&self.shown));
         self.keep("roots", leader.clone().lead(move || roots.clone().keep()));
         let registration = Registration {
             cluster: cluster.clone(),

@@ -109,6 +109,7 @@ pub(crate) struct Metrics {
     validation_failed: Family<KindLabel, Count>,
     pub services: Gauge,
     pub findings: Gauge,
+    pub foreign_maps: Gauge,
     pub csr_count: Count,
     pub issued: Count,
     pub csr_parsing_errors: Count,
@@ -143,6 +144,7 @@ impl Metrics {
             validation_failed: Family::default(),
             services: Gauge::default(),
             findings: Gauge::default(),
+            foreign_maps: Gauge::default(),
             csr_count: Count::default(),
             issued: Count::default(),
             csr_parsing_errors: Count::default(),
@@ -213,6 +215,8 @@ impl Metrics {
             registry.register("citadel_server_cert_chain_expiry_seconds", help, self.chain_left.clone());
             let help = "Errors and warnings about objects that hold now";
             registry.register("stillmesh_controller_findings", help, self.findings.clone());
+            let help = "ConfigMaps of roots that another control plane keeps; told by the leader";
+            registry.register("stillmesh_controller_foreign_root_maps", help, self.foreign_maps.clone());
             let help = "Status conditions that could not be written and will be tried again";
             registry.register("stillmesh_controller_status_failures", help, self.statuses_failed.clone());
         });

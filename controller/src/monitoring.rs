@@ -26,6 +26,8 @@ pub(crate) struct Shown {
     /// What is wrong with the CA.
     pub authority: ArcSwap<Vec<Finding>>,
     pub findings: ArcSwap<Vec<Finding>>,
+    /// Maps of roots that another control plane keeps.
+    pub foreign_maps: ArcSwap<Vec<Finding>>,
     pub store: Arc<Store>,
     pub nodes: Arc<Nodes>,
     pub metrics: Arc<Metrics>,
@@ -44,6 +46,7 @@ impl Shown {
             waits_for: ArcSwap::from_pointee(Some("the objects have not been read yet".to_owned())),
             authority: ArcSwap::default(),
             findings: ArcSwap::default(),
+            foreign_maps: ArcSwap::default(),
             store: Arc::new(Store::new()),
             nodes: Arc::new(Nodes::new(cluster, Arc::clone(metrics))),
             metrics: Arc::clone(metrics),
@@ -86,8 +89,9 @@ pub(crate) fn server(shown: &Arc<Shown>, node: Option<IpAddr>) -> Server {
     page("/version", |_| Response::text(StatusCode::OK, format!("{VERSION}-stillmesh-Clean")));
     page("/debug/syncz", |shown| Response::json(StatusCode::OK, &shown.nodes.to_json(shown.store.generation())));
     page("/debug/findings", |shown| {
-        let (authority, findings) = (shown.authority.load(), shown.findings.load());
-        Response::json(StatusCode::OK, &authority.iter().chain(findings.iter()).collect::<Vec<_>>())
+        let (authority, maps, findings) = (shown.authority.load(), shown.foreign_maps.load(), shown.findings.load());
+        let all: Vec<&Finding> = authority.iter().chain(maps.iter()).chain(findings.iter()).collect();
+        Response::json(StatusCode::OK, &all)
     });
     let mut asks = |path: &str, query: fn(oneshot::Sender<Value>) -> Query| {
         let shown = Arc::clone(shown);

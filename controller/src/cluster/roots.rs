@@ -1,6 +1,9 @@
 //! The roots of the mesh in every namespace: ConfigMap `istio-ca-root-cert`, and the revoked certificates as
 //! ConfigMap `istio-ca-crl` where there are any (contract 6.4). Written by the leader, repaired when somebody changes
 //! or deletes them. Only maps of these names are watched.
+//!
+//! A map that another control plane keeps is left to it, and told: two who write one map help nobody, and its pods need
+//! that root.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,12 +16,14 @@ use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 use stillmesh_cluster::{Cluster, KubernetesSource, Leader, Watch};
-use stillmesh_k8s::{Kind, Object};
+use stillmesh_identity::{TrustBundle, crl};
+use stillmesh_k8s::{Finding, Kind, Object, Position, Severity};
 use stillmesh_objects::{Change, Source, Update};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
+use crate::monitoring::Shown;
 use crate::serve::Signing;
 
 /// The ConfigMap of the roots.
@@ -45,6 +50,7 @@ pub(crate) struct Roots {
     leader: Leader,
     signing: Signing,
     crl: watch::Receiver<Option<Arc<str>>>,
+    told: Told,
 }
 
 /// Namespace and name.
@@ -54,9 +60,16 @@ type Place = (String, &'static str);
 #[derive(Default)]
 struct Known {
     namespaces: BTreeSet<String>,
-    maps: BTreeMap<Place, String>,
+    maps: BTreeMap<Place, There>,
     /// Writes: when the next one may be, and after how long a pause the one after that.
     pauses: BTreeMap<Place, (Instant, Duration)>,
+}
+
+/// What a map says; empty where it is not as it should be.
+struct There {
+    text: String,
+    /// Who keeps it, where that is neither this control plane nor a user.
+    keeper: Option<String>,
 }
 
 /// What one map needs.
@@ -67,8 +80,14 @@ enum Need {
 }
 
 impl Roots {
-    pub fn new(cluster: &Cluster, leader: Leader, signing: Signing, crl: watch::Receiver<Option<Arc<str>>>) -> Self {
-        Self { cluster: cluster.clone(), leader, signing, crl }
+    pub fn new(
+        cluster: &Cluster,
+        leader: Leader,
+        signing: Signing,
+        crl: watch::Receiver<Option<Arc<str>>>,
+        shown: Arc<Shown>,
+    ) -> Self {
+        Self { cluster: cluster.clone(), leader, signing, crl, told: Told(shown) }
     }
 
     /// Keeps the maps, for ever.
@@ -99,6 +118,7 @@ impl Roots {
         let roots: Arc<str> = self.signing.borrow_and_update().root_pem().into();
         let crl = self.crl.borrow_and_update().clone();
         let now = Instant::now();
+        self.told.tell(&known.foreign(&roots, crl.as_ref()));
         let (due, mut later) = known.due(&roots, crl.as_ref(), now);
         let mut due = due.into_iter();
         let mut writing = FuturesUnordered::new();
@@ -129,7 +149,7 @@ impl Roots {
         let write = async {
             match &need {
                 Need::Text(text) => {
-                    let key = if place.1 == ROOT_MAP { ROOT_KEY } else { CRL_KEY };
+                    let key = key_of(place.1);
                     let map = json!({
                         "apiVersion": "v1",
                         "kind": "ConfigMap",
@@ -181,7 +201,8 @@ impl Known {
                 }
                 (_, Change::Set(placed)) => {
                     if let Object::ConfigMap(map) = &placed.object {
-                        self.maps.insert(place, content(map, name));
+                        let there = There { text: content(map, name), keeper: keeper(map, name) };
+                        self.maps.insert(place, there);
                     }
                 }
                 (_, Change::Removed(_)) => {
@@ -195,23 +216,43 @@ impl Known {
     fn due(&self, roots: &Arc<str>, crl: Option<&Arc<str>>, now: Instant) -> (Vec<(Place, Need)>, Option<Instant>) {
         let mut due = Vec::new();
         let mut later: Option<Instant> = None;
-        for namespace in self.namespaces.iter().filter(|name| !WITHOUT.contains(&name.as_str())) {
-            for (map, wanted) in [(ROOT_MAP, Some(roots)), (CRL_MAP, crl)] {
-                let place = (namespace.clone(), map);
-                let need = match (wanted, self.maps.get(&place)) {
-                    (Some(wanted), there) if there.is_none_or(|there| **there != **wanted) => {
-                        Need::Text(Arc::clone(wanted))
-                    }
-                    (None, Some(_)) => Need::Nothing,
-                    _ => continue,
-                };
-                match self.pauses.get(&place) {
-                    Some((until, _)) if *until > now => later = Some(later.map_or(*until, |one| one.min(*until))),
-                    _ => due.push((place, need)),
-                }
+        for (place, need, keeper) in self.differing(roots, crl) {
+            match self.pauses.get(&place) {
+                _ if keeper.is_some() => {}
+                Some((until, _)) if *until > now => later = Some(later.map_or(*until, |one| one.min(*until))),
+                _ => due.push((place, need)),
             }
         }
         (due, later)
+    }
+
+    /// The maps that somebody else keeps, by who and which.
+    fn foreign(&self, roots: &Arc<str>, crl: Option<&Arc<str>>) -> Foreign {
+        let mut foreign = Foreign::new();
+        for ((namespace, map), _, keeper) in self.differing(roots, crl) {
+            if let Some(keeper) = keeper {
+                foreign.entry((keeper.to_owned(), map)).or_default().push(namespace);
+            }
+        }
+        foreign
+    }
+
+    /// The maps that are not as they should be, with their keepers.
+    fn differing(&self, roots: &Arc<str>, crl: Option<&Arc<str>>) -> impl Iterator<Item = (Place, Need, Option<&str>)> {
+        let namespaces = self.namespaces.iter().filter(|name| !WITHOUT.contains(&name.as_str()));
+        let wanted = [(ROOT_MAP, Some(Arc::clone(roots))), (CRL_MAP, crl.cloned())];
+        namespaces.flat_map(move |namespace| wanted.clone().map(|(map, wanted)| (namespace, map, wanted))).filter_map(
+            |(namespace, map, wanted)| {
+                let place = (namespace.clone(), map);
+                let there = self.maps.get(&place);
+                let need = match wanted {
+                    Some(wanted) if there.is_none_or(|there| *there.text != *wanted) => Need::Text(wanted),
+                    None if there.is_some() => Need::Nothing,
+                    _ => return None,
+                };
+                Some((place, need, there.and_then(|there| there.keeper.as_deref())))
+            },
+        )
     }
 
     /// A write is made: the next one waits.
@@ -233,12 +274,77 @@ fn lives(object: &Object) -> bool {
     }
 }
 
+fn key_of(name: &str) -> &'static str {
+    if name == ROOT_MAP { ROOT_KEY } else { CRL_KEY }
+}
+
 /// What a map says; empty where it is not as it should be.
 fn content(map: &ConfigMap, name: &str) -> String {
-    let key = if name == ROOT_MAP { ROOT_KEY } else { CRL_KEY };
+    let key = key_of(name);
     let labelled = map.metadata.labels.as_ref().and_then(|labels| labels.get("istio.io/config"));
     let text = map.data.as_ref().and_then(|data| data.get(key));
     text.filter(|_| labelled.is_some_and(|value| value == "true")).cloned().unwrap_or_default()
+}
+
+/// Who keeps a map that says something usable: neither we, nor a user with `kubectl`.
+fn keeper(map: &ConfigMap, name: &str) -> Option<String> {
+    let key = key_of(name);
+    let text = map.data.as_ref()?.get(key)?;
+    let usable =
+        if name == ROOT_MAP { TrustBundle::from_pem(text).is_ok() } else { crl::check(text.as_bytes()).is_ok() };
+    let field = format!("/f:data/f:{key}");
+    let entries = map.metadata.managed_fields.iter().flatten();
+    let of_key = entries.filter(|entry| entry.fields_v1.as_ref().is_some_and(|all| all.0.pointer(&field).is_some()));
+    let mut managers: Vec<&str> = of_key.filter_map(|entry| entry.manager.as_deref()).collect();
+    if !usable || managers.contains(&super::MANAGER) {
+        return None;
+    }
+    managers.retain(|manager| !manager.starts_with("kubectl"));
+    managers.first().map(|manager| (*manager).to_owned())
+}
+
+/// Keeper and map, with the namespaces.
+type Foreign = BTreeMap<(String, &'static str), Vec<String>>;
+
+/// What is told of foreign maps. Untold when this replica does not lead any more: another one tells.
+#[derive(Clone)]
+struct Told(Arc<Shown>);
+
+impl Told {
+    fn tell(&self, foreign: &Foreign) {
+        let findings: Vec<Finding> =
+            foreign.iter().map(|((keeper, map), places)| finding(keeper, map, places)).collect();
+        let before = self.0.foreign_maps.swap(Arc::new(findings.clone()));
+        for finding in findings.iter().filter(|finding| !before.iter().any(|one| one.path == finding.path)) {
+            warn!(error.code = finding.code, "{finding}");
+        }
+        let maps = foreign.values().map(Vec::len).sum::<usize>();
+        self.0.metrics.foreign_maps.set(i64::try_from(maps).unwrap_or(i64::MAX));
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.tell(&Foreign::new());
+    }
+}
+
+fn finding(keeper: &str, map: &str, namespaces: &[String]) -> Finding {
+    let first: Vec<&str> = namespaces.iter().take(3).map(String::as_str).collect();
+    let more = if namespaces.len() > first.len() { ", ..." } else { "" };
+    let (count, first) = (namespaces.len(), first.join(", "));
+    Finding {
+        at: Position::file(""),
+        severity: Severity::Warning,
+        code: "MAN018",
+        object: format!("ConfigMap {map}"),
+        path: format!("kept by {keeper}"),
+        message: format!(
+            "another control plane's certificates are left as they are in {count} namespaces: {first}{more}"
+        ),
+        hint: "if it is gone, delete these maps: they are made anew; otherwise keep its namespaces out of this mesh"
+            .to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -256,7 +362,7 @@ mod tests {
     }
 
     fn map(namespace: &str, name: &str, text: &str) -> String {
-        let key = if name == ROOT_MAP { ROOT_KEY } else { CRL_KEY };
+        let key = key_of(name);
         format!(
             "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{istio.io/config: 'true'}}}}\n\
              data: {{{key}: {text}}}\n"
@@ -284,6 +390,59 @@ mod tests {
         assert_eq!(places(&known.due(&roots, Some(&crl), now).0), [("a", CRL_MAP), ("b", CRL_MAP)]);
         known.take(update(&map("a", CRL_MAP, "C")));
         assert_eq!(known.due(&roots, None, now).0, [(("a".to_owned(), CRL_MAP), Need::Nothing)]);
+    }
+
+    /// A map of a root of somebody's, last written by these.
+    fn managed(text: &str, managers: &[&str]) -> Update {
+        let mut update = update(&map("a", ROOT_MAP, "R"));
+        let Some(Change::Set(placed)) = update.changes.first_mut() else { panic!("no map") };
+        let Object::ConfigMap(map) = &mut placed.object else { panic!("no map") };
+        let map = Arc::make_mut(map);
+        map.data = Some([(ROOT_KEY.to_owned(), text.to_owned())].into());
+        let entry =
+            |manager: &&str| json!({"manager": manager, "fieldsV1": {"f:data": {".": {}, "f:root-cert.pem": {}}}});
+        let label = json!({"manager": "labeller", "fieldsV1": {"f:metadata": {"f:labels": {}}}});
+        let entries: Vec<_> = managers.iter().map(entry).chain([label]).collect();
+        map.metadata.managed_fields = serde_json::from_value(json!(entries)).unwrap();
+        update
+    }
+
+    #[test]
+    fn a_map_that_another_control_plane_keeps_is_left_to_it_and_told() {
+        let root = |name: &str| {
+            let domain = stillmesh_core::model::TrustDomain::new(name).unwrap();
+            let issuer = stillmesh_identity::Issuer::create(&domain, std::time::SystemTime::now()).unwrap();
+            issuer.root_pem().to_owned()
+        };
+        let (ours, theirs) = (root("ours"), root("theirs"));
+        let roots: Arc<str> = ours.as_str().into();
+        let mut known = Known::default();
+        known.take(update(&namespace("a")));
+        let mut written = |text: &str, managers: &[&str]| {
+            known.take(managed(text, managers));
+            let due = known.due(&roots, None, Instant::now()).0;
+            let foreign = known.foreign(&roots, None);
+            assert_eq!(due.is_empty() && text != ours, !foreign.is_empty());
+            !due.is_empty()
+        };
+        for keeper in ["pilot-discovery", "somebody"] {
+            assert!(!written(&theirs, &[keeper]), "{keeper}");
+            assert!(written("garbage", &[keeper]) && written("", &[keeper]), "it is of no use to anybody");
+            assert!(!written(&ours, &[keeper]));
+        }
+        assert!(!written(&theirs, &["kubectl-edit", "pilot-discovery"]));
+        // A user's doing, an earlier root of ours, and what nobody knows of.
+        for managers in [&["kubectl-edit"][..], &["kubectl-patch", "kubectl"], &[super::super::MANAGER], &[]] {
+            assert!(written(&theirs, managers), "{managers:?}");
+        }
+        let keeper = ("pilot-discovery".to_owned(), ROOT_MAP);
+        known.take(managed(&theirs, &["pilot-discovery"]));
+        assert_eq!(known.foreign(&roots, None), Foreign::from([(keeper, vec!["a".to_owned()])]));
+        known.take(Update {
+            changes: vec![Change::Removed(stillmesh_k8s::ObjectKey::new(Kind::ConfigMap, "a", ROOT_MAP))],
+            ..Update::default()
+        });
+        assert_eq!(places(&known.due(&roots, None, Instant::now()).0), [("a", ROOT_MAP)], "deleted, it is ours");
     }
 
     #[test]

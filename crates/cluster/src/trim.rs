@@ -8,12 +8,15 @@ use stillmesh_k8s::Object;
 /// The annotation in which `kubectl apply` keeps a second copy of the object.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
-/// Trims an object that has just come from the server.
+/// Trims an object that has just come from the server. ConfigMaps, of which only some by name are watched, keep who
+/// wrote them.
 pub(crate) fn trim(object: &mut Object) {
     let metadata = object.metadata_mut();
-    metadata.managed_fields = None;
     if let Some(annotations) = &mut metadata.annotations {
         annotations.remove(LAST_APPLIED);
+    }
+    if !matches!(object, Object::ConfigMap(_)) {
+        object.metadata_mut().managed_fields = None;
     }
     match object {
         Object::Pod(pod) => trim_pod(Arc::make_mut(pod)),
