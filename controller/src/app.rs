@@ -150,7 +150,16 @@ impl Plane {
         info!(server = cluster.url(), %namespace, "following the Kubernetes API");
         let identity = format!("{}_{:08x}", home.pod, rand::random::<u32>());
         let (candidate, leader) = Candidate::new(&cluster, &namespace, cluster::LEASE, &identity, Terms::default());
-        let mut campaign = self.tasks.spawn("leader election", candidate.run(self.tasks.token()));
+        let mut campaigns = vec![self.tasks.spawn("leader election", candidate.run(self.tasks.token()))];
+        // The mesh has one leader, of whatever revision; what a revision has for itself, its own replicas write.
+        let registrar = match cluster::lease_of(&self.config.revision) {
+            None => leader.clone(),
+            Some(lease) => {
+                let (candidate, leader) = Candidate::new(&cluster, &namespace, &lease, &identity, Terms::default());
+                campaigns.push(self.tasks.spawn("leader election", candidate.run(self.tasks.token())));
+                leader
+            }
+        };
         let watches = cluster::watches(&self.config.mesh.root_namespace);
         let source = KubernetesSource::open(&cluster, watches);
         let Some(control) = self.read(source, queries).await? else { return Ok(()) };
@@ -168,12 +177,12 @@ impl Plane {
         self.keep("roots", leader.clone().lead(move || roots.clone().keep()));
         let registration = Registration {
             cluster: cluster.clone(),
-            leader: leader.clone(),
+            leader: registrar.clone(),
             signing: signing.clone(),
             namespace: namespace.to_string(),
             name: Registration::name_of(&self.config.revision),
         };
-        self.keep("webhook registration", leader.clone().lead(move || registration.clone().keep()));
+        self.keep("webhook registration", registrar.lead(move || registration.clone().keep()));
         if home.status {
             let statuses = Arc::clone(&self.statuses);
             let writer = Arc::new(status::Api::new(&cluster, leader.clone()));
@@ -187,7 +196,8 @@ impl Plane {
             TokenReviews::new(&cluster, home.audiences, self.config.mesh.cluster.clone(), control.builder.running());
         let ended = self.serve(control, listener, webhook, signing, Arc::new(reviews)).await;
         // So that the next leader need not wait.
-        let _ = tokio::time::timeout(Duration::from_secs(2), campaign.join()).await;
+        let ends = campaigns.iter_mut().map(|campaign| campaign.join());
+        let _ = tokio::time::timeout(Duration::from_secs(2), futures::future::join_all(ends)).await;
         ended
     }
 

@@ -38,7 +38,7 @@ impl Found {
         let own_secrets = objects.list(&Resource::new("v1", "Secret"), at, "").await?;
         found.extend(own_secrets.into_iter().filter(|secret| SECRETS.contains(&name(secret))));
         let leases = objects.list(&Resource::new("coordination.k8s.io/v1", "Lease"), at, "").await?;
-        found.extend(leases.into_iter().filter(|lease| name(lease) == LEASE));
+        found.extend(leases.into_iter().filter(|lease| name(lease).starts_with(LEASE)));
         for map in ROOTS {
             found
                 .extend(objects.named(&Resource::new("v1", "ConfigMap"), map).await?.into_iter().filter(written_by_us));
