@@ -26,7 +26,7 @@ pub const KEYS: &[(&str, &str, &str)] = &[
         "file of join tokens, a JSON map of SHA-256 (hex) of a token to its node; required with OBJECTS_DIR",
     ),
     ("LISTEN", "0.0.0.0:15012", "address of xDS and CA, gRPC over TLS"),
-    ("MONITORING", "0.0.0.0:15014", "address of /metrics, /ready and /debug, HTTP"),
+    ("MONITORING", "0.0.0.0:15014", "address of /metrics, /ready and, for the pod itself, /debug, HTTP"),
     ("API_SOCKET", "", "unix socket that takes status conditions; none are written without it"),
     ("ROOT_NAMESPACE", "istio-system", "namespace whose policies hold for the whole mesh, and of ConfigMap istio"),
     ("SYSTEM_NAMESPACE", "istio-system", "namespace that the mesh itself runs in; in a cluster POD_NAMESPACE"),
