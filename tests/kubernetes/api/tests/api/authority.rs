@@ -49,6 +49,34 @@ async fn replicas_that_start_together_share_one_root_which_is_in_every_namespace
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_roots_of_another_control_plane_are_left_to_it_and_told() {
+    let world = World::new().await;
+    let key = rcgen::KeyPair::generate().unwrap();
+    let theirs = rcgen::CertificateParams::default().self_signed(&key).unwrap().pem();
+    let shared = format!("{}-shared", world.namespace);
+    world.apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": shared}})).await;
+    let (map, data) = ("istio-ca-root-cert", json!({"root-cert.pem": theirs}));
+    let keeps = PatchParams::apply("pilot-discovery");
+    let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": map}, "data": data});
+    world.maps(&shared).patch(map, &keeps, &Patch::Apply(&object)).await.unwrap();
+    let controller = Controller::start(&world, &[]).await;
+    controller.ready().await;
+    world.until("the roots are there", || async { !world.roots_in(&world.namespace).await.is_empty() }).await;
+    let roots = world.roots_in(&world.namespace).await;
+    controller.says("/debug/findings", "kept by pilot-discovery").await;
+    controller.says("/metrics", "stillmesh_controller_foreign_root_maps 1").await;
+    assert_eq!(world.roots_in(&shared).await, theirs);
+    // What a user does to it is the user's, and put right.
+    let edited = PatchParams { field_manager: Some("kubectl-patch".to_owned()), ..PatchParams::default() };
+    let garbage = Patch::Merge(json!({"data": {"root-cert.pem": "garbage"}}));
+    world.maps(&shared).patch(map, &edited, &garbage).await.unwrap();
+    world.until("it has the mesh's roots", || async { world.roots_in(&shared).await == roots }).await;
+    controller.says("/metrics", "stillmesh_controller_foreign_root_maps 0").await;
+    controller.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_secret_that_is_deleted_or_damaged_is_written_back_and_survives_a_kill() {
     let world = World::new().await;
     let controller = Controller::start(&world, &[]).await;

@@ -12,6 +12,7 @@ use kube::api::{Patch, PatchParams};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
+use stillmesh_cluster::{Candidate, Terms};
 use stillmesh_test_api::{Controller, World};
 use tokio::net::TcpStream;
 
@@ -88,6 +89,22 @@ async fn it_is_called_with_the_roots_that_the_leader_writes_and_explains_refusal
     assert_eq!(api.get(&name(&world)).await.unwrap().webhooks.unwrap()[0].timeout_seconds, Some(7));
     let _ = api.patch(&name(&world), &PatchParams::default(), &Patch::Merge(json!({}))).await;
     assert!(ask(&world, &controller, &roots, good).await.is_some());
+    controller.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revision_keeps_its_own_registration_while_another_one_leads_the_mesh() {
+    let world = World::new().await;
+    let access = world.access(None).await;
+    let (other, mut leader) =
+        Candidate::new(&access, &world.namespace, "stillmesh-leader", "another-revision", Terms::default());
+    let _other = world.tasks.spawn("another revision", other.run(world.tasks.token()));
+    leader.gained().await;
+    let controller = Controller::start(&world, &[]).await;
+    controller.ready().await;
+    world.until("the registration names the roots", || async { bundle(&world).await.is_some() }).await;
+    assert_eq!(world.roots_in(&world.namespace).await, "", "these are the mesh's leader's");
     controller.stop().await;
     world.end().await;
 }
