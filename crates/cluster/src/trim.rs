@@ -54,7 +54,8 @@ fn trim_pod(pod: &mut Pod) {
     }
 }
 
-/// Names, ports and probes: ports give endpoints their names, probes may pass where plain text may not.
+/// Names, ports, probes and hooks: ports give endpoints their names, and the kubelet's probes and hooks may pass where
+/// plain text may not.
 fn trim_container(container: Container) -> Container {
     Container {
         name: container.name,
@@ -62,7 +63,35 @@ fn trim_container(container: Container) -> Container {
         liveness_probe: container.liveness_probe,
         readiness_probe: container.readiness_probe,
         startup_probe: container.startup_probe,
+        lifecycle: container.lifecycle,
         restart_policy: container.restart_policy,
         ..Container::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_the_kubelet_dials_in_a_pod_is_kept_and_what_nobody_reads_is_not() {
+        let hook = json!({ "preStop": { "httpGet": { "port": 8082 } } });
+        let probe = json!({ "tcpSocket": { "port": 8081 } });
+        let container = |image: bool| {
+            let mut container = json!({ "name": "a", "livenessProbe": probe, "lifecycle": hook });
+            if image {
+                container["image"] = json!("x:1");
+            }
+            container
+        };
+        let pod = |image| json!({ "spec": { "containers": [container(image)], "initContainers": [container(image)] } });
+        let given: Pod = serde_json::from_value(pod(true)).unwrap();
+        let wanted: Pod = serde_json::from_value(pod(false)).unwrap();
+        let mut object = Object::from(given);
+        trim(&mut object);
+        let Object::Pod(trimmed) = object else { panic!("a pod stays one") };
+        assert_eq!(*trimmed, wanted);
     }
 }
