@@ -14,6 +14,7 @@ use stillmesh_objects::directory::Options;
 use stillmesh_objects::{DirectorySource, Source};
 use stillmesh_runtime::Tasks;
 use stillmesh_runtime::drain::Watch;
+use stillmesh_runtime::sys::socket;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
@@ -44,18 +45,18 @@ pub struct Listeners {
 
 impl Listeners {
     /// Listens where the configuration says.
-    pub async fn bind(config: &Config) -> anyhow::Result<Self> {
+    pub fn bind(config: &Config) -> anyhow::Result<Self> {
         let webhook = match &config.home {
             Home::Directory(_) => None,
-            Home::Cluster(home) => Some(bind(home.webhook).await?),
+            Home::Cluster(home) => Some(bind(home.webhook)?),
         };
-        Ok(Self { nodes: bind(config.listen).await?, monitoring: bind(config.monitoring).await?, webhook })
+        Ok(Self { nodes: bind(config.listen)?, monitoring: bind(config.monitoring)?, webhook })
     }
 }
 
 /// Runs the controller until the drain.
 pub async fn run(config: Config, drain: Watch) -> anyhow::Result<()> {
-    let listeners = Listeners::bind(&config).await?;
+    let listeners = Listeners::bind(&config)?;
     run_on(config, listeners, drain).await
 }
 
@@ -80,8 +81,8 @@ pub async fn run_in(cluster: Cluster, config: Config, listeners: Listeners, drai
     plane.in_cluster(cluster, home, listeners.nodes, listeners.webhook, queries).await
 }
 
-async fn bind(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+fn bind(address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
+    socket::listen(address).with_context(|| format!("cannot listen on {address}"))
 }
 
 /// What all parts share.

@@ -74,7 +74,7 @@ impl World {
             ("MONITORING", "127.0.0.1:0".to_owned()),
         ];
         let config = Config::read(Reader::from_values(values)).unwrap();
-        let listeners = Listeners::bind(&config).await.unwrap();
+        let listeners = Listeners::bind(&config).unwrap();
         let nodes = listeners.nodes.local_addr().unwrap();
         let monitoring = listeners.monitoring.local_addr().unwrap();
         let (trigger, watch) = drain::channel();

@@ -6,10 +6,10 @@ use anyhow::Context as _;
 use stillmesh_api::xds::{Client, NodeInfo, Status};
 use stillmesh_core::snapshot::Snapshot;
 use stillmesh_runtime::drain::{self, Mode, Watch};
+use stillmesh_runtime::sys::socket;
 use stillmesh_runtime::tasks::Tasks;
 use stillmesh_runtime::telemetry;
 use stillmesh_runtime::telemetry::metrics::Metrics as Registered;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -91,7 +91,7 @@ pub async fn run(config: Config, watch: Watch) -> anyhow::Result<()> {
     let (servers_end, servers) = drain::channel();
     let levels = telemetry::init("ztunnel").ok();
     let admin = Admin { node: node.clone(), pods: pods.table(), levels, quit: quit.clone() };
-    serve(&tasks, admin, registered, readiness.clone(), &servers).await?;
+    serve(&tasks, admin, registered, readiness.clone(), &servers)?;
     drop(servers);
 
     let mut status = control_plane(&tasks, &node, publisher);
@@ -124,7 +124,7 @@ pub async fn run(config: Config, watch: Watch) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn serve(
+fn serve(
     tasks: &Tasks,
     admin: Admin,
     registered: Registered,
@@ -133,9 +133,8 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let node = admin.node.clone();
     let config = &node.config;
-    let bind = async |address| TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"));
-    let (admin_port, stats, ready) =
-        (bind(config.admin).await?, bind(config.stats).await?, bind(config.readiness).await?);
+    let bind = |address| socket::listen(address).with_context(|| format!("cannot listen on {address}"));
+    let (admin_port, stats, ready) = (bind(config.admin)?, bind(config.stats)?, bind(config.readiness)?);
     tasks.spawn("admin", admin::server(admin).serve(admin_port, watch.clone()));
     tasks.spawn("metrics", admin::metrics_server(node.clone(), registered).serve(stats, watch.clone()));
     tasks.spawn("readiness", admin::readiness_server(readiness).serve(ready, watch.clone()));

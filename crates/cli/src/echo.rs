@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -26,6 +26,7 @@ use serde::Serialize;
 use stillmesh_runtime::Tasks;
 use stillmesh_runtime::accept::Acceptor;
 use stillmesh_runtime::env::{Reader, parse_duration};
+use stillmesh_runtime::sys::socket;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -88,7 +89,7 @@ async fn serve(args: &args::Echo, server: Arc<Server>) -> anyhow::Result<ExitCod
     let tasks = Tasks::new("echo");
     let plain = args.ports.iter().map(|port| (*port, false));
     for (port, first) in plain.chain(args.server_first_ports.iter().map(|port| (*port, true))) {
-        let acceptor = Acceptor::new("echo", listen(port).await?, MOST_CONNECTIONS);
+        let acceptor = Acceptor::new("echo", listen(port)?, MOST_CONNECTIONS);
         let (server, group) = (server.clone(), tasks.clone());
         tasks.spawn("accept", async move {
             loop {
@@ -111,14 +112,8 @@ async fn serve(args: &args::Echo, server: Arc<Server>) -> anyhow::Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-async fn listen(port: u16) -> anyhow::Result<TcpListener> {
-    match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
-        Ok(listener) => Ok(listener),
-        // IPv6 may be off.
-        Err(_) => {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await.with_context(|| format!("listening on port {port}"))
-        }
-    }
+fn listen(port: u16) -> anyhow::Result<TcpListener> {
+    socket::listen((Ipv6Addr::UNSPECIFIED, port).into()).with_context(|| format!("listening on port {port}"))
 }
 
 async fn connection(mut stream: TcpStream, peer: SocketAddr, first: bool, server: Arc<Server>) -> std::io::Result<()> {

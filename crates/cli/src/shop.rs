@@ -14,6 +14,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use stillmesh_runtime::sys::socket;
 
 /// One program of the shop.
 #[derive(Debug, Args)]
@@ -65,12 +66,8 @@ impl Listen {
     }
 
     /// Both families where the machine has IPv6, else IPv4.
-    async fn bind(&self) -> anyhow::Result<tokio::net::TcpListener> {
-        let both = SocketAddr::from((Ipv6Addr::UNSPECIFIED, self.port));
-        match tokio::net::TcpListener::bind(both).await {
-            Ok(listener) => Ok(listener),
-            Err(_) => Ok(tokio::net::TcpListener::bind(("0.0.0.0", self.port)).await?),
-        }
+    fn bind(&self) -> anyhow::Result<tokio::net::TcpListener> {
+        Ok(socket::listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, self.port)))?)
     }
 }
 

@@ -87,7 +87,7 @@ where
     F: Fn(String) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = anyhow::Result<Value>> + Send,
 {
-    let listener = listen.bind().await?;
+    let listener = listen.bind()?;
     let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     loop {
         let place = room.clone().acquire_owned().await?;

@@ -19,7 +19,7 @@ const SILENCE: Duration = Duration::from_secs(10);
 
 /// Sends `0`, `1`, `2`, … on each connection until the client ends it.
 pub(super) async fn serve(listen: Listen) -> anyhow::Result<()> {
-    let listener = listen.bind().await?;
+    let listener = listen.bind()?;
     let tasks = Tasks::new("shop");
     loop {
         let mut stream = tokio::select! {

@@ -38,7 +38,13 @@ pub fn tcp_listener(address: SocketAddr, options: Options) -> io::Result<TcpList
 
 /// A nonblocking TCP listener on all addresses of both families, or of IPv4 alone where IPv6 is off.
 pub fn tcp_listener_any(port: u16, options: Options) -> io::Result<TcpListener> {
-    either(|ip| tcp_listener(SocketAddr::new(ip, port), options))
+    either(Ipv6Addr::UNSPECIFIED.into(), |ip| tcp_listener(SocketAddr::new(ip, port), options))
+}
+
+/// A listener of the calling runtime: `[::]` is dual-stack, or IPv4 alone where IPv6 is off.
+pub fn listen(address: SocketAddr) -> io::Result<tokio::net::TcpListener> {
+    let make = |ip| tcp_listener(SocketAddr::new(ip, address.port()), Options::default());
+    tokio::net::TcpListener::from_std(either(address.ip(), make)?)
 }
 
 /// A nonblocking UDP socket, bound, with SO_REUSEADDR.
@@ -48,10 +54,13 @@ pub fn udp_socket(address: SocketAddr, options: Options) -> io::Result<UdpSocket
 
 const BACKLOG: i32 = 4096;
 
-/// Tries `[::]`, then `0.0.0.0` where the machine or the namespace has no IPv6.
-fn either<T>(make: impl Fn(IpAddr) -> io::Result<T>) -> io::Result<T> {
-    match make(Ipv6Addr::UNSPECIFIED.into()) {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {
+/// Tries an address; `0.0.0.0` instead of `[::]` where the machine or the namespace has no IPv6.
+fn either<T>(ip: IpAddr, make: impl Fn(IpAddr) -> io::Result<T>) -> io::Result<T> {
+    match make(ip) {
+        Err(error)
+            if ip == Ipv6Addr::UNSPECIFIED
+                && matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) =>
+        {
             make(Ipv4Addr::UNSPECIFIED.into())
         }
         other => other,
@@ -180,5 +189,30 @@ pub fn original_destination(socket: &impl AsFd) -> io::Result<SocketAddr> {
         Ok(address) => Ok(address.as_socket().unwrap_or(local)),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOPROTOOPT)) => Ok(local),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn on_a_kernel_without_ipv6_all_addresses_are_those_of_ipv4_and_one_address_stays_what_it_is() {
+        let without = |ip: IpAddr| match ip {
+            IpAddr::V4(_) => Ok(ip),
+            IpAddr::V6(_) => Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT)),
+        };
+        assert_eq!(either(Ipv6Addr::UNSPECIFIED.into(), without).unwrap(), Ipv4Addr::UNSPECIFIED);
+        assert_eq!(either(Ipv4Addr::LOCALHOST.into(), without).unwrap(), Ipv4Addr::LOCALHOST);
+        assert!(either(Ipv6Addr::LOCALHOST.into(), without).is_err());
+        let taken = |_| Err::<(), _>(io::Error::from_raw_os_error(libc::EADDRINUSE));
+        assert!(either(Ipv6Addr::UNSPECIFIED.into(), taken).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_listener_at_all_addresses_takes_both_families() {
+        let listener = listen("[::]:0".parse().unwrap()).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
     }
 }

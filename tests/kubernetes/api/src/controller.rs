@@ -41,7 +41,7 @@ impl Controller {
         ];
         let values: std::collections::BTreeMap<&str, &str> = usual.iter().chain(settings).copied().collect();
         let config = Config::read(Reader::from_values(values)).unwrap();
-        let listeners = Listeners::bind(&config).await.unwrap();
+        let listeners = Listeners::bind(&config).unwrap();
         let nodes = listeners.nodes.local_addr().unwrap();
         let monitoring = listeners.monitoring.local_addr().unwrap();
         let webhook = listeners.webhook.as_ref().unwrap().local_addr().unwrap();
