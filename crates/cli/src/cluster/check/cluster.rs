@@ -148,7 +148,7 @@ pub(super) fn network(view: &View) -> Vec<Fact> {
         Some((_, "Cilium")) => Fact::doubt(
             "cni",
             "Cilium gives pods their network: it removes other plugins' configuration where cni.exclusive is true",
-            "set cni.exclusive=false in Cilium's values, or install with --set cni.ownConflist=true",
+            "set cni.exclusive=false in Cilium's values",
         ),
         Some((_, title)) => Fact::good("cni", format!("{title} gives pods their network")),
         None => Fact::good("cni", "what gives pods their network is none that needs settings of its own"),
