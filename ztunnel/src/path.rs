@@ -5,6 +5,6 @@ mod error;
 pub mod inbound;
 pub mod outbound;
 pub mod passthrough;
-mod probe;
+pub(crate) mod probe;
 
 pub use error::PathError;

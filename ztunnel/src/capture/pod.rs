@@ -21,6 +21,7 @@ use super::canonical;
 use super::listeners::{self, Inherited, ListenError};
 use super::open::{Open, Sockets};
 use crate::node::Node;
+use crate::path::probe::Had;
 use crate::path::{PathError, inbound, outbound, passthrough};
 use crate::tunnel::Pools;
 use crate::workers::Place;
@@ -39,6 +40,8 @@ pub struct Pod {
     pub pools: Pools,
     /// When it was taken up.
     pub since: SystemTime,
+    /// Its probes, for when there is nobody to ask.
+    pub(crate) had_probes: Had,
     places: Arc<Semaphore>,
     limit: usize,
     tasks: Tasks,
@@ -94,6 +97,7 @@ impl Pod {
             info,
             thread,
             since: SystemTime::now(),
+            had_probes: Had::default(),
             places: Arc::new(Semaphore::new(limit)),
             limit,
             drain: trigger,

@@ -22,7 +22,7 @@ struct Scene {
     node: Node,
     pod: Pod,
     _agent: Tasks,
-    _processes: tempfile::TempDir,
+    processes: tempfile::TempDir,
 }
 
 impl Scene {
@@ -56,7 +56,7 @@ impl Scene {
         while !path.exists() {
             tokio::task::yield_now().await;
         }
-        Self { mesh, node, pod, _agent: agent, _processes: processes }
+        Self { mesh, node, pod, _agent: agent, processes }
     }
 }
 
@@ -126,6 +126,30 @@ fn without_an_agent_that_answers_a_probe_is_ordinary_traffic() {
         let _silent = stillmesh_api::probes::listen(&scene.node.home().join("probes.sock")).unwrap();
         assert_eq!(ask(&scene.mesh.router.clone(), scene.pod.at(8080)).await, "");
         scene.node.counts("stillmesh_ztunnel_probes_total", &["verdict=\"unanswered\""], 1).await;
+    });
+}
+
+#[test]
+fn while_there_is_no_agent_whoever_has_probed_goes_on_and_nobody_else() {
+    isolated_async(|| async {
+        let mut scene = Scene::new().await;
+        let other = scene.mesh.unmeshed("out/other").await;
+        let router = scene.mesh.router.clone();
+        assert!(ask(&router, scene.pod.at(8080)).await.contains('.'));
+        std::fs::remove_file(scene.node.home().join("probes.sock")).unwrap();
+        assert!(ask(&router, scene.pod.at(8080)).await.contains('.'), "the same client and port");
+        scene.node.counts("stillmesh_ztunnel_probes_total", &["verdict=\"remembered\""], 1).await;
+        assert_eq!(ask(&router, scene.pod.at(9090)).await, "", "no probe port");
+        assert_eq!(ask(&other.place, scene.pod.at(8080)).await, "", "another client");
+        // An agent that says no is believed.
+        let agent = Tasks::new("agent");
+        let (path, processes) = (scene.node.home().join("probes.sock"), scene.processes.path().to_owned());
+        agent.spawn("probes", Probes::default().serve(path.clone(), router.netns().clone(), processes));
+        while !path.exists() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(ask(&router, scene.pod.at(8080)).await, "");
+        scene.node.counts("stillmesh_ztunnel_probes_total", &["verdict=\"remembered\""], 1).await;
     });
 }
 
