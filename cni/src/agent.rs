@@ -1,6 +1,6 @@
 //! The agent: one owner of every pod's task, told by the source of objects and by the plugin.
 //!
-//! Order at its start: what is believed is read, then the objects; pods that are to be captured and are not go under
+//! Order at its start: what is believed is read, and probes are told by it; then the objects; pods that are to be captured and are not go under
 //! the guard at once; pods that are go on undisturbed; only then may a tunnel connect, because it drops every pod that
 //! it is not told of. In a cluster the plugin is installed last: by then somebody answers it.
 
@@ -20,10 +20,9 @@ use stillmesh_objects::Source;
 use stillmesh_objects::directory::{DirectorySource, Options};
 use stillmesh_runtime::drain::Watch;
 use stillmesh_runtime::sys::netns::Netns;
-use stillmesh_runtime::sys::unix;
+use stillmesh_runtime::sys::{socket, unix};
 use stillmesh_runtime::telemetry::metrics::Metrics as Registry;
 use stillmesh_runtime::{Tasks, accept};
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -52,12 +51,12 @@ pub async fn run(config: Config, drain: Watch) -> anyhow::Result<()> {
     let tasks = Tasks::new("agent");
     let health = Health::pending("objects");
     if let Some(address) = config.metrics_address {
-        let listener = TcpListener::bind(address).await;
+        let listener = socket::listen(address);
         let listener = listener.with_context(|| format!("cannot listen on {address} (METRICS_ADDRESS)"))?;
         tasks.spawn("monitoring", health::monitoring(registry, health.clone()).serve(listener, drain.clone()));
     }
     if let Some(address) = config.health_address {
-        let listener = TcpListener::bind(address).await;
+        let listener = socket::listen(address);
         let listener = listener.with_context(|| format!("cannot listen on {address} (HEALTH_ADDRESS)"))?;
         tasks.spawn("health", health::probes("health", health.clone()).serve(listener, drain.clone()));
     }
@@ -99,7 +98,13 @@ impl Agent {
         let locate = Arc::new(Directory::new(&machine.netns_dir));
         let mut pods = Pods::new(&self.config, self.shared.clone(), locate, &self.tasks)?;
         let (asks, mut asked) = mpsc::channel(intake::QUEUE);
-        let desk = Desk { asks, questions: None, opener: Opener::default(), metrics: self.shared.metrics.clone() };
+        let desk = Desk {
+            asks,
+            questions: None,
+            opener: Opener::default(),
+            writer: self.shared.writer.clone(),
+            metrics: self.shared.metrics.clone(),
+        };
         if self.begin(&mut pods, &mut source, desk).await? {
             self.health.set("objects", None);
             tracing::info!(node = self.config.node, pods = pods.len(), "the agent is ready");
@@ -116,9 +121,16 @@ impl Agent {
 
     /// Learns what there is, then listens. `false`: the agent is to end before that.
     async fn begin(&self, pods: &mut Pods, source: &mut impl Source, desk: Desk) -> anyhow::Result<bool> {
+        let early = pods.knows_probes();
+        if early {
+            self.answer_probes(pods)?;
+        }
         tokio::select! {
             known = pods.learn(source) => known?,
             _ = self.drain.signaled() => return Ok(false),
+        }
+        if !early {
+            self.answer_probes(pods)?;
         }
         let (plugin, zds) = (&self.config.plugin_socket, &self.config.zds_socket);
         let tunnels = zds::Listener::bind(zds).with_context(|| {
@@ -131,14 +143,19 @@ impl Agent {
         self.tasks.spawn("plugin", server.serve(accept::Listener::from(plugin), self.drain.clone()));
         let handover = self.shared.handover.clone();
         self.tasks.spawn("zds", until_cancelled(self.tasks.token(), handover.serve(tunnels)));
+        Ok(true)
+    }
+
+    /// Tells tunnels which connections are probes.
+    fn answer_probes(&self, pods: &Pods) -> anyhow::Result<()> {
         let host = Netns::current().context("cannot open the node's network namespace")?;
         let proc = match &self.config.around {
             Around::Machine(_) => PathBuf::from("/proc"),
             Around::Node(node) => node.proc_dir.clone(),
         };
-        let answering = pods.probes().serve(zds.with_file_name("probes.sock"), host, proc);
+        let answering = pods.probes().serve(self.config.zds_socket.with_file_name("probes.sock"), host, proc);
         self.tasks.spawn("probes", until_cancelled(self.tasks.token(), answering));
-        Ok(true)
+        Ok(())
     }
 
     /// Until the agent is to end.

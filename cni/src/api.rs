@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use crate::writeback::PodName;
 
 /// How long one question may take.
-const DEADLINE: Duration = Duration::from_secs(1);
+const DEADLINE: Duration = Duration::from_secs(2);
 
 /// A pod and its namespace as they are now; `None` for what is not there.
 #[derive(Clone, Debug)]

@@ -1,7 +1,11 @@
 //! The agent's side of the plugin's socket: `POST /cmdadd`, answered when the pod is captured, or why it is not.
 //!
 //! Our plugin leaves the decision to the agent; Istio's has decided, and takes anything but 200 for a failure. Either
-//! comes often before the watch has brought the pod, or its namespace's new label: then the API server is asked.
+//! comes often before the watch has brought the pod, or its namespace's new label: then the API server is asked, until
+//! it answers or time is up. A pod that nobody can be asked about does not start, unless it is a static one of a
+//! namespace outside of the mesh: no API server need ever have known it.
+//!
+//! Other nodes send a pod tunnelled traffic once they see its annotation, so its write is waited for, too, for a little.
 //!
 //! Bounded in every direction: connections, body, and time; a request that cannot be served in time is refused, and
 //! the kubelet tries again. The pod is worked on all the same.
@@ -21,7 +25,8 @@ use crate::enroll::pod::Status;
 use crate::metrics::{Metrics, ResponseLabels};
 use crate::netns::Opener;
 use crate::plugin::{DEADLINE, Decision, Event};
-use crate::writeback::PodName;
+use crate::world::is_static_uid;
+use crate::writeback::{PodName, Writer};
 
 /// Requests that wait for the agent; one more is refused.
 pub const QUEUE: usize = 64;
@@ -31,6 +36,10 @@ const WITHIN: Duration = DEADLINE.saturating_sub(Duration::from_secs(1));
 const LOOKUPS: u32 = 10;
 const FEW_LOOKUPS: u32 = 3;
 const LOOKUP_EVERY: Duration = Duration::from_millis(10);
+/// How long after a question that the API server did not answer the next one comes.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// How long a captured pod waits for its annotation to be written.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
 const BODY_BYTES: usize = 64 * 1024;
 
 /// What the agent is asked or told.
@@ -61,8 +70,8 @@ pub enum Started {
     Working(watch::Receiver<Status>),
     /// It has not heard of the pod.
     Unknown {
-        /// Whether the pod's namespace is in the mesh.
-        enrolled: bool,
+        /// Whether the pod's namespace is in the mesh, where it has been heard of.
+        enrolled: Option<bool>,
     },
     /// The pod is not to be captured, as far as the agent knows.
     NotEnrolled(NotEnrolled),
@@ -77,6 +86,8 @@ pub struct Desk {
     pub questions: Option<Questions>,
     /// Opens the namespaces that the plugin names.
     pub opener: Opener,
+    /// Writes annotations.
+    pub writer: Writer,
     /// Counters.
     pub metrics: Metrics,
 }
@@ -124,8 +135,11 @@ async fn add(body: &[u8], desk: &Desk) -> Result<Option<Decision>, Refused> {
         failed(format!("its network namespace {} cannot be opened: {error}", event.netns.display()))
     })?;
     let inode = netns.inode();
+    let is_static = event.pod_uid.as_deref().is_some_and(is_static_uid);
     let request = Asking { desk, pod: &pod, uid: event.pod_uid, netns, deadline };
     let (started, trouble) = request.settle().await.map_err(&failed)?;
+    // Whether the answer is about this pod, or the API server said that there is none.
+    let sure = trouble.is_none() || !open(&started);
     let trouble = trouble.map(|trouble| format!("; {trouble}")).unwrap_or_default();
     let free = |reason: String| {
         tracing::debug!(?pod, reason, "a pod starts without the mesh");
@@ -134,14 +148,22 @@ async fn add(body: &[u8], desk: &Desk) -> Result<Option<Decision>, Refused> {
     match (started, event.agent_decides) {
         (Started::Working(status), decides) => {
             wait(status, inode, deadline).await.map_err(failed)?;
+            let told = deadline.min(Instant::now() + TOLD_WITHIN);
+            if timeout_at(told, desk.writer.written(&pod)).await.is_err() {
+                tracing::debug!(?pod, "a pod starts before its annotation is written");
+            }
             Ok(decides.then_some(Decision { captured: true, reason: None }))
         }
-        (Started::NotEnrolled(reason), true) => free(reason.to_string()),
+        (Started::NotEnrolled(reason), true) if sure => free(reason.to_string()),
         // Static pods start where nobody knows of them.
-        (Started::Unknown { enrolled: false }, true) => {
+        (Started::Unknown { enrolled }, true)
+            if enrolled != Some(true) && (sure || enrolled.is_some() && is_static) =>
+        {
             free(format!("its namespace is not in the mesh, and the agent does not know the pod{trouble}"))
         }
-        (Started::Unknown { .. }, _) => Err(failed(format!("the agent does not know this pod{trouble}"))),
+        (Started::Unknown { .. }, _) | (Started::NotEnrolled(_), true) => {
+            Err(failed(format!("the agent does not know this pod{trouble}")))
+        }
         (Started::NotEnrolled(reason), false) => {
             Err(failed(format!("the agent does not know this pod as one to be captured: {reason}{trouble}")))
         }
@@ -168,17 +190,24 @@ impl Asking<'_> {
             sleep(LOOKUP_EVERY).await;
             last = self.ask(false).await?;
         }
-        let Some(questions) = self.desk.questions.as_ref().filter(|_| open(&last) || may_be_old(&last)) else {
-            return Ok((last, None));
-        };
-        match timeout_at(self.deadline, questions.look(self.pod)).await {
-            Ok(Ok(seen)) => {
-                self.desk.tell(Ask::Seen(self.pod.clone(), Box::new(seen)))?;
-                Ok((self.ask(true).await?, None))
+        let Some(questions) = &self.desk.questions else { return Ok((last, None)) };
+        let mut trouble = "the API server was not asked in time".to_owned();
+        while open(&last) || may_be_old(&last) {
+            match timeout_at(self.deadline, questions.look(self.pod)).await {
+                Ok(Ok(seen)) => {
+                    self.desk.tell(Ask::Seen(self.pod.clone(), Box::new(seen)))?;
+                    return Ok((self.ask(true).await?, None));
+                }
+                Ok(Err(reason)) => trouble = reason,
+                Err(_) => return Ok((last, Some(trouble))),
             }
-            Ok(Err(reason)) => Ok((last, Some(reason))),
-            Err(_) => Ok((last, Some("the API server was not asked in time".to_owned()))),
+            if timeout_at(self.deadline, sleep(ASK_AGAIN)).await.is_err() {
+                return Ok((last, Some(trouble)));
+            }
+            // The watch may have brought it meanwhile.
+            last = self.ask(false).await?;
         }
+        Ok((last, None))
     }
 
     /// Where nobody else can be asked, what is on its way is waited for.

@@ -1,9 +1,10 @@
-//! Which namespaces are in the mesh, on disk: what the plugin goes by while the agent cannot be asked.
+//! Which namespaces are in the mesh, on disk: what the plugin goes by while the agent cannot be asked. Beside it the
+//! pods' probe ports, by which the agent tells probes from other traffic before it has heard of any pod.
 //!
 //! One file beside the beliefs, written whole or not at all, by the agent; read by the plugin, which must err on the
 //! side of «in the mesh» where the file is there and cannot be read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,9 @@ const MAX_FILE_BYTES: u64 = 16 << 20;
 pub struct Known {
     /// Namespaces whose pods are in the mesh unless they say otherwise.
     pub enrolled: BTreeSet<String>,
+    /// The probe ports of the node's pods by UID; absent where an agent wrote that did not keep them.
+    #[serde(default)]
+    pub probe_ports: Option<BTreeMap<String, BTreeSet<u16>>>,
 }
 
 /// Why a pod is believed to be in the mesh.
@@ -48,6 +52,11 @@ impl Keeper {
     /// Writes into the state directory.
     pub fn new(state_dir: &Path) -> Self {
         Self { path: state_dir.join(FILE), written: None }
+    }
+
+    /// What an agent before has written, as far as it is of use.
+    pub fn kept(&self) -> Option<Known> {
+        serde_json::from_slice(&read(&self.path).ok()?).ok()
     }
 
     /// Writes what is known now, if it is not what was written last.
@@ -122,7 +131,11 @@ mod tests {
         };
         beliefs.save(&belief).unwrap();
         let mut keeper = Keeper::new(state);
-        keeper.keep(Known { enrolled: ["shop".to_owned()].into() }).unwrap();
+        assert_eq!(keeper.kept(), None);
+        let known =
+            Known { enrolled: ["shop".to_owned()].into(), probe_ports: Some([("u-1".into(), [80].into())].into()) };
+        keeper.keep(known.clone()).unwrap();
+        assert_eq!(Keeper::new(state).kept(), Some(known));
         assert_eq!(believed(state, "shop", "a"), Some(Because::Namespace));
         assert_eq!(believed(state, "other", "b"), Some(Because::Pod));
         assert_eq!(believed(state, "other", "a"), None);
@@ -132,6 +145,9 @@ mod tests {
 
         keeper.remove().unwrap();
         assert_eq!(believed(state, "shop", "a"), None);
+        fs::write(state.join(FILE), r#"{"enrolled":["shop"]}"#).unwrap();
+        assert_eq!(keeper.kept().unwrap().probe_ports, None);
+        assert_eq!(believed(state, "shop", "a"), Some(Because::Namespace));
         fs::write(state.join(FILE), "{").unwrap();
         assert_eq!(believed(state, "quiet", "a"), Some(Because::Unreadable));
     }

@@ -5,7 +5,7 @@
 //! no socket there; one of a pod on the host network has, and its process is in a pod's cgroup. Nothing is kept
 //! between questions.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -32,10 +32,25 @@ const LOOK: Duration = Duration::from_millis(300);
 #[derive(Clone, Debug, Default)]
 pub struct Probes {
     /// By UID.
-    ports: Arc<Mutex<HashMap<String, BTreeSet<u16>>>>,
+    ports: Arc<Mutex<BTreeMap<String, BTreeSet<u16>>>>,
 }
 
 impl Probes {
+    /// All that is known.
+    pub fn known(&self) -> BTreeMap<String, BTreeSet<u16>> {
+        self.ports.lock().clone()
+    }
+
+    /// Takes what an agent before knew.
+    pub fn restore(&self, ports: BTreeMap<String, BTreeSet<u16>>) {
+        *self.ports.lock() = ports;
+    }
+
+    /// Forgets all pods but those with these UIDs.
+    pub fn keep_only(&self, uids: &BTreeSet<String>) {
+        self.ports.lock().retain(|uid, _| uids.contains(uid));
+    }
+
     /// Takes a pod's probe ports.
     pub fn learn(&self, pod: &Pod) {
         let Some(uid) = &pod.metadata.uid else { return };
@@ -285,6 +300,12 @@ mod tests {
         let probes = Probes::default();
         probes.learn(&pod);
         assert!(probes.ports.lock().contains_key("u"));
+        // The next agent knows the port before it has heard of the pod.
+        let next = Probes::default();
+        next.restore(probes.known());
+        assert!(next.ports.lock().contains_key("u"));
+        next.keep_only(&BTreeSet::new());
+        assert!(next.ports.lock().is_empty());
         probes.forget(&pod);
         assert!(probes.ports.lock().is_empty());
     }

@@ -23,7 +23,8 @@ const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
 const BYPASS_INBOUND: &str = "ambient.istio.io/bypass-inbound-capture";
 const VIRTUAL_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
 const DEFAULT_ACCOUNT: &str = "default";
-/// On the API server's copy of a static pod: the UID that the kubelet, runtime and cgroups know it by.
+/// On the API server's copy of a static pod: the UID that the kubelet, runtime and cgroups know it by. Anybody who may
+/// create pods may set it, to any value.
 const STATIC_UID: &str = "kubernetes.io/config.mirror";
 
 /// The objects that matter here.
@@ -57,12 +58,20 @@ pub struct Verdict {
     pub said: Option<String>,
     /// Whether it has a sandbox, as far as the kubelet has said.
     pub placed: bool,
-    /// The UID that the kubelet knows it by.
+    /// The UID that the kubelet knows it by; a static pod has another one in the API.
     pub sandbox: String,
     /// Who it is.
     pub info: PodInfo,
     /// What its rules depend on.
     pub facts: Facts,
+}
+
+impl Verdict {
+    /// The UID that its sandbox may be looked for by. A static pod's is what its copy says, and a copy is believed only
+    /// once the kubelet has said that the pod runs: nobody else may write a status.
+    pub fn sought(&self) -> Option<&str> {
+        (self.placed || self.sandbox == self.uid).then_some(self.sandbox.as_str())
+    }
 }
 
 impl World {
@@ -161,6 +170,12 @@ impl World {
         self.probes.clone()
     }
 
+    /// Forgets the probe ports of pods that are not held.
+    pub fn forget_other_probes(&self) {
+        let uids = self.pods.values().filter_map(|pod| pod.metadata.uid.clone());
+        self.probes.keep_only(&uids.collect());
+    }
+
     fn namespace(&mut self, name: &Arc<str>, change: Change) -> Option<EventType> {
         match change {
             Change::Set(placed) => {
@@ -213,9 +228,9 @@ impl World {
         std::mem::take(&mut self.doubtful)
     }
 
-    /// Whether pods of a namespace are in the mesh unless they say otherwise.
-    pub fn is_enrolled(&self, namespace: &str) -> bool {
-        self.namespaces.get(namespace).is_some_and(|found| self.enrols(namespace, found))
+    /// Whether pods of a namespace are in the mesh unless they say otherwise; `None` where it has not been heard of.
+    pub fn is_enrolled(&self, namespace: &str) -> Option<bool> {
+        self.namespaces.get(namespace).map(|found| self.enrols(namespace, found))
     }
 
     /// The namespaces whose pods are in the mesh unless they say otherwise.
@@ -252,7 +267,8 @@ impl World {
             service_account: account.filter(|name| !name.is_empty()).unwrap_or_else(|| DEFAULT_ACCOUNT.to_owned()),
         };
         let said = annotation(pod, REDIRECTION).map(str::to_owned);
-        let sandbox = annotation(pod, STATIC_UID).map_or_else(|| uid.clone(), str::to_owned);
+        let of_static = annotation(pod, STATIC_UID).filter(|uid| is_static_uid(uid));
+        let sandbox = of_static.map_or_else(|| uid.clone(), str::to_owned);
         let (marked, placed) = (said.is_some(), is_placed(pod));
         Some(Verdict { uid, wanted, reason, marked, said, placed, sandbox, info, facts: self.facts(pod) })
     }
@@ -290,6 +306,11 @@ pub fn name_of(pod: &Pod) -> PodName {
         namespace: pod.metadata.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned()),
         name: pod.metadata.name.clone().unwrap_or_default(),
     }
+}
+
+/// Whether a UID is a static pod's: the kubelet makes it of a hash, while the API server's have dashes.
+pub(crate) fn is_static_uid(uid: &str) -> bool {
+    uid.len() == 32 && uid.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Whether the kubelet has said that there is a sandbox: it knows addresses, or a container runs.

@@ -52,7 +52,13 @@ impl Agent {
         pods.keep_known(&self.config.state_dir);
         pods.ask(questions.clone(), asks.clone());
         let opener = Opener { proc_dir: Some(node.proc_dir.clone()) };
-        let desk = Desk { asks, questions: Some(questions), opener, metrics: self.shared.metrics.clone() };
+        let desk = Desk {
+            asks,
+            questions: Some(questions),
+            opener,
+            writer: self.shared.writer.clone(),
+            metrics: self.shared.metrics.clone(),
+        };
         if !self.begin(&mut pods, &mut source, desk).await? {
             return Ok(());
         }

@@ -56,6 +56,7 @@ pub struct Pods {
     tasks: Tasks,
     /// What the plugin goes by without the agent; absent where there is no such plugin.
     keeper: Option<Keeper>,
+    knows_probes: bool,
     /// To ask the API server on the agent's own account.
     questions: Option<(Questions, mpsc::Sender<Ask>)>,
 }
@@ -97,13 +98,24 @@ impl Pods {
             ended: Arc::default(),
             tasks: tasks.child("pods"),
             keeper: None,
+            knows_probes: false,
             questions: None,
         })
     }
 
-    /// Writes what the plugin goes by into the state directory.
+    /// Writes what the plugin goes by into the state directory, and takes the probe ports that are there.
     pub fn keep_known(&mut self, state_dir: &Path) {
-        self.keeper = Some(Keeper::new(state_dir));
+        let keeper = Keeper::new(state_dir);
+        if let Some(ports) = keeper.kept().and_then(|known| known.probe_ports) {
+            self.world.probes().restore(ports);
+            self.knows_probes = true;
+        }
+        self.keeper = Some(keeper);
+    }
+
+    /// Whether probe ports are known before the objects are: those of every pod that was captured by then.
+    pub fn knows_probes(&self) -> bool {
+        self.knows_probes
     }
 
     /// Asks the API server where the watch leaves doubts.
@@ -132,6 +144,7 @@ impl Pods {
                 break;
             }
         }
+        self.world.forget_other_probes();
         self.remember();
         let names: Vec<PodName> = self.world.pods().cloned().collect();
         let mut verdicts: Vec<(PodName, Verdict)> = Vec::new();
@@ -140,7 +153,8 @@ impl Pods {
                 verdicts.push((name, verdict));
             }
         }
-        let uids: HashSet<String> = verdicts.iter().map(|(_, verdict)| verdict.sandbox.clone()).collect();
+        let sought = verdicts.iter().filter_map(|(_, verdict)| verdict.sought());
+        let uids: HashSet<String> = sought.map(str::to_owned).collect();
         let locate = Arc::clone(&self.locate);
         let mut found = tokio::task::spawn_blocking(move || locate.locate(&uids)).await.unwrap_or_default();
         // Tunnels must be told first thing of pods that they may have from an earlier agent.
@@ -232,7 +246,8 @@ impl Pods {
     /// What the plugin goes by without the agent.
     fn remember(&mut self) {
         let Some(keeper) = &mut self.keeper else { return };
-        if let Err(error) = keeper.keep(Known { enrolled: self.world.enrolled() }) {
+        let known = Known { enrolled: self.world.enrolled(), probe_ports: Some(self.world.probes().known()) };
+        if let Err(error) = keeper.keep(known) {
             tracing::error!(%error, "what is known of the mesh cannot be written (STATE_DIR)");
         }
     }
@@ -297,8 +312,8 @@ impl Pods {
             return;
         }
         let names = std::mem::take(&mut self.wanted);
-        let sandbox = |name| self.world.verdict(name).map(|verdict| verdict.sandbox);
-        let uids: HashSet<String> = names.iter().filter_map(sandbox).collect();
+        let sought = |name| Some(self.world.verdict(name)?.sought()?.to_owned());
+        let uids: HashSet<String> = names.iter().filter_map(sought).collect();
         let locate = Arc::clone(&self.locate);
         let found = tokio::task::spawn_blocking(move || locate.locate(&uids));
         self.search = Some(Search { names, found });

@@ -40,7 +40,8 @@ fn the_name_or_the_environment_makes_it_the_plugin() {
 fn without_an_agent_only_pods_of_the_mesh_wait() {
     let state = tempfile::tempdir().unwrap();
     let mut keeper = Keeper::new(state.path());
-    keeper.keep(Known { enrolled: ["shop".to_owned(), "kube-system".to_owned()].into() }).unwrap();
+    let enrolled = ["shop".to_owned(), "kube-system".to_owned()].into();
+    keeper.keep(Known { enrolled, ..Known::default() }).unwrap();
     let input = input(state.path());
     let failure = add(ARGS, &input).unwrap_err();
     assert_eq!(failure.code, Code::TryAgainLater);

@@ -173,20 +173,40 @@ fn an_older_version_of_a_namespace_does_not_take_its_label_back() {
     world.learn(&name("a"), seen);
     world.apply(vec![set(versioned(None, 7))], &metrics);
     assert_eq!(wanted(&world, "a"), Some(Wanted::Captured));
-    assert_eq!((world.is_enrolled("shop"), world.enrolled()), (true, ["shop".to_owned()].into()));
+    assert_eq!((world.is_enrolled("shop"), world.enrolled()), (Some(true), ["shop".to_owned()].into()));
     world.apply(vec![set(versioned(None, 10))], &metrics);
     assert_eq!((wanted(&world, "a"), world.enrolled()), (Some(Wanted::Free), BTreeSet::new()));
 }
 
+fn mirrored(uid: &str) -> Pod {
+    let mut pod = pod("a", "1-1", "n1");
+    pod.metadata.annotations = Some([("kubernetes.io/config.mirror".to_owned(), uid.to_owned())].into());
+    pod
+}
+
+fn with_address(mut pod: Pod) -> Pod {
+    pod.status = Some(PodStatus { pod_ip: Some("10.0.0.1".into()), ..PodStatus::default() });
+    pod
+}
+
 #[test]
-fn a_pod_is_placed_when_the_kubelet_says_so_and_static_pods_have_two_uids() {
+fn a_static_pod_has_two_uids_and_is_looked_for_by_the_kubelets_once_it_is_placed() {
+    const HASH: &str = "0123456789abcdef0123456789abcdef";
     let mut world = world();
-    let mut static_pod = pod("a", "1", "n1");
-    static_pod.metadata.annotations = Some([("kubernetes.io/config.mirror".to_owned(), "hash".to_owned())].into());
-    world.apply(vec![set(static_pod.clone())], &Metrics::default());
+    world.apply(vec![set(mirrored(HASH))], &Metrics::default());
     let verdict = world.verdict(&name("a")).unwrap();
-    assert_eq!((verdict.placed, verdict.sandbox.as_str(), verdict.uid.as_str()), (false, "hash", "1"));
-    static_pod.status = Some(PodStatus { pod_ip: Some("10.0.0.1".into()), ..PodStatus::default() });
-    world.apply(vec![set(static_pod)], &Metrics::default());
-    assert!(world.verdict(&name("a")).unwrap().placed);
+    assert_eq!((verdict.placed, verdict.sandbox.as_str(), verdict.uid.as_str()), (false, HASH, "1-1"));
+    assert_eq!(verdict.sought(), None);
+    world.apply(vec![set(with_address(mirrored(HASH)))], &Metrics::default());
+    let verdict = world.verdict(&name("a")).unwrap();
+    assert_eq!((verdict.placed, verdict.sought()), (true, Some(HASH)));
+}
+
+#[test]
+fn a_pod_cannot_pass_for_another_one_that_is_not_static() {
+    let mut world = world();
+    for uid in ["4a1c6b52-97ef-4c51-8a1e-000000000000", "0123456789ABCDEF0123456789ABCDEF", "0123", ""] {
+        world.apply(vec![set(with_address(mirrored(uid)))], &Metrics::default());
+        assert_eq!(world.verdict(&name("a")).unwrap().sought(), Some("1-1"), "{uid}");
+    }
 }

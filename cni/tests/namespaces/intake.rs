@@ -12,6 +12,7 @@ use stillmesh_cni::enroll::pod::Status;
 use stillmesh_cni::intake::{Ask, Desk, QUEUE, Started, server};
 use stillmesh_cni::metrics::Metrics;
 use stillmesh_cni::netns::Opener;
+use stillmesh_cni::writeback::{PodName, Writer};
 use stillmesh_k8s::select::NotEnrolled;
 use stillmesh_runtime::admin::client::{Answer, Client};
 use stillmesh_runtime::sys::unix;
@@ -24,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 #[derive(Clone, Copy)]
 enum Knows {
     Captured,
-    Unknown { enrolled: bool },
+    Unknown { enrolled: Option<bool> },
     Not(NotEnrolled),
 }
 
@@ -45,10 +46,16 @@ impl World {
 
     /// An API server that has every object or is away.
     fn api(&self, there: bool) -> Questions {
+        self.api_after(if there { 0 } else { usize::MAX })
+    }
+
+    /// An API server that has every object, and is away for so many requests.
+    fn api_after(&self, requests: usize) -> Questions {
         let asked = Arc::clone(&self.asked);
         let service = tower::service_fn(move |request: http::Request<Body>| {
-            asked.lock().push(request.uri().path().to_owned());
-            let answer = if there {
+            let mut asked = asked.lock();
+            asked.push(request.uri().path().to_owned());
+            let answer = if asked.len() > requests {
                 let name = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
                 let (status, object) = (200, json!({"metadata": {"name": name}}));
                 (status, object)
@@ -64,8 +71,19 @@ impl World {
 
     /// What the plugin is answered.
     async fn ask(&self, api: Option<Questions>, before: Knows, after: Knows, body: Value) -> Answer {
+        self.ask_with(Writer::default(), api, before, after, body).await
+    }
+
+    async fn ask_with(
+        &self,
+        writer: Writer,
+        api: Option<Questions>,
+        before: Knows,
+        after: Knows,
+        body: Value,
+    ) -> Answer {
         let (asks, mut asked) = mpsc::channel(QUEUE);
-        let desk = Desk { asks, questions: api, opener: Opener::default(), metrics: Metrics::default() };
+        let desk = Desk { asks, questions: api, opener: Opener::default(), writer, metrics: Metrics::default() };
         let path = self.directory.path().join("plugin.sock");
         let listener = unix::listen(&path, 0o600).and_then(tokio::net::UnixListener::from_std).expect("a socket");
         let (trigger, drain) = drain::channel();
@@ -128,7 +146,7 @@ fn decision(answer: &Answer) -> (u16, Option<bool>) {
 fn a_pod_that_the_watch_has_not_brought_is_asked_for_and_captured() {
     isolated_async(|| async {
         let world = World::new();
-        let unknown = Knows::Unknown { enrolled: true };
+        let unknown = Knows::Unknown { enrolled: Some(true) };
         let answer = world.ask(Some(world.api(true)), unknown, Knows::Captured, world.ours()).await;
         assert_eq!(decision(&answer), (200, Some(true)));
         let mut asked = world.asked.lock().clone();
@@ -162,20 +180,72 @@ fn a_label_that_the_watch_has_not_brought_counts() {
 }
 
 #[test]
-fn without_the_api_server_only_pods_of_the_mesh_wait() {
+fn an_api_server_that_fails_at_first_is_asked_again() {
     isolated_async(|| async {
         let world = World::new();
-        for api in [None, Some(world.api(false))] {
-            let there = api.is_some();
-            let inside = Knows::Unknown { enrolled: true };
-            let answer = world.ask(api.clone(), inside, inside, world.ours()).await;
-            assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
-            assert_eq!(answer.text().contains("the API server"), there, "{}", answer.text());
-            let outside = Knows::Unknown { enrolled: false };
-            assert_eq!(decision(&world.ask(api.clone(), outside, outside, world.ours()).await), (200, Some(false)));
-            let free = Knows::Not(NotEnrolled::NotSelected);
-            assert_eq!(decision(&world.ask(api, free, free, world.ours()).await), (200, Some(false)));
+        for before in [Knows::Unknown { enrolled: Some(false) }, Knows::Not(NotEnrolled::NotSelected)] {
+            world.asked.lock().clear();
+            let answer = world.ask(Some(world.api_after(4)), before, Knows::Captured, world.ours()).await;
+            assert_eq!(decision(&answer), (200, Some(true)));
         }
+    });
+}
+
+#[test]
+fn without_the_api_server_no_pod_starts_that_nobody_knows_but_static_ones_outside_of_the_mesh() {
+    isolated_async(|| async {
+        let world = World::new();
+        tokio::time::pause();
+        let away = || Some(world.api(false));
+        let mut static_pod = world.ours();
+        static_pod["PodUID"] = json!("0123456789abcdef0123456789abcdef");
+        for (enrolled, is_static, starts) in [
+            (Some(true), false, false),
+            (Some(false), false, false),
+            (None, false, false),
+            (Some(true), true, false),
+            (Some(false), true, true),
+            (None, true, false),
+        ] {
+            let (knows, body) =
+                (Knows::Unknown { enrolled }, if is_static { static_pod.clone() } else { world.ours() });
+            let answer = world.ask(away(), knows, knows, body).await;
+            let case = format!("{enrolled:?} {is_static}: {}", answer.text());
+            assert_eq!(decision(&answer).1, starts.then_some(false), "{case}");
+            assert!(answer.text().contains("the API server"), "{case}");
+        }
+        // Who had the name before says nothing of this one.
+        let before = Knows::Not(NotEnrolled::Terminal);
+        assert_eq!(decision(&world.ask(away(), before, before, world.ours()).await), (500, None));
+        // Of a pod that is known, its labels count.
+        let free = Knows::Not(NotEnrolled::NotSelected);
+        assert_eq!(decision(&world.ask(away(), free, free, world.ours()).await), (200, Some(false)));
+    });
+}
+
+#[test]
+fn where_nobody_else_can_be_asked_what_the_agent_knows_counts() {
+    isolated_async(|| async {
+        let world = World::new();
+        let inside = Knows::Unknown { enrolled: Some(true) };
+        let answer = world.ask(None, inside, inside, world.ours()).await;
+        assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+        let outside = Knows::Unknown { enrolled: Some(false) };
+        assert_eq!(decision(&world.ask(None, outside, outside, world.ours()).await), (200, Some(false)));
+    });
+}
+
+#[test]
+fn a_captured_pod_waits_a_second_for_its_annotation_and_starts_all_the_same() {
+    isolated_async(|| async {
+        let world = World::new();
+        let pod = PodName { namespace: "shop".into(), name: "a".into() };
+        let writer = Writer::default();
+        writer.set(&pod, "u-1", [("x", None)].into());
+        let start = std::time::Instant::now();
+        let ask = world.ask_with(writer.clone(), None, Knows::Captured, Knows::Captured, world.ours());
+        assert_eq!(decision(&ask.await), (200, Some(true)));
+        assert!(start.elapsed() >= std::time::Duration::from_secs(1), "nobody writes");
     });
 }
 
@@ -183,7 +253,7 @@ fn without_the_api_server_only_pods_of_the_mesh_wait() {
 fn a_plugin_that_has_decided_is_not_told_that_all_is_well() {
     isolated_async(|| async {
         let world = World::new();
-        for known in [Knows::Not(NotEnrolled::NotSelected), Knows::Unknown { enrolled: false }] {
+        for known in [Knows::Not(NotEnrolled::NotSelected), Knows::Unknown { enrolled: Some(false) }] {
             let answer = world.ask(Some(world.api(true)), known, known, world.istios()).await;
             assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
         }
