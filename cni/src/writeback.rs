@@ -296,6 +296,8 @@ fn judge(status: StatusCode, answer: &str) -> Written {
 
 #[cfg(test)]
 mod tests {
+    use stillmesh_runtime::Tasks;
+
     use super::*;
 
     fn pod() -> PodName {
@@ -348,7 +350,7 @@ mod tests {
     fn serving(
         writer: &Writer,
         status: impl Fn(&str, usize) -> Option<u16> + Send + Sync + 'static,
-    ) -> (Asked, Metrics) {
+    ) -> (Asked, Metrics, Tasks) {
         let (asked, metrics) = (Asked::default(), Metrics::default());
         let (heard, start, status) = (Arc::clone(&asked), Instant::now(), Arc::new(status));
         let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
@@ -368,8 +370,9 @@ mod tests {
             }
         });
         let sink = Sink::Cluster(kube::Client::new(service, "default"));
-        tokio::spawn(writer.clone().serve(sink, metrics.clone()));
-        (asked, metrics)
+        let tasks = Tasks::new("test");
+        tasks.spawn("writer", writer.clone().serve(sink, metrics.clone()));
+        (asked, metrics, tasks)
     }
 
     #[tokio::test(start_paused = true)]
@@ -380,7 +383,7 @@ mod tests {
         }
         writer.set(&named("silent"), "1", [("x", None)].into());
         writer.set(&pod(), "1", [("x", None)].into());
-        let (_asked, metrics) = serving(&writer, |name, _| match name {
+        let (_asked, metrics, _tasks) = serving(&writer, |name, _| match name {
             "a" => Some(200),
             "silent" => None,
             _ => Some(403),
@@ -395,7 +398,7 @@ mod tests {
     async fn what_is_refused_is_repeated_slowly_and_at_once_when_something_else_is_wished() {
         let writer = Writer::default();
         writer.set(&pod(), "1", [("x", None)].into());
-        let (asked, _metrics) = serving(&writer, |_, before| Some(if before < 3 { 422 } else { 200 }));
+        let (asked, _metrics, _tasks) = serving(&writer, |_, before| Some(if before < 3 { 422 } else { 200 }));
         tokio::time::sleep(AFTER_REFUSAL + FIRST_WAIT).await;
         assert_eq!(asked.lock().len(), 2);
         writer.set(&pod(), "1", [("x", Some("1".into()))].into());
