@@ -26,9 +26,11 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("CNI_CONF_DIR", "/host/etc/cni/net.d", "where the plugin is added to the runtime's CNI configuration"),
     (
         "CNI_OWN_CONFLIST",
+        "CNI_PROBE_SNAT",
         "false",
         "whether a first-sorting conflist is written instead of adding to that of the primary CNI",
     ),
+    ("CNI_PROBE_SNAT", "false", "whether the node's own connections to captured pods get the address of probes"),
     ("CNI_LOG_LEVEL", "info", "log level of the plugin"),
     ("CNI_BESIDE_ISTIO", "false", "whether the agent starts although istio-cni is active on the node"),
     ("DAEMONSET_NAME", "stillmesh-cni", "the agent's own DaemonSet: gone when the agent ends, everything is taken out"),
@@ -102,6 +104,8 @@ pub struct Node {
     pub plugin_log_level: String,
     /// Whether to start although istio-cni is active on the node.
     pub beside_istio: bool,
+    /// Whether the node's own connections to captured pods get the address of probes (for a ztunnel of Istio's).
+    pub probe_snat: bool,
     /// The agent's own namespace.
     pub namespace: String,
     /// The agent's own DaemonSet.
@@ -187,8 +191,9 @@ impl Node {
         let plugin_log_level = text("CNI_LOG_LEVEL", "info");
         let own_conflist = reader.flag("CNI_OWN_CONFLIST", false);
         let beside_istio = reader.flag("CNI_BESIDE_ISTIO", false);
+        let probe_snat = reader.flag("CNI_PROBE_SNAT", false);
         let places = Places { bin_dir, conf_dir, own_conflist };
-        Self { proc_dir, places, plugin_log_level, beside_istio, namespace, daemonset }
+        Self { proc_dir, places, plugin_log_level, beside_istio, probe_snat, namespace, daemonset }
     }
 }
 

@@ -20,6 +20,7 @@ pub mod known;
 pub mod metrics;
 pub mod netns;
 pub mod plugin;
+pub mod probe_source;
 pub mod probes;
 pub mod receipt;
 pub mod rules;

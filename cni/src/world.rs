@@ -1,6 +1,7 @@
 //! The node's pods and all namespaces, as the source of objects tells them, and what follows for each pod. Pure.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
@@ -271,6 +272,20 @@ impl World {
         let sandbox = of_static.map_or_else(|| uid.clone(), str::to_owned);
         let (marked, placed) = (said.is_some(), is_placed(pod));
         Some(Verdict { uid, wanted, reason, marked, said, placed, sandbox, info, facts: self.facts(pod) })
+    }
+
+    /// The addresses of this node's pods that are to be captured.
+    pub fn captured_addresses(&self) -> BTreeSet<IpAddr> {
+        let captured = self
+            .pods
+            .keys()
+            .filter(|name| self.verdict(name).is_some_and(|verdict| verdict.wanted == Wanted::Captured));
+        let status = captured.filter_map(|name| self.pods.get(name)?.status.as_ref());
+        let addresses = status.flat_map(|status| {
+            let all = status.pod_ips.iter().flatten().map(|one| one.ip.as_str());
+            all.chain(status.pod_ip.as_deref())
+        });
+        addresses.filter_map(|text| text.parse().ok()).collect()
     }
 
     /// The names of all pods of this node.

@@ -51,6 +51,9 @@ impl Agent {
         let questions = Questions::new(client.clone());
         pods.keep_known(&self.config.state_dir);
         pods.ask(questions.clone(), asks.clone());
+        if node.probe_snat {
+            pods.translate_probes();
+        }
         let opener = Opener { proc_dir: Some(node.proc_dir.clone()) };
         let desk = Desk {
             asks,

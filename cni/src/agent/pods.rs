@@ -22,6 +22,7 @@ use crate::enroll::steps::Wanted;
 use crate::intake::{Ask, Start, Started};
 use crate::known::{Keeper, Known};
 use crate::netns::Locate;
+use crate::probe_source::ProbeSource;
 use crate::probes::Probes;
 use crate::world::{Verdict, World};
 use crate::writeback::PodName;
@@ -56,7 +57,10 @@ pub struct Pods {
     tasks: Tasks,
     /// What the plugin goes by without the agent; absent where there is no such plugin.
     keeper: Option<Keeper>,
+    /// Whether probe ports are known before the objects are.
     knows_probes: bool,
+    /// Where the node's ztunnel is a foreign one.
+    probe_source: Option<ProbeSource>,
     /// To ask the API server on the agent's own account.
     questions: Option<(Questions, mpsc::Sender<Ask>)>,
 }
@@ -99,6 +103,7 @@ impl Pods {
             tasks: tasks.child("pods"),
             keeper: None,
             knows_probes: false,
+            probe_source: None,
             questions: None,
         })
     }
@@ -116,6 +121,12 @@ impl Pods {
     /// Whether probe ports are known before the objects are: those of every pod that was captured by then.
     pub fn knows_probes(&self) -> bool {
         self.knows_probes
+    }
+
+    /// Gives the node's own connections to captured pods the address of probes; the calling thread is in the node's
+    /// namespace.
+    pub fn translate_probes(&mut self) {
+        self.probe_source = Some(ProbeSource::default());
     }
 
     /// Asks the API server where the watch leaves doubts.
@@ -146,6 +157,7 @@ impl Pods {
         }
         self.world.forget_other_probes();
         self.remember();
+        self.keep_probe_source();
         let names: Vec<PodName> = self.world.pods().cloned().collect();
         let mut verdicts: Vec<(PodName, Verdict)> = Vec::new();
         for name in names {
@@ -223,6 +235,7 @@ impl Pods {
 
     fn touch(&mut self, touched: BTreeSet<PodName>) {
         self.remember();
+        self.keep_probe_source();
         for name in touched {
             self.reconcile(&name);
         }
@@ -249,6 +262,13 @@ impl Pods {
         let known = Known { enrolled: self.world.enrolled(), probe_ports: Some(self.world.probes().known()) };
         if let Err(error) = keeper.keep(known) {
             tracing::error!(%error, "what is known of the mesh cannot be written (STATE_DIR)");
+        }
+    }
+
+    fn keep_probe_source(&mut self) {
+        let Some(source) = &mut self.probe_source else { return };
+        if let Err(error) = source.keep(self.world.captured_addresses()) {
+            tracing::error!(%error, "probes of captured pods do not pass: the node's rules cannot be written");
         }
     }
 
@@ -398,6 +418,11 @@ impl Pods {
         while !self.pods.is_empty() {
             self.ended.notified().await;
             self.pods.retain(|_, handle| !handle.intent.is_closed());
+        }
+        if let Some(source) = &mut self.probe_source
+            && let Err(error) = source.remove()
+        {
+            tracing::warn!(%error, "the node's rules for probes stay");
         }
         // The account that may write can be gone by now.
         if timeout(LAST_WRITES, self.shared.writer.idle()).await.is_err() {

@@ -1,6 +1,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 
 use stillmesh_cni::enroll::older;
+use stillmesh_cni::probe_source::ProbeSource;
 use stillmesh_cni::rules::apply::{self, FoundRules, Outcome};
 use stillmesh_cni::rules::model::RulePlan;
 use stillmesh_cni::rules::plan::{self, Facts, Ipv6};
@@ -114,6 +115,38 @@ fn a_port_of_a_socket_probe_is_captured_only_while_somebody_listens() {
         // The tunnel's own way to the application.
         let mut client = pod.run(|| connect_as_tunnel(at(POD, 81), Some(Ipv4Addr::new(10, 9, 0, 7).into())));
         talk(&mut client, &mut accept(&application));
+    });
+}
+
+#[test]
+fn what_a_node_opens_comes_from_the_address_of_probes_where_that_is_wanted() {
+    isolated(|| {
+        let (pod, node) = pod_and_peer();
+        pod.route_via("::/0", &PEER_V6.to_string());
+        let inbound = tunnel(&pod, plan::INBOUND_PORT);
+        install(&pod, capture());
+        let keep =
+            |pods: Vec<IpAddr>| node.run(move || ProbeSource::default().keep(pods.into_iter().collect())).unwrap();
+        keep(vec![POD.into(), POD_V6.into()]);
+        for (address, source) in
+            [(at(POD, 80), IpAddr::from(plan::PROBE_SOURCE)), (at(POD_V6, 80), plan::PROBE_SOURCE_V6.into())]
+        {
+            let application = listen(&pod, address);
+            let mut probe = connect(&node, address);
+            let mut answer = accept(&application);
+            assert_eq!(answer.peer_addr().unwrap().ip(), source);
+            talk(&mut probe, &mut answer);
+        }
+        // A pod that is not captured any more is reached as ever, and so is everybody without the rules.
+        for rest in [Some(vec![POD_V6.into()]), None] {
+            match rest {
+                Some(pods) => keep(pods),
+                None => node.run(|| ProbeSource::default().remove()).unwrap(),
+            }
+            let client = connect(&node, at(POD, 80));
+            assert_eq!(accept(&inbound).peer_addr().unwrap().ip().to_canonical(), IpAddr::from(PEER));
+            drop(client);
+        }
     });
 }
 

@@ -140,6 +140,7 @@ pub(super) mod expr {
     pub(in crate::nft) const NAT_PROTO_MIN: u16 = 5;
     pub(in crate::nft) const NAT_PROTO_MAX: u16 = 6;
     pub(in crate::nft) const NAT_FLAGS: u16 = 7;
+    pub(in crate::nft) const NAT_SNAT: u32 = 0;
     pub(in crate::nft) const NAT_DNAT: u32 = 1;
     pub(in crate::nft) const REDIR_PROTO_MIN: u16 = 1;
     pub(in crate::nft) const REDIR_PROTO_MAX: u16 = 2;

@@ -3,6 +3,8 @@
 //! The attributes are written as the kernel lists them (all of them, in its order, nests without flag), so that a rule
 //! can be compared with what the kernel has byte by byte.
 
+use std::net::IpAddr;
+
 use super::consts::{data, expr, rule, verdict};
 use super::expr::{Compare, Expr, Field, Key, MarkSource, NatTarget, Reject, TCP, Value, Verdict};
 use super::model::{DataType, Element, Family, Rule, Set, SetValue};
@@ -102,6 +104,7 @@ impl Encoder {
                 });
             }
             Expr::Dnat(target) => self.dnat(target)?,
+            Expr::Snat(ip) => self.snat(*ip)?,
             Expr::Masquerade => self.add("masq", |_| {}),
             Expr::Reject(reject) => self.reject(*reject)?,
         }
@@ -339,6 +342,20 @@ impl Encoder {
                 out.be32(expr::NAT_PROTO_MAX, register(port_at));
             }
             out.be32(expr::NAT_FLAGS, expr::RANGE_IPS | ports);
+        });
+        Ok(())
+    }
+
+    fn snat(&mut self, ip: IpAddr) -> Result<(), Problem> {
+        let (version, layout) = if ip.is_ipv4() { (NFPROTO_IPV4, Layout::Ipv4) } else { (NFPROTO_IPV6, Layout::Ipv6) };
+        self.require_version(version)?;
+        self.immediate(KEY_AT, &layout.encode(&Value::Ip(ip))?);
+        self.add("nat", |out| {
+            out.be32(expr::NAT_TYPE, expr::NAT_SNAT);
+            out.be32(expr::NAT_FAMILY, version.into());
+            out.be32(expr::NAT_ADDR_MIN, register(KEY_AT));
+            out.be32(expr::NAT_ADDR_MAX, register(KEY_AT));
+            out.be32(expr::NAT_FLAGS, expr::RANGE_IPS);
         });
         Ok(())
     }

@@ -73,6 +73,8 @@ pub enum Expr {
     },
     /// Translates the destination.
     Dnat(NatTarget),
+    /// Translates the source to this address.
+    Snat(IpAddr),
     /// Translates the source to the address of the outgoing interface.
     Masquerade,
     /// Drops and answers.
