@@ -26,7 +26,6 @@ pub const KEYS: &[(&str, &str, &str)] = &[
     ("CNI_CONF_DIR", "/host/etc/cni/net.d", "where the plugin is added to the runtime's CNI configuration"),
     (
         "CNI_OWN_CONFLIST",
-        "CNI_PROBE_SNAT",
         "false",
         "whether a first-sorting conflist is written instead of adding to that of the primary CNI",
     ),
