@@ -1,5 +1,8 @@
 //! What is heard of objects, also when the server was out of reach.
 
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{ListParams, WatchEvent, WatchParams};
 use stillmesh_cluster::{KubernetesSource, Watch};
 use stillmesh_k8s::Kind;
 use stillmesh_objects::{Change, Source, Update};
@@ -45,6 +48,71 @@ async fn what_changes_while_the_server_is_out_of_reach_is_heard_afterwards_and_n
         heard.extend(told(&next(&mut source).await));
     }
     assert!(!heard.contains(&"set stays".to_owned()), "{heard:?}");
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_that_has_expired_begins_anew_and_tells_only_what_changed() {
+    let world = World::new().await;
+    world.pod("stays", "a", "api-node-1", "10.1.0.1").await;
+    world.pod("goes", "a", "api-node-1", "10.1.0.2").await;
+    let proxy = crate::proxy::Proxy::start(&world).await;
+    let access = world.access(Some(&proxy.url())).await;
+    let watches = vec![Watch { kind: Kind::Pod, scope: stillmesh_cluster::Scope::Node("api-node-1".to_owned()) }];
+    let mut source = KubernetesSource::open(&access, watches);
+    assert!(next(&mut source).await.complete);
+    let pods = kube::Api::<Pod>::namespaced(world.client(), &world.namespace);
+    let version = pods.list(&ListParams::default()).await.unwrap().metadata.resource_version.unwrap();
+    proxy.cut();
+    world.delete_pod("goes").await;
+    // Until the server itself says that what was heard last is too old to go on from.
+    let expired = async || {
+        let mut events = pods.watch(&WatchParams::default().timeout(1), &version).await.unwrap().boxed();
+        matches!(events.next().await, Some(Ok(WatchEvent::Error(status))) if status.code == 410)
+    };
+    let mut number = 0;
+    while !expired().await {
+        number += 1;
+        assert!(number < 120, "the server forgets nothing");
+        let name = format!("passes-{number}");
+        world.pod(&name, "a", "api-node-1", "10.1.0.4").await;
+        world.delete_pod(&name).await;
+    }
+    world.pod("comes", "a", "api-node-1", "10.1.0.3").await;
+    proxy.mend();
+    let mut heard = Vec::new();
+    while !(heard.contains(&"set comes".to_owned()) && heard.contains(&"removed goes".to_owned())) {
+        heard.extend(told(&next(&mut source).await));
+    }
+    assert!(
+        !heard.iter().any(|one| one == "set stays" || one == "removed stays" || one.contains("passes")),
+        "{heard:?}"
+    );
+    // And it is a watch again.
+    world.delete_pod("stays").await;
+    while !heard.contains(&"removed stays".to_owned()) {
+        heard.extend(told(&next(&mut source).await));
+    }
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_server_is_waited_for() {
+    let world = World::new().await;
+    world.pod("stays", "a", "api-node-1", "10.1.0.1").await;
+    let proxy = crate::proxy::Proxy::start(&world).await;
+    proxy.slow(std::time::Duration::from_millis(1500));
+    let access = world.access(Some(&proxy.url())).await;
+    let watches = vec![Watch { kind: Kind::Pod, scope: stillmesh_cluster::Scope::Node("api-node-1".to_owned()) }];
+    let mut source = KubernetesSource::open(&access, watches);
+    let first = next(&mut source).await;
+    assert!(first.complete && told(&first).contains(&"set stays".to_owned()));
+    world.delete_pod("stays").await;
+    world.pod("comes", "a", "api-node-1", "10.1.0.3").await;
+    let mut heard = Vec::new();
+    while !(heard.contains(&"set comes".to_owned()) && heard.contains(&"removed stays".to_owned())) {
+        heard.extend(told(&next(&mut source).await));
+    }
     world.end().await;
 }
 
