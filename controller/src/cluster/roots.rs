@@ -2,8 +2,8 @@
 //! ConfigMap `istio-ca-crl` where there are any (contract 6.4). Written by the leader, repaired when somebody changes
 //! or deletes them. Only maps of these names are watched.
 //!
-//! A map that another control plane keeps is left to it, and told: two who write one map help nobody, and its pods need
-//! that root.
+//! A map that another control plane keeps is left to it while one runs in this cluster, and told: two who write one map help
+//! nobody, and its pods need that root. What one that is gone left is taken over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 use stillmesh_cluster::{Cluster, KubernetesSource, Leader, Watch};
 use stillmesh_identity::{TrustBundle, crl};
@@ -41,6 +41,8 @@ const AT_ONCE: usize = 8;
 const DEADLINE: Duration = Duration::from_secs(5);
 /// The least time between two writes of one map; doubled while somebody else goes on writing it.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is looked whether another control plane is gone.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Who keeps the maps.
@@ -61,6 +63,8 @@ type Place = (String, &'static str);
 struct Known {
     namespaces: BTreeSet<String>,
     maps: BTreeMap<Place, There>,
+    /// Another control plane runs in this cluster, as far as is known.
+    rival: bool,
     /// Writes: when the next one may be, and after how long a pause the one after that.
     pauses: BTreeMap<Place, (Instant, Duration)>,
 }
@@ -117,9 +121,16 @@ impl Roots {
     async fn write_all(&mut self, known: &mut Known) -> Option<Instant> {
         let roots: Arc<str> = self.signing.borrow_and_update().root_pem().into();
         let crl = self.crl.borrow_and_update().clone();
+        if known.differing(&roots, crl.as_ref()).any(|(_, _, keeper)| keeper.is_some()) {
+            known.rival = self.rival_runs().await;
+        }
         let now = Instant::now();
-        self.told.tell(&known.foreign(&roots, crl.as_ref()));
+        let foreign = known.foreign(&roots, crl.as_ref());
+        self.told.tell(&foreign);
         let (due, mut later) = known.due(&roots, crl.as_ref(), now);
+        if !foreign.is_empty() {
+            later = Some(later.map_or(now + ASK_AGAIN, |later| later.min(now + ASK_AGAIN)));
+        }
         let mut due = due.into_iter();
         let mut writing = FuturesUnordered::new();
         loop {
@@ -142,6 +153,20 @@ impl Roots {
             }
         }
         later
+    }
+
+    /// Whether pods of an istiod run here. Where the API server does not say, the answer is yes.
+    async fn rival_runs(&self) -> bool {
+        let pods: Api<Pod> = Api::all(self.cluster.client());
+        let istiods = ListParams::default().labels("app=istiod,app.kubernetes.io/part-of!=stillmesh");
+        let ended = |phase: &str| matches!(phase, "Succeeded" | "Failed");
+        match timeout(DEADLINE, pods.list(&istiods)).await {
+            Ok(Ok(found)) => found.items.iter().any(|pod| {
+                let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+                !phase.is_some_and(ended)
+            }),
+            _ => true,
+        }
     }
 
     async fn write(&self, place: Place, need: Need) -> (Place, Result<(), String>) {
@@ -218,7 +243,7 @@ impl Known {
         let mut later: Option<Instant> = None;
         for (place, need, keeper) in self.differing(roots, crl) {
             match self.pauses.get(&place) {
-                _ if keeper.is_some() => {}
+                _ if keeper.is_some() && self.rival => {}
                 Some((until, _)) if *until > now => later = Some(later.map_or(*until, |one| one.min(*until))),
                 _ => due.push((place, need)),
             }
@@ -230,7 +255,7 @@ impl Known {
     fn foreign(&self, roots: &Arc<str>, crl: Option<&Arc<str>>) -> Foreign {
         let mut foreign = Foreign::new();
         for ((namespace, map), _, keeper) in self.differing(roots, crl) {
-            if let Some(keeper) = keeper {
+            if let Some(keeper) = keeper.filter(|_| self.rival) {
                 foreign.entry((keeper.to_owned(), map)).or_default().push(namespace);
             }
         }
@@ -342,7 +367,7 @@ fn finding(keeper: &str, map: &str, namespaces: &[String]) -> Finding {
         message: format!(
             "another control plane's certificates are left as they are in {count} namespaces: {first}{more}"
         ),
-        hint: "if it is gone, delete these maps: they are made anew; otherwise keep its namespaces out of this mesh"
+        hint: "its istiod runs in this cluster: end it, and the maps are taken over; until then keep its namespaces out of this mesh"
             .to_owned(),
     }
 }
@@ -416,7 +441,7 @@ mod tests {
         };
         let (ours, theirs) = (root("ours"), root("theirs"));
         let roots: Arc<str> = ours.as_str().into();
-        let mut known = Known::default();
+        let mut known = Known { rival: true, ..Known::default() };
         known.take(update(&namespace("a")));
         let mut written = |text: &str, managers: &[&str]| {
             known.take(managed(text, managers));
@@ -438,6 +463,10 @@ mod tests {
         let keeper = ("pilot-discovery".to_owned(), ROOT_MAP);
         known.take(managed(&theirs, &["pilot-discovery"]));
         assert_eq!(known.foreign(&roots, None), Foreign::from([(keeper, vec!["a".to_owned()])]));
+        known.rival = false;
+        assert_eq!(places(&known.due(&roots, None, Instant::now()).0), [("a", ROOT_MAP)], "what it left is taken over");
+        assert_eq!(known.foreign(&roots, None), Foreign::new());
+        known.rival = true;
         known.take(Update {
             changes: vec![Change::Removed(stillmesh_k8s::ObjectKey::new(Kind::ConfigMap, "a", ROOT_MAP))],
             ..Update::default()

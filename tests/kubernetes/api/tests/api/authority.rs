@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 use stillmesh_api::ca;
@@ -55,6 +55,13 @@ async fn the_roots_of_another_control_plane_are_left_to_it_and_told() {
     let theirs = rcgen::CertificateParams::default().self_signed(&key).unwrap().pem();
     let shared = format!("{}-shared", world.namespace);
     world.apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": shared}})).await;
+    let istiod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "istiod", "namespace": shared, "labels": {"app": "istiod"}},
+        "spec": {"containers": [{"name": "discovery", "image": "x"}]},
+    });
+    world.apply(istiod).await;
     let (map, data) = ("istio-ca-root-cert", json!({"root-cert.pem": theirs}));
     let keeps = PatchParams::apply("pilot-discovery");
     let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": map}, "data": data});
@@ -72,6 +79,12 @@ async fn the_roots_of_another_control_plane_are_left_to_it_and_told() {
     world.maps(&shared).patch(map, &edited, &garbage).await.unwrap();
     world.until("it has the mesh's roots", || async { world.roots_in(&shared).await == roots }).await;
     controller.says("/metrics", "stillmesh_controller_foreign_root_maps 0").await;
+    // What a control plane that is gone has left is nobody's.
+    world.maps(&shared).patch(map, &keeps.force(), &Patch::Apply(&object)).await.unwrap();
+    controller.says("/metrics", "stillmesh_controller_foreign_root_maps 1").await;
+    let pods = kube::Api::<Pod>::namespaced(world.client(), &shared);
+    pods.delete("istiod", &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await.unwrap();
+    world.until("the mesh's roots are there", || async { world.roots_in(&shared).await == roots }).await;
     controller.stop().await;
     world.end().await;
 }
