@@ -40,6 +40,8 @@ use pods::Pods;
 
 /// How long tasks may take to end. They change nothing when cut: whatever is in place stays.
 const SHUTDOWN: Duration = Duration::from_secs(2);
+/// Beside the socket of tunnels: where they ask about probes.
+const PROBES_SOCKET: &str = "probes.sock";
 /// Only the agent's own user.
 const SOCKET_MODE: u32 = 0o600;
 
@@ -153,7 +155,7 @@ impl Agent {
             Around::Machine(_) => PathBuf::from("/proc"),
             Around::Node(node) => node.proc_dir.clone(),
         };
-        let answering = pods.probes().serve(self.config.zds_socket.with_file_name("probes.sock"), host, proc);
+        let answering = pods.probes().serve(self.config.zds_socket.with_file_name(PROBES_SOCKET), host, proc);
         self.tasks.spawn("probes", until_cancelled(self.tasks.token(), answering));
         Ok(())
     }

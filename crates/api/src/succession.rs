@@ -16,7 +16,8 @@ mod tests;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use stillmesh_core::{Diagnose, Fault};
@@ -191,12 +192,24 @@ impl Predecessor {
 /// Where a successor connects.
 pub struct Listener {
     listener: UnixSeqpacketListener,
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Drop for Listener {
+    /// Nothing is left where nobody has taken the path over.
+    fn drop(&mut self) {
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl Listener {
     /// Listens at a path from now on, instead of whoever did.
     pub fn take_over(path: &Path) -> io::Result<Self> {
-        Ok(Self { listener: packets::take_over(path)? })
+        let listener = packets::take_over(path)?;
+        Ok(Self { listener, path: path.to_owned(), inode: std::fs::symlink_metadata(path)?.ino() })
     }
 
     /// The next successor of the same user; errors are waited out. Cancel-safe.

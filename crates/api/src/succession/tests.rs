@@ -82,7 +82,7 @@ async fn sockets_pass_from_one_to_the_other() {
 async fn the_path_belongs_to_the_last_who_took_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("handover.sock");
-    let _first = Listener::take_over(&path).unwrap();
+    let first = Listener::take_over(&path).unwrap();
     let mut second = Listener::take_over(&path).unwrap();
     let greet = async {
         let mut successor = second.accept().await;
@@ -91,8 +91,10 @@ async fn the_path_belongs_to_the_last_who_took_it() {
     };
     let (connected, ()) = tokio::join!(Predecessor::connect(&path), greet);
     assert!(connected.unwrap().is_some());
+    drop(first);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left");
     drop(second);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     assert!(Predecessor::connect(&path).await.unwrap().is_none());
 }
 
