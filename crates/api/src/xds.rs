@@ -1,6 +1,7 @@
 //! Delta xDS over gRPC: the node's client with its reconnects, and the control plane's service.
 
 pub(crate) mod client;
+mod method;
 mod server;
 mod store;
 

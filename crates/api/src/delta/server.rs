@@ -162,6 +162,22 @@ impl Session {
         None
     }
 
+    /// How many names the next response is about, if there is one now.
+    pub fn next_names(&self, catalog: &Catalog, now: Instant) -> usize {
+        if self.policies.sendable() {
+            self.policies.pending.len()
+        } else if self.addresses.sendable() && self.policies_are_sent(catalog, now) {
+            self.addresses.pending.len()
+        } else {
+            0
+        }
+    }
+
+    /// Whether a response is not acknowledged yet.
+    pub fn waits(&self) -> bool {
+        self.addresses.outstanding.is_some() || self.policies.outstanding.is_some()
+    }
+
     /// Policies that may go now. Their removals wait for the addresses that stop naming them.
     fn take_policies(&mut self, catalog: &Catalog) -> Option<BTreeSet<Str>> {
         if !self.policies.sendable() {

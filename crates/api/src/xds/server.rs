@@ -9,19 +9,18 @@ use futures::Stream;
 use prost::Message as _;
 use stillmesh_core::model::Str;
 use stillmesh_runtime::tasks::Tasks;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::method::Method;
 use super::store::Open;
 use super::{Rejected, ResourceType, Store};
 use crate::caller::authenticate;
 use crate::delta::server::{ACK_DEADLINE, Event};
 use crate::proto::envoy::config::core::v3::Node;
-use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
-    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
-};
+use crate::proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use crate::proto::google::protobuf::value::Kind;
 use crate::serve::Peer;
@@ -59,6 +58,26 @@ pub trait Observer: Send + Sync + 'static {
 
 impl Observer for () {}
 
+/// A response about more names than this waits for its turn.
+const LARGE: usize = 1000;
+/// How long a turn lasts at most: a node that is slow does not keep others waiting.
+const TURN: Duration = Duration::from_secs(5);
+/// How long it is waited for; then the response goes all the same.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The turn to have a large response under way: until it is acknowledged.
+struct Turn {
+    until: Instant,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Turn {
+    async fn wait(open: &Open) -> Option<Self> {
+        let permit = timeout(PATIENCE, open.turn()).await.ok().flatten()?;
+        Some(Self { until: Instant::now() + TURN, _permit: permit })
+    }
+}
+
 /// How long a node may take for its first request.
 pub const FIRST_REQUEST: Duration = Duration::from_secs(10);
 
@@ -71,17 +90,10 @@ pub struct Service {
 }
 
 /// The xDS service over a store.
-pub fn service(
-    store: Arc<Store>,
-    authenticate: Arc<dyn Authenticate>,
-    observer: Arc<dyn Observer>,
-) -> AggregatedDiscoveryServiceServer<Service> {
+pub fn service(store: Arc<Store>, authenticate: Arc<dyn Authenticate>, observer: Arc<dyn Observer>) -> Method<Service> {
     let service = Service { store, authenticate, observer, tasks: Tasks::new("xds sessions") };
-    // A node's first request lists everything it holds.
-    AggregatedDiscoveryServiceServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES)
+    Method::new(service)
 }
-
-const MAX_REQUEST_BYTES: usize = 64 << 20;
 
 type Sent = Result<DeltaDiscoveryResponse, Status>;
 
@@ -165,8 +177,12 @@ impl SessionTask {
         first: DeltaDiscoveryRequest,
     ) -> Result<&'static str, Status> {
         self.take(open, node, first)?;
+        let mut turn: Option<Turn> = None;
         loop {
             loop {
+                if turn.is_none() && open.next_names(Instant::now().into_std()) > LARGE {
+                    turn = Turn::wait(open).await;
+                }
                 let begun = Instant::now();
                 let Some(response) = open.next(begun.into_std()) else { break };
                 let facts = ResourceType::from_url(&response.type_url).map(|kind| (kind, response.encoded_len()));
@@ -180,7 +196,8 @@ impl SessionTask {
                     Err(_) => return Err(Status::deadline_exceeded("the node does not read")),
                 }
             }
-            let deadline = open.deadline();
+            turn = turn.filter(|turn| open.waits() && turn.until > Instant::now());
+            let deadline = open.deadline().into_iter().chain(turn.iter().map(|turn| turn.until.into_std())).min();
             // Every arm is cancel-safe: requests stay in the stream's decoder, a wake-up stays stored.
             tokio::select! {
                 request = self.requests.message() => match request? {

@@ -8,7 +8,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use stillmesh_core::model::Str;
 use stillmesh_core::snapshot::Change;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::delta::catalog::Catalog;
 use crate::delta::server::{Event, Session, SessionError};
@@ -18,6 +18,7 @@ use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDi
 #[derive(Default)]
 pub struct Store {
     inner: Mutex<Inner>,
+    large: Large,
 }
 
 #[derive(Default)]
@@ -26,6 +27,18 @@ struct Inner {
     sessions: HashMap<u64, (Session, Arc<Notify>)>,
     streams: u64,
 }
+
+/// Who may have a large response under way.
+struct Large(Arc<Semaphore>);
+
+impl Default for Large {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(LARGE_AT_ONCE)))
+    }
+}
+
+/// Large responses under way at a time: after a start every node wants one, and each is a copy of everything.
+const LARGE_AT_ONCE: usize = 4;
 
 impl Store {
     /// Nothing published yet.
@@ -89,12 +102,27 @@ impl Open {
         self.with(|catalog, session| session.next(catalog, now)).flatten()
     }
 
+    /// How many names the next response is about.
+    pub(super) fn next_names(&self, now: Instant) -> usize {
+        self.with(|catalog, session| session.next_names(catalog, now)).unwrap_or(0)
+    }
+
+    /// Whether the node has yet to acknowledge something.
+    pub(super) fn waits(&self) -> bool {
+        self.with(|_, session| session.waits()).unwrap_or(false)
+    }
+
     pub(super) fn check(&self, now: Instant) -> Result<(), SessionError> {
         self.with(|_, session| session.check(now)).unwrap_or(Ok(()))
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.with(|_, session| session.deadline()).flatten()
+    }
+
+    /// Waits for the turn to send a large response. Cancel-safe.
+    pub(super) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.store.large.0).acquire_owned().await.ok()
     }
 
     /// Returns when something was published for this session. Cancel-safe.

@@ -104,6 +104,25 @@ fn a_wildcard_gets_everything_once_with_versions_that_are_hashes_of_the_bytes() 
 }
 
 #[test]
+fn how_large_the_next_response_is_is_known_before_it_is_made() {
+    let mut world = World::new(&[workload("a", 1, "n1", &[], &[]), service("s", 1), policy("p", Action::Deny)]);
+    let next = |world: &World| world.session.next_names(&world.catalog, world.now);
+    world.ask(Address, |_| {});
+    assert_eq!(next(&world), 0, "policies go first and are not asked for yet");
+    world.ask(Authorization, |_| {});
+    assert_eq!(next(&world), 1);
+    let policies = world.next().unwrap();
+    assert!(world.session.waits());
+    assert_eq!(next(&world), 2);
+    let addresses = world.next().unwrap();
+    assert_eq!(next(&world), 0);
+    world.ack(&policies);
+    assert!(world.session.waits());
+    world.ack(&addresses);
+    assert!(!world.session.waits());
+}
+
+#[test]
 fn only_what_changed_is_pushed() {
     let mut world = World::settled(&[workload("a", 1, "n1", &[], &[]), workload("b", 2, "n1", &[], &[])]);
     assert!(!world.publish(&[workload("a", 1, "n1", &[], &[])]), "equal");
