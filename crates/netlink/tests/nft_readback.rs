@@ -164,6 +164,7 @@ fn differences_name_what_is_absent_changed_or_not_ours() {
             "rule 1 of chain in is another",
             "rule 1 of chain raw is absent",
             "rule 2 of chain raw is absent",
+            "rule 3 of chain raw is absent",
         ];
         assert_eq!(found, expected);
         let mut batch = Batch::new();
