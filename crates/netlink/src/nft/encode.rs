@@ -313,10 +313,7 @@ impl Encoder {
     fn dnat(&mut self, target: &NatTarget) -> Result<(), Problem> {
         let (version, address_at, port_at) = match target {
             NatTarget::Address { ip, port } => {
-                let version = if ip.is_ipv4() { NFPROTO_IPV4 } else { NFPROTO_IPV6 };
-                self.require_version(version)?;
-                let layout = if ip.is_ipv4() { Layout::Ipv4 } else { Layout::Ipv6 };
-                self.immediate(KEY_AT, &layout.encode(&Value::Ip(*ip))?);
+                let (version, layout) = self.address(*ip)?;
                 let port_at = KEY_AT + layout.registers();
                 if let Some(port) = port {
                     self.immediate(port_at, &port.to_be_bytes());
@@ -331,9 +328,29 @@ impl Encoder {
                 (version, VALUE_AT, Some(VALUE_AT + layout.registers()))
             }
         };
+        self.nat(expr::NAT_DNAT, version, address_at, port_at);
+        Ok(())
+    }
+
+    fn snat(&mut self, ip: IpAddr) -> Result<(), Problem> {
+        let (version, _) = self.address(ip)?;
+        self.nat(expr::NAT_SNAT, version, KEY_AT, None);
+        Ok(())
+    }
+
+    /// Puts an address into the key's registers, in rules of its version.
+    fn address(&mut self, ip: IpAddr) -> Result<(u8, Layout), Problem> {
+        let (version, layout) = if ip.is_ipv4() { (NFPROTO_IPV4, Layout::Ipv4) } else { (NFPROTO_IPV6, Layout::Ipv6) };
+        self.require_version(version)?;
+        self.immediate(KEY_AT, &layout.encode(&Value::Ip(ip))?);
+        Ok((version, layout))
+    }
+
+    /// Translates to the address, and perhaps port, in these registers.
+    fn nat(&mut self, kind: u32, version: u8, address_at: usize, port_at: Option<usize>) {
         let ports = if port_at.is_some() { expr::RANGE_PORTS } else { 0 };
         self.add("nat", |out| {
-            out.be32(expr::NAT_TYPE, expr::NAT_DNAT);
+            out.be32(expr::NAT_TYPE, kind);
             out.be32(expr::NAT_FAMILY, version.into());
             out.be32(expr::NAT_ADDR_MIN, register(address_at));
             out.be32(expr::NAT_ADDR_MAX, register(address_at));
@@ -343,21 +360,6 @@ impl Encoder {
             }
             out.be32(expr::NAT_FLAGS, expr::RANGE_IPS | ports);
         });
-        Ok(())
-    }
-
-    fn snat(&mut self, ip: IpAddr) -> Result<(), Problem> {
-        let (version, layout) = if ip.is_ipv4() { (NFPROTO_IPV4, Layout::Ipv4) } else { (NFPROTO_IPV6, Layout::Ipv6) };
-        self.require_version(version)?;
-        self.immediate(KEY_AT, &layout.encode(&Value::Ip(ip))?);
-        self.add("nat", |out| {
-            out.be32(expr::NAT_TYPE, expr::NAT_SNAT);
-            out.be32(expr::NAT_FAMILY, version.into());
-            out.be32(expr::NAT_ADDR_MIN, register(KEY_AT));
-            out.be32(expr::NAT_ADDR_MAX, register(KEY_AT));
-            out.be32(expr::NAT_FLAGS, expr::RANGE_IPS);
-        });
-        Ok(())
     }
 
     fn reject(&mut self, reject: Reject) -> Result<(), Problem> {
