@@ -15,10 +15,10 @@ use crate::delta::server::{Event, Session, SessionError};
 use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
 /// The published resources of both types. Share it as an `Arc`.
-#[derive(Default)]
 pub struct Store {
     inner: Mutex<Inner>,
-    large: Large,
+    /// Who may have a large response under way.
+    large: Arc<Semaphore>,
 }
 
 #[derive(Default)]
@@ -28,22 +28,19 @@ struct Inner {
     streams: u64,
 }
 
-/// Who may have a large response under way.
-struct Large(Arc<Semaphore>);
-
-impl Default for Large {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(LARGE_AT_ONCE)))
-    }
-}
-
 /// Large responses under way at a time: after a start every node wants one, and each is a copy of everything.
 const LARGE_AT_ONCE: usize = 4;
+
+impl Default for Store {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Store {
     /// Nothing published yet.
     pub fn new() -> Self {
-        Self::default()
+        Self { inner: Mutex::default(), large: Arc::new(Semaphore::new(LARGE_AT_ONCE)) }
     }
 
     /// Publishes changes at once. Resources equal to what is published are not sent again. Returns the generation
@@ -122,7 +119,7 @@ impl Open {
 
     /// Waits for the turn to send a large response. Cancel-safe.
     pub(super) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.store.large.0).acquire_owned().await.ok()
+        Arc::clone(&self.store.large).acquire_owned().await.ok()
     }
 
     /// Returns when something was published for this session. Cancel-safe.
