@@ -41,6 +41,14 @@ impl Resource {
     }
 }
 
+/// What is gone need not be changed or deleted.
+fn unless_absent<T>(done: kube::Result<T>) -> kube::Result<()> {
+    match done {
+        Err(error) if is_absent(&error) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
 /// Whether the server has answered that there is no such object, or no such kind.
 pub(crate) fn is_absent(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
@@ -120,12 +128,7 @@ impl Objects {
         let mut params = DeleteParams::background();
         params.dry_run = dry_run;
         let api = self.api(&resource, namespace(object));
-        let deleted = async {
-            match api.delete(name(object), &params).await {
-                Err(error) if is_absent(&error) => Ok(()),
-                other => other.map(drop),
-            }
-        };
+        let deleted = async { unless_absent(api.delete(name(object), &params).await) };
         within(&format!("{} {doing}", resource.kind), deleted).await
     }
 
@@ -134,12 +137,8 @@ impl Objects {
         let resource = Resource::of(object);
         let api = self.api(&resource, namespace(object));
         let doing = format!("changing {} {}", resource.kind, place(namespace(object), name(object)));
-        let changed = async {
-            match api.patch(name(object), &PatchParams::default(), &Patch::Merge(patch)).await {
-                Err(error) if is_absent(&error) => Ok(()),
-                other => other.map(drop),
-            }
-        };
+        let changed =
+            async { unless_absent(api.patch(name(object), &PatchParams::default(), &Patch::Merge(patch)).await) };
         within(&doing, changed).await
     }
 
@@ -149,10 +148,7 @@ impl Objects {
         let api = self.api(&resource, namespace(object));
         let doing = format!("changing the status of {} {}", resource.kind, place(namespace(object), name(object)));
         let changed = async {
-            match api.patch_status(name(object), &PatchParams::default(), &Patch::Merge(patch)).await {
-                Err(error) if is_absent(&error) => Ok(()),
-                other => other.map(drop),
-            }
+            unless_absent(api.patch_status(name(object), &PatchParams::default(), &Patch::Merge(patch)).await)
         };
         within(&doing, changed).await
     }
