@@ -16,6 +16,17 @@ use stillmesh_tunnel_tests::{Mesh, Node, Pod};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+/// An agent that answers by these ports, once it does.
+async fn serve(probes: Probes, mesh: &Mesh, node: &Node, processes: &tempfile::TempDir) -> Tasks {
+    let agent = Tasks::new("agent");
+    let path = node.home().join("probes.sock");
+    agent.spawn("probes", probes.serve(path.clone(), mesh.router.netns().clone(), processes.path().to_owned()));
+    while !path.exists() {
+        tokio::task::yield_now().await;
+    }
+    agent
+}
+
 /// A pod under STRICT on a node whose agent answers for it; its probe port is 8080. The router is the node.
 struct Scene {
     mesh: Mesh,
@@ -48,14 +59,7 @@ impl Scene {
         let processes = tempfile::tempdir().unwrap();
         let own = std::process::id().to_string();
         std::os::unix::fs::symlink(format!("/proc/{own}"), processes.path().join(&own)).unwrap();
-        let agent = Tasks::new("agent");
-        let serving =
-            probes.serve(node.home().join("probes.sock"), mesh.router.netns().clone(), processes.path().to_owned());
-        agent.spawn("probes", serving);
-        let path = node.home().join("probes.sock");
-        while !path.exists() {
-            tokio::task::yield_now().await;
-        }
+        let agent = serve(probes, &mesh, &node, &processes).await;
         Self { mesh, node, pod, _agent: agent, processes }
     }
 }
@@ -142,12 +146,7 @@ fn while_there_is_no_agent_whoever_has_probed_goes_on_and_nobody_else() {
         assert_eq!(ask(&router, scene.pod.at(9090)).await, "", "no probe port");
         assert_eq!(ask(&other.place, scene.pod.at(8080)).await, "", "another client");
         // An agent that says no is believed.
-        let agent = Tasks::new("agent");
-        let (path, processes) = (scene.node.home().join("probes.sock"), scene.processes.path().to_owned());
-        agent.spawn("probes", Probes::default().serve(path.clone(), router.netns().clone(), processes));
-        while !path.exists() {
-            tokio::task::yield_now().await;
-        }
+        let _agent = serve(Probes::default(), &scene.mesh, &scene.node, &scene.processes).await;
         assert_eq!(ask(&router, scene.pod.at(8080)).await, "");
         scene.node.counts("stillmesh_ztunnel_probes_total", &["verdict=\"remembered\""], 1).await;
     });

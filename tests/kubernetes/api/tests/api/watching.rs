@@ -3,10 +3,12 @@
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ListParams, WatchEvent, WatchParams};
-use stillmesh_cluster::{KubernetesSource, Watch};
+use stillmesh_cluster::{KubernetesSource, Scope, Watch};
 use stillmesh_k8s::Kind;
 use stillmesh_objects::{Change, Source, Update};
 use stillmesh_test_api::{LIMIT, World};
+
+use crate::proxy::Proxy;
 
 async fn next(source: &mut KubernetesSource) -> Update {
     tokio::time::timeout(LIMIT, source.next()).await.expect("an update comes").expect("the source goes on")
@@ -22,15 +24,28 @@ fn told(update: &Update) -> Vec<String> {
     told
 }
 
+async fn pods_of_the_node(world: &World, proxy: &Proxy) -> KubernetesSource {
+    let access = world.access(Some(&proxy.url())).await;
+    let watch = Watch { kind: Kind::Pod, scope: Scope::Node("api-node-1".to_owned()) };
+    KubernetesSource::open(&access, vec![watch])
+}
+
+/// What is told until all of this has been.
+async fn hears(source: &mut KubernetesSource, wanted: &[&str]) -> Vec<String> {
+    let mut heard = Vec::new();
+    while !wanted.iter().all(|one| heard.iter().any(|told| told == one)) {
+        heard.extend(told(&next(source).await));
+    }
+    heard
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_changes_while_the_server_is_out_of_reach_is_heard_afterwards_and_nothing_else() {
     let world = World::new().await;
     world.pod("stays", "a", "api-node-1", "10.1.0.1").await;
     world.pod("goes", "a", "api-node-1", "10.1.0.2").await;
-    let proxy = crate::proxy::Proxy::start(&world).await;
-    let access = world.access(Some(&proxy.url())).await;
-    let watches = vec![Watch { kind: Kind::Pod, scope: stillmesh_cluster::Scope::Node("api-node-1".to_owned()) }];
-    let mut source = KubernetesSource::open(&access, watches);
+    let proxy = Proxy::start(&world).await;
+    let mut source = pods_of_the_node(&world, &proxy).await;
     let first = next(&mut source).await;
     assert!(first.complete);
     let mine = |all: Vec<String>| -> Vec<String> { all.into_iter().filter(|one| !one.contains("ztunnel")).collect() };
@@ -43,10 +58,7 @@ async fn what_changes_while_the_server_is_out_of_reach_is_heard_afterwards_and_n
     let quiet = tokio::time::timeout(std::time::Duration::from_secs(2), source.next()).await;
     assert!(quiet.is_err());
     proxy.mend();
-    let mut heard = Vec::new();
-    while !(heard.contains(&"set comes".to_owned()) && heard.contains(&"removed goes".to_owned())) {
-        heard.extend(told(&next(&mut source).await));
-    }
+    let heard = hears(&mut source, &["set comes", "removed goes"]).await;
     assert!(!heard.contains(&"set stays".to_owned()), "{heard:?}");
     world.end().await;
 }
@@ -56,10 +68,8 @@ async fn a_watch_that_has_expired_begins_anew_and_tells_only_what_changed() {
     let world = World::new().await;
     world.pod("stays", "a", "api-node-1", "10.1.0.1").await;
     world.pod("goes", "a", "api-node-1", "10.1.0.2").await;
-    let proxy = crate::proxy::Proxy::start(&world).await;
-    let access = world.access(Some(&proxy.url())).await;
-    let watches = vec![Watch { kind: Kind::Pod, scope: stillmesh_cluster::Scope::Node("api-node-1".to_owned()) }];
-    let mut source = KubernetesSource::open(&access, watches);
+    let proxy = Proxy::start(&world).await;
+    let mut source = pods_of_the_node(&world, &proxy).await;
     assert!(next(&mut source).await.complete);
     let pods = kube::Api::<Pod>::namespaced(world.client(), &world.namespace);
     let version = pods.list(&ListParams::default()).await.unwrap().metadata.resource_version.unwrap();
@@ -80,19 +90,14 @@ async fn a_watch_that_has_expired_begins_anew_and_tells_only_what_changed() {
     }
     world.pod("comes", "a", "api-node-1", "10.1.0.3").await;
     proxy.mend();
-    let mut heard = Vec::new();
-    while !(heard.contains(&"set comes".to_owned()) && heard.contains(&"removed goes".to_owned())) {
-        heard.extend(told(&next(&mut source).await));
-    }
+    let heard = hears(&mut source, &["set comes", "removed goes"]).await;
     assert!(
         !heard.iter().any(|one| one == "set stays" || one == "removed stays" || one.contains("passes")),
         "{heard:?}"
     );
     // And it is a watch again.
     world.delete_pod("stays").await;
-    while !heard.contains(&"removed stays".to_owned()) {
-        heard.extend(told(&next(&mut source).await));
-    }
+    hears(&mut source, &["removed stays"]).await;
     world.end().await;
 }
 
@@ -100,19 +105,14 @@ async fn a_watch_that_has_expired_begins_anew_and_tells_only_what_changed() {
 async fn a_slow_server_is_waited_for() {
     let world = World::new().await;
     world.pod("stays", "a", "api-node-1", "10.1.0.1").await;
-    let proxy = crate::proxy::Proxy::start(&world).await;
+    let proxy = Proxy::start(&world).await;
     proxy.slow(std::time::Duration::from_millis(1500));
-    let access = world.access(Some(&proxy.url())).await;
-    let watches = vec![Watch { kind: Kind::Pod, scope: stillmesh_cluster::Scope::Node("api-node-1".to_owned()) }];
-    let mut source = KubernetesSource::open(&access, watches);
+    let mut source = pods_of_the_node(&world, &proxy).await;
     let first = next(&mut source).await;
     assert!(first.complete && told(&first).contains(&"set stays".to_owned()));
     world.delete_pod("stays").await;
     world.pod("comes", "a", "api-node-1", "10.1.0.3").await;
-    let mut heard = Vec::new();
-    while !(heard.contains(&"set comes".to_owned()) && heard.contains(&"removed stays".to_owned())) {
-        heard.extend(told(&next(&mut source).await));
-    }
+    hears(&mut source, &["set comes", "removed stays"]).await;
     world.end().await;
 }
 
