@@ -13,10 +13,10 @@ use stillmesh_cluster::Watch;
 use stillmesh_k8s::{Kind, mesh_config};
 
 /// The Lease that the mesh's leader holds.
-pub(crate) const LEASE: &str = "stillmesh-leader";
+pub const LEASE: &str = "stillmesh-leader";
 
 /// The Lease of a revision's own leader; `None` where the mesh's leader is that too.
-pub(crate) fn lease_of(revision: &str) -> Option<String> {
+pub fn lease_of(revision: &str) -> Option<String> {
     (!matches!(revision, "" | "default")).then(|| format!("{LEASE}-{revision}"))
 }
 

@@ -5,6 +5,7 @@
 
 use anyhow::{anyhow, bail, ensure};
 use serde_json::{Value, json};
+use stillmesh_controller::{LEASE, lease_of};
 
 use super::bundle::{Bundle, Group, MANAGED_BY, RENDERED_NAMESPACE, is_global};
 use crate::cluster::args::namespace_name;
@@ -12,6 +13,11 @@ use crate::cluster::value::{label, name, text};
 
 /// Name of the controller's objects.
 const CONTROLLER: &str = "stillmesh-controller";
+/// The controller's variable with the accounts that may ask for certificates of others.
+const TRUSTED: &str = "CA_TRUSTED_NODE_ACCOUNTS";
+
+/// Where the containers of a workload are.
+const CONTAINERS: &str = "/spec/template/spec/containers";
 
 /// What a value may be.
 #[derive(Clone, Copy, Debug)]
@@ -212,16 +218,14 @@ pub(crate) fn adapt(bundle: &mut Bundle, mesh_namespace: &str, settings: &[Setti
         }
     }
     if flag("compat.istio", false) {
-        compatible(bundle);
+        compatible(bundle, mesh_namespace, value("rootNamespace"));
     }
     let image = image(&value)?;
     for object in &mut bundle.objects {
         object["metadata"]["labels"][MANAGED_BY] = json!("stillmesh");
         let group = Group::of(object);
-        if let Some(containers) = object.pointer_mut("/spec/template/spec/containers").and_then(Value::as_array_mut) {
-            for container in containers {
-                container_values(container, group, &value, &image, &version);
-            }
+        for container in items(object, CONTAINERS) {
+            container_values(container, group, &value, &image, &version);
         }
         match group {
             Group::Controller => {
@@ -234,12 +238,16 @@ pub(crate) fn adapt(bundle: &mut Bundle, mesh_namespace: &str, settings: &[Setti
                 {
                     if let Some(path) = value(key) {
                         set_host_path(object, volume, path)?;
+                        if volume == "netns" {
+                            // Links in it point to where they stand on the node.
+                            set_mount_path(object, volume, path);
+                        }
                     }
                 }
             }
             Group::Webhook => {
                 if let Some(policy) = value("webhook.failurePolicy") {
-                    for webhook in object["webhooks"].as_array_mut().into_iter().flatten() {
+                    for webhook in items(object, "/webhooks") {
                         webhook["failurePolicy"] = json!(policy);
                     }
                 }
@@ -339,7 +347,11 @@ fn container_values<'a>(
     }
 }
 
-#[cfg(test)]
+/// The items of a list in an object, by JSON pointer; none where there is no such list.
+fn items<'a>(object: &'a mut Value, at: &str) -> impl Iterator<Item = &'a mut Value> {
+    object.pointer_mut(at).and_then(Value::as_array_mut).into_iter().flatten()
+}
+
 fn env_value(container: &Value, key: &str) -> Option<String> {
     let env = container["env"].as_array()?;
     env.iter().find(|one| one["name"] == key)?["value"].as_str().map(str::to_owned)
@@ -361,10 +373,17 @@ fn set_env(container: &mut Value, key: &str, value: &str) {
 }
 
 fn set_host_path(object: &mut Value, volume: &str, path: &str) -> anyhow::Result<()> {
-    let volumes = object.pointer_mut("/spec/template/spec/volumes").and_then(Value::as_array_mut);
-    let found = volumes.into_iter().flatten().find(|one| one["name"] == volume);
+    let found = items(object, "/spec/template/spec/volumes").find(|one| one["name"] == volume);
     found.ok_or_else(|| anyhow!("the node agent has no volume {volume:?}"))?["hostPath"]["path"] = json!(path);
     Ok(())
+}
+
+fn set_mount_path(object: &mut Value, volume: &str, path: &str) {
+    for container in items(object, CONTAINERS) {
+        for mount in items(container, "/volumeMounts").filter(|mount| mount["name"] == volume) {
+            mount["mountPath"] = json!(path);
+        }
+    }
 }
 
 /// Gives the controller's objects the names of a revision.
@@ -381,20 +400,24 @@ fn revise(object: &mut Value, revision: &str, renamed: &str) {
     });
     if object["kind"] == "ValidatingWebhookConfiguration" {
         let selector = json!({"matchExpressions": [{"key": "istio.io/rev", "operator": "In", "values": [revision]}]});
-        for webhook in object["webhooks"].as_array_mut().into_iter().flatten() {
+        for webhook in items(object, "/webhooks") {
             webhook["objectSelector"] = selector.clone();
         }
     }
-    if own && let Some(containers) = object.pointer_mut("/spec/template/spec/containers").and_then(Value::as_array_mut)
-    {
-        for container in containers {
-            set_env(container, "REVISION", revision);
+    for container in items(object, CONTAINERS).filter(|_| own) {
+        set_env(container, "REVISION", revision);
+    }
+    // A revision has a lease of its own beside that of all.
+    for rule in items(object, "/rules") {
+        let names = rule.get_mut("resourceNames").and_then(Value::as_array_mut);
+        if let Some(names) = names.filter(|names| names.iter().any(|name| name == LEASE)) {
+            names.extend(lease_of(revision).map(Value::from));
         }
     }
 }
 
-/// Adds the names that Istio's tools look for.
-fn compatible(bundle: &mut Bundle) {
+/// Adds the names that Istio's tools look for, and trusts the account of Istio's own ztunnel.
+fn compatible(bundle: &mut Bundle, mesh_namespace: &str, root_namespace: Option<&str>) {
     let mut services = Vec::new();
     for object in &mut bundle.objects {
         let controller = label(object, "app.kubernetes.io/name") == Some(CONTROLLER);
@@ -410,6 +433,13 @@ fn compatible(bundle: &mut Bundle) {
             }
             if labels.contains_key("k8s-app") {
                 labels.insert("k8s-app".to_owned(), json!("istio-cni-node"));
+            }
+        }
+        for container in items(object, CONTAINERS).filter(|_| controller) {
+            let root = root_namespace.map(str::to_owned).or_else(|| env_value(container, "ROOT_NAMESPACE"));
+            let trusted = env_value(container, TRUSTED).unwrap_or_default();
+            if let Some(root) = root.filter(|root| root != mesh_namespace) {
+                set_env(container, TRUSTED, &format!("{trusted},{root}/ztunnel"));
             }
         }
         if controller && object["kind"] == "Service" {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
+use stillmesh_controller::LEASE;
 
 use crate::cluster::install::apply::applied_by;
 use crate::cluster::install::bundle::{is_global, sort, title};
@@ -14,8 +15,6 @@ use crate::cluster::value::{annotation, name, namespace, text};
 const CONTROLLER: &str = "stillmesh-controller";
 /// What the controller writes into every namespace (contract 6.4).
 const ROOTS: [&str; 2] = ["istio-ca-root-cert", "istio-ca-crl"];
-/// The lease that one of its replicas leads by.
-const LEASE: &str = "stillmesh-leader";
 /// What it keeps in its own.
 const SECRETS: [&str; 2] = ["stillmesh-ca", "stillmesh-webhook"];
 /// Conditions that it writes at policies (contract 7.6).

@@ -78,6 +78,8 @@ fn a_revision_has_names_of_its_own_and_the_tunnels_ask_it() {
     assert_eq!(controller["spec"]["selector"]["matchLabels"]["istio.io/rev"], "next");
     assert_eq!(controller["spec"]["selector"]["matchLabels"]["app.kubernetes.io/name"], CONTROLLER);
     assert_eq!(controller["spec"]["template"]["spec"]["serviceAccountName"], "stillmesh-controller-next");
+    let role = find(&bundle, "Role", "stillmesh-controller-next")["rules"].to_string();
+    assert!(role.contains(r#"["stillmesh-leader","stillmesh-leader-next"]"#), "{role}");
     let binding = find(&bundle, "ClusterRoleBinding", "stillmesh-controller-next");
     assert_eq!(binding["roleRef"]["name"], "stillmesh-controller-next");
     assert_eq!(binding["subjects"][0]["name"], "stillmesh-controller-next");
@@ -105,6 +107,9 @@ fn istios_names_are_added_beside_ours() {
     find(&bundle, "Service", CONTROLLER);
     let controller = find(&bundle, "Deployment", CONTROLLER);
     assert_eq!(label(controller, "app"), Some("istiod"));
+    assert_eq!(env(controller, TRUSTED).as_deref(), Some("stillmesh-system/ztunnel,istio-system/ztunnel"));
+    let root = adapted("roots", &["compat.istio=true", "rootNamespace=roots"]);
+    assert_eq!(env(find(&root, "Deployment", CONTROLLER), TRUSTED).as_deref(), Some("roots/ztunnel"));
 }
 
 #[test]
@@ -114,6 +119,12 @@ fn directories_of_the_nodes_are_where_the_agent_looks_for_them() {
     let paths: Vec<&str> =
         volumes.as_array().unwrap().iter().filter_map(|one| one["hostPath"]["path"].as_str()).collect();
     assert!(paths.contains(&"/var/lib/rancher/k3s/data/cni") && paths.contains(&"/etc/cni/net.d"), "{paths:?}");
+    // Links in the directory of namespaces mean paths of the node: it is mounted where it stands.
+    let bundle = adapted(RENDERED_NAMESPACE, &["cni.netnsDir=/run/elsewhere"]);
+    let pod = &find(&bundle, "DaemonSet", "stillmesh-cni")["spec"]["template"]["spec"];
+    let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
+    let mount = mounts.iter().find(|mount| mount["name"] == "netns").unwrap();
+    assert_eq!(mount["mountPath"], "/run/elsewhere");
 }
 
 #[test]
