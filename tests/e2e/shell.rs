@@ -1,7 +1,7 @@
 //! `get`, `logs` and `exec` as a shell uses them: pipes, exit codes, readers that go away.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use serde_json::Value;
@@ -122,8 +122,15 @@ fn a_program_ends_with_its_exec() {
     scene.wait_ready("one");
     let runs = || scene.said("one", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '").contains("sleep 4711");
     for kill in ["INT", "KILL"] {
-        let mut exec = scene.mesh.prepare(&["exec", "-n", "shell-killed", "one", "--", "sleep", "4711"]);
-        let mut exec = exec.spawn().unwrap();
+        let exec = scene.mesh.prepare(&["exec", "-n", "shell-killed", "one", "--", "sleep", "4711"]);
+        // Whoever started the tests in the background of a script had them ignore interrupts; a user has not.
+        let mut exec = Command::new("env")
+            .arg("--default-signal=INT")
+            .arg(exec.get_program())
+            .args(exec.get_args())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
         wait("it runs", runs);
         signal(exec.id(), kill);
         end(&mut exec);

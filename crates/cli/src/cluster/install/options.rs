@@ -1,6 +1,6 @@
 //! The chart's values that `install` knows, laid over the rendered objects. Pure.
 //!
-//! What comes out is what Helm would render with the same values (`deploy/check` compares them); anything that is not
+//! What comes out is what Helm would render with the same values (`deploy/compare` holds them together); anything that is not
 //! here needs Helm, and the message says so.
 
 use anyhow::{anyhow, bail, ensure};
