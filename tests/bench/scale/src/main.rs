@@ -1,13 +1,15 @@
 //! Measures the controller at scale: a real API server with ten thousand pods on a hundred nodes that exist only
 //! there, one controller process, and one real xDS client per node in this process.
 //!
+//!     tests/bench/scale/run                                                              # an API server of its own
 //!     cargo run --release -p stillmesh-scale -- --stillmesh target/release/stillmesh     # KUBECONFIG says where
 //!
-//! [`crowd`] makes the objects and takes them away, [`fleet`] is the nodes' clients, [`process`] the programs under
-//! test, [`story`] what is done and measured. The cluster should be one made for this: for the run, the nodes and
-//! namespaces `scale-*` are ours.
+//! [`crowd`] makes the objects and takes them away, [`fleet`] is the nodes' clients, [`bare`] says what the API server
+//! takes by itself, [`process`] the programs under test, [`story`] what is done and measured. The cluster should be one
+//! made for this: for the run, the nodes and namespaces `scale-*` are ours.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command that prints what it measured")]
 
+mod bare;
 mod crowd;
 mod fleet;
 mod process;

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::Options;
+use crate::bare::Bare;
 use crate::crowd::{Crowd, SYSTEM, node_name};
 use crate::fleet::Fleet;
 use crate::process::{Controller, Ports, Process};
@@ -85,27 +86,28 @@ async fn measure(options: &Options, crowd: &Crowd) -> anyhow::Result<Report> {
 
     eprintln!("quiet: {} changes", options.changes);
     let before = (fleet.received(), controller.process.cpu_seconds()?);
-    let mut times = Vec::new();
+    let bare = Bare::start(crowd.client.clone()).await?;
+    let mut times = Changes::default();
     for change in 0..options.changes {
-        times
-            .push(policy_change(crowd, &fleet, change % options.policies.max(1), 9000 + (change % 1000) as u16).await?);
+        let (number, port) = (change % options.policies.max(1), 9000 + (change % 1000) as u16);
+        times.policy(crowd, &fleet, &bare, number, port).await?;
         sleep(Duration::from_millis(50)).await;
     }
     let changes = options.changes.max(1) as f64;
     let sent = fleet.received() - before.0;
-    report.times("policy applied to in force on every node, quiet", times, Some(250.0));
+    times.report(&mut report, "policy applied to in force on every node, quiet", 250.0);
     report.add("resources per change and node", sent.resources as f64 / changes / fleet.len() as f64, "", Some(2.0));
     report.add("bytes per change and node", sent.bytes as f64 / changes / fleet.len() as f64, "bytes", None);
     report.add("controller CPU per change", (controller.process.cpu_seconds()? - before.1) * 1e3 / changes, "ms", None);
 
     let before = fleet.received();
-    let mut times = Vec::new();
-    let replaced = options.changes.min(30).min(options.pods);
+    let mut times = Changes::default();
+    let replaced = options.changes.min(options.pods);
     for pod in 0..replaced {
-        times.push(pod_change(crowd, &fleet, pod).await?);
+        times.pod(crowd, &fleet, pod).await?;
     }
     let sent = fleet.received() - before;
-    report.times("pod started to known on every node, quiet", times, Some(250.0));
+    times.report(&mut report, "pod started to known on every node, quiet", 250.0);
     report.add(
         "bytes per replaced pod and node",
         sent.bytes as f64 / replaced.max(1) as f64 / fleet.len() as f64,
@@ -116,19 +118,18 @@ async fn measure(options: &Options, crowd: &Crowd) -> anyhow::Result<Report> {
     eprintln!("churn: {} pods a second for {} s", options.churn, options.seconds);
     let before = (fleet.received(), controller.process.cpu_seconds()?, Instant::now());
     let churn = Churn::start(crowd.clone());
-    let mut times = Vec::new();
+    let mut times = Changes::default();
     let mut change = 0;
     while before.2.elapsed() < Duration::from_secs(options.seconds) {
-        times.push(
-            policy_change(crowd, &fleet, change % options.policies.max(1), 10_000 + (change % 1000) as u16).await?,
-        );
+        let (number, port) = (change % options.policies.max(1), 10_000 + (change % 1000) as u16);
+        times.policy(crowd, &fleet, &bare, number, port).await?;
         change += 1;
         sleep(Duration::from_millis(100)).await;
     }
     let elapsed = before.2.elapsed().as_secs_f64();
     let replaced = churn.stop().await?;
     report.add("pods replaced per second", replaced as f64 / elapsed, "", None);
-    report.times("policy applied to in force on every node, churn", times, Some(1000.0));
+    times.report(&mut report, "policy applied to in force on every node, churn", 1000.0);
     let sent = fleet.received() - before.0;
     report.add(
         "bytes per replaced pod and node, churn",
@@ -153,7 +154,7 @@ async fn measure(options: &Options, crowd: &Crowd) -> anyhow::Result<Report> {
     report.add("controller ready again", ready.as_secs_f64(), "s", Some(10.0));
     let begun = Instant::now();
     fleet.ready(PATIENCE).await?;
-    policy_change(crowd, &fleet, 0, 8081).await?;
+    Changes::default().policy(crowd, &fleet, &bare, 0, 8081).await?;
     report.add("every node follows again", begun.elapsed().as_secs_f64(), "s", None);
     let again = fleet.received() - before;
     let share = again.bytes as f64 / first.bytes.max(1) as f64;
@@ -168,30 +169,62 @@ async fn measure(options: &Options, crowd: &Crowd) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-async fn policy_change(crowd: &Crowd, fleet: &Fleet, number: usize, port: u16) -> anyhow::Result<Duration> {
-    let (namespace, name) = crowd.service(number);
-    let key = format!("{namespace}/{name}");
-    fleet.expect(&key);
-    let begun = Instant::now();
-    crowd.change_policy(number, port).await?;
-    last(begun, &fleet.applied(&key, PATIENCE).await?)
+/// How long changes took until the last node had them.
+#[derive(Default)]
+struct Changes {
+    whole: Vec<Duration>,
+    /// Until the API server passed them on, which is before anybody could have acted.
+    server: Vec<Duration>,
+    /// From there on.
+    mesh: Vec<Duration>,
 }
 
-/// A pod of another name, so that nothing of its own is replaced.
-async fn pod_change(crowd: &Crowd, fleet: &Fleet, pod: usize) -> anyhow::Result<Duration> {
-    let life = 1000;
-    let (namespace, name) = crowd.pod_name(pod, life);
-    let uid = format!("Kubernetes//Pod/{namespace}/{name}");
-    fleet.expect(&uid);
-    let begun = Instant::now();
-    crowd.pod(pod, life).await?;
-    let done = last(begun, &fleet.applied(&uid, PATIENCE).await?);
-    crowd.end_pod(pod, life).await?;
-    done
-}
+impl Changes {
+    async fn policy(
+        &mut self,
+        crowd: &Crowd,
+        fleet: &Fleet,
+        bare: &Bare,
+        number: usize,
+        port: u16,
+    ) -> anyhow::Result<()> {
+        let (namespace, name) = crowd.service(number);
+        let key = format!("{namespace}/{name}");
+        fleet.expect(&key);
+        bare.expect(&key);
+        let begun = Instant::now();
+        crowd.change_policy(number, port).await?;
+        let heard = bare.heard(&key, PATIENCE).await?;
+        self.add(begun, heard, &fleet.applied(&key, PATIENCE).await?)
+    }
 
-fn last(begun: Instant, nodes: &[Instant]) -> anyhow::Result<Duration> {
-    Ok(nodes.iter().max().context("no nodes")?.duration_since(begun))
+    /// A pod of another name, so that nothing of its own is replaced.
+    async fn pod(&mut self, crowd: &Crowd, fleet: &Fleet, pod: usize) -> anyhow::Result<()> {
+        let life = 1000;
+        let (namespace, name) = crowd.pod_name(pod, life);
+        let uid = format!("Kubernetes//Pod/{namespace}/{name}");
+        fleet.expect(&uid);
+        let begun = Instant::now();
+        crowd.pod(pod, life).await?;
+        let written = Instant::now();
+        let done = self.add(begun, written, &fleet.applied(&uid, PATIENCE).await?);
+        crowd.end_pod(pod, life).await?;
+        done
+    }
+
+    fn add(&mut self, begun: Instant, passed_on: Instant, nodes: &[Instant]) -> anyhow::Result<()> {
+        let last = nodes.iter().max().context("no nodes")?;
+        self.whole.push(last.duration_since(begun));
+        self.server.push(passed_on.duration_since(begun));
+        self.mesh.push(last.saturating_duration_since(passed_on));
+        Ok(())
+    }
+
+    fn report(self, report: &mut Report, what: &str, p99_at_most: f64) {
+        report.times(what, self.whole, Some(p99_at_most));
+        report.times("  of it the API server's own", self.server, None);
+        report.times("  of it the mesh's", self.mesh, None);
+    }
 }
 
 /// Pods that come and go.
