@@ -6,6 +6,7 @@ mod gateway;
 mod inbound;
 pub(crate) mod matching;
 mod outbound;
+mod waypoint;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 pub use authorize::authorize;
 pub use inbound::{inbound, inbound_plaintext, inbound_service};
 pub use outbound::outbound;
+pub use waypoint::{Endpoint, Target, endpoint, waypoint};
 
 use crate::attrs::Authority;
 use crate::diagnose::{Diagnose, Fault};

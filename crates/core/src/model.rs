@@ -16,7 +16,8 @@ pub use name::{PolicyKey, ServiceKey, Str, WorkloadUid};
 pub use policy::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch};
 pub use service::RoutingScope;
 pub use service::{
-    Gateway, GatewayDestination, HealthPolicy, IpFamilies, LoadBalancing, Mode, Service, ServicePort, Visibility,
+    AppProtocol, Gateway, GatewayDestination, HealthPolicy, IpFamilies, LoadBalancing, Mode, Service, ServicePort,
+    Visibility,
 };
 pub use workload::{
     ApplicationTunnel, Health, Locality, NetworkMode, PortMapping, TunnelProtocol, Workload, WorkloadType,

@@ -213,6 +213,16 @@ impl Snapshot {
         self.tables.by_vip.get(vip).into_iter().flat_map(Few::iter)
     }
 
+    /// Every service with a range around this address, seen by nobody in particular, and the length of its prefix.
+    pub(crate) fn services_around(&self, address: IpAddr) -> impl Iterator<Item = (u8, &Arc<Service>)> {
+        self.tables.services_around(&self.network, address)
+    }
+
+    /// Every service of this hostname, seen by nobody in particular. In order of their keys.
+    pub(crate) fn services_called(&self, hostname: &str) -> impl Iterator<Item = &Arc<Service>> {
+        self.tables.by_hostname.get(hostname).into_iter().flat_map(Few::iter)
+    }
+
     /// Workloads that are endpoints of a service, whether they take traffic or not. In order of their keys.
     pub fn members(&self, service: &ServiceKey) -> impl Iterator<Item = &Arc<Workload>> {
         self.tables.members.get(service).into_iter().flat_map(Sorted::iter)

@@ -74,7 +74,7 @@ pub fn outbound(snapshot: &Snapshot, attrs: &OutboundAttrs<'_>) -> Result<Outbou
     Ok(direct(workload, service, to, port))
 }
 
-fn unmanaged(to: SocketAddr, service: Option<Arc<Service>>) -> OutboundPlan {
+pub(super) fn unmanaged(to: SocketAddr, service: Option<Arc<Service>>) -> OutboundPlan {
     OutboundPlan {
         dial: Dial::Address(to),
         protocol: OutboundProtocol::Passthrough,
@@ -93,7 +93,12 @@ fn through(waypoint: Waypoint, to: SocketAddr, service: Option<Arc<Service>>) ->
 }
 
 /// 7. To the workload itself: HBONE where it speaks it, else plain TCP.
-fn direct(workload: &Arc<Workload>, service: Option<&Arc<Service>>, to: SocketAddr, port: u16) -> OutboundPlan {
+pub(super) fn direct(
+    workload: &Arc<Workload>,
+    service: Option<&Arc<Service>>,
+    to: SocketAddr,
+    port: u16,
+) -> OutboundPlan {
     let families = service.map_or(IpFamilies::Automatic, |service| service.ip_families);
     // A workload that was found by its address has that address, and one that was picked can be dialled.
     let dial = |port| {

@@ -58,6 +58,37 @@ pub struct ServicePort {
     pub app_protocol: i32,
 }
 
+impl ServicePort {
+    /// What its application speaks.
+    pub fn protocol(&self) -> AppProtocol {
+        match self.app_protocol {
+            1 => AppProtocol::Http1,
+            2 => AppProtocol::Http2,
+            3 => AppProtocol::Grpc,
+            4 => AppProtocol::Tcp,
+            5 => AppProtocol::Tls,
+            _ => AppProtocol::Unknown,
+        }
+    }
+}
+
+/// What the application behind a port speaks, as its user says (contract 4.3, `app_protocol`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub enum AppProtocol {
+    /// Not said: to be seen from what the client sends first.
+    Unknown,
+    /// HTTP.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// gRPC.
+    Grpc,
+    /// Bytes.
+    Tcp,
+    /// TLS of the application's own.
+    Tls,
+}
+
 /// Where a gateway (waypoint or network gateway) is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
