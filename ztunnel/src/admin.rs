@@ -3,7 +3,6 @@
 
 pub mod dump;
 mod model;
-pub mod ready;
 
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
@@ -22,7 +21,6 @@ use crate::node::Node;
 use crate::record::Live;
 use crate::record::labels::Word;
 use crate::record::metrics::Reporter;
-use ready::Readiness;
 
 /// What the admin port shows and does.
 #[derive(Clone, Debug)]
@@ -90,21 +88,6 @@ fn count_memory(node: &Node) {
     for (counter, count) in [(&metrics.memory_refused, memory.refused()), (&metrics.memory_broken, memory.broken())] {
         counter.inner().fetch_max(count, std::sync::atomic::Ordering::Relaxed);
     }
-}
-
-/// The readiness port's page.
-pub fn readiness_server(readiness: Readiness) -> Server {
-    let page = move |_request: Request| {
-        let pending = readiness.pending();
-        let response = if pending.is_empty() {
-            Response::text(StatusCode::OK, "ready\n")
-        } else {
-            let text = format!("not ready, pending: {}\n", pending.join(", "));
-            Response::text(StatusCode::INTERNAL_SERVER_ERROR, text)
-        };
-        async move { response }
-    };
-    Server::new("readiness").route(Method::GET, "/healthz/ready", page)
 }
 
 const INDEX: &str = "<!doctype html><title>ztunnel</title><h1>ztunnel</h1><ul>\

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use stillmesh_api::xds::{Client, NodeInfo, Status};
 use stillmesh_core::snapshot::Snapshot;
+use stillmesh_proxy::{Publisher, Readiness, Writer, readiness};
 use stillmesh_runtime::drain::{self, Mode, Watch};
 use stillmesh_runtime::sys::socket;
 use stillmesh_runtime::tasks::Tasks;
@@ -14,18 +15,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::ready::Readiness;
 use crate::admin::{self, Admin};
 use crate::capture::{Pods, zds};
 use crate::config::{self, Config};
 use crate::dns::resolv::Resolv;
 use crate::enforce::Enforcer;
 use crate::lookup::Snapshots;
-use crate::lookup::writer::{Publisher, Writer};
 use crate::node::{Node, Parts};
 use crate::record::Ledger;
-use crate::record::labels::Word;
-use crate::record::metrics::{Metrics, Termination};
+use crate::record::metrics::Metrics;
 use crate::tunnel::Identities;
 use crate::workers::Workers;
 
@@ -78,7 +76,8 @@ pub async fn run(config: Config, watch: Watch) -> anyhow::Result<()> {
     let initial = Snapshot::empty(config.network.as_str());
     let snapshots = Arc::new(Snapshots::new(initial.clone()));
     let enforcer = Enforcer::new(ledger.clone());
-    let (writer, publisher) = Writer::new(initial, config.unknown_policies, snapshots.clone(), enforcer, metrics);
+    let (writer, publisher) =
+        Writer::new(initial, config.unknown_policies, snapshots.clone(), enforcer, metrics.xds.clone());
     tasks.spawn("snapshots", writer.run());
 
     let workers = Workers::start(config.workers.0).context("worker threads")?;
@@ -137,7 +136,7 @@ fn serve(
     let (admin_port, stats, ready) = (bind(config.admin)?, bind(config.stats)?, bind(config.readiness)?);
     tasks.spawn("admin", admin::server(admin).serve(admin_port, watch.clone()));
     tasks.spawn("metrics", admin::metrics_server(node.clone(), registered).serve(stats, watch.clone()));
-    tasks.spawn("readiness", admin::readiness_server(readiness).serve(ready, watch.clone()));
+    tasks.spawn("readiness", readiness::server(readiness).serve(ready, watch.clone()));
     Ok(())
 }
 
@@ -155,26 +154,8 @@ fn control_plane(tasks: &Tasks, node: &Arc<Node>, publisher: Publisher) -> watch
     let client = Client::new(config.xds.clone(), info);
     let status = client.status();
     tasks.spawn("xds", client.run(publisher, tasks.token()));
-    tasks.spawn("xds status", count_terminations(status.clone(), node.clone()));
+    tasks.spawn("xds status", node.metrics.xds.clone().count_terminations(status.clone()));
     status
-}
-
-/// Counts ended streams by how they ended.
-async fn count_terminations(mut status: watch::Receiver<Status>, node: Arc<Node>) {
-    let mut was_connected = false;
-    while status.changed().await.is_ok() {
-        let now = status.borrow_and_update().clone();
-        let reason = match (was_connected, now.connected) {
-            (true, false) if now.last_error.is_none() => Some("Complete"),
-            (true, false) => Some("Error"),
-            (false, false) if now.last_error.is_some() => Some("ConnectionError"),
-            _ => None,
-        };
-        if let Some(reason) = reason {
-            node.metrics.xds_terminations.get_or_create(&Termination { reason: Word(reason) }).inc();
-        }
-        was_connected = now.connected;
-    }
 }
 
 async fn follow(mut ready: watch::Receiver<bool>, readiness: Readiness) {

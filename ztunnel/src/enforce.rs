@@ -10,6 +10,7 @@ use std::time::Duration;
 use stillmesh_core::attrs::InboundAttrs;
 use stillmesh_core::decide;
 use stillmesh_core::snapshot::{Snapshot, Touched};
+use stillmesh_proxy::Pass;
 use tokio::time::Instant;
 
 use crate::record::{Facts, Flag, Ledger, Live, Outcome};
@@ -29,10 +30,12 @@ impl Enforcer {
     pub fn new(ledger: Arc<Ledger>) -> Self {
         Self { ledger, last: None }
     }
+}
 
+impl Pass for Enforcer {
     /// Decides again what was touched, under `snapshot`, which must be published already. Returns when the denied ones
     /// have been told to close. Waits only if something open was touched.
-    pub async fn pass(&mut self, snapshot: &Snapshot, touched: Touched) {
+    async fn pass(&mut self, snapshot: &Snapshot, touched: Touched) {
         if select(&self.ledger, &touched).is_empty() {
             return;
         }

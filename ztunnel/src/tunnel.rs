@@ -3,7 +3,6 @@
 
 pub mod identities;
 pub mod pools;
-mod revocations;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,8 +1,10 @@
-//! What must have happened before this node takes traffic, by the names that Istio's readiness page uses.
+//! What must have happened before a proxy takes traffic, by the names that Istio's readiness page uses.
 
 use std::sync::Arc;
 
+use http::{Method, StatusCode};
 use parking_lot::Mutex;
+use stillmesh_runtime::admin::{Request, Response, Server};
 
 /// Open points; ready when none is left.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +35,21 @@ impl Readiness {
     pub fn pending(&self) -> Vec<&'static str> {
         self.pending.lock().clone()
     }
+}
+
+/// The readiness port's page.
+pub fn server(readiness: Readiness) -> Server {
+    let page = move |_request: Request| {
+        let pending = readiness.pending();
+        let response = if pending.is_empty() {
+            Response::text(StatusCode::OK, "ready\n")
+        } else {
+            let text = format!("not ready, pending: {}\n", pending.join(", "));
+            Response::text(StatusCode::INTERNAL_SERVER_ERROR, text)
+        };
+        async move { response }
+    };
+    Server::new("readiness").route(Method::GET, "/healthz/ready", page)
 }
 
 #[cfg(test)]

@@ -1,18 +1,21 @@
-//! The one writer of snapshots: takes what the control plane sends, publishes, has open connections decided again,
+//! The one writer of snapshots: takes what the control plane sends, publishes, has what is open decided again ([`Pass`]),
 //! and only then lets the response be acknowledged.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use stillmesh_api::xds::{Batch, Rejected, Sink};
-use stillmesh_core::model::Str;
-use stillmesh_core::snapshot::{Change, Snapshot, Stage, UnknownPolicies};
+use stillmesh_core::snapshot::{Change, Snapshot, Stage, Touched, UnknownPolicies};
 use tokio::sync::{mpsc, oneshot};
 
-use super::Snapshots;
-use crate::enforce::Enforcer;
-use crate::record::labels::Text;
-use crate::record::metrics::{MessageUrl, Metrics};
+use crate::Snapshots;
+use crate::control::XdsMetrics;
+
+/// What has to be done under a new snapshot before whoever sent it is told that it is in force.
+pub trait Pass: Send + 'static {
+    /// Decides again what is open and was touched. `snapshot` is published already.
+    fn pass(&mut self, snapshot: &Snapshot, touched: Touched) -> impl Future<Output = ()> + Send;
+}
 
 /// Batches that wait; more make the control plane's stream wait.
 const INBOX: usize = 4;
@@ -29,7 +32,7 @@ pub struct Publisher {
     inbox: mpsc::Sender<Job>,
     /// What was asked for; else as whoever sends the changes does it.
     unknown: Option<UnknownPolicies>,
-    metrics: Arc<Metrics>,
+    metrics: XdsMetrics,
 }
 
 impl Publisher {
@@ -45,9 +48,7 @@ impl Publisher {
 
 impl Sink for Publisher {
     async fn apply(&mut self, batch: Batch) -> Vec<Rejected> {
-        let url = MessageUrl { url: Text::from(&Str::from(batch.kind.url())) };
-        self.metrics.xds_messages.get_or_create(&url).inc();
-        self.metrics.xds_message_bytes.get_or_create(&url).inc_by(batch.bytes as u64);
+        self.metrics.received(&batch);
         // Istiod names policies that it never sends; ours does not.
         let of_sender = if batch.ours { UnknownPolicies::Refuse } else { UnknownPolicies::Allow };
         self.publish(batch.changes, self.unknown.unwrap_or(of_sender)).await;
@@ -57,26 +58,26 @@ impl Sink for Publisher {
 
 /// The writer's state.
 #[derive(Debug)]
-pub struct Writer {
+pub struct Writer<P> {
     inbox: mpsc::Receiver<Job>,
     stage: Stage,
     snapshots: Arc<Snapshots>,
-    enforcer: Enforcer,
+    pass: P,
 }
 
-impl Writer {
+impl<P: Pass> Writer<P> {
     /// A writer and what sends to it. Without `unknown`, a foreign control plane's policies that do not arrive are passed
     /// over, as Istio's ztunnel does.
     pub fn new(
         initial: Snapshot,
         unknown: Option<UnknownPolicies>,
         snapshots: Arc<Snapshots>,
-        enforcer: Enforcer,
-        metrics: Arc<Metrics>,
+        pass: P,
+        metrics: XdsMetrics,
     ) -> (Self, Publisher) {
         let (sender, inbox) = mpsc::channel(INBOX);
         let stage = Stage::new(initial, unknown.unwrap_or(UnknownPolicies::Refuse));
-        (Self { inbox, stage, snapshots, enforcer }, Publisher { inbox: sender, unknown, metrics })
+        (Self { inbox, stage, snapshots, pass }, Publisher { inbox: sender, unknown, metrics })
     }
 
     /// Runs until every publisher is dropped.
@@ -95,7 +96,7 @@ impl Writer {
             };
             let (snapshot, touched) = self.stage.apply(changes, Instant::now());
             self.snapshots.publish(snapshot.clone());
-            self.enforcer.pass(&snapshot, touched).await;
+            self.pass.pass(&snapshot, touched).await;
             if let Some(done) = done {
                 // The stream that sent the batch may be gone.
                 let _ = done.send(());

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
-use stillmesh_api::{ControlPlane, Root, Token};
+use stillmesh_api::ControlPlane;
 use stillmesh_core::model::{Identity, TrustDomain};
 use stillmesh_core::snapshot::UnknownPolicies;
+pub use stillmesh_proxy::settings::{Hbone, Keepalive};
+use stillmesh_proxy::settings::{control_planes, drain, hbone, keepalive, secret_ttl, text, within};
 use stillmesh_runtime::env::{Problems, Reader, parse_duration};
 
 use super::raw::Raw;
@@ -134,42 +136,6 @@ pub struct Dns {
     pub in_flight: usize,
 }
 
-/// The tunnels' sizes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Hbone {
-    /// Ceiling of a stream's window, bytes.
-    pub stream_window_bytes: u32,
-    /// Ceiling of a connection's window, bytes.
-    pub connection_window_bytes: u32,
-    /// Longest frame, bytes.
-    pub frame_bytes: u32,
-    /// What all tunnels of this process may hold together, bytes.
-    pub memory_bytes: usize,
-    /// Streams of one pooled connection.
-    pub streams: u16,
-    /// When an unused pooled connection is closed.
-    pub unused: Duration,
-}
-
-/// TCP keepalive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Keepalive {
-    /// Idle time before the first probe.
-    pub time: Duration,
-    /// Time between probes.
-    pub interval: Duration,
-    /// Probes before giving up.
-    pub retries: u32,
-}
-
-impl From<Keepalive> for stillmesh_runtime::sys::socket::Keepalive {
-    fn from(keepalive: Keepalive) -> Self {
-        Self { time: keepalive.time, interval: keepalive.interval, retries: keepalive.retries }
-    }
-}
-
 /// How many threads carry connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Workers(pub usize);
@@ -216,11 +182,6 @@ impl Config {
                 env.problem(key, "nothing: this version does not support it");
             }
         }
-        for key in ["XDS_ROOT_CA", "CA_ROOT_CA"] {
-            if env.string(key).is_some_and(|value| value.trim() == "SYSTEM") {
-                env.problem(key, "a file or PEM: this version does not use the system's roots");
-            }
-        }
         if env.string("PROXY_MODE").is_some_and(|mode| !mode.is_empty() && mode != "shared") {
             env.problem("PROXY_MODE", "shared: this version does not run beside one workload");
         }
@@ -253,9 +214,7 @@ impl Config {
                 Some(_) => SourceAddress::Own,
             },
             crl: text(env, "CRL_PATH").map(Into::into),
-            secret_ttl: env
-                .parse_with("SECRET_TTL", "seconds, or a duration such as 24h; up to 90 days", secret_ttl)
-                .unwrap_or(Duration::from_secs(24 * 3600)),
+            secret_ttl: secret_ttl(env),
             dns: dns(env, ipv6),
             ipv6,
             hbone: hbone(env),
@@ -288,72 +247,6 @@ impl Config {
 }
 
 const DEFAULT_MARK: NonZeroU32 = NonZeroU32::new(1337).unwrap();
-const DEFAULT_CONTROL_PLANE: &str = "https://istiod.istio-system.svc:15012";
-const DEFAULT_ROOT: &str = "./var/run/secrets/istio/root-cert.pem";
-const DEFAULT_TOKEN: &str = "./var/run/secrets/tokens/istio-token";
-const LONGEST_SECRET: Duration = Duration::from_secs(90 * 24 * 3600);
-
-fn text(env: &Reader, key: &str) -> Option<String> {
-    env.string(key).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
-}
-
-fn control_planes(env: &mut Reader, cluster_id: &str) -> (ControlPlane, ControlPlane) {
-    let xds_address = address(env, "XDS_ADDRESS").unwrap_or_else(|| DEFAULT_CONTROL_PLANE.to_owned());
-    let ca_address = address(env, "CA_ADDRESS").unwrap_or_else(|| xds_address.clone());
-    let xds_root = root(text(env, "XDS_ROOT_CA").unwrap_or_else(|| DEFAULT_ROOT.to_owned()));
-    let ca_root = text(env, "CA_ROOT_CA").map_or_else(|| xds_root.clone(), root);
-    let token = token(&text(env, "AUTH_TOKEN").unwrap_or_else(|| DEFAULT_TOKEN.to_owned()));
-    let plane = |address, root, alt: &str, headers: &str| ControlPlane {
-        address,
-        root,
-        alt_hostname: text(env, alt),
-        token: token.clone(),
-        cluster_id: cluster_id.to_owned(),
-        headers: env.prefixed(headers).into_iter().collect(),
-    };
-    let xds = plane(xds_address, xds_root, "ALT_XDS_HOSTNAME", "XDS_HEADER_");
-    (xds, plane(ca_address, ca_root, "ALT_CA_HOSTNAME", "CA_HEADER_"))
-}
-
-fn address(env: &mut Reader, key: &str) -> Option<String> {
-    env.parse_with(key, "host:port or https://host:port", |value| {
-        let authority = value.strip_prefix("https://").unwrap_or(value).trim_end_matches('/');
-        let parsed: http::uri::Authority = authority.parse().ok()?;
-        let plain = !authority.contains(['@', '/']);
-        (!parsed.host().is_empty() && plain).then(|| match parsed.port() {
-            Some(_) => format!("https://{authority}"),
-            None => format!("https://{authority}:443"),
-        })
-    })
-}
-
-/// A root is a path, or PEM itself.
-fn root(value: String) -> Root {
-    if value.contains("-----BEGIN") { Root::Pem(value) } else { Root::File(value.into()) }
-}
-
-/// A token is a file where it looks like a path or is one, else itself.
-fn token(value: &str) -> Token {
-    let is_path = value.starts_with('/') || value.starts_with("./") || std::path::Path::new(value).is_file();
-    if is_path { Token::File(value.into()) } else { Token::Literal(value.to_owned()) }
-}
-
-fn within(env: &mut Reader, key: &str, default: usize, least: usize, most: usize) -> usize {
-    let accepted = format!("{least} to {most}");
-    let parse = |value: &str| value.parse().ok().filter(|number| (least..=most).contains(number));
-    env.parse_with(key, &accepted, parse).unwrap_or(default)
-}
-
-fn within_u32(env: &mut Reader, key: &str, default: u32, least: u32, most: u32) -> u32 {
-    let accepted = format!("{least} to {most}");
-    let parse = |value: &str| value.parse().ok().filter(|number| (least..=most).contains(number));
-    env.parse_with(key, &accepted, parse).unwrap_or(default)
-}
-
-fn secret_ttl(value: &str) -> Option<Duration> {
-    let ttl = value.parse().map(Duration::from_secs).ok().or_else(|| parse_duration(value))?;
-    (!ttl.is_zero() && ttl <= LONGEST_SECRET).then_some(ttl)
-}
 
 fn dns(env: &mut Reader, ipv6: bool) -> Option<Dns> {
     let on = env.flag("DNS_CAPTURE", true);
@@ -369,47 +262,6 @@ fn dns(env: &mut Reader, ipv6: bool) -> Option<Dns> {
     let in_flight = within(env, "MAX_DNS_IN_FLIGHT", 1024, 1, 65_536);
     let preferred_namespace = text(env, "PREFERED_SERVICE_NAMESPACE");
     on.then_some(Dns { listen, preferred_namespace, in_flight })
-}
-
-fn hbone(env: &mut Reader) -> Hbone {
-    const LARGEST_WINDOW: u32 = (1 << 31) - 1;
-    Hbone {
-        stream_window_bytes: within_u32(env, "HTTP2_STREAM_WINDOW_SIZE", 4 << 20, 65_535, LARGEST_WINDOW),
-        connection_window_bytes: within_u32(env, "HTTP2_CONNECTION_WINDOW_SIZE", 16 << 20, 65_535, LARGEST_WINDOW),
-        frame_bytes: within_u32(env, "HTTP2_FRAME_SIZE", 1 << 20, 16_384, (1 << 24) - 1),
-        memory_bytes: env
-            .parse_with("HBONE_MEMORY_LIMIT", "16Mi to 64Gi, or bytes", memory)
-            .unwrap_or(stillmesh_hbone::DEFAULT_MEMORY_BYTES),
-        streams: env
-            .parse_with("POOL_MAX_STREAMS_PER_CONNECTION", "1 to 65535", |value| value.parse().ok().filter(|n| *n > 0))
-            .unwrap_or(100),
-        unused: env.duration("POOL_UNUSED_RELEASE_TIMEOUT", Duration::from_secs(300)),
-    }
-}
-
-/// Bytes, or Ki, Mi, Gi as Kubernetes writes them.
-fn memory(value: &str) -> Option<usize> {
-    const UNITS: [(&str, usize); 3] = [("Ki", 10), ("Mi", 20), ("Gi", 30)];
-    let unit = UNITS.iter().find_map(|(unit, shift)| Some((value.strip_suffix(unit)?, *shift)));
-    let (number, shift) = unit.unwrap_or((value, 0));
-    let bytes = number.trim().parse::<usize>().ok()?.checked_mul(1 << shift)?;
-    (16 << 20..=64 << 30).contains(&bytes).then_some(bytes)
-}
-
-fn keepalive(env: &mut Reader) -> Option<Keepalive> {
-    let keepalive = Keepalive {
-        time: env.duration("KEEPALIVE_TIME", Duration::from_secs(180)),
-        interval: env.duration("KEEPALIVE_INTERVAL", Duration::from_secs(180)),
-        retries: within_u32(env, "KEEPALIVE_RETRIES", 9, 1, 127),
-    };
-    env.flag("KEEPALIVE_ENABLED", true).then_some(keepalive)
-}
-
-/// Contract 2.5: the grace period less 5 s, less 1 s up to 10 s, at least 1 s; 5 s where nothing is set.
-fn drain(env: &mut Reader) -> Duration {
-    let grace: Option<u64> = env.parse("TERMINATION_GRACE_PERIOD_SECONDS", "a whole number of seconds");
-    let from_grace = grace.map_or(5, |grace| if grace <= 10 { grace.saturating_sub(1) } else { grace - 5 }.max(1));
-    env.duration("CONNECTION_TERMINATION_DEADLINE", Duration::from_secs(from_grace))
 }
 
 /// Beside the agent's socket, where nothing else is said.

@@ -9,7 +9,7 @@ use stillmesh_core::decide::InboundPlan;
 use stillmesh_core::explain::Reason;
 use stillmesh_core::model::{Identity, Workload};
 use stillmesh_hbone::Limits;
-use stillmesh_hbone::headers::{Baggage, ConnectHeaders};
+use stillmesh_hbone::headers::ConnectHeaders;
 use stillmesh_hbone::server::{Incoming, accept_tls, serve};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -178,7 +178,7 @@ impl Tunnel {
     fn facts(&self, incoming: &Incoming, destination: &Arc<Workload>, plan: Option<&InboundPlan>) -> Facts {
         let headers = incoming.headers();
         let snapshot = self.node.snapshots.load();
-        let described = headers.baggage.map(party).unwrap_or_default();
+        let described = headers.baggage.map(Party::from).unwrap_or_default();
         let network = &self.node.config.network;
         let source = lookup::inbound_source(&snapshot, network, self.ends.peer.ip(), Some(&self.source), described);
         let service = plan.and_then(|plan| {
@@ -210,19 +210,5 @@ fn status(error: &PathError) -> StatusCode {
         Some(Reason::ForeignAuthority { .. }) => StatusCode::BAD_REQUEST,
         Some(reason) if reason.is_denial() => StatusCode::UNAUTHORIZED,
         _ => StatusCode::SERVICE_UNAVAILABLE,
-    }
-}
-
-/// What a peer says of itself. Only names: its identity is in its certificate.
-fn party(baggage: Baggage) -> Party {
-    let text = |text: Option<String>| text.map(Into::into);
-    Party {
-        workload: text(baggage.workload.map(|(_, name)| name)),
-        namespace: text(baggage.namespace),
-        canonical_service: text(baggage.service),
-        canonical_revision: text(baggage.revision),
-        cluster: text(baggage.cluster),
-        region: text(baggage.region),
-        zone: text(baggage.zone),
     }
 }

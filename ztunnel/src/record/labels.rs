@@ -1,68 +1,13 @@
 //! The 27 labels of the TCP metrics, in Istio's order (contract 9.1), and how they come from the two ends of a
 //! connection. Pure.
 
-use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::encoding::EncodeLabelSet;
 use stillmesh_core::model::{Identity, Service, Str, Workload};
+pub use stillmesh_proxy::labels::{Party, Principal, Text, Word};
 
 use super::{Direction, Flag};
-
-/// A label's value; absent and empty ones read `unknown`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Text(Option<Str>);
-
-impl Text {
-    /// What an absent value reads as.
-    pub const UNKNOWN: &'static str = "unknown";
-
-    /// The value as written.
-    pub fn as_str(&self) -> &str {
-        self.0.as_deref().unwrap_or(Self::UNKNOWN)
-    }
-}
-
-impl From<&Str> for Text {
-    fn from(text: &Str) -> Self {
-        Self((!text.is_empty()).then(|| text.clone()))
-    }
-}
-
-impl From<Option<&Str>> for Text {
-    fn from(text: Option<&Str>) -> Self {
-        text.map(Self::from).unwrap_or_default()
-    }
-}
-
-impl EncodeLabelValue for Text {
-    fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), fmt::Error> {
-        encoder.write_str(self.as_str())
-    }
-}
-
-/// A principal: the identity with `spiffe://`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Principal(pub Option<Identity>);
-
-impl EncodeLabelValue for Principal {
-    fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), fmt::Error> {
-        match &self.0 {
-            Some(identity) => write!(encoder, "{identity}"),
-            None => encoder.write_str(Text::UNKNOWN),
-        }
-    }
-}
-
-/// A value of a closed set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Word(pub &'static str);
-
-impl EncodeLabelValue for Word {
-    fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), fmt::Error> {
-        encoder.write_str(self.0)
-    }
-}
 
 /// The labels of every `istio_tcp_*` counter. The order of the fields is the order on the wire.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -100,39 +45,6 @@ pub struct TrafficLabels {
     pub source_zone: Text,
     pub destination_region: Text,
     pub destination_zone: Text,
-}
-
-/// What one end of a connection is called in telemetry.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Party {
-    /// Name of the owner (a Deployment, say).
-    pub workload: Option<Str>,
-    /// Namespace.
-    pub namespace: Option<Str>,
-    /// Canonical service.
-    pub canonical_service: Option<Str>,
-    /// Canonical revision.
-    pub canonical_revision: Option<Str>,
-    /// Cluster.
-    pub cluster: Option<Str>,
-    /// Region.
-    pub region: Option<Str>,
-    /// Zone.
-    pub zone: Option<Str>,
-}
-
-impl From<&Workload> for Party {
-    fn from(workload: &Workload) -> Self {
-        Self {
-            workload: Some(workload.workload_name.clone()),
-            namespace: Some(workload.namespace.clone()),
-            canonical_service: Some(workload.canonical_name.clone()),
-            canonical_revision: Some(workload.canonical_revision.clone()),
-            cluster: Some(workload.cluster.clone()),
-            region: Some(workload.locality.region.clone()),
-            zone: Some(workload.locality.zone.clone()),
-        }
-    }
 }
 
 /// Everything that the labels are made of.

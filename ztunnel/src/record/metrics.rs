@@ -10,6 +10,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use stillmesh_core::model::{Str, Workload};
+use stillmesh_proxy::control::XdsMetrics;
 
 use super::labels::{Principal, Text, TrafficLabels, Word};
 
@@ -28,20 +29,6 @@ pub struct DnsLabels {
     pub request_protocol: Word,
     pub source_canonical_service: Text,
     pub source_canonical_revision: Text,
-}
-
-/// Label of the terminations of the control plane's stream.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Termination {
-    /// `ConnectionError`, `Error`, `Reconnect` or `Complete`.
-    pub reason: Word,
-}
-
-/// Label of the control plane's messages.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct MessageUrl {
-    /// Type URL.
-    pub url: Text,
 }
 
 /// Labels of names resolved for a connection.
@@ -107,9 +94,7 @@ pub struct Metrics {
     pub dns_upstream_failures: Family<DnsLabels, Counter>,
     pub dns_upstream_duration: Family<DnsLabels, Histogram, fn() -> Histogram>,
 
-    pub xds_terminations: Family<Termination, Counter>,
-    pub xds_messages: Family<MessageUrl, Counter>,
-    pub xds_message_bytes: Family<MessageUrl, Counter>,
+    pub xds: XdsMetrics,
 
     pub active_proxies: Gauge,
     pub pending_proxies: Gauge,
@@ -149,9 +134,7 @@ impl Metrics {
             dns_upstream_requests: Family::default(),
             dns_upstream_failures: Family::default(),
             dns_upstream_duration: Family::new_with_constructor(dns_histogram as fn() -> Histogram),
-            xds_terminations: Family::default(),
-            xds_messages: Family::default(),
-            xds_message_bytes: Family::default(),
+            xds: XdsMetrics::default(),
             active_proxies: Gauge::default(),
             pending_proxies: Gauge::default(),
             proxies_started: Counter::default(),
@@ -190,13 +173,7 @@ impl Metrics {
             "Time that resolvers took",
             self.dns_upstream_duration.clone(),
         );
-        istio.register(
-            "xds_connection_terminations",
-            "Ended streams to the control plane",
-            self.xds_terminations.clone(),
-        );
-        istio.register("xds_message", "Messages from the control plane", self.xds_messages.clone());
-        istio.register("xds_message_bytes", "Their bytes", self.xds_message_bytes.clone());
+        self.xds.register(istio);
         istio.register(
             "crl_policy_rejections",
             "Handshakes and connections refused because a certificate is revoked",

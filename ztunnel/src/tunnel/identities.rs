@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use stillmesh_api::ca::Client;
 use stillmesh_core::model::Identity;
 use stillmesh_identity::{Facts, Revocations, SecretLimits, Secrets, SystemClock};
+use stillmesh_proxy::revocations;
 use stillmesh_runtime::tasks::Tasks;
 
-use super::revocations;
 use crate::config::Config;
 
 /// All certificates that this node holds.

@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use stillmesh_core::attrs::Authority;
-use stillmesh_core::model::{Identity, Workload};
-use stillmesh_hbone::headers::{Baggage, ConnectHeaders, Forwarded, Traceparent};
+use stillmesh_core::model::Identity;
+use stillmesh_hbone::headers::{ConnectHeaders, Forwarded, Traceparent};
 use stillmesh_hbone::{Dial, Dialling, Key, Limits, Pool, Stream, Transport};
+pub use stillmesh_proxy::labels::baggage;
 use stillmesh_runtime::sys::netns::NetnsThread;
 use stillmesh_runtime::sys::socket::{self, Mark};
 use stillmesh_runtime::tasks::Tasks;
@@ -80,31 +81,11 @@ impl Pools {
 
 /// The tunnels' bounds as configured.
 pub fn limits(node: &Node) -> Limits {
-    let (config, default) = (&node.config, Limits::default());
+    let config = &node.config;
     Limits {
-        stream_window: config.hbone.stream_window_bytes,
-        connection_window: config.hbone.connection_window_bytes,
-        frame: config.hbone.frame_bytes,
-        client_streams: usize::from(config.hbone.streams),
         handshake: config.limits.handshake,
         connect: config.limits.connect,
-        idle: config.hbone.unused,
-        memory: node.memory.clone(),
-        ..default
-    }
-}
-
-/// A workload as baggage tells of it (contract 3.2).
-pub fn baggage(workload: &Workload) -> Baggage {
-    let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    Baggage {
-        cluster: text(&workload.cluster),
-        namespace: text(&workload.namespace),
-        workload: text(&workload.workload_name).map(|name| (workload.workload_type.as_str().to_owned(), name)),
-        service: text(&workload.canonical_name),
-        revision: text(&workload.canonical_revision),
-        region: text(&workload.locality.region),
-        zone: text(&workload.locality.zone),
+        ..config.hbone.limits(node.memory.clone())
     }
 }
 
