@@ -8,16 +8,19 @@ mod findings;
 mod join;
 mod labelled;
 mod running;
+mod waypoints;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Service as KubeService;
+use k8s_openapi::api::core::v1::{Namespace, Service as KubeService};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 use stillmesh_core::model::{Policy, PolicyKey, Service, Str, Workload, WorkloadUid};
 use stillmesh_core::snapshot::Change;
+use stillmesh_k8s::gateway::Gateway;
+use stillmesh_k8s::gateway::binding::Named;
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, StatusCondition};
 use stillmesh_k8s::labels;
 use stillmesh_k8s::mesh_config::{self, MeshConfig};
@@ -28,6 +31,7 @@ use stillmesh_k8s::{Kind, Object, ObjectKey, Position, Unusable};
 use stillmesh_objects as objects;
 
 pub use running::{Place, Running, Unnamed};
+use waypoints::Asker;
 use world::{Name, World, ends};
 
 /// A condition to be written into an object's status.
@@ -37,6 +41,8 @@ pub struct Verdict {
     pub object: ObjectKey,
     /// What is said; `None` when the object is gone and nothing is to be written any more.
     pub condition: Option<Condition>,
+    /// What is said no more: the type of a condition that the object has.
+    pub retracted: Option<&'static str>,
     /// The generation that it is about.
     pub generation: Option<i64>,
     /// The version of the object that was read.
@@ -50,7 +56,7 @@ pub struct Verdict {
 pub struct Built {
     /// Resources that changed: policies before the workloads that name them, removals last.
     pub changes: Vec<Change>,
-    /// What policies' statuses should say.
+    /// What statuses of policies and services should say.
     pub verdicts: Vec<Verdict>,
 }
 
@@ -223,12 +229,15 @@ impl Builder {
             }
             Kind::PeerAuthentication => self.take_peer(name, content!(PeerAuthentication)),
             Kind::Namespace => {
-                let namespace = key.name.clone();
-                match content!(Namespace) {
-                    Some(one) => self.world.namespaces.insert(namespace.clone(), one),
-                    None => self.world.namespaces.remove(&namespace),
-                };
+                let (namespace, new) = (key.name.clone(), content!(Namespace));
+                let its_labels =
+                    |one: &Option<Arc<Namespace>>| one.as_ref().and_then(|one| one.metadata.labels.clone());
+                let after = its_labels(&new);
+                let old = self.world.replace_namespace(&namespace, new);
                 self.dirty.services.extend(self.world.services.names_of(&namespace));
+                if its_labels(&old) != after {
+                    self.dirty.pods.extend(self.world.pods.names_of(&namespace));
+                }
             }
             Kind::Node => {
                 self.dirty.pods.extend(self.world.pods_on(&key.name).cloned());
@@ -241,7 +250,37 @@ impl Builder {
                 self.world.mesh_config = content!(ConfigMap);
                 self.dirty.mesh = true;
             }
+            Kind::GatewayClass => {
+                match content!(GatewayClass) {
+                    Some(one) => drop(self.world.classes.insert(key.name.clone(), one)),
+                    None => drop(self.world.classes.remove(&key.name)),
+                }
+                for (named, gateway) in self.world.waypoints.of_class(&key.name) {
+                    self.take_gateway(&named, Some(gateway));
+                }
+            }
+            Kind::Gateway => {
+                let named = Named { namespace: key.namespace.clone(), name: key.name.clone() };
+                self.take_gateway(&named, content!(Gateway));
+            }
             Kind::ConfigMap | Kind::ServiceAccount | Kind::Secret | Kind::Deployment => {}
+        }
+    }
+
+    fn take_gateway(&mut self, named: &Named, gateway: Option<Arc<Gateway>>) {
+        let class = gateway.as_ref().and_then(|gateway| self.world.classes.get(&*gateway.spec.gateway_class_name));
+        if !self.world.waypoints.replace(named, gateway, class.map(|class| &**class)) {
+            return;
+        }
+        for asker in self.world.waypoints.asking(named) {
+            match asker {
+                Asker::Service(name) => drop(self.dirty.services.insert(name.clone())),
+                Asker::Pod(name) => drop(self.dirty.pods.insert(name.clone())),
+                Asker::Namespace(namespace) => {
+                    self.dirty.services.extend(self.world.services.names_of(namespace));
+                    self.dirty.pods.extend(self.world.pods.names_of(namespace));
+                }
+            }
         }
     }
 

@@ -33,6 +33,8 @@ pub(crate) fn watches(root_namespace: &str) -> Vec<Watch> {
         Kind::EndpointSlice,
         Kind::AuthorizationPolicy,
         Kind::PeerAuthentication,
+        Kind::GatewayClass,
+        Kind::Gateway,
     ];
     let mesh = Watch::named(Kind::ConfigMap, root_namespace, mesh_config::CONFIG_MAP);
     kinds.into_iter().map(Watch::all).chain([mesh]).collect()

@@ -258,7 +258,11 @@ impl Metrics {
     /// An object has changed: one of configuration, or of the registry of what runs.
     pub fn event(&self, kind: Kind, event: &'static str) {
         let family = match kind {
-            Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::ConfigMap => &self.events,
+            Kind::AuthorizationPolicy
+            | Kind::PeerAuthentication
+            | Kind::ConfigMap
+            | Kind::Gateway
+            | Kind::GatewayClass => &self.events,
             _ => &self.registry_events,
         };
         family.get_or_create(&EventLabels { r#type: kind.as_str(), event }).inc();

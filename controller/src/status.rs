@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use http::Method;
+use k8s_openapi::api::core::v1::Service;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use parking_lot::Mutex;
 use serde_json::json;
@@ -57,7 +58,7 @@ impl Statuses {
         Self { waiting: Mutex::default(), news: Notify::new(), metrics }
     }
 
-    /// Takes over what policies' statuses should say.
+    /// Takes over what statuses should say.
     pub fn take(&self, verdicts: Vec<Verdict>) {
         let mut waiting = self.waiting.lock();
         for verdict in verdicts {
@@ -140,7 +141,11 @@ impl Drop for Pending<'_> {
 
 /// The conditions that an object should have; `None` where it has them.
 fn conditions(verdict: &Verdict) -> Option<Vec<StatusCondition>> {
-    let condition = verdict.condition.as_ref()?;
+    let Some(condition) = &verdict.condition else {
+        let gone = verdict.retracted?;
+        let left: Vec<StatusCondition> = verdict.existing.iter().filter(|one| one.type_ != gone).cloned().collect();
+        return (left.len() < verdict.existing.len()).then_some(left);
+    };
     let now = jiff::Timestamp::now().round(jiff::Unit::Second).unwrap_or_else(|_| jiff::Timestamp::now()).to_string();
     status::merged(&verdict.existing, condition, verdict.generation, &now)
 }
@@ -208,15 +213,17 @@ impl Writer for Api {
             let resource = match key.kind {
                 Kind::AuthorizationPolicy => ApiResource::erase::<AuthorizationPolicy>(&()),
                 Kind::PeerAuthentication => ApiResource::erase::<PeerAuthentication>(&()),
+                Kind::Service => ApiResource::erase::<Service>(&()),
                 _ => return Ok(()),
             };
             let api: kube::Api<DynamicObject> =
                 kube::Api::namespaced_with(self.cluster.client(), &key.namespace, &resource);
             // Lists are replaced whole by a merge: with the version that was read, nobody else's condition is lost.
-            let patch = json!({
-                "metadata": {"resourceVersion": verdict.version},
-                "status": {"conditions": conditions, "observedGeneration": verdict.generation},
-            });
+            let mut status = json!({"conditions": conditions});
+            if key.kind != Kind::Service {
+                status["observedGeneration"] = verdict.generation.into();
+            }
+            let patch = json!({"metadata": {"resourceVersion": verdict.version}, "status": status});
             let parameters =
                 PatchParams { field_manager: Some(crate::cluster::MANAGER.to_owned()), ..PatchParams::default() };
             let patch = Patch::Merge(patch);

@@ -1,7 +1,10 @@
 //! What is odd about objects that only shows when they are seen together.
 
+use std::collections::BTreeMap;
+
 use stillmesh_core::model::Str;
 use stillmesh_k8s::finding::Severity;
+use stillmesh_k8s::gateway::binding::{Binding, Target, USE_WAYPOINT};
 use stillmesh_k8s::translate::{self, Level};
 use stillmesh_k8s::{Finding, Kind, ObjectKey, Placed, Position, labels};
 
@@ -9,8 +12,6 @@ use super::Builder;
 
 /// Annotation by which whoever admitted an object says where its user wrote it: `file:line:column`.
 pub const SOURCE: &str = "stillmesh.io/source";
-
-const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 
 /// Where an object was written by its user, as far as it is known.
 pub(super) fn origin(placed: &Placed) -> Position {
@@ -66,22 +67,35 @@ impl Builder {
                 _ => {}
             }
         }
-        let services = self.world.services.all().map(|((namespace, name), service)| {
-            (ObjectKey::new(Kind::Service, &namespace, &name), &service.metadata.labels)
-        });
-        let namespaces = self
-            .world
-            .namespaces
-            .iter()
-            .map(|(name, namespace)| (ObjectKey::new(Kind::Namespace, "", name), &namespace.metadata.labels));
-        for (key, written) in services.chain(namespaces) {
-            if labels::of(written).get(USE_WAYPOINT).is_some_and(|waypoint| waypoint != "none") {
-                let path = format!("metadata.labels[{USE_WAYPOINT:?}]");
-                all.push(self.odd("MAN016", &key, &path, "without effect: there are no waypoints yet", ""));
-            }
-        }
+        self.bindings(&mut all);
         all.sort();
         all
+    }
+
+    /// Labels that ask in vain for a waypoint: each is told once, where it stands.
+    fn bindings(&self, all: &mut Vec<Finding>) {
+        let path = format!("metadata.labels[{USE_WAYPOINT:?}]");
+        let mut namespaces = BTreeMap::new();
+        for ((namespace, name), service) in self.world.services.all() {
+            let Binding::Unbound { waypoint, why } = self.bound(Target::Service, &service.metadata) else { continue };
+            if labels::of(&service.metadata.labels).contains_key(USE_WAYPOINT) {
+                let key = ObjectKey::new(Kind::Service, &namespace, &name);
+                all.push(self.odd("MAN016", &key, &path, &why.message(&waypoint), ""));
+            } else {
+                namespaces.insert(namespace, why.message(&waypoint));
+            }
+        }
+        for (namespace, message) in namespaces {
+            all.push(self.odd("MAN016", &ObjectKey::new(Kind::Namespace, "", &namespace), &path, &message, ""));
+        }
+        for ((namespace, name), pod) in self.world.pods.all() {
+            if labels::of(&pod.metadata.labels).contains_key(USE_WAYPOINT)
+                && let Binding::Unbound { waypoint, why } = self.bound(Target::Workload, &pod.metadata)
+            {
+                let key = ObjectKey::new(Kind::Pod, &namespace, &name);
+                all.push(self.odd("MAN016", &key, &path, &why.message(&waypoint), ""));
+            }
+        }
     }
 
     fn selects_something(&self, namespace: &Str, wanted: &labels::Labels) -> bool {

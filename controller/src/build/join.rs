@@ -5,9 +5,13 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stillmesh_core::model::{Policy, PolicyKey, PortMapping, ServiceKey, Str};
 use stillmesh_core::snapshot::Change;
+use stillmesh_k8s::gateway::binding::{self, Binding, Target};
+use stillmesh_k8s::istio::StatusCondition;
 use stillmesh_k8s::mesh_config;
+use stillmesh_k8s::object::DEFAULT_NAMESPACE;
 use stillmesh_k8s::status::Condition;
 use stillmesh_k8s::translate::{self, Attached, Level};
 use stillmesh_k8s::{Kind, ObjectKey, Position, labels};
@@ -25,7 +29,7 @@ impl Builder {
         self.build_policies(&dirty, &mut set, &mut removed, &mut verdicts);
         let mut gone = Vec::new();
         for name in &dirty.services {
-            self.build_service(name, &mut set, &mut gone);
+            self.build_service(name, &mut set, &mut gone, &mut verdicts);
         }
         let mut ended = Vec::new();
         let mut strict = HashMap::new();
@@ -112,6 +116,7 @@ impl Builder {
             return Verdict {
                 object,
                 condition: (!unusable.targeted).then(|| unusable.condition(*last_good)),
+                retracted: None,
                 generation: unusable.metadata.generation,
                 version: unusable.metadata.resource_version.clone(),
                 existing: unusable.conditions.clone(),
@@ -122,6 +127,7 @@ impl Builder {
         Verdict {
             object,
             condition,
+            retracted: None,
             generation: metadata.and_then(|metadata| metadata.generation),
             version: metadata.and_then(|metadata| metadata.resource_version.clone()),
             existing: written
@@ -153,10 +159,21 @@ impl Builder {
         }
     }
 
-    fn build_service(&mut self, name: &Name, set: &mut Vec<Change>, gone: &mut Vec<Change>) {
+    fn build_service(
+        &mut self,
+        name: &Name,
+        set: &mut Vec<Change>,
+        gone: &mut Vec<Change>,
+        verdicts: &mut Vec<Verdict>,
+    ) {
         let namespace: Option<&Namespace> = self.world.namespaces.get(&name.0).map(|one| &**one);
-        let service =
-            self.world.services.get(name).and_then(|service| translate::service(service, namespace, &self.mesh));
+        let mut said = None;
+        let service = self.world.services.get(name).and_then(|written| {
+            let binding = self.bound(Target::Service, &written.metadata);
+            said = binding.condition();
+            translate::service(written, namespace, binding.destination(), &self.mesh)
+        });
+        verdicts.push(self.service_verdict(name, said.filter(|_| service.is_some())));
         match service {
             Some(service) if self.services.get(name).is_none_or(|old| **old != service) => {
                 let service = Arc::new(service);
@@ -169,6 +186,28 @@ impl Builder {
                     gone.push(Change::ServiceRemoved(old.key.clone()));
                 }
             }
+        }
+    }
+
+    /// Which waypoint something is bound to.
+    pub(super) fn bound(&self, target: Target, metadata: &ObjectMeta) -> Binding {
+        let namespace = metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
+        let namespace = self.world.namespaces.get(namespace).map(|one| &**one);
+        binding::bind(target, metadata, namespace, |named| self.world.waypoints.get(named), &self.mesh)
+    }
+
+    /// What a service's status should say.
+    fn service_verdict(&self, name: &Name, condition: Option<Condition>) -> Verdict {
+        let written = self.world.services.get(name);
+        let conditions = written.and_then(|written| written.status.as_ref()?.conditions.as_ref());
+        Verdict {
+            object: ObjectKey::new(Kind::Service, &name.0, &name.1),
+            retracted: condition.is_none().then_some(binding::BOUND),
+            condition,
+            // Services have none.
+            generation: None,
+            version: written.and_then(|written| written.metadata.resource_version.clone()),
+            existing: conditions.into_iter().flatten().map(StatusCondition::from).collect(),
         }
     }
 
@@ -217,8 +256,11 @@ impl Builder {
         let workload = self.world.pods.get(name).and_then(|pod| {
             let node = world::node_of(pod).and_then(|node| self.world.nodes.get(node));
             let strict = *strict.entry(name.0.clone()).or_insert_with(|| self.parent_is_strict(&name.0));
-            let attached =
-                Attached { services: self.services_of(name, pod), policies: self.policies_of(name, pod, strict) };
+            let attached = Attached {
+                services: self.services_of(name, pod),
+                policies: self.policies_of(name, pod, strict),
+                waypoint: self.bound(Target::Workload, &pod.metadata).destination(),
+            };
             translate::workload(pod, node.map(|node| &**node), attached, &self.mesh)
         });
         match workload {

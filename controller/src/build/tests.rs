@@ -83,6 +83,15 @@ fn peer(namespace: &str, name: &str, spec: &str) -> String {
     )
 }
 
+fn gateway(namespace: &str, name: &str, class: &str, traffic: &str, from: &str, ready: bool) -> String {
+    let addresses = if ready { "[{type: IPAddress, value: 10.96.9.9}]" } else { "[]" };
+    let listener = format!("{{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {{namespaces: {from}}}}}");
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: {namespace}, labels: \
+         {{istio.io/waypoint-for: {traffic}}}}}\nspec: {{gatewayClassName: {class}, listeners: [{listener}]}}\nstatus: {{addresses: {addresses}}}\n"
+    )
+}
+
 fn shop() -> String {
     [
         pod("page-0", "page", "n1", "10.0.0.1"),
@@ -106,6 +115,75 @@ fn one_edited_object_sends_what_it_concerns_and_nothing_else() {
     );
     assert_eq!(world.set("apiVersion: v1\nkind: Secret\nmetadata: {name: a, namespace: shop}\n"), [""; 0]);
     assert_eq!(world.set("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {a: b}}\n"), [""; 0]);
+}
+
+const ASKING: &str =
+    "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/use-waypoint: w}}\n";
+
+#[test]
+fn a_gateway_costs_those_who_ask_for_it() {
+    let other = service("other", "other", 81).replace("namespace: shop", "namespace: elsewhere");
+    let mut world = World::new(&(shop() + &service("details", "details", 90) + &other));
+    let services = ["service shop/details.shop.svc.cluster.local", "service shop/page.shop.svc.cluster.local"];
+    let of = |traffic: &str, ready| gateway("shop", "w", "istio-waypoint", traffic, "{}", ready);
+    assert_eq!(world.set(ASKING), [""; 0], "there is none yet");
+    assert_eq!(world.set(&of("service", false)), services, "bound before it is ready");
+    let waypoint = |world: &World| {
+        let service = &world.builder.services[&("shop".into(), "page".into())];
+        service.waypoint.as_ref().map(|one| format!("{}:{}", one.destination, one.hbone_mtls_port))
+    };
+    assert_eq!(waypoint(&world).as_deref(), Some("shop/w.shop.svc.cluster.local:15008"));
+    assert_eq!(world.set(&of("service", true)), [""; 0], "an address changes nothing for nodes");
+    assert_eq!(world.set(&of("all", true)).len(), 3, "its workloads are bound besides");
+    let opted_out = service("page", "page", 80)
+        .replace("namespace: shop", "namespace: shop, labels: {istio.io/use-waypoint: none}");
+    assert_eq!(world.set(&opted_out), ["service shop/page.shop.svc.cluster.local"]);
+    assert_eq!(waypoint(&world), None);
+    let direct =
+        of("service", false).replace("labels:", "annotations: {stillmesh.io/waypoint-fallback: direct}, labels:");
+    assert_eq!(world.set(&direct).len(), 4, "whoever was bound is not");
+    assert_eq!(world.set(&of("service", true)), ["service shop/details.shop.svc.cluster.local"]);
+    assert_eq!(world.remove(Kind::Gateway, "shop", "w"), ["service shop/details.shop.svc.cluster.local"]);
+}
+
+#[test]
+fn a_class_decides_who_runs_its_gateways() {
+    let mut world = World::new(&(shop() + ASKING + &gateway("shop", "w", "mine", "service", "{}", false)));
+    assert!(world.builder.services[&("shop".into(), "page".into())].waypoint.is_none());
+    let class = |controller: &str| {
+        let api = "gateway.networking.k8s.io/v1";
+        format!(
+            "apiVersion: {api}\nkind: GatewayClass\nmetadata: {{name: mine}}\nspec: {{controllerName: {controller}}}\n"
+        )
+    };
+    let service = ["service shop/page.shop.svc.cluster.local"];
+    assert_eq!(world.set(&class("istio.io/mesh-controller")), service);
+    assert_eq!(world.set(&class("x.example/y")), service);
+    assert_eq!(world.remove(Kind::GatewayClass, "", "mine"), [""; 0]);
+}
+
+#[test]
+fn a_services_status_says_what_it_is_bound_to_and_no_more_once_it_is_not() {
+    let mut world = World::new(&(shop() + ASKING));
+    let said = |built: &Built| {
+        let verdict = built.verdicts.iter().find(|one| one.object.kind == Kind::Service).unwrap().clone();
+        (verdict.condition.map(|one| (one.status, one.reason)), verdict.retracted)
+    };
+    let apply = |world: &mut World, text: &str| world.builder.apply(&update(text, &[]));
+    let of = |ready| gateway("shop", "w", "istio-waypoint", "service", "{}", ready);
+    assert_eq!(said(&apply(&mut world, ASKING)), (Some(("False", "WaypointIsNotReady")), None));
+    let findings: Vec<String> = world.builder.findings().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        findings,
+        [
+            "test.yaml:2:1: Namespace shop: metadata.labels[\"istio.io/use-waypoint\"]: there is no Gateway shop/w: traffic goes without a waypoint"
+        ]
+    );
+    assert_eq!(said(&apply(&mut world, &of(false))), (Some(("False", "WaypointIsNotReady")), None));
+    assert_eq!(said(&apply(&mut world, &of(true))), (Some(("True", "WaypointAccepted")), None));
+    assert!(world.builder.findings().is_empty());
+    let plain = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n";
+    assert_eq!(said(&apply(&mut world, plain)), (None, Some("istio.io/WaypointBound")));
 }
 
 #[test]
@@ -318,15 +396,45 @@ fn any_object() -> impl Strategy<Value = (String, ObjectKey)> {
         Just("{selector: {matchLabels: {app: page}}, portLevelMtls: {8080: {mode: STRICT}}}"),
     ];
     let space = || prop_oneof![Just("shop"), Just("istio-system"), Just("other")];
+    let ask = || {
+        prop_oneof![
+            Just(""),
+            Just(", istio.io/use-waypoint: w0"),
+            Just(", istio.io/use-waypoint: w1, istio.io/use-waypoint-namespace: other"),
+            Just(", istio.io/use-waypoint: none"),
+        ]
+    };
+    let from = prop_oneof![Just("{from: All}"), Just("{}"), Just("{from: Selector, selector: {matchLabels: {a: b}}}")];
+    let traffic = prop_oneof![Just("service"), Just("workload"), Just("all")];
+    let controller = prop_oneof![Just("istio.io/mesh-controller"), Just("x.example/y")];
     let config = prop_oneof![Just("rootNamespace: other"), Just("trustDomain: td"), Just("{}")];
     prop_oneof![
-        (0..3_u8, app(), 0..3_u8, 1..9_u8).prop_map(|(name, app, node, ip)| {
+        (0..3_u8, app(), 0..3_u8, 1..9_u8, ask()).prop_map(|(name, app, node, ip, ask)| {
             let name = format!("p{name}");
-            (pod(&name, app, &format!("n{node}"), &format!("10.0.0.{ip}")), ObjectKey::new(Kind::Pod, "shop", &name))
+            let pod = pod(&name, app, &format!("n{node}"), &format!("10.0.0.{ip}"));
+            (pod.replace(&format!("app: {app}}}"), &format!("app: {app}{ask}}}")), ObjectKey::new(Kind::Pod, "shop", &name))
         }),
-        (0..3_u8, app(), 80..83_u16).prop_map(|(name, app, port)| {
+        (0..3_u8, app(), 80..83_u16, ask()).prop_map(|(name, app, port, ask)| {
             let name = format!("s{name}");
-            (service(&name, app, port), ObjectKey::new(Kind::Service, "shop", &name))
+            let labelled = format!("namespace: shop, labels: {{a: b{ask}}}}}");
+            let service = service(&name, app, port).replace("namespace: shop}", &labelled);
+            (service, ObjectKey::new(Kind::Service, "shop", &name))
+        }),
+        (any::<bool>(), ask()).prop_map(|(labelled, ask)| {
+            let label = if labelled { "b" } else { "c" };
+            let text = format!("---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{a: {label}{ask}}}}}\n");
+            (text, ObjectKey::new(Kind::Namespace, "", "shop"))
+        }),
+        (space(), 0..2_u8, from, traffic, any::<bool>(), any::<bool>()).prop_map(|(space, name, from, traffic, own, ready)| {
+            let name = format!("w{name}");
+            let text = gateway(space, &name, if own { "istio-waypoint" } else { "mine" }, traffic, from, ready);
+            (text, ObjectKey::new(Kind::Gateway, space, &name))
+        }),
+        (any::<bool>(), controller).prop_map(|(own, controller)| {
+            let name = if own { "istio-waypoint" } else { "mine" };
+            let api = "gateway.networking.k8s.io/v1";
+            let text = format!("---\napiVersion: {api}\nkind: GatewayClass\nmetadata: {{name: {name}}}\nspec: {{controllerName: {controller}}}\n");
+            (text, ObjectKey::new(Kind::GatewayClass, "", name))
         }),
         (space(), 0..3_u8, spec).prop_map(|(namespace, name, spec)| {
             let name = format!("a{name}");

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use stillmesh_core::model::Str;
+use stillmesh_k8s::gateway::GatewayClass;
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication};
 use stillmesh_k8s::labels::{self, Labels};
 use stillmesh_k8s::translate;
 
 use super::labelled::{Asking, Having};
+use super::waypoints::{Asker, Waypoints};
 
 /// Namespace and name.
 pub(super) type Name = (Str, Str);
@@ -78,6 +80,8 @@ pub(super) struct World {
     pub slices: Grouped<EndpointSlice>,
     pub policies: Grouped<AuthorizationPolicy>,
     pub peers: Grouped<PeerAuthentication>,
+    pub classes: HashMap<Str, Arc<GatewayClass>>,
+    pub waypoints: Waypoints,
     pods_having: Having,
     services_asking: Asking,
     policies_asking: Asking,
@@ -88,12 +92,22 @@ pub(super) struct World {
 }
 
 impl World {
+    pub fn replace_namespace(&mut self, name: &Str, namespace: Option<Arc<Namespace>>) -> Option<Arc<Namespace>> {
+        let metadata = namespace.as_deref().map(|namespace| &namespace.metadata);
+        self.waypoints.ask(Asker::Namespace(name.clone()), name, metadata);
+        match namespace {
+            Some(namespace) => self.namespaces.insert(name.clone(), namespace),
+            None => self.namespaces.remove(name),
+        }
+    }
+
     pub fn replace_pod(&mut self, name: &Name, pod: Option<Arc<Pod>>) -> Option<Arc<Pod>> {
         if let Some(node) = pod.as_deref().and_then(node_of) {
             self.pods_on.entry(node.into()).or_default().insert(name.clone());
         }
         let node = pod.as_deref().and_then(node_of).map(Str::from);
         let old = self.pods.replace(name, pod.clone());
+        self.waypoints.ask(Asker::Pod(name.clone()), &name.0, pod.as_deref().map(|pod| &pod.metadata));
         let labels = |pod: &Option<Arc<Pod>>| pod.as_deref().map(|pod| labels::of(&pod.metadata.labels).clone());
         self.pods_having.replace(name, labels(&old).as_ref(), labels(&pod).as_ref());
         if let Some(before) = old.as_deref().and_then(node_of)
@@ -107,6 +121,8 @@ impl World {
     pub fn replace_service(&mut self, name: &Name, service: Option<Arc<Service>>) -> Option<Arc<Service>> {
         let old = self.services.replace(name, service.clone());
         self.services_asking.replace(name, wanted_by(old.as_deref()), wanted_by(service.as_deref()));
+        let metadata = service.as_deref().map(|service| &service.metadata);
+        self.waypoints.ask(Asker::Service(name.clone()), &name.0, metadata);
         old
     }
 

@@ -6,6 +6,7 @@ mod rules;
 use std::collections::BTreeMap;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition as MetaCondition;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{CustomResource, CustomResourceExt};
 use schemars::JsonSchema;
@@ -318,6 +319,19 @@ pub struct StatusCondition {
     #[serde(deserialize_with = "generation", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "int_or_string")]
     pub observed_generation: Option<i64>,
+}
+
+impl From<&MetaCondition> for StatusCondition {
+    fn from(other: &MetaCondition) -> Self {
+        Self {
+            type_: other.type_.clone(),
+            status: other.status.clone(),
+            reason: other.reason.clone(),
+            message: other.message.clone(),
+            last_transition_time: Some(other.last_transition_time.0.to_string()),
+            observed_generation: other.observed_generation,
+        }
+    }
 }
 
 /// Istio writes generations as numbers or as texts.

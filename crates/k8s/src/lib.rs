@@ -4,10 +4,12 @@
 //! controller translates with it, the node agent selects pods with it, `stillmesh up` admits manifests with it.
 //!
 //! Read in this order: [`object`] (what there is), [`parse`] (text to objects), [`select`] (who is in the mesh),
-//! [`translate`] (objects to the model of `stillmesh-core`), [`status`] (conditions to write back).
+//! [`gateway`] (waypoints: whose, who is bound, what runs them), [`translate`] (objects to the model of
+//! `stillmesh-core`), [`status`] (conditions to write back).
 #![forbid(unsafe_code)]
 
 pub mod finding;
+pub mod gateway;
 pub mod istio;
 pub mod labels;
 pub mod mesh_config;

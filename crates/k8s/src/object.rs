@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Serialize, Serializer};
 
 use crate::finding::Position;
+use crate::gateway::{Gateway, GatewayClass};
 use crate::istio::{AuthorizationPolicy, PeerAuthentication};
 
 /// The namespace of an object that names none.
@@ -93,6 +94,8 @@ kinds! {
     EndpointSlice { "EndpointSlice", &["discovery.k8s.io/v1"], true },
     AuthorizationPolicy { "AuthorizationPolicy", &["security.istio.io/v1", "security.istio.io/v1beta1"], true },
     PeerAuthentication { "PeerAuthentication", &["security.istio.io/v1", "security.istio.io/v1beta1"], true },
+    GatewayClass { "GatewayClass", &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"], false },
+    Gateway { "Gateway", &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"], true },
 }
 
 impl Kind {

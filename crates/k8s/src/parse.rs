@@ -5,6 +5,7 @@
 //! told with file, line, column, object and what is accepted; one bad document does not spoil the others.
 
 mod check;
+mod check_gateway;
 mod check_istio;
 mod names;
 mod node;
@@ -20,6 +21,7 @@ use serde::de::DeserializeOwned;
 use serde_saphyr::options::DuplicateKeyPolicy;
 
 use crate::finding::{Finding, Position, Severity};
+use crate::gateway::{Gateway, GatewayClass};
 use crate::istio::{AuthorizationPolicy, PeerAuthentication};
 use crate::object::{DEFAULT_NAMESPACE, Kind, Object, ObjectKey, Placed};
 use check::Flaws;
@@ -236,6 +238,8 @@ fn typed(kind: Kind, root: &Node) -> Result<(Object, Vec<Unknown>), Mismatch> {
         Kind::EndpointSlice => read::<EndpointSlice>(root),
         Kind::AuthorizationPolicy => read::<AuthorizationPolicy>(root),
         Kind::PeerAuthentication => read::<PeerAuthentication>(root),
+        Kind::GatewayClass => read::<GatewayClass>(root),
+        Kind::Gateway => read::<Gateway>(root),
     }
 }
 

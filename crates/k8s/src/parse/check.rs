@@ -47,6 +47,8 @@ pub(super) fn object(kind: Kind, root: &Node, flaws: &mut Flaws) {
         Kind::EndpointSlice => endpoint_slice(root, flaws),
         Kind::AuthorizationPolicy => super::check_istio::authorization_policy(root, flaws),
         Kind::PeerAuthentication => super::check_istio::peer_authentication(root, flaws),
+        Kind::GatewayClass => super::check_gateway::gateway_class(root, flaws),
+        Kind::Gateway => super::check_gateway::gateway(root, flaws),
         Kind::Namespace | Kind::Node | Kind::ServiceAccount | Kind::ConfigMap | Kind::Secret => {}
     }
 }
@@ -289,12 +291,12 @@ fn endpoint_slice(root: &Node, flaws: &mut Flaws) {
 /// What a port is.
 pub(super) const PORT: &str = "a port is a number from 1 to 65535";
 
-enum Least {
+pub(super) enum Least {
     Zero,
     One,
 }
 
-fn ports(root: &Node, path: &str, least: Least, flaws: &mut Flaws) {
+pub(super) fn ports(root: &Node, path: &str, least: Least, flaws: &mut Flaws) {
     let least = match least {
         Least::Zero => 0,
         Least::One => 1,
@@ -303,7 +305,7 @@ fn ports(root: &Node, path: &str, least: Least, flaws: &mut Flaws) {
 }
 
 /// What names a port must: without it the type's own default, 0, would be taken.
-fn has_port(root: &Node, path: &str, key: &str, flaws: &mut Flaws) {
+pub(super) fn has_port(root: &Node, path: &str, key: &str, flaws: &mut Flaws) {
     each(root, path, &mut |node, path| {
         if matches!(node.value, Value::Map(_)) && node.get(key).is_none_or(Node::is_null) {
             flaws.add("MAN006", node.at, &format!("{path}.{key}"), "the port is missing", PORT);
@@ -332,7 +334,7 @@ fn port_or_name(root: &Node, path: &str, flaws: &mut Flaws) {
     });
 }
 
-fn one_of(root: &Node, path: &str, accepted: &[&str], flaws: &mut Flaws) {
+pub(super) fn one_of(root: &Node, path: &str, accepted: &[&str], flaws: &mut Flaws) {
     each(root, path, &mut |node, path| {
         if let Some(text) = node.text()
             && !accepted.contains(&text)

@@ -94,7 +94,7 @@ mod tests {
     fn broken_documents_are_named_as_far_as_their_lines_tell() {
         assert_eq!(guess("kind: Service\nmetadata:\n  name: page # x\nspec: [\n"), "Service default/page");
         assert_eq!(guess("kind: Pod\nmetadata:\n  name: a\n  namespace: shop\n{"), "Pod shop/a");
-        assert_eq!(guess("kind: Gateway\nmetadata:\n  name: a\n"), "Gateway a");
+        assert_eq!(guess("kind: Widget\nmetadata:\n  name: a\n"), "Widget a");
         assert_eq!(guess("nothing"), "");
     }
 }

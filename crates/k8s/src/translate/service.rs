@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{Namespace, Service as Written, ServicePort as WrittenPort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use stillmesh_core::model::{
-    HealthPolicy, IpFamilies, LoadBalancing, Mode, NetworkAddress, PortMapping, RoutingScope, Service, ServiceKey,
-    ServicePort, Visibility,
+    Gateway, HealthPolicy, IpFamilies, LoadBalancing, Mode, NetworkAddress, PortMapping, RoutingScope, Service,
+    ServiceKey, ServicePort, Visibility,
 };
 
 use super::Mesh;
@@ -21,8 +21,13 @@ pub fn service_key(namespace: &str, name: &str, mesh: &Mesh) -> ServiceKey {
     ServiceKey::new(namespace, format!("{name}.{namespace}.svc.{}", mesh.domain))
 }
 
-/// Translates a Service; `None` for those that lead out of the cluster by name.
-pub fn service(written: &Written, namespace: Option<&Namespace>, mesh: &Mesh) -> Option<Service> {
+/// Translates a Service that is bound to this waypoint; `None` for those that lead out of the cluster by name.
+pub fn service(
+    written: &Written,
+    namespace: Option<&Namespace>,
+    waypoint: Option<Gateway>,
+    mesh: &Mesh,
+) -> Option<Service> {
     let none = ServiceSpec::default();
     let spec = written.spec.as_ref().unwrap_or(&none);
     if spec.type_.as_deref() == Some("ExternalName") {
@@ -40,7 +45,7 @@ pub fn service(written: &Written, namespace: Option<&Namespace>, mesh: &Mesh) ->
         cidr_vips: Vec::new(),
         ports,
         subject_alt_names: Vec::new(),
-        waypoint: None,
+        waypoint,
         weighted_waypoints: Vec::new(),
         load_balancing: load_balancing(written, spec, namespace),
         ip_families: ip_families(spec),

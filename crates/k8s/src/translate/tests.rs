@@ -116,7 +116,7 @@ fn a_nodes_labels_say_where_its_pods_are() {
 fn a_service_has_its_addresses_ports_and_families() {
     let spec = "{clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1, 'fd00:96::1'], ipFamilies: [IPv4, IPv6], ports: [{name: http, port: 80, targetPort: \
                 web}, {name: grpc-x, port: 90, targetPort: 9090}, {name: d, port: 53, protocol: UDP}, {name: tls, port: 443}]}";
-    let found = service(&kube_service(spec, "{}"), None, &Mesh::default()).unwrap();
+    let found = service(&kube_service(spec, "{}"), None, None, &Mesh::default()).unwrap();
     assert_eq!(found.key.to_string(), "shop/page.shop.svc.cluster.local");
     assert_eq!(found.vips.iter().map(ToString::to_string).collect::<Vec<_>>(), ["/10.96.0.1", "/fd00:96::1"]);
     let ports: Vec<(u16, u16, i32)> = found
@@ -133,11 +133,12 @@ fn headless_services_have_no_address_and_names_that_lead_out_are_none() {
     let headless = service(
         &kube_service("{clusterIP: None, clusterIPs: [None], ports: [{port: 80}]}", "{}"),
         None,
+        None,
         &Mesh::default(),
     );
     assert_eq!(headless.unwrap().vips, []);
     let external = kube_service("{type: ExternalName, externalName: example.org}", "{}");
-    assert_eq!(service(&external, None, &Mesh::default()), None);
+    assert_eq!(service(&external, None, None, &Mesh::default()), None);
     assert!(!pod_serves(&external, &pod("", RUNNING)));
 }
 
@@ -149,7 +150,7 @@ fn preferences_come_from_the_service_then_its_annotation_then_its_namespace() {
         Some([("networking.istio.io/traffic-distribution".to_owned(), "prefersamenode".to_owned())].into());
     let found = |spec: &str, annotations: &str, namespace: Option<&Namespace>| {
         let spec = format!("{{ports: [{{port: 80}}]{spec}}}");
-        let lb = service(&kube_service(&spec, annotations), namespace, &Mesh::default()).unwrap().load_balancing;
+        let lb = service(&kube_service(&spec, annotations), namespace, None, &Mesh::default()).unwrap().load_balancing;
         (lb.mode, lb.routing_preferences, lb.health_policy)
     };
     let healthy = HealthPolicy::OnlyHealthy;
@@ -169,7 +170,7 @@ fn preferences_come_from_the_service_then_its_annotation_then_its_namespace() {
 fn a_service_exported_to_its_own_namespace_is_visible_there_only() {
     let found = |annotation: &str| {
         let annotation = format!("{{networking.istio.io/exportTo: '{annotation}'}}");
-        service(&kube_service("{ports: [{port: 80}]}", &annotation), None, &Mesh::default()).unwrap().visibility
+        service(&kube_service("{ports: [{port: 80}]}", &annotation), None, None, &Mesh::default()).unwrap().visibility
     };
     assert_eq!(found("."), Visibility::Namespace);
     assert_eq!(found("shop, ~"), Visibility::Namespace);
@@ -227,7 +228,7 @@ proptest! {
         for mapping in endpoint_ports(&written, &page) {
             prop_assert!(mapping.service_port > 0 && mapping.target_port > 0);
         }
-        let translated = service(&written, None, &Mesh::default()).unwrap();
+        let translated = service(&written, None, None, &Mesh::default()).unwrap();
         prop_assert!(translated.ports.iter().all(|port| port.mapping.service_port > 0));
         workload(&page, None, Attached::default(), &Mesh::default());
     }

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{Node, Pod, PodSpec, PodStatus};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use stillmesh_core::model::{
-    Health, Locality, NetworkMode, PolicyKey, PortMapping, ServiceKey, Str, TunnelProtocol, Workload, WorkloadType,
-    WorkloadUid,
+    Gateway, Health, Locality, NetworkMode, PolicyKey, PortMapping, ServiceKey, Str, TunnelProtocol, Workload,
+    WorkloadType, WorkloadUid,
 };
 
 use super::Mesh;
@@ -24,6 +24,8 @@ pub struct Attached {
     pub services: Vec<(ServiceKey, Vec<PortMapping>)>,
     /// Policies that select it.
     pub policies: Vec<PolicyKey>,
+    /// The waypoint that it is bound to.
+    pub waypoint: Option<Gateway>,
 }
 
 /// The key of a pod.
@@ -60,7 +62,7 @@ pub fn workload(pod: &Pod, node: Option<&Node>, attached: Attached, mesh: &Mesh)
             Some(true) => NetworkMode::HostNetwork,
             _ => NetworkMode::Standard,
         },
-        waypoint: None,
+        waypoint: attached.waypoint,
         network_gateway: None,
         node: spec.node_name.as_deref().unwrap_or_default().into(),
         canonical_name: first(

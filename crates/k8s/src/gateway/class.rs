@@ -1,0 +1,56 @@
+//! Which GatewayClasses are ours (contract 7.1).
+
+use super::GatewayClass;
+
+/// A class that is made where it is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Own {
+    /// Its name.
+    pub name: &'static str,
+    /// Who runs its Gateways.
+    pub controller: &'static str,
+    /// What it says about itself.
+    pub description: &'static str,
+}
+
+/// The classes of waypoints: the one that Istio's users write, and one that is never anybody else's.
+pub const WAYPOINTS: [Own; 2] = [
+    Own {
+        name: "istio-waypoint",
+        controller: "istio.io/mesh-controller",
+        description: "Waypoints of the mesh: L7 routing and policies for a namespace, run by Stillmesh",
+    },
+    Own {
+        name: "stillmesh-waypoint",
+        controller: "stillmesh.io/waypoint-controller",
+        description: "Waypoints of the mesh: L7 routing and policies for a namespace",
+    },
+];
+
+/// Whether the Gateways of a class are waypoints that we run. A class that is not there (yet) is who its name says; one
+/// that is there is whose controller it names.
+pub fn is_waypoint(name: &str, class: Option<&GatewayClass>) -> bool {
+    match class {
+        Some(class) => WAYPOINTS.iter().any(|own| own.controller == class.spec.controller_name),
+        None => WAYPOINTS.iter().any(|own| own.name == name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::GatewayClassSpec;
+    use super::*;
+
+    fn of(controller: &str) -> GatewayClass {
+        GatewayClass::new("any", GatewayClassSpec { controller_name: controller.into(), ..GatewayClassSpec::default() })
+    }
+
+    #[test]
+    fn a_class_is_whose_controller_it_names() {
+        assert!(is_waypoint("istio-waypoint", None) && is_waypoint("stillmesh-waypoint", None));
+        assert!(!is_waypoint("istio", None) && !is_waypoint("mine", None));
+        assert!(is_waypoint("mine", Some(&of("istio.io/mesh-controller"))));
+        assert!(is_waypoint("mine", Some(&of("stillmesh.io/waypoint-controller"))));
+        assert!(!is_waypoint("istio-waypoint", Some(&of("istio.io/agentgateway-waypoint-controller"))));
+    }
+}

@@ -1,0 +1,77 @@
+//! What the Gateway API's own schema refuses, as far as it concerns waypoints, and labels that would mean nothing.
+
+use std::collections::BTreeMap;
+
+use super::check::{Flaws, Least, each, has_port, one_of, ports};
+use super::names::Rule;
+use super::node::Node;
+use crate::gateway::binding::{DIRECT, FALLBACK, TRAFFIC, WAYPOINT_FOR};
+
+pub(super) fn gateway(root: &Node, flaws: &mut Flaws) {
+    text(root, "gatewayClassName", "the name of a GatewayClass, for example istio-waypoint", flaws);
+    has_port(root, "spec.listeners[]", "port", flaws);
+    ports(root, "spec.listeners[].port", Least::One, flaws);
+    one_of(root, "spec.listeners[].allowedRoutes.namespaces.from", &["All", "Selector", "Same", "None"], flaws);
+    let listeners = root.at_path(&["spec", "listeners"]);
+    if listeners.map_or(&[][..], Node::items).is_empty() {
+        let at = listeners.or(root.get("spec")).map_or(root.at, |node| node.at);
+        let hint = "a waypoint has {name: mesh, port: 15008, protocol: HBONE}";
+        flaws.add("MAN005", at, "spec.listeners", "no listener", hint);
+    }
+    let mut names = BTreeMap::new();
+    for (index, listener) in listeners.map_or(&[][..], Node::items).iter().enumerate() {
+        let path = format!("spec.listeners[{index}]");
+        match listener.get("name").map(|name| (name.at, name.text())) {
+            Some((at, Some(name))) if !Rule::Subdomain.accepts(name) => {
+                let message = format!("{name:?} is not a name");
+                flaws.add("MAN007", at, &format!("{path}.name"), message, Rule::Subdomain.accepted());
+            }
+            Some((at, Some(name))) => {
+                if let Some(first) = names.insert(name, index) {
+                    let message = format!("the name {name:?} is taken by spec.listeners[{first}]");
+                    flaws.add("MAN007", at, &path, message, "the names of a Gateway's listeners differ");
+                }
+            }
+            Some((_, None)) => {}
+            None => flaws.add("MAN007", listener.at, &path, "the name is missing", "every listener needs a name"),
+        }
+        if listener.get("protocol").is_none_or(Node::is_null) {
+            let hint = "a waypoint's listener has HBONE";
+            flaws.add("MAN005", listener.at, &format!("{path}.protocol"), "the protocol is missing", hint);
+        }
+    }
+    waypoint_for(root, flaws);
+    let fallback = root.at_path(&["metadata", "annotations", FALLBACK]);
+    if let Some((at, Some(word))) = fallback.map(|node| (node.at, node.text()))
+        && word != DIRECT
+    {
+        let path = format!("metadata.annotations[{FALLBACK:?}]");
+        flaws.warn("MAN005", at, &path, format!("unknown value {word:?}: without effect"), "direct is accepted");
+    }
+}
+
+pub(super) fn gateway_class(root: &Node, flaws: &mut Flaws) {
+    text(root, "controllerName", "who runs the class, for example istio.io/mesh-controller", flaws);
+    waypoint_for(root, flaws);
+}
+
+fn text(root: &Node, key: &str, hint: &str, flaws: &mut Flaws) {
+    let spec = root.get("spec");
+    let node = spec.and_then(|spec| spec.get(key)).filter(|node| !node.is_null());
+    if node.is_none_or(|node| node.text() == Some("")) {
+        let at = node.or(spec).map_or(root.at, |node| node.at);
+        flaws.add("MAN005", at, &format!("spec.{key}"), format!("{key} is missing"), hint);
+    }
+}
+
+fn waypoint_for(root: &Node, flaws: &mut Flaws) {
+    each(root, "metadata.labels", &mut |labels, path| {
+        if let Some((at, Some(word))) = labels.get(WAYPOINT_FOR).map(|node| (node.at, node.text()))
+            && !TRAFFIC.contains(&word)
+        {
+            let (path, message) =
+                (format!("{path}[{WAYPOINT_FOR:?}]"), format!("unknown value {word:?}: counts as service"));
+            flaws.warn("MAN005", at, &path, message, &format!("one of {} is accepted", TRAFFIC.join(", ")));
+        }
+    });
+}
