@@ -1,5 +1,6 @@
 //! What is asked: the attributes of one connection. Everything a decision needs is in here or in the snapshot.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
@@ -48,6 +49,32 @@ impl fmt::Display for Authority {
             Self::Name(name, port) => write!(f, "{name}:{port}"),
         }
     }
+}
+
+/// An HTTP request that arrives at a waypoint.
+#[derive(Clone, Copy)]
+pub struct RequestAttrs<'a> {
+    /// Its method.
+    pub method: &'a str,
+    /// `http` or `https`.
+    pub scheme: &'a str,
+    /// `Host` or `:authority`, as it came.
+    pub authority: &'a str,
+    /// The path without the query.
+    pub path: &'a str,
+    /// The query, without its `?`.
+    pub query: Option<&'a str>,
+    /// The headers.
+    pub headers: &'a dyn Headers,
+    /// The port of the service that was dialled.
+    pub port: u16,
+}
+
+/// A request's headers, however they are held.
+pub trait Headers {
+    /// The value of a header, by its name in lower case; several of one name joined by commas (RFC 9110 section 5.3).
+    /// `None` where there is none, or where it is no text.
+    fn value(&self, name: &str) -> Option<Cow<'_, str>>;
 }
 
 /// An HBONE CONNECT that arrives for a captured workload.

@@ -6,6 +6,7 @@ mod gateway;
 mod inbound;
 pub(crate) mod matching;
 mod outbound;
+pub mod route;
 mod waypoint;
 
 use std::net::SocketAddr;

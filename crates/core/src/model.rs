@@ -4,6 +4,7 @@
 //! the codec has refused what is malformed: a value of these types is always meaningful.
 
 mod address;
+pub mod http;
 mod identity;
 mod name;
 mod policy;

@@ -8,6 +8,7 @@
 mod departed;
 mod edit;
 mod index;
+mod routes;
 mod shards;
 mod sorted;
 mod stage;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use departed::Departed;
 use edit::Edit;
 use index::{Tables, pod_hash};
+pub use routes::{Entry, RouteTable, Routes};
 use serde::Serialize;
 use sorted::{Few, Sorted};
 pub use stage::{Stage, UnknownPolicies};

@@ -129,6 +129,10 @@ pub(super) fn address_of(workload: &Workload, families: IpFamilies, wanted: IpAd
 pub(super) enum Stream {
     Endpoint = 1,
     Waypoint = 2,
+    Backend = 3,
+    Delay = 4,
+    Abort = 5,
+    Mirror = 6,
 }
 
 /// An index into `weights`, at random by weight; `None` where they add up to nothing.
