@@ -280,7 +280,7 @@ impl Metrics {
         let of = |change: &Change| match change {
             Change::Workload(_) | Change::WorkloadRemoved(_) => "endpoint",
             Change::Service(_) | Change::ServiceRemoved(_) => "service",
-            Change::Policy(_) | Change::PolicyRemoved(_) => "config",
+            Change::Policy(_) | Change::PolicyRemoved(_) | Change::Route(_) | Change::RouteRemoved(_) => "config",
         };
         for kind in ["endpoint", "service", "config"] {
             if changes.iter().any(|change| of(change) == kind) {
@@ -320,6 +320,7 @@ fn short(kind: ResourceType) -> &'static str {
     match kind {
         ResourceType::Address => "wds",
         ResourceType::Authorization => "wads",
+        ResourceType::Route => "rds",
     }
 }
 

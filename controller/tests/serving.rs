@@ -167,6 +167,8 @@ impl Sink for Told {
             Change::ServiceRemoved(key) => format!("no service {key}"),
             Change::Policy(one) => format!("policy {}", one.key),
             Change::PolicyRemoved(key) => format!("no policy {key}"),
+            Change::Route(one) => format!("route {}", one.key),
+            Change::RouteRemoved(key) => format!("no route {key}"),
         };
         let changes: Vec<String> = batch.changes.iter().map(one).collect();
         let refused = self.refuses.filter(|name| changes.iter().any(|one| one.contains(name)));

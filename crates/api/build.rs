@@ -2,7 +2,7 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = ["workload.proto", "authorization.proto", "zds.proto", "ca.proto", "discovery.proto"];
+    let files = ["workload.proto", "authorization.proto", "zds.proto", "ca.proto", "discovery.proto", "config.proto"];
     let descriptors = protox::compile(files, ["proto"])?;
     tonic_prost_build::configure()
         // Bytes are shared, not copied: one encoded resource goes to every node.

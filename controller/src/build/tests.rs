@@ -24,6 +24,8 @@ fn told(changes: &[Change]) -> Vec<String> {
         Change::ServiceRemoved(key) => format!("no service {key}"),
         Change::Policy(one) => format!("policy {}", one.key),
         Change::PolicyRemoved(key) => format!("no policy {key}"),
+        Change::Route(one) => format!("route {}", one.key),
+        Change::RouteRemoved(key) => format!("no route {key}"),
     };
     changes.iter().map(one).collect()
 }
@@ -485,6 +487,8 @@ impl Node {
                 Change::ServiceRemoved(key) => (format!("s {key}"), None),
                 Change::Policy(one) => (format!("p {}", one.key), Some(format!("{one:?}"))),
                 Change::PolicyRemoved(key) => (format!("p {key}"), None),
+                Change::Route(one) => (format!("r {}", one.key), Some(format!("{one:?}"))),
+                Change::RouteRemoved(key) => (format!("r {key}"), None),
             };
             match content {
                 Some(content) => assert_ne!(self.held.insert(name, content.clone()), Some(content), "sent for nothing"),

@@ -6,6 +6,7 @@
 pub mod address;
 pub mod authorization;
 mod fields;
+pub mod route;
 mod scan;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -78,14 +79,16 @@ pub fn decode(kind: ResourceType, name: &str, bytes: Bytes) -> Result<Change, Co
     match kind {
         ResourceType::Address => address::decode(name, bytes),
         ResourceType::Authorization => authorization::decode(name, bytes).map(|policy| Change::Policy(policy.into())),
+        ResourceType::Route => route::decode(name, bytes).map(|route| Change::Route(route.into())),
     }
 }
 
-/// What the removal of a name means; `None` where it is no policy's key. A name that nothing has (an alias, say) may
+/// What the removal of a name means; `None` where it is no policy's or route's key. A name that nothing has (an alias, say) may
 /// come out: its removal changes nothing.
 pub fn removed(kind: ResourceType, name: &str) -> Option<Change> {
     match kind {
         ResourceType::Authorization => PolicyKey::parse(name).map(Change::PolicyRemoved),
+        ResourceType::Route => route::key(name).map(Change::RouteRemoved),
         // Contract 4.2: more than one slash is a workload, else a service; what cannot be a service's key is neither
         // or a workload of a foreign control plane.
         ResourceType::Address => Some(match ServiceKey::parse(name) {
@@ -104,5 +107,7 @@ pub fn name(change: &Change) -> (ResourceType, String) {
         Change::ServiceRemoved(key) => (ResourceType::Address, key.to_string()),
         Change::Policy(policy) => (ResourceType::Authorization, policy.key.to_string()),
         Change::PolicyRemoved(key) => (ResourceType::Authorization, key.to_string()),
+        Change::Route(route) => (ResourceType::Route, route::name(&route.key)),
+        Change::RouteRemoved(key) => (ResourceType::Route, route::name(key)),
     }
 }

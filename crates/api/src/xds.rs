@@ -11,24 +11,29 @@ pub use store::Store;
 
 use stillmesh_core::snapshot::Change;
 
-/// The two types that nodes subscribe to.
+/// The types that are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ResourceType {
     /// Workloads and services.
     Address,
     /// Policies.
     Authorization,
+    /// Routes of HTTP requests, for waypoints.
+    Route,
 }
 
 impl ResourceType {
-    /// Every type, in the order in which a client subscribes.
-    pub const ALL: [Self; 2] = [Self::Authorization, Self::Address];
+    /// Every type.
+    pub const ALL: [Self; 3] = [Self::Authorization, Self::Address, Self::Route];
+    /// What a node's tunnel subscribes to.
+    pub const NODE: [Self; 2] = [Self::Authorization, Self::Address];
 
     /// Its name on the wire.
     pub fn url(self) -> &'static str {
         match self {
             Self::Address => "type.googleapis.com/istio.workload.Address",
             Self::Authorization => "type.googleapis.com/istio.security.Authorization",
+            Self::Route => "type.googleapis.com/stillmesh.config.v1.HttpRoute",
         }
     }
 

@@ -24,6 +24,7 @@ use serde::Serialize;
 use sorted::{Few, Sorted};
 pub use stage::{Stage, UnknownPolicies};
 
+use crate::model::http::{HttpRoute, RouteKey};
 use crate::model::{
     Health, HealthPolicy, NetworkAddress, Policy, PolicyKey, Service, ServiceKey, Str, TunnelProtocol, Visibility,
     Workload, WorkloadUid,
@@ -44,6 +45,10 @@ pub enum Change {
     Policy(Arc<Policy>),
     /// A policy is gone.
     PolicyRemoved(PolicyKey),
+    /// A route is new or different.
+    Route(Arc<HttpRoute>),
+    /// A route is gone.
+    RouteRemoved(RouteKey),
 }
 
 /// What a batch of changes may have altered for live connections: which destinations must be decided again.
@@ -264,6 +269,17 @@ impl Snapshot {
     /// The workloads that name a policy, in order of their keys.
     pub fn workloads_naming(&self, policy: &PolicyKey) -> impl Iterator<Item = &WorkloadUid> {
         self.tables.named_by.get(policy).into_iter().flat_map(Sorted::iter)
+    }
+
+    /// The routes for requests to a port of a service that come from `client_namespace`. `None`: no route is attached
+    /// to it, and requests go to the service itself.
+    pub fn routes(&self, service: &ServiceKey, port: u16, client_namespace: Option<&str>) -> Option<&RouteTable> {
+        self.tables.routes.table(service, port, client_namespace)
+    }
+
+    /// The route with this key.
+    pub fn route(&self, key: &RouteKey) -> Option<&Arc<HttpRoute>> {
+        self.tables.routes.get(key)
     }
 
     /// All workloads, in no order.

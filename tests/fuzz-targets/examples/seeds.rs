@@ -146,6 +146,7 @@ fn encoded(change: &Change) -> Vec<u8> {
         Change::Workload(workload) => codec::address::encode_workload(workload),
         Change::Service(service) => codec::address::encode_service(service),
         Change::Policy(policy) => codec::authorization::encode(policy),
+        Change::Route(route) => codec::route::encode(route),
         _ => Vec::new(),
     }
 }

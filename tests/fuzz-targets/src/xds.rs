@@ -75,6 +75,7 @@ fn is_read_back(kind: ResourceType, name: &str, change: &Change) {
         Change::Workload(workload) => codec::address::encode_workload(workload),
         Change::Service(service) => codec::address::encode_service(service),
         Change::Policy(policy) => codec::authorization::encode(policy),
+        Change::Route(route) => codec::route::encode(route),
         removed => unreachable!("{removed:?}"),
     };
     assert_eq!(codec::decode(kind, name, bytes.into()).as_ref(), Ok(change));
@@ -82,7 +83,8 @@ fn is_read_back(kind: ResourceType, name: &str, change: &Change) {
 
 /// Responses to a node. The byte before each: bit 0 ends the stream first, bit 1 refuses the first change.
 pub(crate) fn client(input: &[u8]) -> bool {
-    let mut client = Client::new(Node { id: "ztunnel~10.0.0.1~ztunnel~local".to_owned(), ..Node::default() });
+    let mut client =
+        Client::new(Node { id: "ztunnel~10.0.0.1~ztunnel~local".to_owned(), ..Node::default() }, &ResourceType::ALL);
     let mut snapshot = Snapshot::empty("");
     let mut sent = BTreeSet::new();
     let mut now = Instant::now();

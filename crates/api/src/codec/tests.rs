@@ -5,3 +5,4 @@ mod authorization;
 pub(crate) mod bytes;
 mod envelope;
 mod round_trip;
+mod route;

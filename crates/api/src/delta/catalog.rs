@@ -43,6 +43,7 @@ pub struct Touched {
 pub struct Catalog {
     addresses: BTreeMap<Str, Entry>,
     policies: BTreeMap<Str, Entry>,
+    routes: BTreeMap<Str, Entry>,
     by_alias: BTreeMap<Str, BTreeSet<Str>>,
     by_service: BTreeMap<Str, BTreeSet<Str>>,
     by_node: BTreeMap<Str, BTreeSet<Str>>,
@@ -126,6 +127,7 @@ impl Catalog {
         match kind {
             ResourceType::Address => &self.addresses,
             ResourceType::Authorization => &self.policies,
+            ResourceType::Route => &self.routes,
         }
     }
 
@@ -133,6 +135,7 @@ impl Catalog {
         match kind {
             ResourceType::Address => &mut self.addresses,
             ResourceType::Authorization => &mut self.policies,
+            ResourceType::Route => &mut self.routes,
         }
     }
 
@@ -178,7 +181,10 @@ fn entry(change: &Change) -> Option<Entry> {
             Some(Entry { aliases: service_aliases(service), ..plain(codec::address::encode_service(service)) })
         }
         Change::Policy(policy) => Some(plain(codec::authorization::encode(policy))),
-        Change::WorkloadRemoved(_) | Change::ServiceRemoved(_) | Change::PolicyRemoved(_) => None,
+        Change::Route(route) => Some(plain(codec::route::encode(route))),
+        Change::WorkloadRemoved(_) | Change::ServiceRemoved(_) | Change::PolicyRemoved(_) | Change::RouteRemoved(_) => {
+            None
+        }
     }
 }
 

@@ -66,9 +66,9 @@ impl Client {
     /// How long a new stream may stay without any response.
     pub const FIRST_RESPONSE: Duration = Duration::from_secs(60);
 
-    /// A client that holds nothing.
-    pub fn new(node: Node) -> Self {
-        let types = ResourceType::ALL.into_iter().map(|kind| (kind, Held::default())).collect();
+    /// A client that holds nothing, and subscribes to these types.
+    pub fn new(node: Node, kinds: &[ResourceType]) -> Self {
+        let types = kinds.iter().map(|kind| (*kind, Held::default())).collect();
         Self { node, types, backoff: Backoff::new(Self::MIN_BACKOFF, Self::MAX_BACKOFF), opened: None }
     }
 

@@ -25,6 +25,7 @@ pub struct Session {
     node: Str,
     addresses: Subscription,
     policies: Subscription,
+    routes: Subscription,
     nonce: u64,
     opened: Instant,
 }
@@ -109,8 +110,8 @@ pub const GATHER: Duration = Duration::from_millis(50);
 impl Session {
     /// A session of a stream opened now. `node` is the Kubernetes node's name; empty if unknown.
     pub fn new(node: impl Into<Str>, now: Instant) -> Self {
-        let (addresses, policies) = (Subscription::default(), Subscription::default());
-        Self { node: node.into(), addresses, policies, nonce: 0, opened: now }
+        let new = Subscription::default;
+        Self { node: node.into(), addresses: new(), policies: new(), routes: new(), nonce: 0, opened: now }
     }
 
     /// Takes a request. Types that are not served are ignored: nobody is owed an answer of an unknown type.
@@ -159,6 +160,10 @@ impl Session {
             let ready = std::mem::take(&mut self.addresses.pending);
             return Some(self.send(ResourceType::Address, catalog, ready, now));
         }
+        if self.routes.sendable() {
+            let ready = std::mem::take(&mut self.routes.pending);
+            return Some(self.send(ResourceType::Route, catalog, ready, now));
+        }
         None
     }
 
@@ -168,6 +173,8 @@ impl Session {
             self.policies.pending.len()
         } else if self.addresses.sendable() && self.policies_are_sent(catalog, now) {
             self.addresses.pending.len()
+        } else if self.routes.sendable() {
+            self.routes.pending.len()
         } else {
             0
         }
@@ -175,7 +182,7 @@ impl Session {
 
     /// Whether a response is not acknowledged yet.
     pub fn waits(&self) -> bool {
-        self.addresses.outstanding.is_some() || self.policies.outstanding.is_some()
+        self.subscriptions().into_iter().any(|subscription| subscription.outstanding.is_some())
     }
 
     /// Policies that may go now. Their removals wait for the addresses that stop naming them.
@@ -245,7 +252,7 @@ impl Session {
     /// When to look again although nothing happened: to send what waits, or to find the node silent.
     pub fn deadline(&self) -> Option<Instant> {
         let gather = (self.addresses.sendable() && !self.policies.asked).then(|| self.opened + GATHER);
-        let acks = [&self.addresses, &self.policies].into_iter().filter_map(|subscription| {
+        let acks = self.subscriptions().into_iter().filter_map(|subscription| {
             subscription.outstanding.as_ref().map(|outstanding| outstanding.sent + ACK_DEADLINE)
         });
         acks.chain(gather).min()
@@ -256,16 +263,21 @@ impl Session {
         let late = |subscription: &Subscription| {
             subscription.outstanding.as_ref().is_some_and(|outstanding| now >= outstanding.sent + ACK_DEADLINE)
         };
-        match late(&self.addresses) || late(&self.policies) {
+        match self.subscriptions().into_iter().any(late) {
             true => Err(SessionError::Silent),
             false => Ok(()),
         }
+    }
+
+    fn subscriptions(&self) -> [&Subscription; 3] {
+        [&self.addresses, &self.policies, &self.routes]
     }
 
     fn subscription_mut(&mut self, kind: ResourceType) -> &mut Subscription {
         match kind {
             ResourceType::Address => &mut self.addresses,
             ResourceType::Authorization => &mut self.policies,
+            ResourceType::Route => &mut self.routes,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The node's side: one stream, both types, reconnecting for ever.
+//! The node's side: one stream, all its types, reconnecting for ever.
 
 #[cfg(test)]
 mod tests;
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tracing::{info, warn};
 
-use super::{Batch, Rejected};
+use super::{Batch, Rejected, ResourceType};
 use crate::control_plane::MAX_MESSAGE_BYTES;
 use crate::delta::client::{Client as Machine, Ended};
 use crate::proto::envoy::config::core::v3::Node;
@@ -33,6 +33,8 @@ pub struct NodeInfo {
     pub id: String,
     /// `NAME`, `NAMESPACE`, `INSTANCE_IPS`, `NODE_NAME` and what else is configured.
     pub metadata: BTreeMap<String, String>,
+    /// What it subscribes to.
+    pub kinds: &'static [ResourceType],
 }
 
 impl NodeInfo {
@@ -43,6 +45,7 @@ impl NodeInfo {
         Self {
             id: format!("ztunnel~{ip}~{pod}.{namespace}~{namespace}.svc.{domain}"),
             metadata: metadata.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+            kinds: &ResourceType::NODE,
         }
     }
 
@@ -143,7 +146,8 @@ pub struct Client {
 impl Client {
     /// A client that has not dialled yet.
     pub fn new(control_plane: ControlPlane, node: NodeInfo) -> Self {
-        Self { control_plane, machine: Machine::new(node.wire()), status: watch::Sender::new(Status::default()) }
+        let machine = Machine::new(node.wire(), node.kinds);
+        Self { control_plane, machine, status: watch::Sender::new(Status::default()) }
     }
 
     /// Follows readiness and connection.

@@ -14,7 +14,7 @@ use crate::delta::catalog::Catalog;
 use crate::delta::server::{Event, Session, SessionError};
 use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
-/// The published resources of both types. Share it as an `Arc`.
+/// The published resources of all types. Share it as an `Arc`.
 pub struct Store {
     inner: Mutex<Inner>,
     /// Who may have a large response under way.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Change, Snapshot, Touched};
+use crate::model::http::{HttpRoute, RouteKey};
 use crate::model::{NetworkAddress, Policy, PolicyKey, Scope, TunnelProtocol, Workload, WorkloadUid};
 
 /// A snapshot in the making.
@@ -14,13 +15,15 @@ pub(super) struct Edit {
     policies: BTreeMap<PolicyKey, Option<Arc<Policy>>>,
     /// What each changed workload was before.
     workloads: BTreeMap<WorkloadUid, Option<Arc<Workload>>>,
+    /// Routes as they come to be, joined at the end.
+    routes: BTreeMap<RouteKey, Option<Arc<HttpRoute>>>,
 }
 
 impl Edit {
     pub(super) fn new(current: &Snapshot) -> Self {
         let mut next = current.clone();
         next.generation += 1;
-        Self { next, policies: BTreeMap::new(), workloads: BTreeMap::new() }
+        Self { next, policies: BTreeMap::new(), workloads: BTreeMap::new(), routes: BTreeMap::new() }
     }
 
     pub(super) fn apply(&mut self, change: &Change) {
@@ -45,6 +48,8 @@ impl Edit {
                     self.next.tables.remove_policy(key);
                 }
             }
+            Change::Route(new) => drop(self.routes.insert(new.key.clone(), Some(new.clone()))),
+            Change::RouteRemoved(key) => drop(self.routes.insert(key.clone(), None)),
         }
     }
 
@@ -75,7 +80,8 @@ impl Edit {
     }
 
     /// The next snapshot, and what differs for live connections between it and the one the edit started from.
-    pub(super) fn finish(self) -> (Snapshot, Touched) {
+    pub(super) fn finish(mut self) -> (Snapshot, Touched) {
+        self.next.tables.routes.apply(std::mem::take(&mut self.routes));
         let (mut everything, mut namespaces, mut workloads) = (false, BTreeSet::new(), BTreeSet::new());
         for (key, old) in &self.policies {
             let new = self.next.policy(key);

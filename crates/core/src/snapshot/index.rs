@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::routes::Routes;
 use super::shards::Shards;
 use super::sorted::{Few, Sorted};
 use crate::model::{
@@ -36,6 +37,8 @@ pub(super) struct Tables {
     pub(super) policies: Shards<PolicyKey, Arc<Policy>>,
     pub(super) global: Sorted<Arc<Policy>>,
     pub(super) by_namespace: Shards<Str, Sorted<Arc<Policy>>>,
+
+    pub(super) routes: Routes,
 }
 
 /// Hash of a pod's namespace and name: cheaper to keep 10,000 times than the names.

@@ -48,6 +48,9 @@ impl Routes {
             }
         };
         for (key, route) in changes {
+            if self.by_key.get(&key) == route.as_ref() {
+                continue;
+            }
             route.as_deref().into_iter().for_each(&mut touch);
             let before = match route {
                 Some(route) => self.by_key.insert(key, route),

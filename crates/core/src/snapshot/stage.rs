@@ -166,7 +166,10 @@ impl Batch {
                 Change::PolicyRemoved(key) => drop(removed.insert(key, true)),
                 Change::Workload(workload) => drop(batch.workloads.insert(workload.uid.clone(), Some(workload))),
                 Change::WorkloadRemoved(uid) => drop(batch.workloads.insert(uid, None)),
-                Change::Service(_) | Change::ServiceRemoved(_) => batch.services.push(change),
+                // Nothing is decided by name of these before they are here: they pass as they come.
+                Change::Service(_) | Change::ServiceRemoved(_) | Change::Route(_) | Change::RouteRemoved(_) => {
+                    batch.services.push(change);
+                }
             }
         }
         batch.policies.retain(|policy| removed.get(&policy.key) == Some(&false));

@@ -354,3 +354,20 @@ fn a_version_that_cannot_be_read_leaves_the_last_good_one_in_force() {
     let (next, _) = removed.apply(&[Change::Policy(Arc::new(unreadable("ns/p")))]);
     assert!(next.policy(&policy_key("ns/p")).unwrap().unreadable.is_some());
 }
+
+#[test]
+fn routes_come_and_go_with_snapshots() {
+    use crate::model::http::{HttpRoute, RouteKey, RouteKind, RouteParent};
+    let key = RouteKey { kind: RouteKind::Http, namespace: "ns".into(), name: "r".into() };
+    let parents = vec![RouteParent { service: service_key("ns/web"), port: None }];
+    let route = Arc::new(HttpRoute { key: key.clone(), parents, consumer: None, created: 0, rules: Vec::new() });
+    let empty = Snapshot::empty("");
+    let (known, touched) = empty.apply(&[Change::Route(route.clone())]);
+    assert!(touched.is_empty(), "open connections are not decided again for a route");
+    assert_eq!(known.route(&key), Some(&route));
+    assert!(known.routes(&service_key("ns/web"), 80, None).is_some() && !known.same_content(&empty));
+    let (both, _) = known.apply(&[Change::RouteRemoved(key.clone()), Change::Route(route)]);
+    assert!(both.same_content(&known));
+    let (gone, _) = known.apply(&[Change::RouteRemoved(key)]);
+    assert!(gone.same_content(&empty) && gone.routes(&service_key("ns/web"), 80, None).is_none());
+}

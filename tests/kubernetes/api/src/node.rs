@@ -67,6 +67,8 @@ impl Sink for Told {
             Change::ServiceRemoved(key) => format!("no service {key}"),
             Change::Policy(one) => format!("policy {} {:?} {:?}", one.key, one.scope, one.action),
             Change::PolicyRemoved(key) => format!("no policy {key}"),
+            Change::Route(one) => format!("route {}", one.key),
+            Change::RouteRemoved(key) => format!("no route {key}"),
         };
         let _ = self.sender.send((batch.kind, batch.changes.iter().map(one).collect())).await;
         Vec::new()

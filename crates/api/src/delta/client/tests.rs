@@ -9,7 +9,7 @@ const ADDRESS: &str = "type.googleapis.com/istio.workload.Address";
 const AUTHORIZATION: &str = "type.googleapis.com/istio.security.Authorization";
 
 fn client() -> Client {
-    Client::new(Node { id: "ztunnel~1".into(), ..Node::default() })
+    Client::new(Node { id: "ztunnel~1".into(), ..Node::default() }, &ResourceType::NODE)
 }
 
 fn resource(change: &Change, version: &str) -> Resource {

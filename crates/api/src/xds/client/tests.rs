@@ -234,7 +234,7 @@ async fn a_node_that_never_acknowledges_is_given_up_and_told_so() {
     let (ear, mut heard) = Ear::new();
     let mut service = AggregatedDiscoveryServiceClient::new(channel(&tasks, routes(&store, ear)).await);
     let (requests, receiver) = mpsc::channel(8);
-    let mut first = Machine::new(node().wire()).opened(Instant::now().into_std());
+    let mut first = Machine::new(node().wire(), &ResourceType::NODE).opened(Instant::now().into_std());
     requests.send(first.remove(0)).await.unwrap();
     let request = with_secret(ReceiverStream::new(receiver));
     let mut responses = service.delta_aggregated_resources(request).await.unwrap().into_inner();
