@@ -13,7 +13,8 @@ use crate::chunks::Chunks;
 use crate::link::{Link, Taken};
 use crate::memory::{Account, Frame, Holding};
 
-/// A CONNECT stream. Half-close is END_STREAM (contract 3.2); dropping it before both directions ended resets it.
+/// A CONNECT stream. Half-close is END_STREAM (contract 3.2). Dropped before the sending direction was ended, it is reset;
+/// dropped after that, what was sent still goes out, and the peer is told that no more is wanted.
 ///
 /// As with any buffered writer, flush what must go.
 pub struct Stream {
@@ -258,8 +259,15 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         let received_all = matches!(self.received, Some(Ok(()))) || self.receive.is_end_stream();
-        if !(self.sent_all && received_all && self.unread.is_empty()) {
-            self.reset();
+        let is_broken = matches!(self.received, Some(Err(_)));
+        if !self.sent_all || is_broken {
+            return self.reset();
+        }
+        // All was said, and what else comes is not wanted. A reset would take the place of what is still on its way out: the
+        // library says so to the peer behind it, without a complaint (RFC 9113 section 8.1).
+        if !received_all || !self.unread.is_empty() {
+            let unread = self.unread.advance(usize::MAX);
+            self.let_go(unread);
         }
     }
 }
