@@ -68,11 +68,11 @@ pub(crate) enum Command {
     Precheck(Precheck),
     /// The node tunnel (configured by environment variables)
     Ztunnel,
-    /// The node tunnel, as a DaemonSet of Istio's starts it
+    /// A proxy, as Istio's workloads start it: the node tunnel, or a waypoint (configured by environment variables)
     #[command(hide = true)]
     Proxy {
-        #[arg(value_parser = ["ztunnel"])]
-        kind: String,
+        #[arg(value_enum)]
+        kind: ProxyKind,
     },
     /// The controller: configuration and certificates for every node (configured by environment variables)
     Controller {
@@ -94,6 +94,15 @@ pub(crate) enum Command {
     /// Internal steps; each is run by the one before it
     #[command(name = "internal", hide = true, subcommand)]
     Internal(Internal),
+}
+
+/// Which proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProxyKind {
+    /// The node tunnel.
+    Ztunnel,
+    /// A waypoint.
+    Waypoint,
 }
 
 /// Which running mesh.

@@ -22,7 +22,7 @@ use clap::Parser as _;
 use stillmesh_runtime::env::Reader;
 use stillmesh_runtime::{drain, telemetry};
 
-use args::{Cli, Command, Internal};
+use args::{Cli, Command, Internal, ProxyKind};
 use cluster::install::Mode;
 use machine::pods::{container, sandbox};
 use machine::{bootstrap, commands, precheck, runner};
@@ -61,7 +61,8 @@ fn internal(step: Internal) -> anyhow::Result<ExitCode> {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Ztunnel | Command::Proxy { .. } => stillmesh_ztunnel::main()?,
+        Command::Ztunnel | Command::Proxy { kind: ProxyKind::Ztunnel } => stillmesh_ztunnel::main()?,
+        Command::Proxy { kind: ProxyKind::Waypoint } => stillmesh_waypoint::main()?,
         Command::Controller { flags } => stillmesh_controller::main(flags)?,
         Command::Agent => agent()?,
         Command::ClusterDns => cluster_dns()?,

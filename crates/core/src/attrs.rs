@@ -33,7 +33,7 @@ pub struct InboundAttrs<'a> {
 }
 
 /// What an HBONE peer asks for: the CONNECT's `:authority`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Authority {
     /// `ip:port`.
     Address(SocketAddr),

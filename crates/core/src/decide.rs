@@ -44,7 +44,7 @@ pub struct OutboundPlan {
 }
 
 /// What to dial.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Dial {
     /// An address.
     Address(SocketAddr),
@@ -53,7 +53,7 @@ pub enum Dial {
 }
 
 /// How to speak to what is dialled.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum OutboundProtocol {
     /// Not ours to judge: the bytes go to the original destination unchanged.
     Passthrough,

@@ -21,3 +21,20 @@ impl Sign for stillmesh_api::ca::Client {
         })
     }
 }
+
+/// A caller that asks for nobody's certificate but its own: what its token says it is.
+#[derive(Clone)]
+pub struct OwnIdentity(pub stillmesh_api::ca::Client);
+
+impl Sign for OwnIdentity {
+    fn sign<'a>(
+        &'a self,
+        csr_pem: &'a str,
+        _identity: &'a Identity,
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<Vec<String>, SignFailure>> {
+        Box::pin(
+            async move { self.0.sign(csr_pem, None, ttl).await.map_err(|failure| Arc::new(failure) as SignFailure) },
+        )
+    }
+}

@@ -10,7 +10,7 @@ use stillmesh_api::ca::{CertificateRequest, SignError, SignRequest};
 use stillmesh_api::serve::{Limits, serve};
 use stillmesh_api::xds::{Store, service};
 use stillmesh_api::{AuthError, Authenticate, BoxFuture, Caller, Credentials, ca};
-use stillmesh_core::model::TrustDomain;
+use stillmesh_core::model::{Identity, TrustDomain};
 use stillmesh_identity::{Issuer, serving_config};
 use stillmesh_runtime::drain;
 use stillmesh_runtime::tasks::Tasks;
@@ -69,13 +69,14 @@ impl Control {
     }
 }
 
-/// Lets everybody in.
+/// Lets everybody in: as who its token says, `namespace/account`, else as ztunnel.
 struct Anybody;
 
 impl Authenticate for Anybody {
-    fn authenticate<'a>(&'a self, _credentials: Credentials<'a>) -> BoxFuture<'a, Result<Caller, AuthError>> {
-        let caller =
-            Caller { namespace: "istio-system".into(), service_account: "ztunnel".into(), node: None, pod: None };
+    fn authenticate<'a>(&'a self, credentials: Credentials<'a>) -> BoxFuture<'a, Result<Caller, AuthError>> {
+        let said = credentials.bearer.and_then(|token| token.split_once('/'));
+        let (namespace, account) = said.unwrap_or(("istio-system", "ztunnel"));
+        let caller = Caller { namespace: namespace.into(), service_account: account.into(), node: None, pod: None };
         std::future::ready(Ok(caller)).boxed()
     }
 }
@@ -94,16 +95,19 @@ struct Signer {
 
 impl SignRequest for Signer {
     fn sign(&self, request: CertificateRequest) -> BoxFuture<'_, Result<Vec<String>, SignError>> {
-        let identity = request.impersonated.ok_or_else(|| SignError::Impersonation("nobody named".to_owned()));
-        let signed = identity.and_then(|identity| {
+        let caller = &request.caller;
+        let own = || Identity::new(TrustDomain::default(), caller.namespace.clone(), caller.service_account.clone());
+        let identity = request.impersonated.clone().unwrap_or_else(own);
+        let signed = {
             let signs = self.signs.lock();
             let issued = signs.issuer.issue(&request.csr_pem, &identity, Some(self.leaf_life), SystemTime::now());
-            let mut entries = issued.map_err(|error| SignError::Invalid(error.to_string()))?;
-            if let Some(roots) = entries.last_mut() {
-                roots.clone_from(&signs.roots);
-            }
-            Ok(entries)
-        });
+            issued.map_err(|error| SignError::Invalid(error.to_string())).map(|mut entries| {
+                if let Some(roots) = entries.last_mut() {
+                    roots.clone_from(&signs.roots);
+                }
+                entries
+            })
+        };
         std::future::ready(signed).boxed()
     }
 }

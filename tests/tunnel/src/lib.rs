@@ -9,6 +9,7 @@ mod mesh;
 mod peer;
 mod pod;
 
+pub use control::{Control, HOST};
 pub use mesh::{Mesh, Node};
 pub use peer::Peer;
 pub use pod::Pod;

@@ -29,7 +29,7 @@ use crate::{ControlPlane, ControlPlaneError};
 /// Who this node says it is (contract 4.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeInfo {
-    /// `ztunnel~<ip>~<pod>.<namespace>~<namespace>.svc.<domain>`.
+    /// `<type>~<ip>~<pod>.<namespace>~<namespace>.svc.<domain>`.
     pub id: String,
     /// `NAME`, `NAMESPACE`, `INSTANCE_IPS`, `NODE_NAME` and what else is configured.
     pub metadata: BTreeMap<String, String>,
@@ -40,10 +40,19 @@ pub struct NodeInfo {
 impl NodeInfo {
     /// The node of a ztunnel.
     pub fn ztunnel(pod: &str, namespace: &str, node: &str, ip: Option<IpAddr>, domain: &str) -> Self {
+        Self::of("ztunnel", pod, namespace, node, ip, domain)
+    }
+
+    /// The node of a waypoint.
+    pub fn waypoint(pod: &str, namespace: &str, node: &str, ip: Option<IpAddr>, domain: &str) -> Self {
+        Self::of("waypoint", pod, namespace, node, ip, domain)
+    }
+
+    fn of(kind: &str, pod: &str, namespace: &str, node: &str, ip: Option<IpAddr>, domain: &str) -> Self {
         let ip = ip.map_or_else(|| "1.1.1.1".to_owned(), |ip| ip.to_string());
         let metadata = [("NAME", pod), ("NAMESPACE", namespace), ("INSTANCE_IPS", &ip), ("NODE_NAME", node)];
         Self {
-            id: format!("ztunnel~{ip}~{pod}.{namespace}~{namespace}.svc.{domain}"),
+            id: format!("{kind}~{ip}~{pod}.{namespace}~{namespace}.svc.{domain}"),
             metadata: metadata.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
             kinds: &ResourceType::NODE,
         }

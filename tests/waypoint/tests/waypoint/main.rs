@@ -1,0 +1,5 @@
+//! What clients see of a waypoint, and what its endpoints see.
+
+mod http;
+mod lifecycle;
+mod ways;

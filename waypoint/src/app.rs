@@ -1,0 +1,184 @@
+//! Start and end of the process: constructs, connects, spawns. No logic of its own.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use stillmesh_api::ca;
+use stillmesh_api::xds::{Client, NodeInfo};
+use stillmesh_core::snapshot::{Snapshot, Touched};
+use stillmesh_identity::ca::OwnIdentity;
+use stillmesh_identity::{Revocations, SecretLimits, Secrets, SystemClock};
+use stillmesh_proxy::{Pass, Readiness, Snapshots, Writer, readiness, revocations};
+use stillmesh_runtime::drain::{self, Mode, Watch};
+use stillmesh_runtime::sys::socket;
+use stillmesh_runtime::tasks::Tasks;
+use stillmesh_runtime::telemetry;
+use stillmesh_runtime::telemetry::metrics::Metrics as Registered;
+use tokio::net::TcpListener;
+
+use crate::config::Config;
+use crate::record::Metrics;
+use crate::waypoint::{Parts, Waypoint};
+use crate::{admin, capture};
+
+/// Names of the readiness page's tasks.
+const STATE_MANAGER: &str = "state manager";
+const CERTIFICATE: &str = "certificate";
+const DRAIN: &str = "drain";
+
+/// The whole program: environment, log, runtime, signals, [`run`]. Blocks until it has drained.
+pub fn main() -> anyhow::Result<()> {
+    telemetry::init("waypoint")?;
+    let config = Config::from_env()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("waypoint")
+        .enable_all()
+        .build()
+        .context("the runtime does not start")?;
+    let grace = config.drain;
+    runtime.block_on(drain::until_signalled(grace, |watch| run(config, watch)))
+}
+
+/// The ports, taken before anything is started.
+#[derive(Debug)]
+pub struct Listeners {
+    hbone: TcpListener,
+    admin: TcpListener,
+    stats: TcpListener,
+    readiness: TcpListener,
+}
+
+/// Where a waypoint listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "see Config")]
+pub struct Addresses {
+    pub hbone: SocketAddr,
+    pub admin: SocketAddr,
+    pub stats: SocketAddr,
+    pub readiness: SocketAddr,
+}
+
+impl Listeners {
+    /// Takes the configured ports.
+    pub fn bind(config: &Config) -> anyhow::Result<Self> {
+        let bind = |address| socket::listen(address).with_context(|| format!("cannot listen on {address}"));
+        Ok(Self {
+            hbone: bind(config.listen)?,
+            admin: bind(config.admin)?,
+            stats: bind(config.stats)?,
+            readiness: bind(config.readiness)?,
+        })
+    }
+
+    /// Which ones they are: the kernel chooses where 0 is configured.
+    pub fn addresses(&self) -> anyhow::Result<Addresses> {
+        Ok(Addresses {
+            hbone: self.hbone.local_addr()?,
+            admin: self.admin.local_addr()?,
+            stats: self.stats.local_addr()?,
+            readiness: self.readiness.local_addr()?,
+        })
+    }
+}
+
+/// Runs the waypoint until `watch` says that it is time to end; then drains until the signal's deadline.
+pub async fn run(config: Config, watch: Watch) -> anyhow::Result<()> {
+    let listeners = Listeners::bind(&config)?;
+    serve(config, listeners, watch).await
+}
+
+/// Nothing that is open is decided again yet: a connection that is open stays as it was decided.
+#[derive(Debug)]
+struct Nothing;
+
+impl Pass for Nothing {
+    async fn pass(&mut self, _snapshot: &Snapshot, _touched: Touched) {}
+}
+
+/// [`run`] with ports that are taken already.
+pub async fn serve(config: Config, listeners: Listeners, watch: Watch) -> anyhow::Result<()> {
+    let tasks = Tasks::new("waypoint");
+    let readiness = Readiness::default();
+    readiness.wait_for(STATE_MANAGER);
+    readiness.wait_for(CERTIFICATE);
+
+    let registered = Registered::new();
+    let metrics = registered.register(|registry| Metrics::new(registry, &config.version));
+    let initial = Snapshot::empty(config.network.as_str());
+    let snapshots = Arc::new(Snapshots::new(initial.clone()));
+    let xds_metrics = metrics.xds.clone();
+    let (writer, publisher) =
+        Writer::new(initial, config.unknown_policies, snapshots.clone(), Nothing, xds_metrics.clone());
+    tasks.spawn("snapshots", writer.run());
+
+    let secrets = secrets(&config, &tasks);
+    secrets.prefetch(&config.identity).context("the waypoint's certificate")?;
+    let client = Client::new(config.xds.clone(), node_info(&config));
+    let status = client.status();
+    tasks.spawn("xds", client.run(publisher, tasks.token()));
+    tasks.spawn("xds status", xds_metrics.count_terminations(status.clone()));
+
+    let clients = tasks.child("clients");
+    let upstream = tasks.child("upstream");
+    let waypoint =
+        Waypoint::new(Parts { config, snapshots, secrets, metrics, watch: watch.clone(), tasks: clients, upstream });
+    let (servers_end, servers) = drain::channel();
+    let Listeners { hbone, admin, stats, readiness: ready } = listeners;
+    tasks.spawn("admin", admin::server(waypoint.clone()).serve(admin, servers.clone()));
+    tasks.spawn("metrics", admin::metrics_server(waypoint.clone(), registered).serve(stats, servers.clone()));
+    tasks.spawn("readiness", readiness::server(readiness.clone()).serve(ready, servers));
+    tasks.spawn("idle", waypoint.connections.clone().tidy());
+    tasks.spawn("readiness of certificate", {
+        let (waypoint, readiness) = (waypoint.clone(), readiness.clone());
+        async move {
+            while waypoint.secrets.leaf(&waypoint.config.identity).await.is_err() {}
+            readiness.done(CERTIFICATE);
+        }
+    });
+
+    let mut ready = status;
+    let serving = async {
+        // Nothing is taken before it is known what is bound here: it would be refused.
+        if ready.wait_for(|status| status.ready).await.is_err() {
+            return;
+        }
+        readiness.done(STATE_MANAGER);
+        capture::listen(waypoint.clone(), hbone).await;
+    };
+    let signal = tokio::select! {
+        signal = watch.signaled() => signal,
+        () = serving => anyhow::bail!("the control plane's client ended"),
+    };
+    // Not ready first: who chooses among waypoints should stop choosing this one.
+    readiness.wait_for(DRAIN);
+    tracing::info!(grace = ?signal.left(), "draining");
+    waypoint.tasks.shutdown(signal.left()).await;
+    waypoint.pool.close();
+    servers_end.start(Mode::Immediate, Duration::ZERO);
+    tasks.shutdown(Duration::from_secs(1)).await;
+    tracing::info!("drained");
+    Ok(())
+}
+
+fn secrets(config: &Config, tasks: &Tasks) -> Secrets {
+    let limits = SecretLimits { ttl: config.secret_ttl, ..SecretLimits::default() };
+    let signer = Arc::new(OwnIdentity(ca::Client::new(config.ca.clone())));
+    let revoked = Arc::new(Revocations::default());
+    if let Some(path) = &config.crl {
+        tasks.spawn("crl", revocations::follow(path.clone(), revoked.clone()));
+    }
+    Secrets::minding(signer, Arc::new(SystemClock), limits, tasks, revoked)
+}
+
+fn node_info(config: &Config) -> NodeInfo {
+    NodeInfo::waypoint(
+        &config.pod_name,
+        &config.pod_namespace,
+        &config.node,
+        config.instance_ip,
+        &config.cluster_domain,
+    )
+    .with(config.metadata.clone())
+}

@@ -1,0 +1,158 @@
+//! Takes CONNECTs: accepts ztunnels' connections, does the handshake, and finds out what each CONNECT is for. What is not
+//! bound to this waypoint is refused with the reason.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::StatusCode;
+use stillmesh_core::attrs::{Authority, ConnectAttrs};
+use stillmesh_core::decide::{self, Target};
+use stillmesh_core::explain::Reason;
+use stillmesh_core::model::{Identity, NetworkAddress, Workload};
+use stillmesh_hbone::server::{Incoming, accept_tls, serve};
+use stillmesh_proxy::labels::Party;
+use stillmesh_runtime::accept::{Acceptor, Permit};
+use stillmesh_runtime::sys::socket;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::path::{self, PathError};
+use crate::record;
+use crate::waypoint::Waypoint;
+
+/// Accepts until the future is dropped. What was accepted lives on in the waypoint's tasks.
+pub async fn listen(waypoint: Arc<Waypoint>, listener: TcpListener) {
+    let acceptor = Acceptor::new("hbone", listener, waypoint.config.limits.connections);
+    loop {
+        let accepted = acceptor.accept().await;
+        let (stream, peer, permit) = (accepted.connection, accepted.peer, accepted.permit);
+        let Ok(handshake) = waypoint.handshakes.clone().try_acquire_owned() else {
+            waypoint.metrics.refuse("handshakes");
+            continue;
+        };
+        let owner = waypoint.clone();
+        owner.tasks.spawn("connection", terminate(waypoint.clone(), stream, peer, permit, handshake));
+    }
+}
+
+/// Does the handshake and serves the peer's CONNECTs until it goes.
+async fn terminate(
+    waypoint: Arc<Waypoint>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    permit: Permit,
+    handshake: OwnedSemaphorePermit,
+) {
+    let _permit = permit;
+    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    if let Err(error) = session(&waypoint, stream, peer, handshake).await {
+        waypoint.metrics.refuse(error.word());
+        record::failed_early(peer, None, &error);
+    }
+}
+
+async fn session(
+    waypoint: &Arc<Waypoint>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    handshake: OwnedSemaphorePermit,
+) -> Result<(), PathError> {
+    let local = stream.local_addr().map_or(peer, |local| SocketAddr::new(local.ip().to_canonical(), local.port()));
+    if let Err(error) = socket::tune(&stream, waypoint.config.keepalive.map(Into::into)) {
+        tracing::debug!(%error, "socket options not set");
+    }
+    let leaf = waypoint.secrets.leaf(&waypoint.config.identity).await?;
+    let now = waypoint.secrets.clock().now();
+    let session = accept_tls(stream, &leaf, now, waypoint.config.limits.handshake).await?;
+    drop(handshake);
+    let limits = waypoint.limits();
+    let client =
+        Arc::new(Client { waypoint: waypoint.clone(), address: peer, local, identity: session.peer().clone() });
+    let served = serve(session, &limits, &waypoint.tasks, waypoint.watch.clone(), move |incoming| {
+        let client = client.clone();
+        async move { client.take(incoming).await }
+    });
+    Ok(served.await?)
+}
+
+/// Who is at the other end of a connection.
+#[derive(Debug)]
+pub struct Client {
+    /// The waypoint.
+    pub waypoint: Arc<Waypoint>,
+    /// Its address: ztunnel dials from the client's namespace, so that this is the client's.
+    pub address: SocketAddr,
+    /// The address that it dialled.
+    pub local: SocketAddr,
+    /// Who it is, by its certificate.
+    pub identity: Identity,
+}
+
+impl Client {
+    /// One CONNECT, from request to end.
+    async fn take(self: Arc<Self>, incoming: Incoming) {
+        let Some(authority) = incoming.authority() else {
+            let error = PathError::NotConnect { authority: incoming.authority_text().chars().take(256).collect() };
+            incoming.refuse(StatusCode::BAD_REQUEST);
+            self.waypoint.metrics.refuse(error.word());
+            return record::failed_early(self.address, None, &error);
+        };
+        let stream = match self.downstream(&incoming, &authority).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                incoming.refuse(status(&error));
+                self.waypoint.metrics.refuse(error.word());
+                return record::failed_early(self.address, Some(&authority), &error);
+            }
+        };
+        path::carry(Arc::new(stream), incoming).await;
+    }
+
+    /// What a CONNECT is for.
+    async fn downstream(self: &Arc<Self>, incoming: &Incoming, authority: &Authority) -> Result<Downstream, PathError> {
+        let own = self.waypoint.own().await?;
+        let snapshot = self.waypoint.snapshots.load();
+        let attrs = ConnectAttrs { destination: &own, local_ip: self.local.ip(), authority };
+        let target = decide::waypoint(&snapshot, &attrs)?;
+        let described = incoming.headers().baggage.map(Party::from).unwrap_or_default();
+        let at = NetworkAddress::new(snapshot.network().clone(), self.address.ip());
+        let party = match snapshot.workload_at(&at).filter(|workload| workload.identity() == self.identity) {
+            Some(workload) => Party::from(workload.as_ref()),
+            None => Party { namespace: Some(self.identity.namespace.clone()), ..described },
+        };
+        Ok(Downstream { client: self.clone(), own, target, authority: authority.clone(), party })
+    }
+}
+
+/// One CONNECT that is carried.
+#[derive(Debug)]
+pub struct Downstream {
+    /// Whose it is.
+    pub client: Arc<Client>,
+    /// The waypoint's own workload.
+    pub own: Arc<Workload>,
+    /// What it is for.
+    pub target: Target,
+    /// What it asked for.
+    pub authority: Authority,
+    /// What its client is called in telemetry.
+    pub party: Party,
+}
+
+impl Downstream {
+    /// The waypoint.
+    pub fn waypoint(&self) -> &Arc<Waypoint> {
+        &self.client.waypoint
+    }
+}
+
+/// The answer to a CONNECT that fails (contract 3.2). What another waypoint might take is 503.
+pub fn status(error: &PathError) -> StatusCode {
+    match error.reason() {
+        Some(Reason::ForeignAuthority { .. } | Reason::NoServicePort { .. } | Reason::ProxyPort { .. }) => {
+            StatusCode::BAD_REQUEST
+        }
+        Some(reason) if reason.is_denial() => StatusCode::UNAUTHORIZED,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}

@@ -1,0 +1,218 @@
+//! The environment, read once. Keys that ztunnel has too mean the same here.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+use stillmesh_api::ControlPlane;
+use stillmesh_core::model::{Identity, TrustDomain};
+use stillmesh_core::snapshot::UnknownPolicies;
+use stillmesh_proxy::settings::{Hbone, Keepalive, control_planes, drain, hbone, keepalive, secret_ttl, text, within};
+use stillmesh_runtime::env::{Problems, Reader};
+
+/// What the waypoint runs with.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Config {
+    /// The control plane.
+    #[serde(skip)]
+    pub xds: ControlPlane,
+    /// The certificate authority.
+    #[serde(skip)]
+    pub ca: ControlPlane,
+    /// Id of the Kubernetes cluster.
+    pub cluster_id: String,
+    /// What else the control plane is told of this waypoint.
+    #[serde(skip)]
+    pub metadata: BTreeMap<String, String>,
+    /// DNS domain of the cluster.
+    pub cluster_domain: String,
+    /// Network that it is on.
+    pub network: String,
+    /// Kubernetes node.
+    pub node: String,
+    /// Its pod.
+    pub pod_name: String,
+    /// Its namespace.
+    pub pod_namespace: String,
+    /// Its address.
+    pub instance_ip: Option<IpAddr>,
+    /// Its identity.
+    pub identity: Identity,
+    /// Whose `x-forwarded-for` and `x-forwarded-client-cert` are believed: this mesh's gateways.
+    pub gateways: Vec<Identity>,
+    /// File of revoked certificates.
+    pub crl: Option<PathBuf>,
+    /// Life asked for certificates.
+    pub secret_ttl: Duration,
+    /// The tunnels.
+    pub hbone: Hbone,
+    /// TCP keepalive; `None` where off.
+    pub keepalive: Option<Keepalive>,
+    /// How long what is open may go on after SIGTERM.
+    pub drain: Duration,
+    /// Bounds.
+    pub limits: Limits,
+    /// HBONE port.
+    pub listen: SocketAddr,
+    /// Admin port.
+    pub admin: SocketAddr,
+    /// Metrics port.
+    pub stats: SocketAddr,
+    /// Readiness port.
+    pub readiness: SocketAddr,
+    /// Version shown in metrics.
+    pub version: String,
+    /// What a policy that has not arrived means; else as whoever sends them does it.
+    #[serde(skip)]
+    pub unknown_policies: Option<UnknownPolicies>,
+}
+
+/// Bounds of what is held at a time, and of what is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Limits {
+    /// Connections of ztunnels; more wait in the kernel's queue.
+    pub connections: usize,
+    /// TLS handshakes; more are refused.
+    pub handshakes: usize,
+    /// Requests and TCP connections being carried; more are refused.
+    pub requests: usize,
+    /// A TLS handshake that a peer began.
+    pub handshake: Duration,
+    /// Finding and opening a way to an endpoint, all tries together.
+    pub connect: Duration,
+    /// Waiting for the waypoint's own workload.
+    pub own_workload: Duration,
+    /// How long a client's first bytes are waited for where a port does not say what it speaks. From then on whoever speaks
+    /// first decides: a client that speaks HTTP, or a server.
+    pub detection: Duration,
+    /// How long a client's HTTP/1.1 connection may be idle.
+    pub idle: Duration,
+    /// How long a connection to an endpoint may be idle.
+    pub upstream_idle: Duration,
+    /// From then on a connection to an endpoint takes no new requests.
+    pub upstream_age: Duration,
+    /// What a request's or a response's header lines may take together, bytes.
+    pub head_bytes: usize,
+    /// What is kept of a request's body for another try, bytes.
+    pub replay_bytes: usize,
+    /// Requests at a time on one HTTP/2 connection, either side.
+    pub concurrent: u32,
+}
+
+impl Config {
+    /// Reads the environment of this process.
+    pub fn from_env() -> Result<Self, Problems> {
+        Self::read(Reader::process())
+    }
+
+    /// Reads from any reader.
+    pub fn read(mut reader: Reader) -> Result<Self, Problems> {
+        let env = &mut reader;
+        let cluster_id = text(env, "ISTIO_META_CLUSTER_ID")
+            .or_else(|| text(env, "CLUSTER_ID"))
+            .unwrap_or_else(|| "Kubernetes".to_owned());
+        let (xds, ca) = control_planes(env, &cluster_id);
+        let trust_domain = env
+            .parse_with("TRUST_DOMAIN", "1 to 255 of a-z, 0-9, '.', '-', '_'", |text| TrustDomain::new(text).ok())
+            .unwrap_or_default();
+        let pod_namespace = text(env, "POD_NAMESPACE").unwrap_or_else(|| "default".to_owned());
+        let account = text(env, "SERVICE_ACCOUNT").unwrap_or_else(|| "waypoint".to_owned());
+        let any = if env.flag("IPV6_ENABLED", true) {
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+        } else {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+        };
+        let identities = |text: &str| {
+            let listed = text.split(',').map(str::trim).filter(|one| !one.is_empty());
+            listed.map(|one| one.parse().ok()).collect::<Option<Vec<Identity>>>()
+        };
+        let config = Self {
+            xds,
+            ca,
+            cluster_id,
+            metadata: env.prefixed("ISTIO_META_"),
+            cluster_domain: text(env, "CLUSTER_DOMAIN").unwrap_or_else(|| "cluster.local".to_owned()),
+            network: text(env, "NETWORK").unwrap_or_default(),
+            node: text(env, "NODE_NAME").unwrap_or_default(),
+            pod_name: text(env, "POD_NAME").unwrap_or_default(),
+            identity: Identity::new(trust_domain, pod_namespace.as_str(), account.as_str()),
+            pod_namespace,
+            instance_ip: env.parse("INSTANCE_IP", "an IP address"),
+            gateways: env
+                .parse_with("GATEWAY_IDENTITIES", "spiffe://… URIs, with commas between them", identities)
+                .unwrap_or_default(),
+            crl: text(env, "CRL_PATH").map(Into::into),
+            secret_ttl: secret_ttl(env),
+            hbone: hbone(env),
+            keepalive: keepalive(env),
+            drain: drain(env),
+            limits: limits(env),
+            listen: env.parse_or("HBONE_ADDRESS", SocketAddr::new(any, 15008), "ip:port"),
+            admin: env.parse_or("ADMIN_ADDRESS", SocketAddr::from((Ipv4Addr::LOCALHOST, 15000)), "ip:port"),
+            stats: env.parse_or("STATS_ADDRESS", SocketAddr::new(any, 15020), "ip:port"),
+            readiness: env.parse_or("READINESS_ADDRESS", SocketAddr::new(any, 15021), "ip:port"),
+            version: text(env, "ISTIO_META_ISTIO_VERSION").unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
+            unknown_policies: env.parse_with("UNKNOWN_POLICIES", "refuse or allow", |text| match text {
+                "refuse" => Some(UnknownPolicies::Refuse),
+                "allow" => Some(UnknownPolicies::Allow),
+                _ => None,
+            }),
+        };
+        reader.finish()?;
+        Ok(config)
+    }
+}
+
+fn limits(env: &mut Reader) -> Limits {
+    Limits {
+        connections: within(env, "MAX_CONNECTIONS", 4096, 1, 1 << 20),
+        handshakes: within(env, "MAX_HANDSHAKES", 1024, 1, 65_536),
+        requests: within(env, "MAX_REQUESTS", 16_384, 1, 1 << 20),
+        handshake: Duration::from_secs(10),
+        connect: Duration::from_secs(10),
+        own_workload: Duration::from_secs(5),
+        detection: env.duration("PROTOCOL_DETECTION_TIMEOUT", Duration::from_millis(100)),
+        idle: env.duration("IDLE_TIMEOUT", Duration::from_secs(300)),
+        upstream_idle: env.duration("UPSTREAM_IDLE_TIMEOUT", Duration::from_secs(60)),
+        upstream_age: Duration::from_secs(600),
+        head_bytes: within(env, "MAX_HEADER_BYTES", 64 << 10, 8 << 10, 1 << 20),
+        replay_bytes: within(env, "MAX_REPLAY_BYTES", 64 << 10, 0, 1 << 20),
+        concurrent: 100,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_environment_is_a_waypoint_at_the_meshs_ports() {
+        let config = Config::read(Reader::from_values::<&str, &str>([])).unwrap();
+        assert_eq!(config.identity.to_string(), "spiffe://cluster.local/ns/default/sa/waypoint");
+        assert_eq!((config.listen.port(), config.admin.port()), (15008, 15000));
+        assert_eq!((config.stats.port(), config.readiness.port()), (15020, 15021));
+        assert!(config.admin.ip().is_loopback() && config.gateways.is_empty());
+        assert_eq!(config.drain, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn all_problems_are_reported_together() {
+        let bad = [("XDS_ADDRESS", "http://istiod"), ("GATEWAY_IDENTITIES", "gateway"), ("MAX_REQUESTS", "0")];
+        let text = Config::read(Reader::from_values(bad)).unwrap_err().to_string();
+        for (key, value) in bad {
+            assert!(text.contains(key) && text.contains(value), "{key} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn gateways_are_identities_with_commas_between_them() {
+        let given = "spiffe://td/ns/a/sa/in, spiffe://td/ns/b/sa/out";
+        let config = Config::read(Reader::from_values([("GATEWAY_IDENTITIES", given)])).unwrap();
+        let read: Vec<String> = config.gateways.iter().map(ToString::to_string).collect();
+        assert_eq!(read, ["spiffe://td/ns/a/sa/in", "spiffe://td/ns/b/sa/out"]);
+    }
+}

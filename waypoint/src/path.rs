@@ -1,0 +1,108 @@
+//! What a CONNECT's bytes are, and how they are carried: [`http`] request by request, [`tcp`] as they are.
+
+mod error;
+pub mod forward;
+pub mod http;
+mod last_words;
+pub mod replay;
+pub mod response;
+mod rewound;
+mod sniff;
+pub mod tcp;
+
+use std::sync::Arc;
+
+use stillmesh_core::decide::Target;
+use stillmesh_core::model::AppProtocol;
+use stillmesh_hbone::Stream;
+use stillmesh_hbone::headers::ConnectHeaders;
+use stillmesh_hbone::server::Incoming;
+use stillmesh_proxy::labels::baggage;
+use tokio::io::AsyncReadExt as _;
+use tokio::time::timeout;
+
+use crate::capture::Downstream;
+use crate::record;
+pub use error::PathError;
+pub use replay::RequestBody;
+pub use response::ResponseBody;
+pub use rewound::{Bytes, Rewound};
+use sniff::Seen;
+
+/// How HTTP is spoken, with the client and with the endpoint alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Version {
+    /// HTTP/1.1 or 1.0.
+    One,
+    /// HTTP/2.
+    Two,
+}
+
+/// Carries one CONNECT to its end. Never fails silently.
+pub async fn carry(downstream: Arc<Downstream>, incoming: Incoming) {
+    let protocol = match &downstream.target {
+        Target::Service { port, .. } => port.protocol(),
+        Target::Workload { .. } => AppProtocol::Unknown,
+    };
+    // Bytes are carried only once there is somebody to carry them to: until the 200 the client's side may choose anew.
+    if matches!(protocol, AppProtocol::Tcp | AppProtocol::Tls) {
+        return tcp::carry(&downstream, incoming).await;
+    }
+    let Some(stream) = accept(&downstream, incoming) else { return };
+    let mut stream = Rewound::new(stream);
+    let limit = downstream.waypoint().config.limits.detection;
+    let seen = match protocol {
+        AppProtocol::Unknown => match timeout(limit, look(&mut stream)).await {
+            Ok(seen) => seen,
+            // Silent so far: it may be the server that speaks first.
+            Err(_) if stream.seen().is_empty() => return tcp::or_http(&downstream, stream).await,
+            Err(_) => Seen::Other,
+        },
+        // The port says that it is HTTP: there is time, and what is no HTTP is answered as such.
+        _ => match timeout(downstream.waypoint().config.limits.idle, look(&mut stream)).await {
+            Ok(Seen::Two) => Seen::Two,
+            Ok(Seen::Gone) => return,
+            Ok(_) => Seen::One,
+            Err(_) => return,
+        },
+    };
+    go_on(&downstream, stream, seen).await;
+}
+
+/// Carries what was seen for what it is.
+async fn go_on(downstream: &Arc<Downstream>, stream: Rewound<Stream>, seen: Seen) {
+    match seen {
+        Seen::One => http::serve(downstream.clone(), stream, Version::One).await,
+        Seen::Two => http::serve(downstream.clone(), stream, Version::Two).await,
+        Seen::Other | Seen::Gone | Seen::Unclear => tcp::after_accept(downstream, stream).await,
+    }
+}
+
+/// Opens the client's tunnel.
+fn accept(downstream: &Downstream, incoming: Incoming) -> Option<Stream> {
+    let headers = ConnectHeaders { baggage: Some(baggage(&downstream.own)), ..ConnectHeaders::default() };
+    match incoming.accept(&headers) {
+        Ok(stream) => Some(stream),
+        Err(source) => {
+            let error = PathError::ClientGone { source: Arc::new(source) };
+            record::failed_early(downstream.client.address, Some(&downstream.authority), &error);
+            None
+        }
+    }
+}
+
+/// Reads until it is clear what the client speaks. Cancel-safe: what was read stays.
+async fn look(stream: &mut Rewound<Stream>) -> Seen {
+    loop {
+        match sniff::sniff(stream.seen()) {
+            Seen::Unclear => {}
+            clear => return clear,
+        }
+        let mut piece = bytes::BytesMut::with_capacity(sniff::LONGEST_LINE);
+        match stream.get_mut().read_buf(&mut piece).await {
+            Ok(0) | Err(_) if stream.seen().is_empty() => return Seen::Gone,
+            Ok(0) | Err(_) => return Seen::Other,
+            Ok(_) => stream.keep(&piece),
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! What of a message's head is forwarded, and what is added to it. Pure.
+
+use std::net::IpAddr;
+
+use http::header::{self, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, Method, Uri};
+use stillmesh_core::model::Identity;
+
+use super::{PathError, Version};
+
+/// Who sent a request on.
+pub const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// By which protocol it came.
+pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// Whose certificates it came with.
+pub const FORWARDED_CERTIFICATE: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+/// What a request is called in logs.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// Refuses what must not be forwarded: a request whose host is not one name, and methods that are the mesh's own.
+pub fn check(head: &Parts, version: Version) -> Result<(), PathError> {
+    let bad = |what| Err(PathError::BadRequest { what });
+    let mut hosts = head.headers.get_all(header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return bad("more than one Host header");
+    }
+    if head.method == Method::CONNECT {
+        return bad("CONNECT is not forwarded");
+    }
+    match (version, host, head.uri.authority()) {
+        (Version::One, None, None) if head.version == http::Version::HTTP_11 => bad("no Host header"),
+        (Version::One, Some(host), None) if !is_authority(host) => bad("a malformed Host header"),
+        (Version::Two, Some(host), Some(authority))
+            if !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()) =>
+        {
+            bad(":authority and Host differ")
+        }
+        (Version::Two, None, None) => bad("no :authority"),
+        _ => Ok(()),
+    }
+}
+
+/// An empty Host is allowed where the target has no authority (RFC 9112 section 3.2).
+fn is_authority(host: &HeaderValue) -> bool {
+    host.is_empty() || Authority::try_from(host.as_bytes()).is_ok_and(|authority| !authority.as_str().contains('@'))
+}
+
+/// What a request asks its connection to become, if that may be passed on: HTTP/1.1 alone has it, and another HTTP version
+/// is not the endpoint's business.
+pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let protocol = headers.get(header::UPGRADE)?;
+    let asked = listed(headers, header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    let is_h2c = protocol.to_str().is_ok_and(|text| text.split(',').any(|one| one.trim().eq_ignore_ascii_case("h2c")));
+    (asked && !is_h2c).then(|| protocol.clone())
+}
+
+/// Takes out what is meant for the next hop only (RFC 9110 section 7.6.1).
+pub fn strip(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> =
+        listed(headers, header::CONNECTION).filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok()).collect();
+    let wants_trailers = listed(headers, header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    // What a request is about is never for one hop, whatever it says: else a client could take it away from its target.
+    let protected = [header::HOST, header::CONTENT_LENGTH, header::AUTHORIZATION, FORWARDED_FOR, REQUEST_ID];
+    for name in named.iter().filter(|name| !protected.contains(name)) {
+        headers.remove(name);
+    }
+    for name in [
+        header::CONNECTION,
+        header::TE,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        HTTP2_SETTINGS,
+    ] {
+        headers.remove(name);
+    }
+    if wants_trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+fn listed(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
+}
+
+/// The client of a request, as the endpoint is told.
+#[derive(Clone, Copy, Debug)]
+pub struct From<'a> {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its identity.
+    pub identity: &'a Identity,
+    /// Whether what it says of others is believed: a gateway of this mesh.
+    pub is_gateway: bool,
+    /// The waypoint's identity.
+    pub own: &'a Identity,
+}
+
+/// Says who the client is. What it says itself counts only where it is a gateway.
+pub fn introduce(headers: &mut HeaderMap, from: From<'_>) {
+    let append = |headers: &mut HeaderMap, name: HeaderName, text: String| {
+        let before =
+            headers.get_all(&name).iter().filter_map(|value| value.to_str().ok()).collect::<Vec<_>>().join(",");
+        let whole = if before.is_empty() { text } else { format!("{before},{text}") };
+        if let Ok(value) = HeaderValue::try_from(whole) {
+            headers.insert(name, value);
+        }
+    };
+    if !from.is_gateway {
+        headers.remove(FORWARDED_FOR);
+        headers.remove(FORWARDED_PROTO);
+        headers.remove(FORWARDED_CERTIFICATE);
+        headers.remove(header::FORWARDED);
+    }
+    append(headers, FORWARDED_FOR, from.address.to_string());
+    append(headers, FORWARDED_CERTIFICATE, format!("By={};URI={}", from.own, from.identity));
+    if !headers.contains_key(FORWARDED_PROTO) {
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    }
+}
+
+/// The request's id: its own, or one made of these random bits (a UUID, version 4).
+pub fn request_id(headers: &mut HeaderMap, bits: u128) -> HeaderValue {
+    if let Some(id) = headers.get(REQUEST_ID).filter(|id| !id.is_empty()) {
+        return id.clone();
+    }
+    let bits = (bits & !(0xf << 76) & !(0b11 << 62)) | (0x4 << 76) | (0b10 << 62);
+    let hex = format!("{bits:032x}");
+    let part = |range: std::ops::Range<usize>| hex.get(range).unwrap_or_default();
+    let text = format!("{}-{}-{}-{}-{}", part(0..8), part(8..12), part(12..16), part(16..20), part(20..32));
+    let id = HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("0"));
+    headers.insert(REQUEST_ID, id.clone());
+    id
+}
+
+/// The target as the version writes it: HTTP/1.1 by path, with the authority as Host; HTTP/2 with scheme and authority.
+pub fn target(head: &mut Parts, version: Version) -> Result<(), PathError> {
+    let bad = |what| PathError::BadRequest { what };
+    let path = head.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+    if version == Version::One {
+        if let Some(authority) = head.uri.authority() {
+            // The target's authority counts, whatever Host says (RFC 9112 section 3.2.2).
+            let host = HeaderValue::try_from(authority.as_str()).map_err(|_| bad("a malformed target"))?;
+            head.headers.insert(header::HOST, host);
+        }
+        head.uri = Uri::from(path);
+        head.version = http::Version::HTTP_11;
+        return Ok(());
+    }
+    let authority = match head.uri.authority() {
+        Some(authority) => authority.clone(),
+        None => {
+            let host = head.headers.get(header::HOST).map(HeaderValue::as_bytes).unwrap_or_default();
+            Authority::try_from(host).map_err(|_| bad("a malformed Host header"))?
+        }
+    };
+    head.headers.remove(header::HOST);
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(head.uri.scheme().cloned().unwrap_or(Scheme::HTTP));
+    parts.authority = Some(authority);
+    parts.path_and_query = Some(path);
+    head.uri = Uri::from_parts(parts).map_err(|_| bad("a malformed target"))?;
+    head.version = http::Version::HTTP_2;
+    Ok(())
+}
+
+/// Whether a request may be sent again although an endpoint may have seen it (RFC 9110 section 9.2.2).
+pub fn is_idempotent(method: &Method) -> bool {
+    method.is_idempotent()
+}
+
+#[cfg(test)]
+mod tests;

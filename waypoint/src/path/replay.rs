@@ -1,0 +1,181 @@
+//! A request's body that can be sent again: what was taken of it is kept up to a bound, so that a request that an endpoint
+//! refused can go to another one. Beyond the bound there is no other try.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use parking_lot::Mutex;
+
+/// The body of one request, from which each try takes its own [`RequestBody`].
+#[derive(Clone)]
+pub struct Replay {
+    shared: Arc<Mutex<State>>,
+    received: Arc<AtomicU64>,
+    /// Nothing comes, or it is known how much.
+    hint: SizeHint,
+    is_empty: bool,
+}
+
+struct State {
+    source: Incoming,
+    kept: Vec<Kept>,
+    kept_bytes: usize,
+    most: usize,
+    /// More came than is kept.
+    is_over: bool,
+    ended: bool,
+    /// The try that may read. An earlier one may still be held by a connection that is going away.
+    current: u32,
+}
+
+#[derive(Clone)]
+enum Kept {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+impl Replay {
+    /// Of a client's body; at most `most` bytes of it are kept.
+    pub fn new(source: Incoming, most: usize) -> Self {
+        let (hint, is_empty) = (source.size_hint(), source.is_end_stream());
+        let state =
+            State { source, kept: Vec::new(), kept_bytes: 0, most, is_over: false, ended: is_empty, current: 0 };
+        Self { shared: Arc::new(Mutex::new(state)), received: Arc::default(), hint, is_empty }
+    }
+
+    /// Bytes that the client has sent so far.
+    pub fn received(&self) -> Arc<AtomicU64> {
+        self.received.clone()
+    }
+
+    /// Whether all that was taken so far is kept.
+    pub fn may_repeat(&self) -> bool {
+        !self.shared.lock().is_over
+    }
+
+    /// The body from its beginning, for the next try; those before get no more. With `gate` nothing is read before it
+    /// opens.
+    pub fn again(&self, gate: Option<Gate>) -> RequestBody {
+        let mut state = self.shared.lock();
+        state.current += 1;
+        RequestBody { replay: self.clone(), number: state.current, next: 0, gate, sent: 0 }
+    }
+}
+
+/// What a body waits for before its first byte is asked for.
+pub type Gate = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
+
+/// The body as one try sends it.
+pub struct RequestBody {
+    replay: Replay,
+    number: u32,
+    next: usize,
+    gate: Option<Gate>,
+    sent: u64,
+}
+
+/// Why a body broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The client broke off.
+    #[error("the client's request broke off")]
+    Client(#[from] hyper::Error),
+    /// The request goes another way.
+    #[error("the request was sent to another endpoint")]
+    Superseded,
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(gate) = &mut self.gate {
+            ready!(gate.as_mut().poll(cx));
+            self.gate = None;
+        }
+        let this = self.get_mut();
+        let mut state = this.replay.shared.lock();
+        if state.current != this.number {
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
+        }
+        if let Some(kept) = state.kept.get(this.next).cloned() {
+            this.next += 1;
+            return Poll::Ready(Some(Ok(match kept {
+                Kept::Data(bytes) => {
+                    this.sent += bytes.len() as u64;
+                    Frame::data(bytes)
+                }
+                Kept::Trailers(trailers) => Frame::trailers(trailers),
+            })));
+        }
+        if state.ended {
+            return Poll::Ready(None);
+        }
+        let frame = match ready!(Pin::new(&mut state.source).poll_frame(cx)) {
+            Some(frame) => frame?,
+            None => {
+                state.ended = true;
+                return Poll::Ready(None);
+            }
+        };
+        if let Some(bytes) = frame.data_ref() {
+            this.replay.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            this.sent += bytes.len() as u64;
+            state.keep(Kept::Data(bytes.clone()), bytes.len());
+        } else if let Some(trailers) = frame.trailers_ref() {
+            let length = trailers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+            state.keep(Kept::Trailers(trailers.clone()), length);
+        }
+        this.next = if state.is_over { 0 } else { state.kept.len() };
+        state.ended |= state.source.is_end_stream();
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.replay.is_empty || {
+            let state = self.replay.shared.lock();
+            state.ended && self.next >= state.kept.len()
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.replay.hint.exact() {
+            Some(length) => SizeHint::with_exact(length.saturating_sub(self.sent)),
+            None => SizeHint::new(),
+        }
+    }
+}
+
+impl State {
+    fn keep(&mut self, kept: Kept, length: usize) {
+        if self.is_over {
+            return;
+        }
+        self.kept_bytes = self.kept_bytes.saturating_add(length);
+        if self.kept_bytes > self.most {
+            self.is_over = true;
+            self.kept = Vec::new();
+        } else {
+            self.kept.push(kept);
+        }
+    }
+}
+
+impl fmt::Debug for Replay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replay").field("received", &self.received).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for RequestBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestBody").field("number", &self.number).field("sent", &self.sent).finish_non_exhaustive()
+    }
+}

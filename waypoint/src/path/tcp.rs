@@ -1,0 +1,109 @@
+//! TCP: an endpoint is picked, another one where it does not take the connection, and bytes are carried until both sides
+//! have ended.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use stillmesh_hbone::Stream;
+use stillmesh_hbone::server::Incoming;
+use tokio::io::{AsyncReadExt as _, copy_bidirectional_with_sizes};
+use tokio::time::timeout;
+
+use super::sniff::{self, Seen};
+use super::{PathError, Rewound, go_on};
+use crate::capture::{Downstream, status};
+use crate::record::connection::Connection;
+use crate::upstream::{self, Opened};
+
+/// What is read at once, bytes; twice this is held by a connection that is busy.
+const PIECE: usize = 16 << 10;
+
+/// A port that is TCP: the client's tunnel is opened when the endpoint is reached.
+pub async fn carry(downstream: &Arc<Downstream>, incoming: Incoming) {
+    let mut record = Connection::new(downstream);
+    let opened = match open(downstream, &mut record).await {
+        Ok(opened) => opened,
+        Err(error) => {
+            incoming.refuse(status(&error));
+            return record.fail(&error);
+        }
+    };
+    match super::accept(downstream, incoming) {
+        Some(stream) => copy(Rewound::new(stream), opened, record).await,
+        None => record.gone(),
+    }
+}
+
+/// A client whose tunnel is open and that speaks no HTTP.
+pub async fn after_accept(downstream: &Arc<Downstream>, stream: Rewound<Stream>) {
+    let mut record = Connection::new(downstream);
+    match open(downstream, &mut record).await {
+        Ok(opened) => copy(stream, opened, record).await,
+        Err(error) => fail(stream, record, &error),
+    }
+}
+
+/// A client that has been silent for as long as a client that speaks first is given. An endpoint is connected to, and
+/// whoever speaks first decides: a server's first byte makes it TCP; a client that comes late with HTTP is still served as
+/// such, so that being slow is no way round what HTTP requests are subject to.
+pub async fn or_http(downstream: &Arc<Downstream>, mut stream: Rewound<Stream>) {
+    let mut record = Connection::new(downstream);
+    let mut opened = match open(downstream, &mut record).await {
+        Ok(opened) => opened,
+        Err(error) => return fail(stream, record, &error),
+    };
+    let mut greeting = BytesMut::with_capacity(PIECE);
+    let mut first = BytesMut::with_capacity(sniff::LONGEST_LINE);
+    let client_first = tokio::select! {
+        greeted = opened.way.read_buf(&mut greeting) => {
+            if let Err(source) = greeted {
+                let error = PathError::Broken { source: Arc::new(source) };
+                return fail(stream, record, &error);
+            }
+            false
+        }
+        began = stream.get_mut().read_buf(&mut first) => {
+            if let Err(source) = began {
+                return record.fail(&PathError::ClientGone { source: Arc::new(source) });
+            }
+            true
+        }
+    };
+    if client_first && !first.is_empty() {
+        stream.keep(&first);
+        let limit = downstream.waypoint().config.limits.detection;
+        let seen = timeout(limit, super::look(&mut stream)).await.unwrap_or(Seen::Other);
+        if matches!(seen, Seen::One | Seen::Two) {
+            // The endpoint has been sent nothing; requests find their own ways.
+            record.forget();
+            return Box::pin(go_on(downstream, stream, seen)).await;
+        }
+    }
+    opened.way.keep(&greeting);
+    copy(stream, opened, record).await;
+}
+
+async fn open(downstream: &Arc<Downstream>, record: &mut Connection) -> Result<Opened, PathError> {
+    let waypoint = downstream.waypoint();
+    let permit = waypoint.requests.clone().try_acquire_owned();
+    let limit = waypoint.config.limits.requests;
+    record.hold(permit.map_err(|_| PathError::Full { what: "requests and connections", limit })?);
+    upstream::open(downstream, |plan| record.learn(plan)).await
+}
+
+async fn copy(mut stream: Rewound<Stream>, mut opened: Opened, mut record: Connection) {
+    record.opened(stream.bytes());
+    match copy_bidirectional_with_sizes(&mut stream, &mut opened.way, PIECE, PIECE).await {
+        Ok(_) => record.complete(),
+        Err(source) => {
+            // Both are broken for both: a peer must not take a cut for an end.
+            stream.get_mut().reset();
+            record.fail(&PathError::Broken { source: Arc::new(source) });
+        }
+    }
+}
+
+fn fail(mut stream: Rewound<Stream>, record: Connection, error: &PathError) {
+    stream.get_mut().reset();
+    record.fail(error);
+}

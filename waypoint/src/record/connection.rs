@@ -1,0 +1,124 @@
+//! One TCP connection: counted and logged exactly once.
+
+use std::sync::Arc;
+
+use stillmesh_core::decide::OutboundPlan;
+use stillmesh_core::model::{Service, Workload};
+use stillmesh_proxy::labels::Word;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use super::{Ends, Flag, TcpLabels};
+use crate::capture::Downstream;
+use crate::path::{Bytes, PathError};
+
+/// What is known of a connection.
+#[derive(Debug)]
+pub struct Connection {
+    downstream: Arc<Downstream>,
+    began: Instant,
+    service: Option<Arc<Service>>,
+    endpoint: Option<Arc<Workload>>,
+    bytes: Option<Arc<Bytes>>,
+    /// Until it has ended otherwise, it was cut.
+    flag: Flag,
+    error: Option<String>,
+    is_forgotten: bool,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Connection {
+    /// Of a connection that begins.
+    pub fn new(downstream: &Arc<Downstream>) -> Self {
+        Self {
+            downstream: downstream.clone(),
+            began: Instant::now(),
+            service: downstream.target.service().cloned(),
+            endpoint: None,
+            bytes: None,
+            flag: Flag::DownstreamTermination,
+            error: None,
+            is_forgotten: false,
+            permit: None,
+        }
+    }
+
+    /// Its place among the connections that may be carried; given back with the record.
+    pub fn hold(&mut self, permit: OwnedSemaphorePermit) {
+        self.permit = Some(permit);
+    }
+
+    /// Where it is carried.
+    pub fn learn(&mut self, plan: &OutboundPlan) {
+        self.endpoint.clone_from(&plan.upstream);
+    }
+
+    /// It is open at both ends; what passes is counted here.
+    pub fn opened(&mut self, bytes: Arc<Bytes>) {
+        self.bytes = Some(bytes);
+        let labels = self.labels(Flag::None);
+        self.downstream.waypoint().metrics.tcp_opened.get_or_create(&labels).inc();
+    }
+
+    /// Both sides have ended.
+    pub fn complete(mut self) {
+        self.flag = Flag::None;
+    }
+
+    /// It failed.
+    pub fn fail(mut self, error: &PathError) {
+        self.flag = error.flag();
+        self.error = Some(error.text());
+    }
+
+    /// Its client went before it was open.
+    pub fn gone(self) {}
+
+    /// It was none.
+    pub fn forget(mut self) {
+        self.is_forgotten = true;
+    }
+
+    fn labels(&self, flag: Flag) -> TcpLabels {
+        TcpLabels {
+            ends: Ends::new(&self.downstream, self.service.as_deref(), self.endpoint.as_deref()),
+            request_protocol: Word("tcp"),
+            response_flags: Word(flag.as_str()),
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.is_forgotten {
+            return;
+        }
+        let (received, sent) = self.bytes.as_ref().map_or((0, 0), |bytes| (bytes.received(), bytes.sent()));
+        let metrics = &self.downstream.waypoint().metrics;
+        let labels = self.labels(self.flag);
+        if self.bytes.is_some() {
+            metrics.tcp_closed.get_or_create(&labels).inc();
+            metrics.tcp_received_bytes.get_or_create(&labels).inc_by(received);
+            metrics.tcp_sent_bytes.get_or_create(&labels).inc_by(sent);
+        }
+        let source = &self.downstream;
+        tracing::event!(
+            target: "access",
+            tracing::Level::INFO,
+            src.addr = %source.client.address,
+            src.workload = source.party.workload.as_deref(),
+            src.namespace = source.party.namespace.as_deref(),
+            src.identity = %source.client.identity,
+            dst.hbone_addr = %source.authority,
+            dst.service = self.service.as_ref().map(|service| &*service.key.hostname),
+            dst.workload = self.endpoint.as_ref().map(|workload| &*workload.name),
+            dst.namespace = self.endpoint.as_ref().map(|workload| &*workload.namespace),
+            flags = self.flag.as_str(),
+            bytes_recv = received,
+            bytes_sent = sent,
+            duration = format!("{}ms", self.began.elapsed().as_millis()).as_str(),
+            error = self.error.as_deref(),
+            "connection complete"
+        );
+    }
+}

@@ -1,0 +1,185 @@
+//! One request: counted and logged exactly once, when its response has ended or nobody reads it any more.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use stillmesh_core::decide::OutboundPlan;
+use stillmesh_core::model::{Service, Workload};
+use stillmesh_proxy::labels::Word;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use super::{Ends, Flag, RequestLabels};
+use crate::capture::Downstream;
+use crate::path::{PathError, Version};
+
+/// What is known of a request.
+#[derive(Debug)]
+pub struct Request {
+    downstream: Arc<Downstream>,
+    began: Instant,
+    id: HeaderValue,
+    method: Method,
+    path: String,
+    host: String,
+    version: Version,
+    is_grpc: bool,
+    received: Arc<AtomicU64>,
+    sent: u64,
+    status: Option<StatusCode>,
+    grpc_status: Option<String>,
+    service: Option<Arc<Service>>,
+    endpoint: Option<Arc<Workload>>,
+    /// Until it has ended otherwise, its client has broken off.
+    flag: Flag,
+    error: Option<String>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+/// Longest text of a client's that is logged, bytes.
+const LONGEST: usize = 1024;
+
+impl Request {
+    /// Of a request that begins. `received` counts its body.
+    pub fn new(
+        downstream: Arc<Downstream>,
+        head: &Parts,
+        version: Version,
+        id: HeaderValue,
+        received: Arc<AtomicU64>,
+    ) -> Self {
+        let short = |text: &str| text.chars().take(LONGEST).collect::<String>();
+        let header = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let host = head.uri.authority().map(|authority| authority.as_str()).or(header(header::HOST));
+        Self {
+            began: Instant::now(),
+            id,
+            method: head.method.clone(),
+            // Not the query: secrets are passed in it.
+            path: short(head.uri.path()),
+            host: short(host.unwrap_or_default()),
+            version,
+            is_grpc: header(header::CONTENT_TYPE).is_some_and(|content| content.starts_with("application/grpc")),
+            received,
+            sent: 0,
+            status: None,
+            grpc_status: None,
+            service: downstream.target.service().cloned(),
+            endpoint: None,
+            flag: Flag::DownstreamTermination,
+            error: None,
+            permit: None,
+            downstream,
+        }
+    }
+
+    /// Its place among the requests that may be carried; given back with the record.
+    pub fn hold(&mut self, permit: OwnedSemaphorePermit) {
+        self.permit = Some(permit);
+    }
+
+    /// Where it is sent.
+    pub fn learn(&mut self, plan: &OutboundPlan) {
+        self.endpoint.clone_from(&plan.upstream);
+        if plan.service.is_some() {
+            self.service.clone_from(&plan.service);
+        }
+    }
+
+    /// The endpoint has answered.
+    pub fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
+        self.status = Some(status);
+        // A response of trailers alone has them among its headers.
+        self.trailers(headers);
+    }
+
+    /// The response's trailers.
+    pub fn trailers(&mut self, trailers: &HeaderMap) {
+        if !self.is_grpc {
+            return;
+        }
+        let code = trailers.get("grpc-status").and_then(|value| value.to_str().ok());
+        // Codes are small numbers; anything else would be a label for everybody to invent.
+        if let Some(code) = code.and_then(|code| code.parse::<u8>().ok()).filter(|code| *code <= 16) {
+            self.grpc_status = Some(code.to_string());
+        }
+    }
+
+    /// Bytes of the response's body went to the client.
+    pub fn sent(&mut self, bytes: usize) {
+        self.sent = self.sent.saturating_add(bytes as u64);
+    }
+
+    /// The waypoint answers itself.
+    pub fn refused(&mut self, status: StatusCode, grpc_status: Option<&str>) {
+        self.status = Some(status);
+        self.grpc_status = grpc_status.map(str::to_owned);
+    }
+
+    /// Why it failed.
+    pub fn failed(&mut self, error: &PathError) {
+        self.flag = error.flag();
+        self.error = Some(error.text());
+    }
+
+    /// The endpoint broke off.
+    pub fn broke_off(&mut self, error: &hyper::Error) {
+        self.flag = Flag::UpstreamTermination;
+        self.error = Some(error.to_string());
+    }
+
+    /// It has ended as its ends wanted, or as [`Request::failed`] said.
+    pub fn complete(&mut self) {
+        if self.error.is_none() {
+            self.flag = Flag::None;
+        }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        let duration = self.began.elapsed();
+        let received = self.received.load(Ordering::Relaxed);
+        let status = self.status.map_or(0, |status| status.as_u16());
+        let labels = RequestLabels {
+            ends: Ends::new(&self.downstream, self.service.as_deref(), self.endpoint.as_deref()),
+            request_protocol: Word(if self.is_grpc { "grpc" } else { "http" }),
+            response_code: status,
+            grpc_response_status: self.grpc_status.clone().unwrap_or_default(),
+            response_flags: Word(self.flag.as_str()),
+        };
+        let metrics = &self.downstream.waypoint().metrics;
+        metrics.requests.get_or_create(&labels).inc();
+        metrics.request_duration.get_or_create(&labels).observe(duration.as_secs_f64() * 1000.0);
+        metrics.request_bytes.get_or_create(&labels).observe(received as f64);
+        metrics.response_bytes.get_or_create(&labels).observe(self.sent as f64);
+        let source = &self.downstream;
+        tracing::event!(
+            target: "access",
+            tracing::Level::INFO,
+            src.addr = %source.client.address,
+            src.workload = source.party.workload.as_deref(),
+            src.namespace = source.party.namespace.as_deref(),
+            src.identity = %source.client.identity,
+            dst.hbone_addr = %source.authority,
+            dst.service = self.service.as_ref().map(|service| &*service.key.hostname),
+            dst.workload = self.endpoint.as_ref().map(|workload| &*workload.name),
+            dst.namespace = self.endpoint.as_ref().map(|workload| &*workload.namespace),
+            method = %self.method,
+            host = self.host.as_str(),
+            path = self.path.as_str(),
+            protocol = match self.version { Version::One => "HTTP/1.1", Version::Two => "HTTP/2" },
+            status,
+            grpc.status = self.grpc_status.as_deref(),
+            flags = self.flag.as_str(),
+            bytes_recv = received,
+            bytes_sent = self.sent,
+            duration = format!("{}ms", duration.as_millis()).as_str(),
+            error = self.error.as_deref(),
+            request.id = self.id.to_str().unwrap_or_default(),
+            "request complete"
+        );
+    }
+}

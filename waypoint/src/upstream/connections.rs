@@ -1,0 +1,309 @@
+//! HTTP connections to endpoints, kept for further requests: one request at a time on an HTTP/1.1 connection, many on an
+//! HTTP/2 one.
+//!
+//! A connection is kept per endpoint, way of reaching it and version. It takes no new requests once it was idle for long
+//! or is old, so that none outlives the certificates and policies that it was opened under by much.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::rt::Executor;
+use hyper::{Request, Response, body::Incoming};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use stillmesh_core::decide::{Dial, OutboundPlan, OutboundProtocol};
+use stillmesh_runtime::tasks::Tasks;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+
+use super::dial;
+use crate::capture::Downstream;
+use crate::config::Limits;
+use crate::path::{PathError, RequestBody, Version};
+
+/// Runs an HTTP/2 connection's parts in tasks with an owner.
+#[derive(Clone, Debug)]
+pub struct Owned(pub Tasks);
+
+impl<F> Executor<F> for Owned
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, future: F) {
+        self.0.spawn("http2", future);
+    }
+}
+
+/// Which connections may serve a request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    dial: Dial,
+    protocol: OutboundProtocol,
+    version: Version,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub struct Connections {
+    slots: Mutex<HashMap<Key, Arc<Slot>>>,
+    limits: Limits,
+    tasks: Tasks,
+}
+
+/// The connections of one key.
+#[derive(Debug)]
+struct Slot {
+    idle: Mutex<Vec<Idle>>,
+    shared: Mutex<Vec<Shared>>,
+    /// Whoever makes an HTTP/2 connection; others wait for it.
+    dialling: Semaphore,
+}
+
+/// An HTTP/1.1 connection without a request.
+#[derive(Debug)]
+struct Idle {
+    sender: http1::SendRequest<RequestBody>,
+    made: Instant,
+    since: Instant,
+}
+
+/// An HTTP/2 connection.
+#[derive(Debug)]
+struct Shared {
+    sender: http2::SendRequest<RequestBody>,
+    made: Instant,
+    used: Arc<Mutex<Instant>>,
+    requests: Arc<AtomicUsize>,
+}
+
+/// Idle HTTP/1.1 connections that are kept per endpoint; what is more is closed.
+const MOST_IDLE: usize = 64;
+
+impl Connections {
+    /// None yet. Their tasks run in `tasks`.
+    pub fn new(limits: Limits, tasks: Tasks) -> Arc<Self> {
+        Arc::new(Self { slots: Mutex::default(), limits, tasks })
+    }
+
+    /// How many are idle or shared.
+    pub fn open(&self) -> usize {
+        let slots = self.slots.lock();
+        slots.values().map(|slot| slot.idle.lock().len() + slot.shared.lock().len()).sum()
+    }
+
+    /// A connection for one request: one that is there, or a new one. `fresh`: a new one in any case.
+    pub async fn lease(
+        self: &Arc<Self>,
+        downstream: &Downstream,
+        plan: &OutboundPlan,
+        version: Version,
+        fresh: bool,
+        deadline: Instant,
+    ) -> Result<Lease, PathError> {
+        let key = Key { dial: plan.dial.clone(), protocol: plan.protocol.clone(), version };
+        let slot = self.slot(&key);
+        if version == Version::One {
+            if !fresh && let Some(idle) = self.idle(&slot) {
+                return Ok(self.one(slot, idle.sender, idle.made, true));
+            }
+            let io = TokioIo::new(dial::way(downstream.waypoint(), &downstream.own, plan, None, deadline).await?);
+            let handshake = http1::Builder::new().max_buf_size(self.limits.head_bytes).handshake(io).await;
+            let (sender, connection) = handshake.map_err(broken)?;
+            self.tasks.spawn("http1", async move {
+                if let Err(error) = connection.with_upgrades().await {
+                    tracing::debug!(%error, "a connection to an endpoint ended early");
+                }
+            });
+            return Ok(self.one(slot, sender, Instant::now(), false));
+        }
+        if !fresh && let Some(lease) = self.shared(&slot) {
+            return Ok(lease);
+        }
+        let slow = |_| PathError::Slow { to: "the endpoint".to_owned(), limit: self.limits.connect };
+        let dialling = timeout_at(deadline, slot.dialling.acquire()).await.map_err(slow)?;
+        // Whoever dialled meanwhile did so for all who waited.
+        if !fresh && let Some(lease) = self.shared(&slot) {
+            return Ok(lease);
+        }
+        let way = dial::way(downstream.waypoint(), &downstream.own, plan, None, deadline).await?;
+        let mut builder = http2::Builder::new(Owned(self.tasks.clone()));
+        builder
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(SEND_BUFFER)
+            .max_header_list_size(u32::try_from(self.limits.head_bytes).unwrap_or(u32::MAX));
+        let handshake = timeout_at(deadline, builder.handshake(TokioIo::new(way))).await.map_err(slow)?;
+        let (sender, connection) = handshake.map_err(broken)?;
+        self.tasks.spawn("http2", async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection to an endpoint ended early");
+            }
+        });
+        let now = Instant::now();
+        let requests = Arc::new(AtomicUsize::new(0));
+        let shared = Shared { sender, made: now, used: Arc::new(Mutex::new(now)), requests };
+        let lease = shared.lease(false);
+        slot.shared.lock().push(shared);
+        drop(dialling);
+        Ok(lease)
+    }
+
+    fn slot(&self, key: &Key) -> Arc<Slot> {
+        let mut slots = self.slots.lock();
+        match slots.get(key) {
+            Some(slot) => slot.clone(),
+            None => slots.entry(key.clone()).or_default().clone(),
+        }
+    }
+
+    /// The connection that was idle for the shortest time.
+    fn idle(&self, slot: &Slot) -> Option<Idle> {
+        let mut idle = slot.idle.lock();
+        while let Some(last) = idle.pop() {
+            if last.sender.is_ready() && !self.is_over(last.made, last.since) {
+                return Some(last);
+            }
+        }
+        None
+    }
+
+    fn shared(&self, slot: &Slot) -> Option<Lease> {
+        let mut all = slot.shared.lock();
+        all.retain(|shared| !shared.sender.is_closed() && shared.made.elapsed() < self.limits.upstream_age);
+        let most = self.limits.concurrent as usize;
+        let free = all.iter().find(|shared| shared.requests.load(Ordering::Relaxed) < most);
+        free.map(|shared| shared.lease(true))
+    }
+
+    fn one(
+        self: &Arc<Self>,
+        slot: Arc<Slot>,
+        sender: http1::SendRequest<RequestBody>,
+        made: Instant,
+        reused: bool,
+    ) -> Lease {
+        Lease { sender: Sender::One { sender, made, home: self.clone(), slot }, reused }
+    }
+
+    fn is_over(&self, made: Instant, since: Instant) -> bool {
+        since.elapsed() >= self.limits.upstream_idle || made.elapsed() >= self.limits.upstream_age
+    }
+
+    /// Takes a connection back when its response has been read to the end.
+    fn take_back(self: Arc<Self>, slot: Arc<Slot>, mut sender: http1::SendRequest<RequestBody>, made: Instant) {
+        let home = self.clone();
+        self.tasks.spawn("http1 between requests", async move {
+            // Its error says that the connection has ended; then there is nothing to keep.
+            if sender.ready().await.is_err() || made.elapsed() >= home.limits.upstream_age {
+                return;
+            }
+            let mut idle = slot.idle.lock();
+            if idle.len() < MOST_IDLE {
+                idle.push(Idle { sender, made, since: Instant::now() });
+            }
+        });
+    }
+
+    /// Closes what has been idle for long. Runs for ever.
+    pub async fn tidy(self: Arc<Self>) {
+        let every = (self.limits.upstream_idle / 2).max(Duration::from_millis(10));
+        loop {
+            tokio::time::sleep(every).await;
+            self.slots.lock().retain(|_, slot| {
+                let mut idle = slot.idle.lock();
+                idle.retain(|idle| !idle.sender.is_closed() && !self.is_over(idle.made, idle.since));
+                let mut shared = slot.shared.lock();
+                shared.retain(|shared| {
+                    let busy = shared.requests.load(Ordering::Relaxed) > 0;
+                    let since = *shared.used.lock();
+                    !shared.sender.is_closed() && (busy || !self.is_over(shared.made, since))
+                });
+                // The map's lock is held: nobody begins to use a slot.
+                let is_used = !idle.is_empty() || !shared.is_empty();
+                drop((idle, shared));
+                is_used || Arc::strong_count(slot) > 1
+            });
+        }
+    }
+}
+
+/// Receive windows and buffers of HTTP/2 inside the tunnels, bytes.
+pub const STREAM_WINDOW: u32 = 256 << 10;
+/// See [`STREAM_WINDOW`].
+pub const CONNECTION_WINDOW: u32 = 1 << 20;
+/// See [`STREAM_WINDOW`].
+pub const SEND_BUFFER: usize = 128 << 10;
+
+impl Default for Slot {
+    fn default() -> Self {
+        Self { idle: Mutex::default(), shared: Mutex::default(), dialling: Semaphore::new(1) }
+    }
+}
+
+fn broken(error: hyper::Error) -> PathError {
+    PathError::Upstream { source: Arc::new(error) }
+}
+
+impl Shared {
+    fn lease(&self, reused: bool) -> Lease {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let in_use = InUse { requests: self.requests.clone(), used: self.used.clone() };
+        Lease { sender: Sender::Two { sender: self.sender.clone(), in_use }, reused }
+    }
+}
+
+/// A place on an HTTP/2 connection; given back when dropped.
+#[derive(Debug)]
+pub struct InUse {
+    requests: Arc<AtomicUsize>,
+    used: Arc<Mutex<Instant>>,
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        *self.used.lock() = Instant::now();
+        self.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The right to send one request on a connection.
+#[derive(Debug)]
+pub struct Lease {
+    sender: Sender,
+    /// Whether other requests were sent on it before: the endpoint may be about to close it.
+    pub reused: bool,
+}
+
+#[derive(Debug)]
+enum Sender {
+    One { sender: http1::SendRequest<RequestBody>, made: Instant, home: Arc<Connections>, slot: Arc<Slot> },
+    Two { sender: http2::SendRequest<RequestBody>, in_use: InUse },
+}
+
+impl Lease {
+    /// Sends a request and waits for the head of its response. What is returned beside it is to be kept until the
+    /// response's body has ended. Dropped before its end, the request is cancelled.
+    pub async fn send(
+        self,
+        request: Request<RequestBody>,
+    ) -> Result<(Response<Incoming>, Option<InUse>), TrySendError<Request<RequestBody>>> {
+        match self.sender {
+            Sender::One { mut sender, made, home, slot } => {
+                let response = sender.try_send_request(request).await?;
+                if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
+                    home.take_back(slot, sender, made);
+                }
+                Ok((response, None))
+            }
+            Sender::Two { mut sender, in_use } => {
+                let response = sender.try_send_request(request).await?;
+                Ok((response, Some(in_use)))
+            }
+        }
+    }
+}
