@@ -5,6 +5,7 @@
 
 pub mod binding;
 pub mod class;
+pub mod http_route;
 
 use std::collections::BTreeMap;
 
