@@ -20,8 +20,8 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::admit::{Registration, Webhook};
-use crate::build::Builder;
-use crate::cluster::{self, Authorities, Roots, TokenReviews};
+use crate::build::{Builder, Running};
+use crate::cluster::{self, Authorities, Gateways, Roots, TokenReviews};
 use crate::config::{Config, Directory, Home, InCluster};
 use crate::control::{Control, Query};
 use crate::metrics::Metrics;
@@ -176,6 +176,9 @@ impl Plane {
         self.keep("certificate authority", authorities.keep(issuers));
         let roots = Roots::new(&cluster, leader.clone(), signing.clone(), crl, Arc::clone(&self.shown));
         self.keep("roots", leader.clone().lead(move || roots.clone().keep()));
+        let gateways =
+            Gateways::new(&cluster, leader.clone(), (*home.waypoints).clone(), control.builder.mesh().clone());
+        self.keep("waypoints", leader.clone().lead(move || gateways.clone().keep()));
         let registration = Registration {
             cluster: cluster.clone(),
             leader: registrar.clone(),
@@ -238,7 +241,7 @@ impl Plane {
         });
         let counted = |accounts| -> Arc<dyn Authenticate> {
             let (inner, metrics) = (Arc::clone(&authenticate), Arc::clone(&self.metrics));
-            Arc::new(Counted { inner, accounts, metrics })
+            Arc::new(Counted { inner, accounts, running: control.builder.running(), metrics })
         };
         let nodes = counted(Some(config.trusted_node_accounts.clone()));
         let store: Arc<Store> = Arc::clone(&self.shown.store);
@@ -281,9 +284,10 @@ impl Plane {
     }
 }
 
-/// Counts callers that are not let in. With accounts, only these are.
+/// Counts callers that are not let in. With accounts, only these and those of waypoints are.
 struct Counted {
     inner: Arc<dyn Authenticate>,
+    running: Arc<Running>,
     accounts: Option<Vec<(stillmesh_core::model::Str, stillmesh_core::model::Str)>>,
     metrics: Arc<Metrics>,
 }
@@ -294,11 +298,14 @@ impl Counted {
         let known = |accounts: &Vec<_>| {
             accounts.iter().any(|(namespace, name)| *namespace == caller.namespace && *name == caller.service_account)
         };
-        if self.accounts.as_ref().is_none_or(known) {
+        let waypoint = || self.running.is_waypoint(&caller.namespace, &caller.service_account);
+        if self.accounts.as_ref().is_none_or(known) || waypoint() {
             return Ok(caller);
         }
         let who = format!("{}/{}", caller.namespace, caller.service_account);
-        Err(AuthError::Denied(format!("{who} is not a node tunnel's account (CA_TRUSTED_NODE_ACCOUNTS)")))
+        Err(AuthError::Denied(format!(
+            "{who} is neither a node tunnel's account (CA_TRUSTED_NODE_ACCOUNTS) nor a waypoint's"
+        )))
     }
 }
 

@@ -19,8 +19,8 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
 use stillmesh_core::model::{Policy, PolicyKey, Service, Str, Workload, WorkloadUid};
 use stillmesh_core::snapshot::Change;
-use stillmesh_k8s::gateway::Gateway;
 use stillmesh_k8s::gateway::binding::Named;
+use stillmesh_k8s::gateway::{Gateway, class, generate};
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, StatusCondition};
 use stillmesh_k8s::labels;
 use stillmesh_k8s::mesh_config::{self, MeshConfig};
@@ -269,7 +269,10 @@ impl Builder {
 
     fn take_gateway(&mut self, named: &Named, gateway: Option<Arc<Gateway>>) {
         let class = gateway.as_ref().and_then(|gateway| self.world.classes.get(&*gateway.spec.gateway_class_name));
-        if !self.world.waypoints.replace(named, gateway, class.map(|class| &**class)) {
+        let class = class.map(|class| &**class);
+        let ours = gateway.as_deref().filter(|one| class::is_waypoint(&one.spec.gateway_class_name, class));
+        self.running.replace_waypoint(named, ours.map(generate::account_name));
+        if !self.world.waypoints.replace(named, gateway, class) {
             return;
         }
         for asker in self.world.waypoints.asking(named) {

@@ -1,11 +1,14 @@
 //! What a control plane in a cluster has besides: who calls ([`TokenReviews`]), the CA kept in a Secret
-//! ([`Authorities`]), its roots in every namespace ([`Roots`]). Several replicas serve; one of them leads and writes.
+//! ([`Authorities`]), its roots in every namespace ([`Roots`]), waypoints ([`Gateways`]). Several replicas serve; one of them leads and writes.
 
 mod authority;
+mod gateways;
 mod reviews;
+mod rival;
 mod roots;
 
 pub(crate) use authority::Authorities;
+pub(crate) use gateways::Gateways;
 pub(crate) use reviews::TokenReviews;
 pub(crate) use roots::Roots;
 

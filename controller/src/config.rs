@@ -8,6 +8,7 @@ use std::time::Duration;
 use stillmesh_core::model::{Str, TrustDomain};
 use stillmesh_identity::issuer::{DEFAULT_TTL, MAX_TTL, ROOT_LIFE};
 use stillmesh_identity::rotation::Times;
+use stillmesh_k8s::gateway::generate::Settings;
 use stillmesh_k8s::translate::Mesh;
 use stillmesh_runtime::env::{Problems, Reader};
 
@@ -58,6 +59,14 @@ pub const KEYS: &[(&str, &str, &str)] = &[
         "CA_ROOT_RETAIN",
         "",
         "how long a former root is distributed; absent: MAX_WORKLOAD_CERT_TTL and an hour; in a cluster only",
+    ),
+    ("WAYPOINT_IMAGE", "", "image of waypoints, the mesh's own; in a cluster only"),
+    ("WAYPOINT_PULL_POLICY", "", "when it is pulled; absent: as Kubernetes does"),
+    ("WAYPOINT_PULL_SECRETS", "", "Secrets to pull it with, in a waypoint's namespace, separated by commas"),
+    (
+        "WAYPOINT_CONTROL_PLANE",
+        "",
+        "where waypoints get configuration and certificates; absent: https://stillmesh-controller of the mesh's namespace",
     ),
     ("AMBIENT_ENABLE_STATUS", "true", "whether status conditions are written"),
     ("AMBIENT_ENABLE_DRY_RUN_AUTHORIZATION_POLICY", "false", "whether policies in dry run are sent to nodes"),
@@ -125,6 +134,8 @@ pub struct InCluster {
     pub times: Times,
     /// Whether status conditions are written.
     pub status: bool,
+    /// What holds for all waypoints.
+    pub waypoints: Box<Settings>,
 }
 
 impl Config {
@@ -155,6 +166,13 @@ impl Config {
         let list = |text: &str| -> Vec<String> {
             text.split(',').map(str::trim).filter(|one| !one.is_empty()).map(str::to_owned).collect()
         };
+        let system_namespace: Str = match (reader.string("OBJECTS_DIR"), reader.string("POD_NAMESPACE")) {
+            (None, Some(own)) => own.into(),
+            _ => text(&reader, "SYSTEM_NAMESPACE").into(),
+        };
+        let control_plane = reader
+            .string("WAYPOINT_CONTROL_PLANE")
+            .unwrap_or_else(|| format!("https://stillmesh-controller.{system_namespace}.svc:15012"));
         let home = match reader.string("OBJECTS_DIR") {
             Some(objects) => Home::Directory(Directory {
                 objects: objects.into(),
@@ -174,11 +192,18 @@ impl Config {
                     retain: reader.duration("CA_ROOT_RETAIN", max_ttl + Duration::from_secs(3600)),
                 },
                 status,
+                waypoints: Box::new(Settings {
+                    image: text(&reader, "WAYPOINT_IMAGE"),
+                    pull_policy: text(&reader, "WAYPOINT_PULL_POLICY"),
+                    pull_secrets: list(&text(&reader, "WAYPOINT_PULL_SECRETS")),
+                    xds_address: control_plane.clone(),
+                    ca_address: control_plane,
+                    secret_ttl: reader.string("DEFAULT_WORKLOAD_CERT_TTL").unwrap_or_default(),
+                    // As the controller's own.
+                    log_level: reader.string("RUST_LOG").unwrap_or_default(),
+                    log_format: reader.string("LOG_FORMAT").unwrap_or_default(),
+                }),
             }),
-        };
-        let system_namespace: Str = match (&home, reader.string("POD_NAMESPACE")) {
-            (Home::Cluster(_), Some(own)) => own.into(),
-            _ => text(&reader, "SYSTEM_NAMESPACE").into(),
         };
         let trust_domain = reader
             .parse_with("TRUST_DOMAIN", "1 to 255 of a-z, 0-9, '.', '-', '_'", |text| TrustDomain::new(text).ok());

@@ -7,6 +7,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::RwLock;
 use stillmesh_core::model::Str;
+use stillmesh_k8s::gateway::binding::Named;
 use stillmesh_k8s::labels;
 use tokio::sync::watch;
 
@@ -36,6 +37,8 @@ pub struct Running {
     pods: RwLock<Pods>,
     changed: watch::Sender<()>,
     unnamed: Unnamed,
+    /// Accounts of waypoints, by namespace and Gateway.
+    waypoints: RwLock<HashMap<Str, HashMap<Str, Str>>>,
 }
 
 /// What a pod has that names no account.
@@ -63,7 +66,8 @@ impl Default for Running {
 impl Running {
     /// Nobody runs yet.
     pub fn new(unnamed: Unnamed) -> Self {
-        Self { pods: RwLock::default(), changed: watch::channel(()).0, unnamed }
+        let changed = watch::channel(()).0;
+        Self { pods: RwLock::default(), changed, unnamed, waypoints: RwLock::default() }
     }
 
     /// Whether a pod that has not ended runs on this node under this account.
@@ -97,6 +101,30 @@ impl Running {
         // Timing out and being told end alike: by looking once more.
         let _ = tokio::time::timeout(patience, waiting).await;
         place()
+    }
+
+    /// Whether waypoints run under this account: there is a Gateway of ours that does.
+    pub fn is_waypoint(&self, namespace: &str, account: &str) -> bool {
+        self.waypoints.read().get(namespace).is_some_and(|all| all.values().any(|one| **one == *account))
+    }
+
+    /// A Gateway has changed; it runs under this account if it is one of ours.
+    pub(super) fn replace_waypoint(&self, gateway: &Named, account: Option<&str>) {
+        let mut waypoints = self.waypoints.write();
+        match account {
+            Some(account) => {
+                let all = waypoints.entry(gateway.namespace.clone()).or_default();
+                all.insert(gateway.name.clone(), account.into());
+            }
+            None => {
+                if let Some(all) = waypoints.get_mut(&gateway.namespace) {
+                    all.remove(&gateway.name);
+                    if all.is_empty() {
+                        waypoints.remove(&gateway.namespace);
+                    }
+                }
+            }
+        }
     }
 
     /// A pod has changed.

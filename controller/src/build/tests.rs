@@ -159,8 +159,11 @@ fn a_class_decides_who_runs_its_gateways() {
         )
     };
     let service = ["service shop/page.shop.svc.cluster.local"];
+    let running = world.builder.running();
     assert_eq!(world.set(&class("istio.io/mesh-controller")), service);
+    assert!(running.is_waypoint("shop", "w") && !running.is_waypoint("shop", "page"), "it is given configuration");
     assert_eq!(world.set(&class("x.example/y")), service);
+    assert!(!running.is_waypoint("shop", "w"));
     assert_eq!(world.remove(Kind::GatewayClass, "", "mine"), [""; 0]);
 }
 

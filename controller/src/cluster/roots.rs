@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::Api;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 use stillmesh_cluster::{Cluster, KubernetesSource, Leader, Watch};
 use stillmesh_identity::{TrustBundle, crl};
@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
+use super::rival::{self, ASK_AGAIN};
 use crate::monitoring::Shown;
 use crate::serve::Signing;
 
@@ -41,8 +42,6 @@ const AT_ONCE: usize = 8;
 const DEADLINE: Duration = Duration::from_secs(5);
 /// The least time between two writes of one map; doubled while somebody else goes on writing it.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// How often it is looked whether another control plane is gone.
-const ASK_AGAIN: Duration = Duration::from_secs(30);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Who keeps the maps.
@@ -122,7 +121,7 @@ impl Roots {
         let roots: Arc<str> = self.signing.borrow_and_update().root_pem().into();
         let crl = self.crl.borrow_and_update().clone();
         if known.differing(&roots, crl.as_ref()).any(|(_, _, keeper)| keeper.is_some()) {
-            known.rival = self.rival_runs().await;
+            known.rival = rival::runs(&self.cluster).await;
         }
         let now = Instant::now();
         let foreign = known.foreign(&roots, crl.as_ref());
@@ -153,20 +152,6 @@ impl Roots {
             }
         }
         later
-    }
-
-    /// Whether pods of an istiod run here. Where the API server does not say, the answer is yes.
-    async fn rival_runs(&self) -> bool {
-        let pods: Api<Pod> = Api::all(self.cluster.client());
-        let istiods = ListParams::default().labels("app=istiod,app.kubernetes.io/part-of!=stillmesh");
-        let ended = |phase: &str| matches!(phase, "Succeeded" | "Failed");
-        match timeout(DEADLINE, pods.list(&istiods)).await {
-            Ok(Ok(found)) => found.items.iter().any(|pod| {
-                let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-                !phase.is_some_and(ended)
-            }),
-            _ => true,
-        }
     }
 
     async fn write(&self, place: Place, need: Need) -> (Place, Result<(), String>) {

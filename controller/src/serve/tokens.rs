@@ -1,4 +1,4 @@
-//! Who calls: join tokens, one per node, kept as digests in a file.
+//! Who calls: join tokens, one per node or waypoint, kept as digests in a file.
 
 use std::collections::HashMap;
 use std::io;
@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use aws_lc_rs::digest;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use serde_json::Value;
 use stillmesh_api::{AuthError, Authenticate, Caller, Credentials};
 use stillmesh_core::model::Str;
 use tracing::warn;
@@ -36,8 +37,27 @@ pub struct JoinTokens {
 #[derive(Default)]
 struct Known {
     stamp: Option<(SystemTime, u64, u64)>,
-    /// Node by token digest.
-    nodes: Arc<HashMap<String, Str>>,
+    /// By token digest.
+    holders: Arc<HashMap<String, Holder>>,
+}
+
+/// Whose a token is.
+#[derive(Clone, Debug)]
+enum Holder {
+    /// The tunnel of this node.
+    Node(Str),
+    /// A waypoint under this account.
+    Account { namespace: Str, account: Str },
+}
+
+impl Holder {
+    fn read(value: &Value) -> Option<Self> {
+        let text = |key: &str| Some(value.get(key)?.as_str()?.into());
+        match value.as_str() {
+            Some(node) => Some(Self::Node(node.into())),
+            None => Some(Self::Account { namespace: text("namespace")?, account: text("account")? }),
+        }
+    }
 }
 
 impl JoinTokens {
@@ -46,16 +66,16 @@ impl JoinTokens {
         Self { file: file.into(), account, cluster, known: Mutex::default() }
     }
 
-    fn nodes(&self) -> Result<Arc<HashMap<String, Str>>, io::Error> {
+    fn holders(&self) -> Result<Arc<HashMap<String, Holder>>, io::Error> {
         use std::os::unix::fs::MetadataExt;
         let metadata = std::fs::metadata(&self.file)?;
         let stamp = Some((metadata.modified()?, metadata.ino(), metadata.len()));
         let mut known = self.known.lock();
         if known.stamp != stamp {
-            known.nodes = Arc::new(read(&self.file)?);
+            known.holders = Arc::new(read(&self.file)?);
             known.stamp = stamp;
         }
-        Ok(Arc::clone(&known.nodes))
+        Ok(Arc::clone(&known.holders))
     }
 
     fn find(&self, credentials: Credentials<'_>) -> Result<Caller, AuthError> {
@@ -67,11 +87,11 @@ impl JoinTokens {
         if credentials.cluster_id.is_some_and(|cluster| !cluster.is_empty() && *cluster != *self.cluster) {
             return Err(refused("another cluster's token"));
         }
-        let nodes = match self.nodes() {
-            Ok(nodes) => nodes,
+        let holders = match self.holders() {
+            Ok(holders) => holders,
             Err(error) => {
                 warn!(%error, file = %self.file.display(), "join tokens cannot be read");
-                let known = Arc::clone(&self.known.lock().nodes);
+                let known = Arc::clone(&self.known.lock().holders);
                 if known.is_empty() {
                     return Err(AuthError::Unavailable("the join tokens cannot be read".to_owned()));
                 }
@@ -79,9 +99,16 @@ impl JoinTokens {
             }
         };
         // A digest is looked up, so that the time taken tells nothing about tokens.
-        let node = nodes.get(&token_digest(token.trim())).ok_or_else(|| refused("the token is not known"))?;
-        let (namespace, service_account) = self.account.clone();
-        Ok(Caller { namespace, service_account, node: Some(node.clone()), pod: None })
+        let holder = holders.get(&token_digest(token.trim())).ok_or_else(|| refused("the token is not known"))?;
+        Ok(match holder {
+            Holder::Node(node) => {
+                let (namespace, service_account) = self.account.clone();
+                Caller { namespace, service_account, node: Some(node.clone()), pod: None }
+            }
+            Holder::Account { namespace, account } => {
+                Caller { namespace: namespace.clone(), service_account: account.clone(), node: None, pod: None }
+            }
+        })
     }
 }
 
@@ -91,12 +118,14 @@ impl Authenticate for JoinTokens {
     }
 }
 
-fn read(file: &Path) -> io::Result<HashMap<String, Str>> {
+fn read(file: &Path) -> io::Result<HashMap<String, Holder>> {
     use std::io::Read;
     let mut text = String::new();
     std::fs::File::open(file)?.take(MAX_BYTES).read_to_string(&mut text)?;
-    let tokens: HashMap<String, String> = serde_json::from_str(&text)?;
-    Ok(tokens.into_iter().map(|(digest, node)| (digest.to_ascii_lowercase(), node.into())).collect())
+    let tokens: HashMap<String, Value> = serde_json::from_str(&text)?;
+    let one = |(digest, value): (String, Value)| Some((digest.to_ascii_lowercase(), Holder::read(&value)?));
+    let known: Option<_> = tokens.into_iter().map(one).collect();
+    known.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a token is a node's or an account's"))
 }
 
 #[cfg(test)]
@@ -130,6 +159,14 @@ mod tests {
             (&*caller.namespace, &*caller.service_account, caller.node.as_deref()),
             ("istio-system", "ztunnel", Some("node-1"))
         );
+    }
+
+    #[test]
+    fn a_token_may_name_a_waypoints_account() {
+        let holder = "{\"namespace\": \"shop\", \"account\": \"w\"}";
+        let file = file(&format!("{{\"{}\": {holder}}}", token_digest("secret")));
+        let caller = tokens(&file).find(with(Some("secret"))).unwrap();
+        assert_eq!((&*caller.namespace, &*caller.service_account, caller.node), ("shop", "w", None));
     }
 
     #[test]

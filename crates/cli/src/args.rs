@@ -181,6 +181,9 @@ pub(crate) enum Shown {
     /// AuthorizationPolicies and PeerAuthentications
     #[value(name = "policies", aliases = ["policy", "authorizationpolicies", "peerauthentications"])]
     Policies,
+    /// Gateways: waypoints
+    #[value(name = "gateways", aliases = ["gateway", "gtw", "waypoints", "waypoint"])]
+    Gateways,
     /// Nodes
     #[value(name = "nodes", aliases = ["node", "no"])]
     Nodes,

@@ -25,5 +25,6 @@ mod services;
 mod state;
 mod system;
 pub(crate) mod tunnels;
+mod waypoints;
 
 pub use api::CaptureSpec;

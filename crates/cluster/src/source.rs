@@ -50,6 +50,8 @@ pub enum Scope {
     NamedAnywhere(String),
     /// Pods of a node.
     Node(String),
+    /// Those that a label selector matches, in any namespace.
+    Labelled(String),
 }
 
 impl Watch {
@@ -68,12 +70,18 @@ impl Watch {
         Self { kind, scope: Scope::NamedAnywhere(name.to_owned()) }
     }
 
+    /// All objects of a kind that a label selector matches.
+    pub fn labelled(kind: Kind, selector: &str) -> Self {
+        Self { kind, scope: Scope::Labelled(selector.to_owned()) }
+    }
+
     fn config(&self) -> watcher::Config {
         match &self.scope {
             Scope::Everywhere | Scope::Namespace(_) => watcher::Config::default(),
             Scope::Named(_, name) | Scope::NamedAnywhere(name) => {
                 watcher::Config::default().fields(&format!("metadata.name={name}"))
             }
+            Scope::Labelled(selector) => watcher::Config::default().labels(selector),
             Scope::Node(node) => watcher::Config::default().fields(&format!("spec.nodeName={node}")),
         }
     }
@@ -82,7 +90,7 @@ impl Watch {
     pub(crate) fn namespace(&self) -> Option<&str> {
         match &self.scope {
             Scope::Namespace(namespace) | Scope::Named(namespace, _) => Some(namespace),
-            Scope::Everywhere | Scope::NamedAnywhere(_) | Scope::Node(_) => None,
+            Scope::Everywhere | Scope::NamedAnywhere(_) | Scope::Node(_) | Scope::Labelled(_) => None,
         }
     }
 }

@@ -1,11 +1,13 @@
 //! The Gateway API's `Gateway` and `GatewayClass`, `gateway.networking.k8s.io/v1` (and `v1beta1`, which is the same), as
 //! far as waypoints need them. Their CustomResourceDefinitions are the user's own.
 //!
-//! [`class`] says which gateways are ours, [`binding`] who is bound to which of them and why.
+//! [`class`] says which gateways are ours, [`binding`] who is bound to which of them and why, [`generate`] what runs one,
+//! [`condition`] what is said about it.
 
 pub mod binding;
 pub mod class;
-pub mod http_route;
+pub mod condition;
+pub mod generate;
 
 use std::collections::BTreeMap;
 

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod, PodSpec, Service, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use stillmesh_k8s::gateway::Gateway;
+use stillmesh_k8s::gateway::generate::{self, Generated};
 use stillmesh_k8s::{Finding, Kind, Object, ObjectKey, Placed, Position, Severity};
 
 use super::ipam::ServicePool;
@@ -12,6 +14,7 @@ use super::pods::plan::{self, Origin, PodPlan, Remark};
 use super::services;
 use super::state::Objects;
 use super::system;
+use super::waypoints;
 
 /// A Deployment with the plan of its pods.
 #[derive(Clone, Debug)]
@@ -31,6 +34,8 @@ pub struct Admitted {
     pub pods: BTreeMap<ObjectKey, (Pod, PodPlan)>,
     /// Deployments to run.
     pub deployments: BTreeMap<ObjectKey, Template>,
+    /// Namespaces and accounts of waypoints.
+    pub waypoints: Vec<(String, String)>,
     /// The written objects that these are: the newest admissible version of each.
     pub good: BTreeMap<ObjectKey, Placed>,
     /// What is to be said.
@@ -56,6 +61,9 @@ pub fn admit(
     for service in system::services()? {
         all.service(service, None, pool, ipv6);
     }
+    for class in waypoints::classes().filter(|class| !written.contains_key(&class.key())) {
+        all.insert(class);
+    }
     let of = |namespaces: bool| written.iter().filter(move |(key, _)| (key.kind == Kind::Namespace) == namespaces);
     for (key, placed) in of(true).chain(of(false)) {
         if key.kind.namespaced() {
@@ -67,7 +75,8 @@ pub fn admit(
                 continue;
             }
         }
-        if all.objects.contains_key(key) && key.kind != Kind::Namespace || system::is_pod(key, nodes) {
+        let made = key.kind != Kind::Namespace && key.kind != Kind::GatewayClass;
+        if all.objects.contains_key(key) && made || system::is_pod(key, nodes) {
             all.say(placed, Severity::Error, "metadata.name", "the mesh itself has an object of this name".into(), "");
             continue;
         }
@@ -82,6 +91,7 @@ pub fn admit(
             all.findings.truncate(said);
         }
     }
+    all.run_waypoints(pool, ipv6);
     // Services that are gone give their addresses back.
     for key in pool.taken_by() {
         let (namespace, name) = key.split_once('/').unwrap_or_default();
@@ -199,6 +209,68 @@ impl Admitted {
         }
         self.insert(service.into());
         true
+    }
+
+    /// Whether this Gateway is a waypoint that runs here.
+    pub fn runs_waypoint(&self, gateway: &Gateway) -> bool {
+        let namespace = gateway.metadata.namespace.as_deref().unwrap_or_default();
+        let account = generate::account_name(gateway);
+        self.waypoints.iter().any(|one| one.0 == namespace && one.1 == account)
+    }
+
+    /// What runs the waypoints among the Gateways.
+    fn run_waypoints(&mut self, pool: &mut ServicePool, ipv6: bool) {
+        let gateways = self.objects.values().filter_map(|object| match object {
+            Object::Gateway(gateway) => Some(Arc::clone(gateway)),
+            _ => None,
+        });
+        let gateways: Vec<_> = gateways.collect();
+        for gateway in gateways {
+            let class = ObjectKey::new(Kind::GatewayClass, "", &gateway.spec.gateway_class_name);
+            let class = match self.objects.get(&class) {
+                Some(Object::GatewayClass(class)) => Some(Arc::clone(class)),
+                _ => None,
+            };
+            let Some(made) = waypoints::objects(&gateway, class.as_deref(), ipv6) else { continue };
+            let placed = self.good.get(&Object::Gateway(Arc::clone(&gateway)).key()).cloned();
+            let refusal = made.and_then(|made| self.run_waypoint(&gateway, made, pool, ipv6)).err();
+            if let (Some(message), Some(placed)) = (refusal, placed) {
+                self.say(&placed, Severity::Error, "metadata.name", message, "give the Gateway another name");
+            }
+        }
+    }
+
+    fn run_waypoint(
+        &mut self,
+        gateway: &Gateway,
+        made: Generated,
+        pool: &mut ServicePool,
+        ipv6: bool,
+    ) -> Result<(), String> {
+        for kind in [Kind::Service, Kind::Deployment] {
+            let key = waypoints::key_of(kind, gateway);
+            if self.objects.contains_key(&key) {
+                return Err(format!("{key} is written already, and the waypoint needs one of this name"));
+            }
+        }
+        let template = &made.deployment.spec.template;
+        let pod = Pod { metadata: made.deployment.metadata.clone(), spec: template.spec.clone(), status: None };
+        let plan = plan::plan(&pod, "spec.template.spec", Origin::System).map_err(|remarks| format!("{remarks:?}"))?;
+        if !self.service(made.service, None, pool, ipv6) {
+            return Err("there is no address for its Service".to_owned());
+        }
+        if let Some(account) = made.account.map(Object::from)
+            && !self.objects.contains_key(&account.key())
+        {
+            self.insert(account);
+        }
+        let namespace = made.deployment.metadata.namespace.clone().unwrap_or_default();
+        self.waypoints.push((namespace, plan.service_account.clone()));
+        let deployment = Arc::new(made.deployment);
+        let object = Object::Deployment(Arc::clone(&deployment));
+        self.deployments.insert(object.key(), Template { deployment, plan });
+        self.insert(object);
+        Ok(())
     }
 
     /// Every namespace has its account `default`; one that pods name and nobody wrote is made as well.

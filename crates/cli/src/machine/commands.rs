@@ -77,6 +77,7 @@ pub(crate) async fn get(args: &Get) -> anyhow::Result<ExitCode> {
         Shown::Pods => (&["Pod"], true),
         Shown::Services => (&["Service"], true),
         Shown::Policies => (&["AuthorizationPolicy", "PeerAuthentication"], true),
+        Shown::Gateways => (&["Gateway"], true),
         Shown::Deployments => (&["Deployment"], true),
         Shown::EndpointSlices => (&["EndpointSlice"], true),
         Shown::Nodes => (&["Node"], false),
@@ -117,6 +118,7 @@ fn table(kind: Shown, items: &[Value], namespaces: bool, wide: bool) -> String {
         Shown::Pods => (vec!["NAME", "READY", "STATUS", "RESTARTS", "MESH", "IP", "NODE"], pod_row),
         Shown::Services => (vec!["NAME", "CLUSTER-IP", "PORTS", "SELECTOR"], service_row),
         Shown::Policies => (vec!["NAME", "KIND", "EFFECT", "SELECTS", "ACCEPTED"], policy_row),
+        Shown::Gateways => (vec!["NAME", "CLASS", "TRAFFIC", "ADDRESS", "PROGRAMMED"], gateway_row),
         Shown::Deployments => (vec!["NAME", "READY", "UP-TO-DATE"], deployment_row),
         Shown::EndpointSlices => (vec!["NAME", "SERVICE", "PORTS", "ENDPOINTS"], slice_row),
         Shown::Nodes => (vec!["NAME", "ADDRESSES"], node_row),
@@ -240,6 +242,20 @@ fn policy_row(policy: &Value, _: bool) -> Vec<String> {
     });
     let selects = if selector.is_empty() { "all of its namespace".to_owned() } else { selector.join(",") };
     vec![name(policy), text(&policy["kind"]), effect, selects, accepted]
+}
+
+fn gateway_row(gateway: &Value, _: bool) -> Vec<String> {
+    let status = &gateway["status"];
+    let programmed = list(&status["conditions"]).find(|one| one["type"] == "Programmed");
+    let ip = list(&status["addresses"]).find(|one| one["type"] == "IPAddress");
+    let traffic = text(&gateway["metadata"]["labels"]["istio.io/waypoint-for"]);
+    vec![
+        name(gateway),
+        text(&gateway["spec"]["gatewayClassName"]),
+        if traffic.is_empty() { "service".to_owned() } else { traffic },
+        ip.map(|one| text(&one["value"])).unwrap_or_default(),
+        programmed.map(|one| text(&one["status"])).unwrap_or_default(),
+    ]
 }
 
 fn deployment_row(deployment: &Value, _: bool) -> Vec<String> {

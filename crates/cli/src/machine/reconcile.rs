@@ -13,6 +13,8 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use serde_json::{Value, json};
+use stillmesh_k8s::gateway::{Gateway, GatewayClass, class, condition};
+use stillmesh_k8s::translate::Mesh;
 use stillmesh_k8s::{Finding, Kind, Object, ObjectKey, Placed, Severity};
 use stillmesh_objects::{Change, Update};
 
@@ -27,6 +29,7 @@ use super::report::Reporter;
 use super::services::{self, Backend, SERVICE_NAME};
 use super::state::Machine;
 use super::system;
+use super::waypoints::{self, Tokens};
 
 /// Annotation with the place where an object was written; the controller names it in what it has to say.
 const SOURCE: &str = "stillmesh.io/source";
@@ -52,6 +55,10 @@ pub struct Reconciler {
     /// What keeps objects from running.
     troubles: BTreeSet<String>,
     conditions: BTreeMap<ObjectKey, Value>,
+    /// What statuses of Gateways and their classes say.
+    gateways: BTreeMap<ObjectKey, Object>,
+    /// By which waypoints are known.
+    tokens: Tokens,
     born: BTreeMap<ObjectKey, Birth>,
     made: u64,
 }
@@ -136,6 +143,8 @@ impl Reconciler {
             routed: Vec::new(),
             troubles: BTreeSet::new(),
             conditions: BTreeMap::new(),
+            gateways: BTreeMap::new(),
+            tokens: Tokens::default(),
             born: BTreeMap::new(),
             made: 0,
         })
@@ -247,6 +256,8 @@ impl Reconciler {
         let ipv6 = machine.nodes.iter().all(|node| node.ipv6);
         let mut admitted = admit(&self.written, &self.good, &mut self.addresses, &nodes, ipv6)?;
         self.good = std::mem::take(&mut admitted.good);
+        let needed = self.tokens.keep(&admitted.waypoints)?;
+        admitted.objects.extend(needed.into_iter().map(|object| (object.key(), object)));
         self.admitted(&admitted);
         self.troubles.clear();
         self.forget_gone();
@@ -504,6 +515,7 @@ impl Reconciler {
         let known = |key: &ObjectKey| objects.contains_key(key) || self.written.contains_key(key);
         self.born.retain(|key, _| known(key));
         self.conditions.retain(|key, _| known(key));
+        self.gateways.retain(|key, _| known(key));
         Ok(objects)
     }
 
@@ -518,7 +530,7 @@ impl Reconciler {
         content.to_string().hash(&mut hasher);
         let birth = self.birth(key, hasher.finish());
         let (uid, at, generation) = (birth.uid.clone(), birth.at.clone(), birth.generation);
-        let mut object = self.with_status(key, object, admitted);
+        let mut object = object;
         let metadata = object.metadata_mut();
         metadata.uid = Some(uid);
         metadata.creation_timestamp = Some(at);
@@ -527,7 +539,47 @@ impl Reconciler {
             let place = format!("{}:{}:{}", placed.at.file, placed.at.line, placed.at.column);
             metadata.annotations.get_or_insert_default().insert(SOURCE.to_owned(), place);
         }
-        Ok(object)
+        Ok(match object {
+            Object::Gateway(gateway) => self.with_gateway_status(key, gateway, admitted),
+            Object::GatewayClass(class) => self.with_class_status(key, class),
+            other => self.with_status(key, other, admitted),
+        })
+    }
+
+    /// A Gateway with its status; what was said of it before keeps its times.
+    fn with_gateway_status(&mut self, key: &ObjectKey, mut gateway: Arc<Gateway>, admitted: &Admitted) -> Object {
+        let deployment = waypoints::key_of(Kind::Deployment, &gateway);
+        if admitted.deployments.contains_key(&deployment) && admitted.runs_waypoint(&gateway) {
+            let of = |entry: &&Entry| {
+                entry.ending.is_none() && entry.owner.as_ref().is_some_and(|owner| owner.deployment == deployment)
+            };
+            let ready = self.pods.values().filter(of).filter(|one| one.handle.status.lock().ready.0).count();
+            let service = admitted.objects.get(&waypoints::key_of(Kind::Service, &gateway));
+            let progress = waypoints::progress(service, ready);
+            let gateway = Arc::make_mut(&mut gateway);
+            if let Some(Object::Gateway(before)) = self.gateways.get(key) {
+                gateway.status.clone_from(&before.status);
+            }
+            if let Some(status) = condition::gateway_status(gateway, &progress, &Mesh::default(), &rfc3339()) {
+                gateway.status = Some(status);
+            }
+        }
+        self.gateways.insert(key.clone(), Object::Gateway(Arc::clone(&gateway)));
+        Object::Gateway(gateway)
+    }
+
+    fn with_class_status(&mut self, key: &ObjectKey, mut class: Arc<GatewayClass>) -> Object {
+        if class::is_waypoint(&key.name, Some(&class)) {
+            let class = Arc::make_mut(&mut class);
+            if let Some(Object::GatewayClass(before)) = self.gateways.get(key) {
+                class.status.clone_from(&before.status);
+            }
+            if let Some(status) = condition::class_status(class, &rfc3339()) {
+                class.status = Some(status);
+            }
+        }
+        self.gateways.insert(key.clone(), Object::GatewayClass(Arc::clone(&class)));
+        Object::GatewayClass(class)
     }
 
     fn with_status(&self, key: &ObjectKey, object: Object, admitted: &Admitted) -> Object {
@@ -543,6 +595,13 @@ impl Reconciler {
             Object::PeerAuthentication(mut policy) => {
                 Arc::make_mut(&mut policy).status = conditions();
                 Object::PeerAuthentication(policy)
+            }
+            Object::Service(mut service) => {
+                let conditions = self.conditions.get(key).and_then(|all| serde_json::from_value(all.clone()).ok());
+                if let Some(conditions) = conditions {
+                    Arc::make_mut(&mut service).status.get_or_insert_default().conditions = Some(conditions);
+                }
+                Object::Service(service)
             }
             Object::Deployment(mut deployment) if admitted.deployments.contains_key(key) => {
                 let of = |entry: &&Entry| {
@@ -688,6 +747,12 @@ impl Reconciler {
 /// What a pod was made from: everything but what may be edited in place.
 fn template(pod: &Pod) -> Value {
     serde_json::to_value(&pod.spec).unwrap_or_default()
+}
+
+/// Now, as conditions say it.
+fn rfc3339() -> String {
+    let now = jiff::Timestamp::now();
+    now.round(jiff::Unit::Second).unwrap_or(now).to_string()
 }
 
 fn new_uid() -> String {

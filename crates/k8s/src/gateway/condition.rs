@@ -1,0 +1,124 @@
+//! What is said about Gateways and their classes (contract 7.6).
+
+use std::net::IpAddr;
+
+use super::binding::service_name;
+use super::{Address, Gateway, GatewayClass, GatewayClassStatus, GatewayStatus, HBONE, Listener, ListenerStatus};
+use crate::istio::StatusCondition;
+use crate::object::DEFAULT_NAMESPACE;
+use crate::status::{Condition, merged};
+use crate::translate::{Mesh, service_key};
+
+/// How far a Gateway's objects are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Addresses of its Service.
+    pub addresses: Vec<IpAddr>,
+    /// Pods that take traffic.
+    pub ready: u32,
+    /// Why the objects cannot be made.
+    pub problem: Option<String>,
+}
+
+/// The status that a class of ours should have; `None` where it has it. `now` is RFC 3339.
+pub fn class_status(class: &GatewayClass, now: &str) -> Option<GatewayClassStatus> {
+    let before = class.status.clone().unwrap_or_default();
+    let message = "Handled by Stillmesh's controller".to_owned();
+    let accepted = condition("Accepted", "True", "Accepted", message);
+    let conditions = merged(&before.conditions, &accepted, class.metadata.generation, now)?;
+    Some(GatewayClassStatus { conditions, ..before })
+}
+
+/// The status that a Gateway of ours should have; `None` where it has it. `now` is RFC 3339.
+pub fn gateway_status(gateway: &Gateway, progress: &Progress, mesh: &Mesh, now: &str) -> Option<GatewayStatus> {
+    let before = gateway.status.clone().unwrap_or_default();
+    let generation = gateway.metadata.generation;
+    let hostname = hostname(gateway, mesh);
+    let accepted = accepted(gateway);
+    let programmed = programmed(gateway, progress, &hostname);
+    let said = [accepted, programmed];
+    let conditions = all(&before.conditions, &said, generation, now);
+    let listeners = gateway.spec.listeners.iter().map(|listener| {
+        let before = before.listeners.iter().find(|one| one.name == listener.name).cloned().unwrap_or_default();
+        let conditions = all(&before.conditions, &of_listener(listener), generation, now);
+        ListenerStatus { name: listener.name.clone(), conditions, ..before }
+    });
+    let listeners = listeners.collect();
+    let after = GatewayStatus { addresses: addresses(progress, hostname), conditions, listeners };
+    (after != before).then_some(after)
+}
+
+fn condition(type_: &'static str, status: &'static str, reason: &'static str, message: String) -> Condition {
+    Condition { type_, status, reason, message }
+}
+
+/// Conditions with several in them.
+fn all(before: &[StatusCondition], said: &[Condition], generation: Option<i64>, now: &str) -> Vec<StatusCondition> {
+    let step = |all: Vec<StatusCondition>, one: &Condition| merged(&all, one, generation, now).unwrap_or(all);
+    said.iter().fold(before.to_vec(), step)
+}
+
+/// What others reach a waypoint by.
+pub fn hostname(gateway: &Gateway, mesh: &Mesh) -> String {
+    let namespace = gateway.metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
+    service_key(namespace, service_name(gateway), mesh).hostname.to_string()
+}
+
+fn addresses(progress: &Progress, hostname: String) -> Vec<Address> {
+    if progress.addresses.is_empty() {
+        return Vec::new();
+    }
+    let ips = progress.addresses.iter().map(|ip| Address { type_: "IPAddress".to_owned(), value: ip.to_string() });
+    [Address { type_: "Hostname".to_owned(), value: hostname }].into_iter().chain(ips).collect()
+}
+
+fn accepted(gateway: &Gateway) -> Condition {
+    let (status, reason, message) = if gateway.tunnel_listener().is_none() {
+        let message = "a waypoint needs a listener with protocol HBONE at port 15008".to_owned();
+        ("False", "ListenersNotValid", message)
+    } else if !gateway.spec.addresses.is_empty() {
+        ("False", "UnsupportedAddress", "spec.addresses: a waypoint has the addresses of its Service".to_owned())
+    } else {
+        let overlay = gateway.spec.infrastructure.as_ref().and_then(|one| one.parameters_ref.as_ref());
+        let but = overlay.map_or("", |_| "; spec.infrastructure.parametersRef is not supported: without effect");
+        ("True", "Accepted", format!("Resource accepted{but}"))
+    };
+    condition("Accepted", status, reason, message)
+}
+
+fn programmed(gateway: &Gateway, progress: &Progress, hostname: &str) -> Condition {
+    let (status, reason, message) = match progress {
+        Progress { problem: Some(problem), .. } => ("False", "Invalid", format!("it cannot be run: {problem}")),
+        _ if accepted(gateway).status == "False" => ("False", "Invalid", "it is not accepted".to_owned()),
+        Progress { addresses, .. } if addresses.is_empty() => {
+            ("False", "AddressNotAssigned", "its Service has no address yet".to_owned())
+        }
+        Progress { ready: 0, .. } => ("False", "Pending", "none of its pods is ready".to_owned()),
+        Progress { .. } => {
+            let port = super::HBONE_PORT;
+            ("True", "Programmed", format!("Resource programmed, assigned to service(s) {hostname}:{port}"))
+        }
+    };
+    condition("Programmed", status, reason, message)
+}
+
+fn of_listener(listener: &Listener) -> [Condition; 4] {
+    let fits = listener.protocol == HBONE;
+    let (accepted, programmed) = if fits {
+        (
+            condition("Accepted", "True", "Accepted", "No errors found".to_owned()),
+            condition("Programmed", "True", "Programmed", "No errors found".to_owned()),
+        )
+    } else {
+        let message = format!("a waypoint does not listen for {}", listener.protocol);
+        (
+            condition("Accepted", "False", "UnsupportedProtocol", message.clone()),
+            condition("Programmed", "False", "Invalid", message),
+        )
+    };
+    let conflicted = condition("Conflicted", "False", "NoConflicts", "No errors found".to_owned());
+    [accepted, conflicted, programmed, condition("ResolvedRefs", "True", "ResolvedRefs", "No errors found".to_owned())]
+}
+
+#[cfg(test)]
+mod tests;
