@@ -91,6 +91,10 @@ pub struct Limits {
     pub detection: Duration,
     /// How long a client's HTTP/1.1 connection may be idle.
     pub idle: Duration,
+    /// How long an idle HTTP/1.1 connection is left to its client once a drain has begun, at most half of the time that is
+    /// left. HTTP/1.1 has no way to say that it ends but in an answer: closed at once, it would break the request that is
+    /// on its way.
+    pub quiet: Duration,
     /// How long a connection to an endpoint may be idle.
     pub upstream_idle: Duration,
     /// From then on a connection to an endpoint takes no new requests.
@@ -177,6 +181,7 @@ fn limits(env: &mut Reader) -> Limits {
         own_workload: Duration::from_secs(5),
         detection: env.duration("PROTOCOL_DETECTION_TIMEOUT", Duration::from_millis(100)),
         idle: env.duration("IDLE_TIMEOUT", Duration::from_secs(300)),
+        quiet: env.duration("DRAIN_QUIET_PERIOD", Duration::from_secs(5)),
         upstream_idle: env.duration("UPSTREAM_IDLE_TIMEOUT", Duration::from_secs(60)),
         upstream_age: Duration::from_secs(600),
         head_bytes: within(env, "MAX_HEADER_BYTES", 64 << 10, 8 << 10, 1 << 20),

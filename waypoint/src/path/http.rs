@@ -54,7 +54,7 @@ pub async fn serve(downstream: Arc<Downstream>, stream: Rewound<Stream>, version
             );
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,
-                () = quiet(watch) => {
+                () = quiet(watch, limits.quiet) => {
                     connection.as_mut().graceful_shutdown();
                     connection.as_mut().await
                 }
@@ -91,13 +91,10 @@ pub async fn serve(downstream: Arc<Downstream>, stream: Rewound<Stream>, version
     }
 }
 
-/// How long an idle HTTP/1.1 connection is left to its client once a drain has begun. HTTP/1.1 has no way to say that it
-/// ends but in an answer: closed at once, it would break the request that is on its way.
-const QUIET: Duration = Duration::from_secs(5);
-
-async fn quiet(watch: &Watch) {
+/// Waits until idle HTTP/1.1 connections are to be closed.
+async fn quiet(watch: &Watch, period: Duration) {
     let signal = watch.signaled().await;
-    sleep(QUIET.min(signal.left() / 2)).await;
+    sleep(period.min(signal.left() / 2)).await;
 }
 
 /// What is done with a request.

@@ -40,21 +40,28 @@ pub struct NodeInfo {
 impl NodeInfo {
     /// The node of a ztunnel.
     pub fn ztunnel(pod: &str, namespace: &str, node: &str, ip: Option<IpAddr>, domain: &str) -> Self {
-        Self::of("ztunnel", pod, namespace, node, ip, domain)
+        Self::of("ztunnel", &ResourceType::NODE, (pod, namespace), node, ip, domain)
     }
 
-    /// The node of a waypoint.
+    /// The node of a waypoint, which is told of routes too.
     pub fn waypoint(pod: &str, namespace: &str, node: &str, ip: Option<IpAddr>, domain: &str) -> Self {
-        Self::of("waypoint", pod, namespace, node, ip, domain)
+        Self::of("waypoint", &ResourceType::ALL, (pod, namespace), node, ip, domain)
     }
 
-    fn of(kind: &str, pod: &str, namespace: &str, node: &str, ip: Option<IpAddr>, domain: &str) -> Self {
+    fn of(
+        kind: &str,
+        kinds: &'static [ResourceType],
+        (pod, namespace): (&str, &str),
+        node: &str,
+        ip: Option<IpAddr>,
+        domain: &str,
+    ) -> Self {
         let ip = ip.map_or_else(|| "1.1.1.1".to_owned(), |ip| ip.to_string());
         let metadata = [("NAME", pod), ("NAMESPACE", namespace), ("INSTANCE_IPS", &ip), ("NODE_NAME", node)];
         Self {
             id: format!("{kind}~{ip}~{pod}.{namespace}~{namespace}.svc.{domain}"),
             metadata: metadata.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
-            kinds: &ResourceType::NODE,
+            kinds,
         }
     }
 

@@ -295,3 +295,13 @@ async fn a_control_plane_that_opens_a_stream_and_says_nothing_is_given_up() {
     let ended = client.exchange(channel, &mut sink).await.unwrap_err();
     assert!(matches!(ended, StreamError::Slow { what: "answer", .. }), "{ended}");
 }
+
+#[test]
+fn a_waypoint_says_what_it_is_and_asks_for_routes_too() {
+    let info = NodeInfo::waypoint("w-1", "shop", "node-1", Some([10, 0, 0, 9].into()), "cluster.local");
+    assert_eq!(info.id, "waypoint~10.0.0.9~w-1.shop~shop.svc.cluster.local");
+    assert!(info.kinds.contains(&ResourceType::Route));
+    let tunnel = NodeInfo::ztunnel("z", "istio-system", "node-1", None, "cluster.local");
+    assert_eq!(tunnel.id, "ztunnel~1.1.1.1~z.istio-system~istio-system.svc.cluster.local");
+    assert!(!tunnel.kinds.contains(&ResourceType::Route));
+}
