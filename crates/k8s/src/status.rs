@@ -23,6 +23,26 @@ impl Condition {
     pub(crate) fn ztunnel_accepted(status: &'static str, reason: &'static str, message: String) -> Self {
         Self { type_: "ZtunnelAccepted", status, reason, message }
     }
+
+    /// A parent takes a route.
+    pub(crate) fn accepted(reason: &'static str, message: String) -> Self {
+        Self { type_: "Accepted", status: "True", reason, message }
+    }
+
+    /// A parent does not take a route.
+    pub(crate) fn not_accepted(reason: &'static str, message: String) -> Self {
+        Self { type_: "Accepted", status: "False", reason, message }
+    }
+
+    /// All that a route refers to is there.
+    pub(crate) fn resolved(message: String) -> Self {
+        Self { type_: "ResolvedRefs", status: "True", reason: "ResolvedRefs", message }
+    }
+
+    /// Something that a route refers to is not there, or not for it.
+    pub(crate) fn unresolved(reason: &'static str, message: String) -> Self {
+        Self { type_: "ResolvedRefs", status: "False", reason, message }
+    }
 }
 
 /// The conditions of an object with this one in them: `lastTransitionTime` moves only with the status, conditions of

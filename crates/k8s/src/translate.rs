@@ -6,12 +6,14 @@
 
 mod authorization;
 mod endpoints;
+mod http_route;
 mod peer_authentication;
 mod service;
 mod workload;
 
 pub use authorization::{Authorization, authorization};
 pub use endpoints::{SliceEndpoints, endpoint_ports, pod_serves, slice_endpoints, slice_ports, slice_service};
+pub use http_route::{References, Routed, http_route};
 pub use peer_authentication::{
     Level, attached_policy, level, oldest, parent_is_strict, port_policy, port_policy_key, static_strict_key,
     static_strict_policy,
