@@ -17,6 +17,7 @@ use stillmesh_runtime::tasks::Tasks;
 use stillmesh_runtime::telemetry;
 use stillmesh_runtime::telemetry::metrics::Metrics as Registered;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::record::Metrics;
@@ -129,13 +130,13 @@ pub async fn serve(config: Config, listeners: Listeners, watch: Watch) -> anyhow
     tasks.spawn("admin", admin::server(waypoint.clone()).serve(admin, servers.clone()));
     tasks.spawn("metrics", admin::metrics_server(waypoint.clone(), registered).serve(stats, servers.clone()));
     tasks.spawn("readiness", readiness::server(readiness.clone()).serve(ready, servers));
-    tasks.spawn("idle", waypoint.connections.clone().tidy());
+    tasks.spawn("idle", until_cancelled(tasks.token(), waypoint.connections.clone().tidy()));
     tasks.spawn("readiness of certificate", {
         let (waypoint, readiness) = (waypoint.clone(), readiness.clone());
-        async move {
+        until_cancelled(tasks.token(), async move {
             while waypoint.secrets.leaf(&waypoint.config.identity).await.is_err() {}
             readiness.done(CERTIFICATE);
-        }
+        })
     });
 
     let mut ready = status;
@@ -160,6 +161,13 @@ pub async fn serve(config: Config, listeners: Listeners, watch: Watch) -> anyhow
     tasks.shutdown(Duration::from_secs(1)).await;
     tracing::info!("drained");
     Ok(())
+}
+
+async fn until_cancelled(cancel: CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => {}
+        () = cancel.cancelled() => {}
+    }
 }
 
 fn secrets(config: &Config, tasks: &Tasks) -> Secrets {
