@@ -321,6 +321,8 @@ fn container_values<'a>(
                 ("NETWORK", own("network")),
                 ("ROOT_NAMESPACE", own("rootNamespace")),
                 ("TRUST_DOMAIN", own("trustDomain")),
+                ("WAYPOINT_IMAGE", Some(text(&container["image"]).to_owned())),
+                ("WAYPOINT_PULL_POLICY", own("image.pullPolicy")),
             ]);
         }
         Group::Agent => env.extend([
