@@ -22,6 +22,8 @@ use crate::report::Report;
 
 /// How long anything may take before it counts as broken.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Pods that are replaced at a time under churn. More only wait for the API server, and the measured change behind them.
+const REPLACED_AT_ONCE: usize = 8;
 /// Memory and its targets are in MB.
 const MB: f64 = 1e6;
 
@@ -247,7 +249,7 @@ impl Churn {
                 Some((number, (number + 1, ticks)))
             });
             jobs.map(Ok)
-                .try_for_each_concurrent(64, |number| {
+                .try_for_each_concurrent(REPLACED_AT_ONCE, |number| {
                     let (crowd, counter) = (crowd.clone(), Arc::clone(&counter));
                     async move {
                         let (pod, life) = (number % pods, number / pods);
