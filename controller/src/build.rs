@@ -7,6 +7,7 @@
 mod findings;
 mod join;
 mod labelled;
+mod routes;
 mod running;
 mod waypoints;
 mod world;
@@ -90,6 +91,7 @@ struct Dirty {
     slices: BTreeSet<Name>,
     policies: BTreeSet<Name>,
     peers: BTreeSet<Name>,
+    routes: BTreeSet<Name>,
     mesh: bool,
 }
 
@@ -263,6 +265,14 @@ impl Builder {
                 let named = Named { namespace: key.namespace.clone(), name: key.name.clone() };
                 self.take_gateway(&named, content!(Gateway));
             }
+            Kind::HttpRoute => {
+                self.world.routes.replace(&name, content!(HttpRoute));
+                self.dirty.routes.insert(name);
+            }
+            Kind::ReferenceGrant => {
+                let concerned = self.world.routes.replace_grant(&name, content!(ReferenceGrant));
+                self.dirty.routes.extend(concerned);
+            }
             Kind::ConfigMap | Kind::ServiceAccount | Kind::Secret | Kind::Deployment => {}
         }
     }
@@ -298,6 +308,7 @@ impl Builder {
             self.dirty.slices.insert(slice.clone());
             self.dirty.pods.extend(self.world.slices.get(slice).into_iter().flat_map(|one| ends(slice, one).1));
         }
+        self.dirty.routes.extend(self.world.routes.naming(&name).cloned());
         self.dirty.services.insert(name);
     }
 
@@ -358,7 +369,8 @@ impl Builder {
         let policies = self.policies.values().map(|one| Change::Policy(Arc::clone(one)));
         let services = self.services.values().map(|one| Change::Service(Arc::clone(one)));
         let workloads = self.workloads.values().chain(slices).map(|one| Change::Workload(Arc::clone(one)));
-        policies.chain(services).chain(workloads)
+        let routes = self.world.routes.published().map(|one| Change::Route(Arc::clone(one)));
+        policies.chain(services).chain(workloads).chain(routes)
     }
 }
 

@@ -38,6 +38,8 @@ pub(crate) fn watches(root_namespace: &str) -> Vec<Watch> {
         Kind::PeerAuthentication,
         Kind::GatewayClass,
         Kind::Gateway,
+        Kind::HttpRoute,
+        Kind::ReferenceGrant,
     ];
     let mesh = Watch::named(Kind::ConfigMap, root_namespace, mesh_config::CONFIG_MAP);
     kinds.into_iter().map(Watch::all).chain([mesh]).collect()

@@ -262,6 +262,8 @@ impl Metrics {
             | Kind::PeerAuthentication
             | Kind::ConfigMap
             | Kind::Gateway
+            | Kind::HttpRoute
+            | Kind::ReferenceGrant
             | Kind::GatewayClass => &self.events,
             _ => &self.registry_events,
         };

@@ -39,6 +39,9 @@ impl Builder {
         for name in &dirty.pods {
             self.build_pod(name, &mut strict, &mut set, &mut ended);
         }
+        for name in &dirty.routes {
+            self.world.routes.build(name, &self.world.services, &self.mesh, &mut set, &mut ended);
+        }
         // Nobody is left without a policy or a service that something still names.
         let changes = set.into_iter().chain(ended).chain(gone).chain(removed).collect();
         Built { changes, verdicts }
@@ -72,6 +75,7 @@ impl Builder {
             self.dirty.slices.extend(self.world.slices.all().map(|(name, _)| name));
             self.dirty.policies.extend(self.world.policies.all().map(|(name, _)| name));
             self.dirty.peers.extend(self.world.peers.all().map(|(name, _)| name));
+            self.dirty.routes.extend(self.world.routes.written.all().map(|(name, _)| name));
         }
     }
 

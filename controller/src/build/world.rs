@@ -12,6 +12,7 @@ use stillmesh_k8s::labels::{self, Labels};
 use stillmesh_k8s::translate;
 
 use super::labelled::{Asking, Having};
+use super::routes::Routes;
 use super::waypoints::{Asker, Waypoints};
 
 /// Namespace and name.
@@ -82,6 +83,7 @@ pub(super) struct World {
     pub peers: Grouped<PeerAuthentication>,
     pub classes: HashMap<Str, Arc<GatewayClass>>,
     pub waypoints: Waypoints,
+    pub routes: Routes,
     pods_having: Having,
     services_asking: Asking,
     policies_asking: Asking,

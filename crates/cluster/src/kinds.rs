@@ -12,6 +12,7 @@ use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
+use stillmesh_k8s::gateway::http_route::{HttpRoute, ReferenceGrant};
 use stillmesh_k8s::gateway::{Gateway, GatewayClass};
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication};
 use stillmesh_k8s::{Kind, Position, Unusable, parse};
@@ -98,5 +99,7 @@ pub(crate) fn spawn(
         Kind::PeerAuthentication => checked!(PeerAuthentication),
         Kind::GatewayClass => checked!(GatewayClass),
         Kind::Gateway => checked!(Gateway),
+        Kind::HttpRoute => checked!(HttpRoute),
+        Kind::ReferenceGrant => checked!(ReferenceGrant),
     }
 }

@@ -21,6 +21,7 @@ use serde::de::DeserializeOwned;
 use serde_saphyr::options::DuplicateKeyPolicy;
 
 use crate::finding::{Finding, Position, Severity};
+use crate::gateway::http_route::{HttpRoute, ReferenceGrant};
 use crate::gateway::{Gateway, GatewayClass};
 use crate::istio::{AuthorizationPolicy, PeerAuthentication};
 use crate::object::{DEFAULT_NAMESPACE, Kind, Object, ObjectKey, Placed};
@@ -240,6 +241,8 @@ fn typed(kind: Kind, root: &Node) -> Result<(Object, Vec<Unknown>), Mismatch> {
         Kind::PeerAuthentication => read::<PeerAuthentication>(root),
         Kind::GatewayClass => read::<GatewayClass>(root),
         Kind::Gateway => read::<Gateway>(root),
+        Kind::HttpRoute => read::<HttpRoute>(root),
+        Kind::ReferenceGrant => read::<ReferenceGrant>(root),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The Gateway API's `HTTPRoute`, `gateway.networking.k8s.io/v1`.
+//! The Gateway API's `HTTPRoute`, `gateway.networking.k8s.io/v1` (and `v1beta1`, which is the same), and `ReferenceGrant`.
 
 use kube::CustomResource;
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,7 @@ use crate::istio::StatusCondition;
     group = "gateway.networking.k8s.io",
     version = "v1",
     kind = "HTTPRoute",
+    root = "HttpRoute",
     plural = "httproutes",
     doc = "Rules for HTTP requests.",
     schema = "disabled",
@@ -21,7 +22,7 @@ use crate::istio::StatusCondition;
     derive = "Default"
 )]
 #[serde(rename_all = "camelCase", default)]
-pub struct HTTPRouteSpec {
+pub struct HttpRouteSpec {
     /// What it is attached to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub parent_refs: Vec<ParentRef>,
@@ -371,3 +372,63 @@ pub struct RouteParentStatus {
     /// What.
     pub conditions: Vec<StatusCondition>,
 }
+
+/// Lets objects of other namespaces refer to objects of its own.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[kube(
+    group = "gateway.networking.k8s.io",
+    version = "v1beta1",
+    kind = "ReferenceGrant",
+    plural = "referencegrants",
+    doc = "Lets objects of other namespaces refer to objects of its own.",
+    schema = "disabled",
+    namespaced,
+    derive = "PartialEq",
+    derive = "Default"
+)]
+#[serde(default)]
+pub struct ReferenceGrantSpec {
+    /// Who may refer.
+    pub from: Vec<GrantFrom>,
+    /// To what.
+    pub to: Vec<GrantTo>,
+}
+
+/// Who may refer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct GrantFrom {
+    /// API group.
+    pub group: String,
+    /// Kind.
+    pub kind: String,
+    /// Namespace.
+    pub namespace: String,
+}
+
+/// What may be referred to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct GrantTo {
+    /// API group.
+    pub group: String,
+    /// Kind.
+    pub kind: String,
+    /// Only the one of this name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+impl ReferenceGrant {
+    /// Whether HTTPRoutes of a namespace may refer to this Service of the grant's own.
+    pub fn covers_http_routes(&self, from: &str, service: &str) -> bool {
+        let may = |one: &GrantFrom| one.group == GROUP && one.kind == "HTTPRoute" && one.namespace == from;
+        let to = |one: &GrantTo| {
+            one.group.is_empty() && one.kind == "Service" && one.name.as_deref().is_none_or(|name| name == service)
+        };
+        self.spec.from.iter().any(may) && self.spec.to.iter().any(to)
+    }
+}
+
+/// The Gateway API's group.
+const GROUP: &str = "gateway.networking.k8s.io";

@@ -55,6 +55,42 @@ pub(super) fn gateway_class(root: &Node, flaws: &mut Flaws) {
     waypoint_for(root, flaws);
 }
 
+pub(super) fn http_route(root: &Node, flaws: &mut Flaws) {
+    let path = "spec.rules[].matches[].path.type";
+    one_of(root, path, &["Exact", "PathPrefix", "RegularExpression"], flaws);
+    for path in ["spec.rules[].matches[].headers[].type", "spec.rules[].matches[].queryParams[].type"] {
+        one_of(root, path, &["Exact", "RegularExpression"], flaws);
+    }
+    ports(root, "spec.parentRefs[].port", Least::One, flaws);
+    ports(root, "spec.rules[].backendRefs[].port", Least::One, flaws);
+    each(root, "spec.rules[].matches[].path.value", &mut |node, path| {
+        if let Some(text) = node.text().filter(|text| !text.starts_with('/')) {
+            let message = format!("{text:?} is not a path");
+            flaws.add("MAN005", node.at, path, message, "a path begins with /");
+        }
+    });
+    each(root, "spec.rules[].filters[]", &mut |node, path| {
+        if node.get("type").is_none_or(Node::is_null) {
+            let hint =
+                "RequestHeaderModifier, ResponseHeaderModifier, RequestMirror, RequestRedirect, URLRewrite or CORS";
+            flaws.add("MAN005", node.at, &format!("{path}.type"), "the type is missing", hint);
+        }
+    });
+}
+
+pub(super) fn reference_grant(root: &Node, flaws: &mut Flaws) {
+    for (list, keys) in [("from", &["group", "kind", "namespace"][..]), ("to", &["group", "kind"][..])] {
+        each(root, &format!("spec.{list}[]"), &mut |node, path| {
+            for key in keys {
+                if node.get(key).is_none_or(Node::is_null) {
+                    let hint = "all of group, kind and (under from) namespace are needed";
+                    flaws.add("MAN005", node.at, &format!("{path}.{key}"), format!("{key} is missing"), hint);
+                }
+            }
+        });
+    }
+}
+
 fn text(root: &Node, key: &str, hint: &str, flaws: &mut Flaws) {
     let spec = root.get("spec");
     let node = spec.and_then(|spec| spec.get(key)).filter(|node| !node.is_null());

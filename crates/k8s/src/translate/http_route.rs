@@ -13,8 +13,8 @@ use stillmesh_core::model::http::{
 
 use super::{Mesh, service_key};
 use crate::gateway::http_route::{
-    BackendRef, HTTPRoute, HeaderModifier, HttpBackendRef, HttpCors, HttpFilter, HttpMatch, HttpRetry, HttpRule,
-    HttpTimeouts, NamedValue, ParentRef, PathModifier, RequestMirror, RequestRedirect, UrlRewrite,
+    BackendRef, HeaderModifier, HttpBackendRef, HttpCors, HttpFilter, HttpMatch, HttpRetry, HttpRoute as Written,
+    HttpRule, HttpTimeouts, NamedValue, ParentRef, PathModifier, RequestMirror, RequestRedirect, UrlRewrite,
 };
 use crate::object::DEFAULT_NAMESPACE;
 use crate::status::Condition;
@@ -54,7 +54,7 @@ impl Problem {
 ///
 /// A route with a part that is not supported is not accepted as a whole: to leave out what a user asked for would be
 /// worse than the last good version. A backend that is not there is: its share of the requests is answered 500.
-pub fn http_route(written: &HTTPRoute, references: &impl References, mesh: &Mesh) -> Routed {
+pub fn http_route(written: &Written, references: &impl References, mesh: &Mesh) -> Routed {
     let namespace = written.metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
     let reader = Reader { namespace, references, mesh };
     let mut unresolved = None;
