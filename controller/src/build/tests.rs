@@ -119,6 +119,53 @@ fn one_edited_object_sends_what_it_concerns_and_nothing_else() {
     assert_eq!(world.set("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {a: b}}\n"), [""; 0]);
 }
 
+fn route(name: &str, parent: &str, backend: &str) -> String {
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  parentRefs: \
+         [{{group: '', kind: Service, {parent}}}]\n  rules: [{{backendRefs: [{{{backend}}}]}}]\n"
+    )
+}
+
+fn grant(namespace: &str, name: &str) -> String {
+    format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: \
+         {{from: [{{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop}}], to: [{{group: '', kind: Service}}]}}\n"
+    )
+}
+
+#[test]
+fn what_a_route_names_costs_the_routes_that_name_it() {
+    use stillmesh_core::model::http::{RouteAction, RouteBackend};
+    let abroad = service("abroad", "x", 81).replace("namespace: shop", "namespace: other");
+    let mut world = World::new(&(shop() + &abroad));
+    let to_abroad = route("r", "name: page", "name: abroad, namespace: other, port: 81");
+    assert_eq!(world.set(&to_abroad), ["route HTTPRoute shop/r"]);
+    assert_eq!(world.set(&to_abroad), [""; 0], "nothing new");
+    let works = |world: &World| {
+        let routes = &mut world.builder.published().filter_map(|change| match change {
+            Change::Route(route) => Some(route),
+            _ => None,
+        });
+        let route = routes.next().unwrap();
+        let RouteAction::Forward(forward) = &route.rules[0].action else { panic!("{route:?}") };
+        matches!(forward.backends[0].backend, RouteBackend::Service { .. })
+    };
+    assert!(!works(&world), "another namespace's Service needs a grant");
+    assert_eq!(world.set(&grant("other", "g")), ["route HTTPRoute shop/r"]);
+    assert!(works(&world));
+    assert_eq!(
+        world.remove(Kind::Service, "other", "abroad").last().unwrap(),
+        "no service other/abroad.other.svc.cluster.local"
+    );
+    assert!(!works(&world), "it is not there any more");
+    world.set(&abroad);
+    assert!(works(&world));
+    assert_eq!(world.set(&route("r", "name: nobody", "name: page, port: 80")), ["no route HTTPRoute shop/r"]);
+    assert_eq!(world.set(&route("r", "name: page", "name: page, port: 80")), ["route HTTPRoute shop/r"]);
+    assert_eq!(world.remove(Kind::HttpRoute, "shop", "r"), ["no route HTTPRoute shop/r"]);
+    assert_eq!(world.set(&grant("other", "g")), [""; 0]);
+}
+
 const ASKING: &str =
     "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/use-waypoint: w}}\n";
 
@@ -440,6 +487,15 @@ fn any_object() -> impl Strategy<Value = (String, ObjectKey)> {
             let api = "gateway.networking.k8s.io/v1";
             let text = format!("---\napiVersion: {api}\nkind: GatewayClass\nmetadata: {{name: {name}}}\nspec: {{controllerName: {controller}}}\n");
             (text, ObjectKey::new(Kind::GatewayClass, "", name))
+        }),
+        (0..3_u8, 0..3_u8, 0..3_u8, 80..83_u16, space()).prop_map(|(name, parent, backend, port, abroad)| {
+            let name = format!("r{name}");
+            let backend = format!("name: s{backend}, namespace: {abroad}, port: {port}");
+            (route(&name, &format!("name: s{parent}"), &backend), ObjectKey::new(Kind::HttpRoute, "shop", &name))
+        }),
+        (space(), 0..2_u8).prop_map(|(namespace, name)| {
+            let name = format!("g{name}");
+            (grant(namespace, &name), ObjectKey::new(Kind::ReferenceGrant, namespace, &name))
         }),
         (space(), 0..3_u8, spec).prop_map(|(namespace, name, spec)| {
             let name = format!("a{name}");
