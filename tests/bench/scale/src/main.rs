@@ -42,6 +42,10 @@ struct Options {
     /// Pods replaced per second under churn.
     #[arg(long, default_value_t = 100)]
     churn: usize,
+    /// Pods replaced at a time under churn. More than the API server bears only wait for it, and the measured change
+    /// behind them.
+    #[arg(long, default_value_t = 24)]
+    at_once: usize,
     /// Seconds of churn.
     #[arg(long, default_value_t = 30)]
     seconds: u64,

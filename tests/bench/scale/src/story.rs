@@ -22,8 +22,6 @@ use crate::report::Report;
 
 /// How long anything may take before it counts as broken.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Pods that are replaced at a time under churn. More only wait for the API server, and the measured change behind them.
-const REPLACED_AT_ONCE: usize = 8;
 /// Memory and its targets are in MB.
 const MB: f64 = 1e6;
 
@@ -241,7 +239,7 @@ impl Churn {
         let counter = Arc::clone(&replaced);
         let work = async move {
             let every = Duration::from_secs_f64(1.0 / crowd.options.churn.max(1) as f64);
-            let pods = crowd.options.pods.max(1);
+            let (pods, at_once) = (crowd.options.pods.max(1), crowd.options.at_once.max(1));
             let mut ticks = interval(every);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
             let jobs = stream::unfold((0_usize, ticks), |(number, mut ticks)| async move {
@@ -249,7 +247,7 @@ impl Churn {
                 Some((number, (number + 1, ticks)))
             });
             jobs.map(Ok)
-                .try_for_each_concurrent(REPLACED_AT_ONCE, |number| {
+                .try_for_each_concurrent(at_once, |number| {
                     let (crowd, counter) = (crowd.clone(), Arc::clone(&counter));
                     async move {
                         let (pod, life) = (number % pods, number / pods);
