@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 use stillmesh_api::ControlPlane;
-use stillmesh_core::model::{Identity, TrustDomain};
+use stillmesh_core::model::Identity;
 use stillmesh_core::snapshot::UnknownPolicies;
-use stillmesh_proxy::settings::{Hbone, Keepalive, control_planes, drain, hbone, keepalive, secret_ttl, text, within};
+use stillmesh_proxy::settings::{
+    Hbone, Keepalive, cluster_id, control_planes, drain, hbone, keepalive, secret_ttl, text, trust_domain,
+    unknown_policies, within,
+};
 use stillmesh_runtime::env::{Problems, Reader};
 
 /// What the waypoint runs with.
@@ -116,13 +119,9 @@ impl Config {
     /// Reads from any reader.
     pub fn read(mut reader: Reader) -> Result<Self, Problems> {
         let env = &mut reader;
-        let cluster_id = text(env, "ISTIO_META_CLUSTER_ID")
-            .or_else(|| text(env, "CLUSTER_ID"))
-            .unwrap_or_else(|| "Kubernetes".to_owned());
+        let cluster_id = cluster_id(env);
         let (xds, ca) = control_planes(env, &cluster_id);
-        let trust_domain = env
-            .parse_with("TRUST_DOMAIN", "1 to 255 of a-z, 0-9, '.', '-', '_'", |text| TrustDomain::new(text).ok())
-            .unwrap_or_default();
+        let trust_domain = trust_domain(env);
         let pod_namespace = text(env, "POD_NAMESPACE").unwrap_or_else(|| "default".to_owned());
         let account = text(env, "SERVICE_ACCOUNT").unwrap_or_else(|| "waypoint".to_owned());
         let any = if env.flag("IPV6_ENABLED", true) {
@@ -160,11 +159,7 @@ impl Config {
             stats: env.parse_or("STATS_ADDRESS", SocketAddr::new(any, 15020), "ip:port"),
             readiness: env.parse_or("READINESS_ADDRESS", SocketAddr::new(any, 15021), "ip:port"),
             version: text(env, "ISTIO_META_ISTIO_VERSION").unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
-            unknown_policies: env.parse_with("UNKNOWN_POLICIES", "refuse or allow", |text| match text {
-                "refuse" => Some(UnknownPolicies::Refuse),
-                "allow" => Some(UnknownPolicies::Allow),
-                _ => None,
-            }),
+            unknown_policies: unknown_policies(env),
         };
         reader.finish()?;
         Ok(config)

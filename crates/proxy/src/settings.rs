@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 use stillmesh_api::{ControlPlane, Root, Token};
+use stillmesh_core::model::TrustDomain;
+use stillmesh_core::snapshot::UnknownPolicies;
 use stillmesh_hbone::{Limits, Memory};
 use stillmesh_runtime::env::{Reader, parse_duration};
 
@@ -67,6 +69,26 @@ const DEFAULT_TOKEN: &str = "./var/run/secrets/tokens/istio-token";
 /// A value without spaces around it; `None` where that is empty.
 pub fn text(env: &Reader, key: &str) -> Option<String> {
     env.string(key).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+}
+
+/// Id of the Kubernetes cluster.
+pub fn cluster_id(env: &Reader) -> String {
+    text(env, "ISTIO_META_CLUSTER_ID").or_else(|| text(env, "CLUSTER_ID")).unwrap_or_else(|| "Kubernetes".to_owned())
+}
+
+/// The trust domain of the proxy's own identity.
+pub fn trust_domain(env: &mut Reader) -> TrustDomain {
+    env.parse_with("TRUST_DOMAIN", "1 to 255 of a-z, 0-9, '.', '-', '_'", |text| TrustDomain::new(text).ok())
+        .unwrap_or_default()
+}
+
+/// What a policy that has not arrived means; `None`: as whoever sends them does it.
+pub fn unknown_policies(env: &mut Reader) -> Option<UnknownPolicies> {
+    env.parse_with("UNKNOWN_POLICIES", "refuse or allow", |text| match text {
+        "refuse" => Some(UnknownPolicies::Refuse),
+        "allow" => Some(UnknownPolicies::Allow),
+        _ => None,
+    })
 }
 
 /// The control plane and the certificate authority, which are one unless said otherwise.

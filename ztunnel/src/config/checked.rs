@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 use stillmesh_api::ControlPlane;
-use stillmesh_core::model::{Identity, TrustDomain};
+use stillmesh_core::model::Identity;
 use stillmesh_core::snapshot::UnknownPolicies;
 pub use stillmesh_proxy::settings::{Hbone, Keepalive};
-use stillmesh_proxy::settings::{control_planes, drain, hbone, keepalive, secret_ttl, text, within};
+use stillmesh_proxy::settings::{
+    cluster_id, control_planes, drain, hbone, keepalive, secret_ttl, text, trust_domain, unknown_policies, within,
+};
 use stillmesh_runtime::env::{Problems, Reader, parse_duration};
 
 use super::raw::Raw;
@@ -166,13 +168,9 @@ impl Config {
     pub fn read(mut reader: Reader) -> Result<Self, ConfigErrors> {
         let raw = Raw::read(&reader);
         let env = &mut reader;
-        let cluster_id = text(env, "ISTIO_META_CLUSTER_ID")
-            .or_else(|| text(env, "CLUSTER_ID"))
-            .unwrap_or_else(|| "Kubernetes".to_owned());
+        let cluster_id = cluster_id(env);
         let (xds, ca) = control_planes(env, &cluster_id);
-        let trust_domain = env
-            .parse_with("TRUST_DOMAIN", "1 to 255 of a-z, 0-9, '.', '-', '_'", |text| TrustDomain::new(text).ok())
-            .unwrap_or_default();
+        let trust_domain = trust_domain(env);
         let pod_namespace = text(env, "POD_NAMESPACE").unwrap_or_else(|| "istio-system".to_owned());
         let account = text(env, "SERVICE_ACCOUNT").unwrap_or_else(|| "ztunnel".to_owned());
         let ipv6 = env.flag("IPV6_ENABLED", true);
@@ -224,11 +222,7 @@ impl Config {
             workers: workers(env, cores()),
             localhost_app_tunnel: env.flag("LOCALHOST_APP_TUNNEL", true),
             response_baggage: env.flag("ENABLE_RESPONSE_BAGGAGE", true),
-            unknown_policies: env.parse_with("UNKNOWN_POLICIES", "refuse or allow", |text| match text {
-                "refuse" => Some(UnknownPolicies::Refuse),
-                "allow" => Some(UnknownPolicies::Allow),
-                _ => None,
-            }),
+            unknown_policies: unknown_policies(env),
             limits: Limits {
                 connections_per_pod: within(env, "MAX_CONNECTIONS_PER_POD", 16_384, 1, 1 << 20),
                 handshakes: within(env, "MAX_HANDSHAKES", 1024, 1, 65_536),
