@@ -4,6 +4,7 @@ mod error;
 pub mod forward;
 pub mod http;
 mod last_words;
+pub mod plan;
 pub mod replay;
 pub mod response;
 mod rewound;

@@ -28,6 +28,8 @@ pub enum Flag {
     UpstreamFailure,
     /// The endpoint broke off.
     UpstreamTermination,
+    /// The endpoint was slower than the route allows.
+    UpstreamTimeout,
     /// A bound was reached.
     Overflow,
     /// There is nowhere to send it.
@@ -46,6 +48,7 @@ impl Flag {
             Self::NoHealthyUpstream => "UH",
             Self::UpstreamFailure => "UF",
             Self::UpstreamTermination => "UC",
+            Self::UpstreamTimeout => "UT",
             Self::Overflow => "UO",
             Self::NoRoute => "NR",
             Self::DownstreamTermination => "DC",

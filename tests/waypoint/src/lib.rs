@@ -13,4 +13,4 @@ mod world;
 pub use app::{App, Counts, body_of};
 pub use client::{Client, Http};
 pub use endpoint::Endpoint;
-pub use world::World;
+pub use world::{PATIENCE, World};

@@ -102,6 +102,12 @@ pub enum PathError {
         #[source]
         source: Arc<io::Error>,
     },
+    /// The request took longer than its route allows.
+    #[error("no response began within {limit:?}, which the route allows")]
+    TimedOut {
+        /// The route's timeout.
+        limit: Duration,
+    },
     /// The request cannot be forwarded.
     #[error("{what}")]
     BadRequest {
@@ -153,6 +159,7 @@ impl PathError {
             Self::Handshake(_) | Self::Serve(_) | Self::NotConnect { .. } | Self::ClientGone { .. } => {
                 Flag::DownstreamTermination
             }
+            Self::TimedOut { .. } => Flag::UpstreamTimeout,
             Self::BadRequest { .. } => Flag::DownstreamProtocol,
         }
     }
@@ -210,6 +217,7 @@ impl Diagnose for PathError {
             Self::ClientGone { .. } => "WAY008",
             Self::Broken { .. } => "WAY009",
             Self::BadRequest { .. } => "WAY010",
+            Self::TimedOut { .. } => "WAY011",
         }
     }
 
@@ -227,6 +235,7 @@ impl Diagnose for PathError {
             | Self::Slow { .. }
             | Self::Resolve { .. }
             | Self::Upstream { .. }
+            | Self::TimedOut { .. }
             | Self::Broken { .. } => Fault::Upstream,
         }
     }
@@ -247,6 +256,7 @@ impl Diagnose for PathError {
             }
             Self::Resolve { .. } => "check the endpoint's name and the resolver of the waypoint",
             Self::Upstream { .. } | Self::Broken { .. } => "see the endpoint's log",
+            Self::TimedOut { .. } => "see why the endpoint is slow, or allow more in the route's timeouts",
             Self::NotConnect { .. } => "dial this port through ztunnel",
             Self::ClientGone { .. } => "see the client's log",
             Self::BadRequest { .. } => "see RFC 9112: the client's request is not one that may be forwarded",

@@ -6,6 +6,7 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
@@ -15,7 +16,6 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use stillmesh_core::decide::Target;
 use stillmesh_core::model::WorkloadUid;
 use stillmesh_hbone::Stream;
 use stillmesh_runtime::drain::Watch;
@@ -24,12 +24,13 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::last_words::LastWords;
+use super::plan::{self, Answer, Forwarded, Plan};
 use super::replay::{Gate, Replay};
 use super::{PathError, ResponseBody, Rewound, Version, forward};
 use crate::capture::Downstream;
 use crate::record::request::Request as Record;
+use crate::upstream;
 use crate::upstream::connections::{CONNECTION_WINDOW, InUse, Owned, SEND_BUFFER, STREAM_WINDOW};
-use crate::upstream::{self, MOST_TRIES};
 
 /// Serves one client's HTTP connection to its end.
 pub async fn serve(downstream: Arc<Downstream>, stream: Rewound<Stream>, version: Version) {
@@ -97,20 +98,6 @@ async fn quiet(watch: &Watch, period: Duration) {
     sleep(period.min(signal.left() / 2)).await;
 }
 
-/// What is done with a request.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// Where it goes.
-    pub target: Target,
-    /// How often it may be tried again.
-    pub retries: usize,
-}
-
-/// Plans a request. The one place where that is done: what was dialled, with the default retries (contract 7.4).
-pub fn plan(downstream: &Downstream, _head: &Parts) -> Plan {
-    Plan { target: downstream.target.clone(), retries: MOST_TRIES - 1 }
-}
-
 /// Answers one request, whatever happens.
 async fn answer(
     downstream: Arc<Downstream>,
@@ -124,14 +111,30 @@ async fn answer(
     let replay = Replay::new(body, downstream.waypoint().config.limits.replay_bytes);
     let is_grpc = is_grpc(&head.headers);
     let mut record = Record::new(downstream.clone(), &head, version, id, replay.received());
-    let exchanged = match forward::check(&head, version) {
-        Ok(()) => exchange(&downstream, head, &replay, version, asked.as_ref(), &mut record).await,
-        Err(error) => Err(error),
+    let planned = forward::check(&head, version).and_then(|()| {
+        let snapshot = downstream.waypoint().snapshots.load();
+        plan::plan(&downstream, &snapshot, &mut head, version, rand::random())
+    });
+    let (exchanged, edits) = match planned {
+        Ok(Plan::Answer(answer)) => (Ok(own(answer, is_grpc, record)), Vec::new()),
+        Ok(Plan::Forward(planned)) => {
+            let sent = exchange(&downstream, head, &replay, version, asked.as_ref(), (&planned, &mut record));
+            let sent = match planned.timeout {
+                Some(limit) => timeout(limit, sent).await.unwrap_or(Err(PathError::TimedOut { limit })),
+                None => sent.await,
+            };
+            let response = match sent {
+                Ok((response, in_use)) => Ok(deliver(&downstream, response, in_use, client, record)),
+                Err(error) => Err((error, record)),
+            };
+            (response, planned.response)
+        }
+        Err(error) => (Err((error, record)), Vec::new()),
     };
-    let mut response = match exchanged {
-        Ok((response, in_use)) => deliver(&downstream, response, in_use, client, record),
-        Err(error) => refuse(&error, is_grpc, record),
-    };
+    let mut response = exchanged.unwrap_or_else(|(error, record)| refuse(&error, is_grpc, record));
+    for edit in &edits {
+        plan::edit(response.headers_mut(), edit);
+    }
     if version == Version::One
         && response.status() != StatusCode::SWITCHING_PROTOCOLS
         && downstream.waypoint().watch.started().is_some()
@@ -148,19 +151,20 @@ async fn exchange(
     replay: &Replay,
     version: Version,
     asked: Option<&HeaderValue>,
-    record: &mut Record,
+    (planned, record): (&Forwarded, &mut Record),
 ) -> Result<(Response<Incoming>, Option<InUse>), PathError> {
     let waypoint = downstream.waypoint();
     let limit = waypoint.config.limits.requests;
     let permit = waypoint.requests.clone().try_acquire_owned();
     record.hold(permit.map_err(|_| PathError::Full { what: "requests and connections", limit })?);
-    let Plan { target, mut retries } = plan(downstream, &head);
+    let Forwarded { target, retries, .. } = planned;
+    let mut retries = *retries;
     prepare(downstream, &mut head, version, asked)?;
     let deadline = Instant::now() + waypoint.config.limits.connect;
     let mut tried: Vec<WorkloadUid> = Vec::new();
     let (mut fresh, mut any_endpoint, mut failure) = (false, false, None);
     loop {
-        let plan = match (upstream::choose(downstream, &target, &tried), failure.take()) {
+        let plan = match (upstream::choose(downstream, target, &tried), failure.take()) {
             (Ok(plan), None) => plan,
             (Ok(plan), Some(_)) if any_endpoint || upstream::is_new(&plan, &tried) => plan,
             // Without a further way the failure before is what the user should read.
@@ -362,6 +366,34 @@ fn is_grpc(headers: &HeaderMap) -> bool {
     content.is_some_and(|content| content.starts_with("application/grpc"))
 }
 
+/// The waypoint's own answer, as a route has it. A gRPC client is told by a status of its own (gRPC, «HTTP to gRPC status
+/// code mapping»).
+fn own(answer: Answer, is_grpc: bool, mut record: Record) -> Response<ResponseBody> {
+    let Answer { status, mut headers, body, response: edits } = answer;
+    plan::edit(&mut headers, &edits);
+    let code = match status {
+        StatusCode::NOT_FOUND => Some("12"),
+        status if status.is_server_error() => Some("14"),
+        _ => None,
+    };
+    let (status, body) = match code.filter(|_| is_grpc) {
+        Some(code) => {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            headers.insert("grpc-status", HeaderValue::from_static(code));
+            record.refused(StatusCode::OK, Some(code));
+            (StatusCode::OK, Bytes::new())
+        }
+        None => {
+            record.refused(status, None);
+            (status, body)
+        }
+    };
+    let mut response = Response::new(ResponseBody::own(body, record));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
 /// The answer to a request that cannot be carried. The client is told what it can do something about; the rest is in the
 /// log, under the request's id.
 fn refuse(error: &PathError, is_grpc: bool, mut record: Record) -> Response<ResponseBody> {
@@ -370,14 +402,19 @@ fn refuse(error: &PathError, is_grpc: bool, mut record: Record) -> Response<Resp
         PathError::Full { .. } => (StatusCode::SERVICE_UNAVAILABLE, "too many requests at a time"),
         PathError::Refused(_) => (StatusCode::SERVICE_UNAVAILABLE, "no endpoint"),
         PathError::Upstream { .. } => (StatusCode::SERVICE_UNAVAILABLE, "the endpoint broke off before its answer"),
+        PathError::TimedOut { .. } => (StatusCode::GATEWAY_TIMEOUT, "the request took too long"),
         _ => (StatusCode::SERVICE_UNAVAILABLE, "no endpoint was reached"),
     };
     record.failed(error);
     if is_grpc {
-        // UNAVAILABLE, and INTERNAL for what is no request (gRPC over HTTP/2: a response of trailers alone).
-        let code = if status == StatusCode::BAD_REQUEST { "13" } else { "14" };
+        // UNAVAILABLE, INTERNAL for what is no request, DEADLINE_EXCEEDED (gRPC over HTTP/2: a response of trailers alone).
+        let code = match status {
+            StatusCode::BAD_REQUEST => "13",
+            StatusCode::GATEWAY_TIMEOUT => "4",
+            _ => "14",
+        };
         record.refused(StatusCode::OK, Some(code));
-        let mut response = Response::new(ResponseBody::own("", record));
+        let mut response = Response::new(ResponseBody::own(Bytes::new(), record));
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert("grpc-status", HeaderValue::from_static(code));
@@ -385,7 +422,7 @@ fn refuse(error: &PathError, is_grpc: bool, mut record: Record) -> Response<Resp
         return response;
     }
     record.refused(status, None);
-    let mut response = Response::new(ResponseBody::own(text, record));
+    let mut response = Response::new(ResponseBody::own(Bytes::from_static(text.as_bytes()), record));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     response

@@ -39,8 +39,7 @@ impl ResponseBody {
     }
 
     /// The waypoint's own words.
-    pub fn own(text: &'static str, record: Record) -> Self {
-        let bytes = Bytes::from_static(text.as_bytes());
+    pub fn own(bytes: Bytes, record: Record) -> Self {
         let mut record = record;
         record.sent(bytes.len());
         record.complete();

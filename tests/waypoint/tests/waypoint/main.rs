@@ -2,4 +2,5 @@
 
 mod http;
 mod lifecycle;
+mod routes;
 mod ways;
