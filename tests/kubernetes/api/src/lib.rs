@@ -31,6 +31,8 @@ pub use node::{Node, csr, said};
 /// Long enough for any machine; a test that reaches it has failed.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
+const GATEWAY_API: &str = "gateway.networking.k8s.io/v1";
+
 /// One test at a time: every controller writes into all namespaces.
 static ONE: Mutex<()> = Mutex::const_new(());
 
@@ -145,6 +147,57 @@ impl World {
         };
         let name = object["metadata"]["name"].as_str().unwrap();
         api.patch(name, &PatchParams::apply("test").force(), &Patch::Apply(&object)).await
+    }
+
+    /// The Gateway API's own definitions, as its users install them.
+    pub async fn gateway_api(&self) {
+        let folder = std::env::vars().find(|(key, _)| key == "GATEWAY_API").map(|(_, value)| PathBuf::from(value));
+        let folder = folder.expect("GATEWAY_API names a folder of definitions: tests/kubernetes/api/run fetches one");
+        for kind in ["gatewayclasses", "gateways"] {
+            let text = std::fs::read_to_string(folder.join(format!("gateway.networking.k8s.io_{kind}.yaml"))).unwrap();
+            self.apply(serde_saphyr::from_str(&text).unwrap()).await;
+        }
+        for kind in ["GatewayClass", "Gateway"] {
+            self.until("the Gateway API is served", || async { self.api(GATEWAY_API, kind).await.is_some() }).await;
+        }
+    }
+
+    /// Takes the Gateway API away.
+    pub async fn remove_gateway_api(&self) {
+        for kind in ["gatewayclasses", "gateways"] {
+            let gvk = GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
+            let api: Api<DynamicObject> = Api::all_with(self.client(), &ApiResource::from_gvk(&gvk));
+            let name = format!("{kind}.gateway.networking.k8s.io");
+            let _ = api.delete(&name, &DeleteParams::default()).await;
+            self.until("it is gone", || async { api.get_opt(&name).await.unwrap().is_none() }).await;
+        }
+    }
+
+    /// The objects of a kind, of this namespace where they are in one.
+    async fn api(&self, version: &str, kind: &str) -> Option<Api<DynamicObject>> {
+        let (group, version) = version.rsplit_once('/').unwrap_or(("", version));
+        let gvk = GroupVersionKind::gvk(group, version, kind);
+        let (resource, capabilities) = kube::discovery::pinned_kind(&self.client(), &gvk).await.ok()?;
+        Some(match capabilities.scope {
+            kube::discovery::Scope::Cluster => Api::all_with(self.client(), &resource),
+            kube::discovery::Scope::Namespaced => Api::namespaced_with(self.client(), &self.namespace, &resource),
+        })
+    }
+
+    /// An object, if it is there.
+    pub async fn get(&self, version: &str, kind: &str, name: &str) -> Option<Value> {
+        let found = self.api(version, kind).await?.get_opt(name).await.ok()??;
+        serde_json::to_value(found).ok()
+    }
+
+    pub async fn delete(&self, version: &str, kind: &str, name: &str) {
+        self.api(version, kind).await.unwrap().delete(name, &DeleteParams::default()).await.unwrap();
+    }
+
+    pub async fn patch_status(&self, version: &str, kind: &str, name: &str, status: Value) {
+        let patch = Patch::Merge(json!({"status": status}));
+        let api = self.api(version, kind).await.unwrap();
+        api.patch_status(name, &PatchParams::default(), &patch).await.unwrap();
     }
 
     pub async fn policy(&self, name: &str, spec: Value) {

@@ -53,6 +53,8 @@ fn the_image_is_set_for_every_part() {
             let container = &find(&bundle, kind, name)["spec"]["template"]["spec"]["containers"][0];
             assert_eq!(container["image"], image, "{kind} {name}");
         }
+        let controller = find(&bundle, "Deployment", CONTROLLER);
+        assert_eq!(env(controller, "WAYPOINT_IMAGE").as_deref(), Some(image), "waypoints have the same");
     }
     let both: Vec<Setting> = ["image=a:b", "image.tag=c"].map(|text| setting(text).unwrap()).into();
     assert!(adapt(&mut Bundle::own().unwrap(), "m", &both).is_err());

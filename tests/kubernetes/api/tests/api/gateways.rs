@@ -1,0 +1,126 @@
+//! Waypoints: what is made of a Gateway, and what is said of it, under the Gateway API's own definitions.
+
+use serde_json::{Value, json};
+use stillmesh_test_api::{Controller, World};
+
+const GATEWAYS: &str = "gateway.networking.k8s.io/v1";
+
+fn gateway(world: &World, name: &str) -> Value {
+    let listener = json!({"name": "mesh", "port": 15008, "protocol": "HBONE"});
+    json!({
+        "apiVersion": GATEWAYS, "kind": "Gateway",
+        "metadata": {"name": name, "namespace": world.namespace},
+        "spec": {"gatewayClassName": "istio-waypoint", "listeners": [listener]},
+    })
+}
+
+/// A condition of an object: status, reason and message; `None` where it is not there.
+async fn condition(world: &World, version: &str, kind: &str, name: &str, type_: &str) -> Option<[String; 3]> {
+    let object = world.get(version, kind, name).await?;
+    let found = object["status"]["conditions"].as_array()?.iter().find(|one| one["type"] == type_)?.clone();
+    Some(["status", "reason", "message"].map(|key| found[key].as_str().unwrap_or_default().to_owned()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_is_run_once_its_kinds_are_there_and_what_becomes_of_it_is_in_its_status() {
+    let world = World::new().await;
+    world.remove_gateway_api().await;
+    let controller = Controller::start(&world, &[("WAYPOINT_IMAGE", "localhost/stillmesh:test")]).await;
+    controller.ready().await;
+    let metadata = json!({"name": "page", "namespace": world.namespace, "labels": {"istio.io/use-waypoint": "w"}});
+    let service =
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"ports": [{"port": 80}]}});
+    world.apply(service).await;
+    let bound = |status: &'static str, words: &'static str| {
+        let world = &world;
+        async move {
+            let found = condition(world, "v1", "Service", "page", "istio.io/WaypointBound").await;
+            found.is_some_and(|[is, _, message]| is == status && message.contains(words))
+        }
+    };
+    world.until("the service's status says that there is none", || bound("False", "there is no Gateway")).await;
+    world.gateway_api().await;
+    for class in ["istio-waypoint", "stillmesh-waypoint"] {
+        world
+            .until("the class is there and accepted", || async {
+                let found = condition(&world, GATEWAYS, "GatewayClass", class, "Accepted").await;
+                found.is_some_and(|[status, ..]| status == "True")
+            })
+            .await;
+    }
+    world.apply(gateway(&world, "w")).await;
+    for (version, kind) in [("apps/v1", "Deployment"), ("v1", "Service"), ("v1", "ServiceAccount")] {
+        world.until("its objects are there", || async { world.get(version, kind, "w").await.is_some() }).await;
+        let object = world.get(version, kind, "w").await.unwrap();
+        let owner = &object["metadata"]["ownerReferences"][0];
+        assert_eq!((&owner["kind"], &owner["name"]), (&json!("Gateway"), &json!("w")));
+        assert_eq!(object["metadata"]["labels"]["gateway.istio.io/managed"], "istio.io-mesh-controller");
+    }
+    let programmed = |name: &'static str, reason: &'static str| {
+        let world = &world;
+        async move {
+            let found = condition(world, GATEWAYS, "Gateway", name, "Programmed").await;
+            found.is_some_and(|[_, is, _]| is == reason)
+        }
+    };
+    world.until("it waits for a pod", || programmed("w", "Pending")).await;
+    let told = world.get(GATEWAYS, "Gateway", "w").await.unwrap();
+    let hostname = format!("w.{}.svc.cluster.local", world.namespace);
+    assert_eq!(told["status"]["addresses"][0], json!({"type": "Hostname", "value": hostname}));
+    assert_eq!(told["status"]["addresses"][1]["type"], "IPAddress");
+    assert_eq!(told["status"]["listeners"][0]["name"], "mesh");
+    world.until("the service is attached", || bound("True", "Successfully attached to waypoint")).await;
+    // Nobody runs pods here.
+    world
+        .patch_status("apps/v1", "Deployment", "w", json!({"replicas": 1, "readyReplicas": 1, "availableReplicas": 1}))
+        .await;
+    world.until("it is programmed", || programmed("w", "Programmed")).await;
+    // Somebody takes its Service away and changes its Deployment.
+    world.delete("v1", "Service", "w").await;
+    world.until("its Service is back", || async { world.get("v1", "Service", "w").await.is_some() }).await;
+    let mut deployment = world.get("apps/v1", "Deployment", "w").await.unwrap();
+    deployment["metadata"]["managedFields"] = Value::Null;
+    deployment["spec"]["template"]["spec"]["containers"][0]["image"] = "elsewhere".into();
+    world.apply(deployment).await;
+    world
+        .until("its image is back", || async {
+            let found = world.get("apps/v1", "Deployment", "w").await.unwrap();
+            found["spec"]["template"]["spec"]["containers"][0]["image"] == "localhost/stillmesh:test"
+        })
+        .await;
+    controller.stop().await;
+    // A new leader has nothing to say about what is as it should be.
+    world.until("it is programmed again", || programmed("w", "Programmed")).await;
+    let version = |object: Value| object["metadata"]["resourceVersion"].clone();
+    let before = version(world.get(GATEWAYS, "Gateway", "w").await.unwrap());
+    let again = Controller::start(&world, &[("WAYPOINT_IMAGE", "localhost/stillmesh:test")]).await;
+    again.ready().await;
+    world.apply(gateway(&world, "last")).await;
+    world.until("the last one is told of", || programmed("last", "Pending")).await;
+    assert_eq!(version(world.get(GATEWAYS, "Gateway", "w").await.unwrap()), before);
+    again.stop().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_else_has_made_is_left_to_them() {
+    let world = World::new().await;
+    world.gateway_api().await;
+    let metadata = json!({"name": "w", "namespace": world.namespace});
+    let service =
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"ports": [{"port": 80}]}});
+    world.apply(service).await;
+    let controller = Controller::start(&world, &[("WAYPOINT_IMAGE", "localhost/stillmesh:test")]).await;
+    controller.ready().await;
+    world.apply(gateway(&world, "w")).await;
+    world
+        .until("its status says so", || async {
+            let found = condition(&world, GATEWAYS, "Gateway", "w", "Programmed").await;
+            found.is_some_and(|[_, reason, message]| reason == "Invalid" && message.contains("is there already"))
+        })
+        .await;
+    let service = world.get("v1", "Service", "w").await.unwrap();
+    assert_eq!(service["spec"]["ports"][0]["port"], 80);
+    controller.stop().await;
+    world.end().await;
+}
