@@ -4,7 +4,8 @@
 //! it, so that a slow owner costs no more memory than the objects themselves. A watch that breaks, or whose position
 //! the server has forgotten (410), lists again: objects that are as before are no change, objects that are gone are
 //! removed, and until the list is complete everything stays as it was. A kind that the server does not have counts as
-//! having no objects, and is looked for again.
+//! having no objects, and is looked for again; so does, with a finding, a kind that the mesh can do without and that the
+//! server has refused to list for a while.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -14,11 +15,12 @@ use futures::{Stream, StreamExt as _};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::watcher::{self, Event};
 use parking_lot::Mutex;
-use stillmesh_k8s::{Finding, Kind, Object, ObjectKey, Placed, Position, Unusable};
+use stillmesh_k8s::{Finding, Kind, Object, ObjectKey, Placed, Position, Severity, Unusable};
 use stillmesh_objects::{Change, Source, Update};
 use stillmesh_runtime::Backoff;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::kinds::{self, Read};
 use crate::{Cluster, trim};
@@ -27,6 +29,8 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// How often a kind is looked for that the server does not have.
 const ABSENT: Duration = Duration::from_secs(5);
+/// How long a kind that one can do without may be refused before it is done without.
+const REFUSED: Duration = Duration::from_secs(10);
 
 /// What of a kind is watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,6 +152,7 @@ impl KubernetesSource {
                 listing: None,
                 complete: false,
                 failing: false,
+                refused: None,
                 backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
             };
             kinds::spawn(&mut tasks, cluster.client(), &watch, config, follower);
@@ -189,6 +194,8 @@ pub(crate) struct Follower {
     complete: bool,
     /// Nothing was heard since the last error.
     failing: bool,
+    /// Since when the server has refused to list a kind that one can do without.
+    refused: Option<Instant>,
     backoff: Backoff,
 }
 
@@ -199,8 +206,14 @@ impl Follower {
         while let Some(event) = stream.next().await {
             match event {
                 Ok(event) => {
-                    self.backoff.reset();
-                    self.failing = false;
+                    // That a list begins is said before the server has been asked.
+                    if !matches!(event, Event::Init) {
+                        self.backoff.reset();
+                        self.failing = false;
+                        if self.refused.take().is_some() {
+                            self.tell(Vec::new());
+                        }
+                    }
                     self.take(event);
                 }
                 Err(error) => {
@@ -224,6 +237,15 @@ impl Follower {
             return ABSENT;
         }
         let wait = self.backoff.next(1.0);
+        if is_forbidden(error) && is_optional(kind) {
+            self.listing = None;
+            let since = *self.refused.get_or_insert_with(Instant::now);
+            // Rights may only just be coming.
+            if since.elapsed() >= REFUSED && !self.complete {
+                self.tell(vec![refused(kind)]);
+                self.completed();
+            }
+        }
         // A watch that the server ends after its time, or whose position it has forgotten, is everyday.
         match error {
             watcher::Error::WatchError(status) if status.code == 410 => {
@@ -260,6 +282,17 @@ impl Follower {
                 self.shared.news.notify_one();
             }
         }
+    }
+
+    /// Sets what is to be said about the watch itself.
+    fn tell(&self, findings: Vec<Finding>) {
+        let place = (self.number, ObjectName::default());
+        let mut pending = self.shared.pending.lock();
+        let changed = match findings.is_empty() {
+            true => pending.findings.remove(&place).is_some(),
+            false => pending.findings.insert(place, findings).is_none(),
+        };
+        pending.findings_changed |= changed;
     }
 
     fn set<K: Read>(&mut self, name: ObjectName, version: String, object: K) {
@@ -321,6 +354,33 @@ impl Follower {
 fn identify(meta: &ObjectMeta) -> (ObjectName, String) {
     let name = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
     (name, meta.resource_version.clone().unwrap_or_default())
+}
+
+/// Kinds without which the mesh works as it did before there were any of them. Policies are not among them: one that cannot
+/// be seen is one that is not enforced.
+fn is_optional(kind: Kind) -> bool {
+    matches!(kind, Kind::GatewayClass | Kind::Gateway | Kind::HttpRoute | Kind::ReferenceGrant)
+}
+
+fn is_forbidden(error: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, WatchStartFailed};
+    matches!(
+        error,
+        InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status)) if status.code == 403
+    )
+}
+
+fn refused(kind: Kind) -> Finding {
+    Finding {
+        at: Position::file(""),
+        severity: Severity::Warning,
+        code: "MAN019",
+        object: kind.to_string(),
+        path: String::new(),
+        message: "the API server does not let the controller see objects of this kind: they are without effect"
+            .to_owned(),
+        hint: "apply the roles of this version's chart".to_owned(),
+    }
 }
 
 /// Whether the server does not know the kind: its CRD is not there, or not yet.

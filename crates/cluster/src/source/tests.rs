@@ -17,6 +17,7 @@ fn follower(shared: &Arc<Shared>, kind: Kind) -> Follower {
         listing: None,
         complete: false,
         failing: false,
+        refused: None,
         backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT),
     }
 }
@@ -211,4 +212,39 @@ fn what_nobody_reads_is_not_kept() {
     let container = &spec.containers[0];
     assert!(container.env.is_none() && container.ports.is_some() && container.liveness_probe.is_some());
     assert_eq!(pod.status.as_ref().unwrap().pod_ip.as_deref(), Some("10.0.0.1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kind_that_stays_forbidden_is_done_without_and_told_but_policies_are_waited_for() {
+    let forbidden = || {
+        let status = Status::failure("no", "Forbidden").with_code(403);
+        Err(watcher::Error::InitialListFailed(kube::Error::Api(status.boxed())))
+    };
+    let shared = Arc::new(Shared::default());
+    let mut source = source(&shared);
+    let (routes, policies) = (follower(&shared, Kind::HttpRoute), follower(&shared, Kind::AuthorizationPolicy));
+    let errors = |count: usize| stream::iter((0..count).flat_map(move |_| [Ok(Event::Init), forbidden()]));
+    let later = stream::iter([Ok(Event::<DynamicObject>::Init), Ok(Event::InitDone)]);
+    let routes = tokio::spawn(routes.follow(errors(10).chain(stream::pending::<Result<Event<DynamicObject>, _>>())));
+    let start = tokio::time::Instant::now();
+    let policies = tokio::spawn(policies.follow(errors(20).chain(later)));
+    let update = source.next().await.unwrap();
+    assert!(start.elapsed() > Duration::from_secs(60), "twenty waits for the policies");
+    let findings: Vec<String> = update.findings.unwrap().iter().map(|one| one.to_string()).collect();
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    assert!(findings[0].contains("HTTPRoute") && findings[0].contains("does not let the controller see"));
+    routes.abort();
+    policies.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kind_that_is_forbidden_for_a_moment_is_waited_for() {
+    let forbidden = Status::failure("no", "Forbidden").with_code(403);
+    let forbidden = Err(watcher::Error::InitialListFailed(kube::Error::Api(forbidden.boxed())));
+    let shared = Arc::new(Shared::default());
+    let mut source = source(&shared);
+    let later = stream::iter([forbidden, Ok(Event::<DynamicObject>::Init), Ok(Event::InitDone)]);
+    tokio::spawn(follower(&shared, Kind::HttpRoute).follow(later.chain(stream::pending())));
+    let update = source.next().await.unwrap();
+    assert!(update.findings.is_none_or(|all| all.is_empty()));
 }
