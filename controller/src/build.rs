@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use stillmesh_core::model::{Policy, PolicyKey, Service, Str, Workload, WorkloadUid};
 use stillmesh_core::snapshot::Change;
 use stillmesh_k8s::gateway::binding::Named;
+use stillmesh_k8s::gateway::http_route::{ParentRef, RouteParentStatus};
 use stillmesh_k8s::gateway::{Gateway, class, generate};
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, StatusCondition};
 use stillmesh_k8s::labels;
@@ -50,6 +51,17 @@ pub struct Verdict {
     pub version: Option<String>,
     /// The conditions that the object has.
     pub existing: Vec<StatusCondition>,
+    /// What is said to a route's parents.
+    pub parents: Option<Parents>,
+}
+
+/// What is to be written into a route's status.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parents {
+    /// What is said to each of its parents that is a Service.
+    pub said: Vec<(ParentRef, Vec<Condition>)>,
+    /// What is there.
+    pub existing: Vec<RouteParentStatus>,
 }
 
 /// What came of a batch of changes.
@@ -57,7 +69,7 @@ pub struct Verdict {
 pub struct Built {
     /// Resources that changed: policies before the workloads that name them, removals last.
     pub changes: Vec<Change>,
-    /// What statuses of policies and services should say.
+    /// What statuses of policies, services and routes should say.
     pub verdicts: Vec<Verdict>,
 }
 
@@ -308,7 +320,6 @@ impl Builder {
             self.dirty.slices.insert(slice.clone());
             self.dirty.pods.extend(self.world.slices.get(slice).into_iter().flat_map(|one| ends(slice, one).1));
         }
-        self.dirty.routes.extend(self.world.routes.naming(&name).cloned());
         self.dirty.services.insert(name);
     }
 

@@ -1,5 +1,5 @@
-//! Writes status conditions back to where the objects come from. What waits is at most one condition per object, and
-//! only where it differs from what the object has: a restart writes nothing.
+//! Writes statuses back to where the objects come from. What waits is at most one status per object, and only where it
+//! differs from what the object has: a restart writes nothing.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,9 +11,11 @@ use http::Method;
 use k8s_openapi::api::core::v1::Service;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use parking_lot::Mutex;
-use serde_json::json;
+use serde_json::{Value, json};
 use stillmesh_cluster::{Cluster, Leader};
-use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, StatusCondition};
+use stillmesh_k8s::gateway::condition;
+use stillmesh_k8s::gateway::http_route::HttpRoute;
+use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication};
 use stillmesh_k8s::{Kind, ObjectKey, status};
 use stillmesh_runtime::Backoff;
 use stillmesh_runtime::admin::client::Client;
@@ -62,7 +64,7 @@ impl Statuses {
     pub fn take(&self, verdicts: Vec<Verdict>) {
         let mut waiting = self.waiting.lock();
         for verdict in verdicts {
-            match (conditions(&verdict), waiting.get_mut(&verdict.object)) {
+            match (status(&verdict), waiting.get_mut(&verdict.object)) {
                 (Some(_), Some(one)) => one.verdict = verdict,
                 (Some(_), None) => {
                     waiting.insert(verdict.object.clone(), Waiting::new(verdict));
@@ -92,8 +94,8 @@ impl Statuses {
             // Dropped on the way, it waits again for the next leader.
             let mut pending = Pending { statuses: self, waiting: Some(waiting) };
             let Some(one) = &mut pending.waiting else { continue };
-            let result = match conditions(&one.verdict) {
-                Some(conditions) => writer.write(&one.verdict, conditions).await,
+            let result = match status(&one.verdict) {
+                Some(status) => writer.write(&one.verdict, status).await,
                 None => Ok(()),
             };
             match result {
@@ -139,23 +141,29 @@ impl Drop for Pending<'_> {
     }
 }
 
-/// The conditions that an object should have; `None` where it has them.
-fn conditions(verdict: &Verdict) -> Option<Vec<StatusCondition>> {
-    let Some(condition) = &verdict.condition else {
-        let gone = verdict.retracted?;
-        let left: Vec<StatusCondition> = verdict.existing.iter().filter(|one| one.type_ != gone).cloned().collect();
-        return (left.len() < verdict.existing.len()).then_some(left);
-    };
+/// What of its status an object should have; `None` where it has it.
+fn status(verdict: &Verdict) -> Option<Value> {
     let now = jiff::Timestamp::now().round(jiff::Unit::Second).unwrap_or_else(|_| jiff::Timestamp::now()).to_string();
-    status::merged(&verdict.existing, condition, verdict.generation, &now)
+    if let Some(parents) = &verdict.parents {
+        let parents = condition::parents(&parents.existing, &parents.said, verdict.generation, &now)?;
+        return Some(json!({"parents": parents}));
+    }
+    let conditions = match (&verdict.condition, verdict.retracted) {
+        (Some(condition), _) => status::merged(&verdict.existing, condition, verdict.generation, &now)?,
+        (None, Some(gone)) => {
+            let left: Vec<_> = verdict.existing.iter().filter(|one| one.type_ != gone).cloned().collect();
+            (left.len() < verdict.existing.len()).then_some(left)?
+        }
+        (None, None) => return None,
+    };
+    Some(json!({"conditions": conditions}))
 }
 
 /// Where statuses are written to.
 pub(crate) trait Writer: Send + Sync {
-    /// Writes the conditions of one object. An object that is gone or has changed meanwhile is no failure: whatever
+    /// Writes a part of one object's status. An object that is gone or has changed meanwhile is no failure: whatever
     /// comes next tells.
-    fn write<'a>(&'a self, verdict: &'a Verdict, conditions: Vec<StatusCondition>)
-    -> BoxFuture<'a, Result<(), String>>;
+    fn write<'a>(&'a self, verdict: &'a Verdict, status: Value) -> BoxFuture<'a, Result<(), String>>;
 }
 
 /// The API of a one-machine mesh.
@@ -168,16 +176,12 @@ impl Socket {
 }
 
 impl Writer for Socket {
-    fn write<'a>(
-        &'a self,
-        verdict: &'a Verdict,
-        conditions: Vec<StatusCondition>,
-    ) -> BoxFuture<'a, Result<(), String>> {
+    fn write<'a>(&'a self, verdict: &'a Verdict, status: Value) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
             let key = &verdict.object;
             let path = format!("/status/{}/{}/{}", key.kind, key.namespace, key.name);
-            let body = json!({"conditions": conditions}).to_string();
-            let answer = self.0.request(Method::PATCH, &path, body).await.map_err(|error| chain(&error))?;
+            let answer =
+                self.0.request(Method::PATCH, &path, status.to_string()).await.map_err(|error| chain(&error))?;
             match answer.status.as_u16() {
                 200..=299 => {
                     debug!(object = %key, "status written");
@@ -203,24 +207,20 @@ impl Api {
 }
 
 impl Writer for Api {
-    fn write<'a>(
-        &'a self,
-        verdict: &'a Verdict,
-        conditions: Vec<StatusCondition>,
-    ) -> BoxFuture<'a, Result<(), String>> {
+    fn write<'a>(&'a self, verdict: &'a Verdict, mut status: Value) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
             let key = &verdict.object;
             let resource = match key.kind {
                 Kind::AuthorizationPolicy => ApiResource::erase::<AuthorizationPolicy>(&()),
                 Kind::PeerAuthentication => ApiResource::erase::<PeerAuthentication>(&()),
                 Kind::Service => ApiResource::erase::<Service>(&()),
+                Kind::HttpRoute => ApiResource::erase::<HttpRoute>(&()),
                 _ => return Ok(()),
             };
             let api: kube::Api<DynamicObject> =
                 kube::Api::namespaced_with(self.cluster.client(), &key.namespace, &resource);
             // Lists are replaced whole by a merge: with the version that was read, nobody else's condition is lost.
-            let mut status = json!({"conditions": conditions});
-            if key.kind != Kind::Service {
+            if matches!(key.kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication) {
                 status["observedGeneration"] = verdict.generation.into();
             }
             let patch = json!({"metadata": {"resourceVersion": verdict.version}, "status": status});
@@ -259,11 +259,7 @@ mod tests {
     }
 
     impl Writer for Refusing {
-        fn write<'a>(
-            &'a self,
-            verdict: &'a Verdict,
-            _conditions: Vec<StatusCondition>,
-        ) -> BoxFuture<'a, Result<(), String>> {
+        fn write<'a>(&'a self, verdict: &'a Verdict, _status: Value) -> BoxFuture<'a, Result<(), String>> {
             let name = verdict.object.name.to_string();
             let result = if name == "a" { Err("no".to_owned()) } else { Ok(()) };
             self.tries.lock().push(name);

@@ -77,7 +77,10 @@ impl Builder {
         let path = format!("metadata.labels[{USE_WAYPOINT:?}]");
         let mut namespaces = BTreeMap::new();
         for ((namespace, name), service) in self.world.services.all() {
-            let Binding::Unbound { waypoint, why } = self.bound(Target::Service, &service.metadata) else { continue };
+            let Binding::Unbound { waypoint, why } = self.world.bound(Target::Service, &service.metadata, &self.mesh)
+            else {
+                continue;
+            };
             if labels::of(&service.metadata.labels).contains_key(USE_WAYPOINT) {
                 let key = ObjectKey::new(Kind::Service, &namespace, &name);
                 all.push(self.odd("MAN016", &key, &path, &why.message(&waypoint), ""));
@@ -90,7 +93,8 @@ impl Builder {
         }
         for ((namespace, name), pod) in self.world.pods.all() {
             if labels::of(&pod.metadata.labels).contains_key(USE_WAYPOINT)
-                && let Binding::Unbound { waypoint, why } = self.bound(Target::Workload, &pod.metadata)
+                && let Binding::Unbound { waypoint, why } =
+                    self.world.bound(Target::Workload, &pod.metadata, &self.mesh)
             {
                 let key = ObjectKey::new(Kind::Pod, &namespace, &name);
                 all.push(self.odd("MAN016", &key, &path, &why.message(&waypoint), ""));

@@ -5,13 +5,11 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stillmesh_core::model::{Policy, PolicyKey, PortMapping, ServiceKey, Str};
 use stillmesh_core::snapshot::Change;
-use stillmesh_k8s::gateway::binding::{self, Binding, Target};
+use stillmesh_k8s::gateway::binding::{self, Target};
 use stillmesh_k8s::istio::StatusCondition;
 use stillmesh_k8s::mesh_config;
-use stillmesh_k8s::object::DEFAULT_NAMESPACE;
 use stillmesh_k8s::status::Condition;
 use stillmesh_k8s::translate::{self, Attached, Level};
 use stillmesh_k8s::{Kind, ObjectKey, Position, labels};
@@ -39,8 +37,11 @@ impl Builder {
         for name in &dirty.pods {
             self.build_pod(name, &mut strict, &mut set, &mut ended);
         }
-        for name in &dirty.routes {
-            self.world.routes.build(name, &self.world.services, &self.mesh, &mut set, &mut ended);
+        // What a route says depends on its Services, and what is said of it on what these are bound to.
+        let mut routes = dirty.routes;
+        routes.extend(dirty.services.iter().flat_map(|name| self.world.routes.naming(name)).cloned());
+        for name in &routes {
+            verdicts.push(self.build_route(name, &mut set, &mut ended));
         }
         // Nobody is left without a policy or a service that something still names.
         let changes = set.into_iter().chain(ended).chain(gone).chain(removed).collect();
@@ -124,6 +125,7 @@ impl Builder {
                 generation: unusable.metadata.generation,
                 version: unusable.metadata.resource_version.clone(),
                 existing: unusable.conditions.clone(),
+                parents: None,
             };
         }
         let written = self.world.policies.get(name);
@@ -138,6 +140,7 @@ impl Builder {
                 .and_then(|written| written.status.as_ref())
                 .map(|status| status.conditions.clone())
                 .unwrap_or_default(),
+            parents: None,
         }
     }
 
@@ -173,7 +176,7 @@ impl Builder {
         let namespace: Option<&Namespace> = self.world.namespaces.get(&name.0).map(|one| &**one);
         let mut said = None;
         let service = self.world.services.get(name).and_then(|written| {
-            let binding = self.bound(Target::Service, &written.metadata);
+            let binding = self.world.bound(Target::Service, &written.metadata, &self.mesh);
             said = binding.condition();
             translate::service(written, namespace, binding.destination(), &self.mesh)
         });
@@ -193,13 +196,6 @@ impl Builder {
         }
     }
 
-    /// Which waypoint something is bound to.
-    pub(super) fn bound(&self, target: Target, metadata: &ObjectMeta) -> Binding {
-        let namespace = metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
-        let namespace = self.world.namespaces.get(namespace).map(|one| &**one);
-        binding::bind(target, metadata, namespace, |named| self.world.waypoints.get(named), &self.mesh)
-    }
-
     /// What a service's status should say.
     fn service_verdict(&self, name: &Name, condition: Option<Condition>) -> Verdict {
         let written = self.world.services.get(name);
@@ -212,6 +208,7 @@ impl Builder {
             generation: None,
             version: written.and_then(|written| written.metadata.resource_version.clone()),
             existing: conditions.into_iter().flatten().map(StatusCondition::from).collect(),
+            parents: None,
         }
     }
 
@@ -263,7 +260,7 @@ impl Builder {
             let attached = Attached {
                 services: self.services_of(name, pod),
                 policies: self.policies_of(name, pod, strict),
-                waypoint: self.bound(Target::Workload, &pod.metadata).destination(),
+                waypoint: self.world.bound(Target::Workload, &pod.metadata, &self.mesh).destination(),
             };
             translate::workload(pod, node.map(|node| &**node), attached, &self.mesh)
         });

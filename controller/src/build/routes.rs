@@ -3,14 +3,16 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Service;
 use stillmesh_core::model::Str;
 use stillmesh_core::model::http as model;
 use stillmesh_core::snapshot::Change;
+use stillmesh_k8s::gateway::binding::{Binding, Target};
 use stillmesh_k8s::gateway::http_route::{HttpRoute, ReferenceGrant};
-use stillmesh_k8s::translate::{self, Mesh, References};
+use stillmesh_k8s::translate::{self, Mesh, References, Routed};
+use stillmesh_k8s::{Kind, ObjectKey};
 
-use super::world::{Grouped, Name};
+use super::world::{Grouped, Name, World};
+use super::{Builder, Parents, Verdict};
 
 /// The routes, and what was made of them.
 #[derive(Debug, Default)]
@@ -51,20 +53,17 @@ impl Routes {
         self.naming.get(service).into_iter().flatten()
     }
 
-    /// Builds a route anew.
-    pub fn build(
-        &mut self,
-        name: &Name,
-        all: &Grouped<Service>,
-        mesh: &Mesh,
-        set: &mut Vec<Change>,
-        removed: &mut Vec<Change>,
-    ) {
-        let known = Known { services: all, grants: &self.grants };
-        let routed = self.written.get(name).map(|written| translate::http_route(written, &known, mesh));
-        let new: Vec<Arc<model::HttpRoute>> =
-            routed.into_iter().flat_map(|routed| routed.routes).map(Arc::new).collect();
+    /// Takes what was made of a route. What changes is told; a route whose new version is refused stays as it was.
+    fn publish(&mut self, name: &Name, routed: Option<&mut Routed>, set: &mut Vec<Change>, removed: &mut Vec<Change>) {
         let old = self.published.remove(name).unwrap_or_default();
+        let new: Vec<Arc<model::HttpRoute>> = match routed {
+            Some(routed) if routed.refused && !old.is_empty() => {
+                routed.stays_as_it_was();
+                old.clone()
+            }
+            Some(routed) => std::mem::take(&mut routed.routes).into_iter().map(Arc::new).collect(),
+            None => Vec::new(),
+        };
         let gone = old.iter().filter(|old| !new.iter().any(|new| new.key == old.key));
         removed.extend(gone.map(|old| Change::RouteRemoved(old.key.clone())));
         set.extend(new.iter().filter(|new| !old.contains(new)).map(|new| Change::Route(Arc::clone(new))));
@@ -93,19 +92,46 @@ fn services(name: &Name, route: &HttpRoute) -> Vec<Name> {
     parents.chain(backends).collect()
 }
 
+impl Builder {
+    /// Builds a route anew, and says what its status should say.
+    pub(super) fn build_route(&mut self, name: &Name, set: &mut Vec<Change>, removed: &mut Vec<Change>) -> Verdict {
+        let written = self.world.routes.written.get(name).cloned();
+        let known = Known { world: &self.world, mesh: &self.mesh };
+        let mut routed = written.as_ref().map(|written| translate::http_route(written, &known, &self.mesh));
+        self.world.routes.publish(name, routed.as_mut(), set, removed);
+        let metadata = written.as_ref().map(|written| &written.metadata);
+        let existing = written.as_ref().and_then(|written| written.status.as_ref());
+        let existing = existing.map(|status| status.parents.clone()).unwrap_or_default();
+        Verdict {
+            object: ObjectKey::new(Kind::HttpRoute, &name.0, &name.1),
+            condition: None,
+            retracted: None,
+            generation: metadata.and_then(|metadata| metadata.generation),
+            version: metadata.and_then(|metadata| metadata.resource_version.clone()),
+            existing: Vec::new(),
+            parents: routed.map(|routed| Parents { said: routed.parents, existing }),
+        }
+    }
+}
+
 struct Known<'a> {
-    services: &'a Grouped<Service>,
-    grants: &'a Grouped<ReferenceGrant>,
+    world: &'a World,
+    mesh: &'a Mesh,
 }
 
 impl References for Known<'_> {
     fn service_ports(&self, namespace: &str, name: &str) -> Option<Vec<u16>> {
-        let service = self.services.get(&(namespace.into(), name.into()))?;
+        let service = self.world.services.get(&(namespace.into(), name.into()))?;
         let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref()).into_iter().flatten();
         Some(ports.filter_map(|port| u16::try_from(port.port).ok()).collect())
     }
 
+    fn binding(&self, namespace: &str, name: &str) -> Binding {
+        let service = self.world.services.get(&(namespace.into(), name.into()));
+        service.map_or(Binding::Unasked, |service| self.world.bound(Target::Service, &service.metadata, self.mesh))
+    }
+
     fn is_granted(&self, from: &str, namespace: &str, name: &str) -> bool {
-        self.grants.of(namespace).any(|(_, grant)| grant.covers_http_routes(from, name))
+        self.world.routes.grants.of(namespace).any(|(_, grant)| grant.covers_http_routes(from, name))
     }
 }

@@ -166,6 +166,50 @@ fn what_a_route_names_costs_the_routes_that_name_it() {
     assert_eq!(world.set(&grant("other", "g")), [""; 0]);
 }
 
+/// Type, status and message of what is said to the first parent of a route.
+fn said_to_parent(built: &Built) -> Vec<(&'static str, &'static str, String)> {
+    let verdict = built.verdicts.iter().find(|one| one.parents.is_some()).expect("a route's verdict");
+    let said = &verdict.parents.as_ref().unwrap().said[0].1;
+    said.iter().map(|one| (one.type_, one.status, one.message.clone())).collect()
+}
+
+#[test]
+fn a_routes_status_follows_its_services_and_what_these_are_bound_to() {
+    let mut world = World::new(&shop());
+    let mut apply = |text: &str| world.builder.apply(&update(text, &[]));
+    let said = |built: &Built| said_to_parent(built).into_iter().map(|(_, status, _)| status).collect::<Vec<_>>();
+    let waypoints = |built: &Built| said_to_parent(built)[2].2.clone();
+    let built = apply(&route("r", "name: page", "name: details, port: 90"));
+    assert_eq!(said(&built), ["True", "False", "True"]);
+    assert!(waypoints(&built).contains("neither the parent nor its namespace has label istio.io/use-waypoint"));
+    assert_eq!(said(&apply(&service("details", "details", 90))), ["True", "True", "True"]);
+    assert!(waypoints(&apply(ASKING)).contains("there is no Gateway shop/w"));
+    let of = |ready| gateway("shop", "w", "istio-waypoint", "service", "{}", ready);
+    assert!(waypoints(&apply(&of(false))).contains("will carry it out once it is ready"));
+    assert_eq!(waypoints(&apply(&of(true))), "carried out by waypoint shop/w");
+    let built = world.builder.apply(&update("", &[ObjectKey::new(Kind::Service, "shop", "page")]));
+    assert_eq!(said(&built), ["False", "True", "True"]);
+    let built = world.builder.apply(&update("", &[ObjectKey::new(Kind::HttpRoute, "shop", "r")]));
+    assert_eq!(built.verdicts.last().unwrap().parents, None, "nothing is written to what is gone");
+}
+
+#[test]
+fn a_route_whose_new_version_is_refused_stays_as_it_was_and_says_so() {
+    let mut world = World::new(&shop());
+    let good = route("r", "name: page", "name: page, port: 80");
+    let bad = good.replace("rules: [{", "rules: [{filters: [{type: ExtensionRef}], ");
+    let built = world.builder.apply(&update(&bad, &[]));
+    assert_eq!(told(&built.changes), [""; 0]);
+    assert!(!said_to_parent(&built)[0].2.contains("last accepted version"));
+    assert_eq!(world.set(&good), ["route HTTPRoute shop/r"]);
+    let built = world.builder.apply(&update(&bad, &[]));
+    assert_eq!(told(&built.changes), [""; 0]);
+    let (_, status, message) = said_to_parent(&built).remove(0);
+    assert_eq!(status, "False");
+    assert!(message.ends_with("its last accepted version stays in force"), "{message}");
+    assert_eq!(world.remove(Kind::HttpRoute, "shop", "r"), ["no route HTTPRoute shop/r"]);
+}
+
 const ASKING: &str =
     "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/use-waypoint: w}}\n";
 
@@ -529,6 +573,16 @@ fn any_object() -> impl Strategy<Value = (String, ObjectKey)> {
     ]
 }
 
+/// What was last said of each route that is there.
+fn said_of_routes(before: &mut BTreeMap<ObjectKey, Parents>, built: &Built) {
+    for verdict in built.verdicts.iter().filter(|one| one.object.kind == Kind::HttpRoute) {
+        match &verdict.parents {
+            Some(parents) => drop(before.insert(verdict.object.clone(), parents.clone())),
+            None => drop(before.remove(&verdict.object)),
+        }
+    }
+}
+
 /// What the changes add up to on a node.
 #[derive(Default)]
 struct Node {
@@ -575,7 +629,7 @@ proptest! {
         steps in proptest::collection::vec((proptest::collection::vec(any_object(), 1..4), any::<bool>()), 1..16)
     ) {
         let mut builder = Builder::new(Mesh::default());
-        let mut node = Node::default();
+        let (mut node, mut said) = (Node::default(), BTreeMap::new());
         let mut objects: BTreeMap<ObjectKey, String> = BTreeMap::new();
         for (step, removes) in steps {
             let built = if removes {
@@ -591,12 +645,15 @@ proptest! {
                 builder.apply(&update(&text, &[]))
             };
             node.take(&built.changes);
+            said_of_routes(&mut said, &built);
             let mut anew = Builder::new(Mesh::default());
             let text: String = objects.values().cloned().collect();
-            anew.apply(&update(&text, &[]));
+            let mut said_anew = BTreeMap::new();
+            said_of_routes(&mut said_anew, &anew.apply(&update(&text, &[])));
             let mut expected = Node::default();
             expected.take(&anew.published().collect::<Vec<_>>());
             prop_assert_eq!(&node.held, &expected.held);
+            prop_assert_eq!(&said, &said_anew);
         }
     }
 }

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stillmesh_core::model::Str;
 use stillmesh_k8s::gateway::GatewayClass;
+use stillmesh_k8s::gateway::binding::{self, Binding, Target};
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication};
 use stillmesh_k8s::labels::{self, Labels};
-use stillmesh_k8s::translate;
+use stillmesh_k8s::object::DEFAULT_NAMESPACE;
+use stillmesh_k8s::translate::{self, Mesh};
 
 use super::labelled::{Asking, Having};
 use super::routes::Routes;
@@ -94,6 +97,13 @@ pub(super) struct World {
 }
 
 impl World {
+    /// Which waypoint something is bound to.
+    pub fn bound(&self, target: Target, metadata: &ObjectMeta, mesh: &Mesh) -> Binding {
+        let namespace = metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
+        let namespace = self.namespaces.get(namespace).map(|one| &**one);
+        binding::bind(target, metadata, namespace, |named| self.waypoints.get(named), mesh)
+    }
+
     pub fn replace_namespace(&mut self, name: &Str, namespace: Option<Arc<Namespace>>) -> Option<Arc<Namespace>> {
         let metadata = namespace.as_deref().map(|namespace| &namespace.metadata);
         self.waypoints.ask(Asker::Namespace(name.clone()), name, metadata);

@@ -204,7 +204,15 @@ pub struct GatewayClassStatus {
     pub conditions: Vec<StatusCondition>,
     /// What it can do.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub supported_features: Vec<Value>,
+    pub supported_features: Vec<Feature>,
+}
+
+/// Something that the Gateway API names and its conformance tests try.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Feature {
+    /// Its name.
+    pub name: String,
 }
 
 impl Gateway {

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::gateway::binding::{Binding, USE_WAYPOINT};
 use crate::istio::StatusCondition;
 
 /// A condition before it is written: without its times.
@@ -42,6 +43,28 @@ impl Condition {
     /// Something that a route refers to is not there, or not for it.
     pub(crate) fn unresolved(reason: &'static str, message: String) -> Self {
         Self { type_: "ResolvedRefs", status: "False", reason, message }
+    }
+}
+
+impl Condition {
+    /// Whether a waypoint carries out what a route says. Always true: the message says what a user should know.
+    pub(crate) fn waypoints(binding: &Binding) -> Self {
+        let message = match binding {
+            Binding::Bound { waypoint, ready: true, .. } => format!("carried out by waypoint {waypoint}"),
+            Binding::Bound { waypoint, ready: false, .. } => {
+                format!("waypoint {waypoint} will carry it out once it is ready")
+            }
+            Binding::Unbound { waypoint, why } => format!("carried out by nobody: {}", why.message(waypoint)),
+            Binding::Unasked => {
+                format!("carried out by nobody: neither the parent nor its namespace has label {USE_WAYPOINT}")
+            }
+            Binding::OptedOut => format!("carried out by nobody: the parent has label {USE_WAYPOINT}: none"),
+            Binding::OfGateway => "carried out by nobody: the parent is a gateway's own Service".to_owned(),
+            Binding::NotMeant => {
+                "carried out by nobody: the waypoint of the parent's namespace is not for services".to_owned()
+            }
+        };
+        Self { type_: "ResolvedWaypoints", status: "True", reason: "ResolvedWaypoints", message }
     }
 }
 

@@ -126,11 +126,10 @@ pub fn write_back(api: &Arc<Api>) -> Server {
         Ok(Response::empty(StatusCode::NO_CONTENT))
     });
     route(server, api, Method::PATCH, "/status/{kind}/{namespace}/{name}", |api, request| async move {
-        let mut body: BTreeMap<String, Value> = request.json()?;
+        let status: Value = request.json()?;
         let kind = Kind::named(request.param("kind")).ok_or_else(|| refuse(StatusCode::NOT_FOUND, "no such kind"))?;
         let key = ObjectKey::new(kind, request.param("namespace"), request.param("name"));
-        let conditions = body.remove("conditions").unwrap_or_default();
-        let done = api.reconciler.lock().await.set_conditions(key.clone(), conditions);
+        let done = api.reconciler.lock().await.set_status(key.clone(), status);
         done.ok_or_else(|| refuse(StatusCode::NOT_FOUND, &format!("there is no {key}")))?;
         api.machine.changed.notify_one();
         Ok(Response::empty(StatusCode::NO_CONTENT))

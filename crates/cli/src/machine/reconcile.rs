@@ -12,7 +12,8 @@ use anyhow::Context;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
-use serde_json::{Value, json};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use stillmesh_k8s::gateway::{Gateway, GatewayClass, class, condition};
 use stillmesh_k8s::translate::Mesh;
 use stillmesh_k8s::{Finding, Kind, Object, ObjectKey, Placed, Severity};
@@ -54,7 +55,8 @@ pub struct Reconciler {
     routed: Vec<Services>,
     /// What keeps objects from running.
     troubles: BTreeSet<String>,
-    conditions: BTreeMap<ObjectKey, Value>,
+    /// What the controller says in statuses.
+    statuses: BTreeMap<ObjectKey, Value>,
     /// What statuses of Gateways and their classes say.
     gateways: BTreeMap<ObjectKey, Object>,
     /// By which waypoints are known.
@@ -142,7 +144,7 @@ impl Reconciler {
             addresses: ServicePool::default(),
             routed: Vec::new(),
             troubles: BTreeSet::new(),
-            conditions: BTreeMap::new(),
+            statuses: BTreeMap::new(),
             gateways: BTreeMap::new(),
             tokens: Tokens::default(),
             born: BTreeMap::new(),
@@ -205,9 +207,9 @@ impl Reconciler {
         Some(())
     }
 
-    /// Sets the conditions of an object's status. `None` where there is no such object.
-    pub fn set_conditions(&mut self, key: ObjectKey, conditions: Value) -> Option<()> {
-        self.written.contains_key(&key).then(|| drop(self.conditions.insert(key, conditions)))
+    /// Sets an object's status. `None` where there is no such object.
+    pub fn set_status(&mut self, key: ObjectKey, status: Value) -> Option<()> {
+        self.written.contains_key(&key).then(|| drop(self.statuses.insert(key, status)))
     }
 
     /// The objects of a kind.
@@ -514,7 +516,7 @@ impl Reconciler {
         objects.extend(pods.into_iter().map(|(key, pod, ..)| (key, Object::from(pod))));
         let known = |key: &ObjectKey| objects.contains_key(key) || self.written.contains_key(key);
         self.born.retain(|key, _| known(key));
-        self.conditions.retain(|key, _| known(key));
+        self.statuses.retain(|key, _| known(key));
         self.gateways.retain(|key, _| known(key));
         Ok(objects)
     }
@@ -583,22 +585,22 @@ impl Reconciler {
     }
 
     fn with_status(&self, key: &ObjectKey, object: Object, admitted: &Admitted) -> Object {
-        let conditions = || {
-            let written = self.conditions.get(key)?;
-            serde_json::from_value(json!({"conditions": written})).ok()
-        };
+        let status = self.statuses.get(key);
         match object {
             Object::AuthorizationPolicy(mut policy) => {
-                Arc::make_mut(&mut policy).status = conditions();
+                Arc::make_mut(&mut policy).status = status.and_then(read);
                 Object::AuthorizationPolicy(policy)
             }
             Object::PeerAuthentication(mut policy) => {
-                Arc::make_mut(&mut policy).status = conditions();
+                Arc::make_mut(&mut policy).status = status.and_then(read);
                 Object::PeerAuthentication(policy)
             }
+            Object::HttpRoute(mut route) => {
+                Arc::make_mut(&mut route).status = status.and_then(read);
+                Object::HttpRoute(route)
+            }
             Object::Service(mut service) => {
-                let conditions = self.conditions.get(key).and_then(|all| serde_json::from_value(all.clone()).ok());
-                if let Some(conditions) = conditions {
+                if let Some(conditions) = status.and_then(|status| read(status.get("conditions")?)) {
                     Arc::make_mut(&mut service).status.get_or_insert_default().conditions = Some(conditions);
                 }
                 Object::Service(service)
@@ -750,6 +752,11 @@ fn template(pod: &Pod) -> Value {
 }
 
 /// Now, as conditions say it.
+/// A part of what the controller has sent; `None` where it is not what it should be.
+fn read<T: DeserializeOwned>(value: &Value) -> Option<T> {
+    T::deserialize(value).ok()
+}
+
 fn rfc3339() -> String {
     let now = jiff::Timestamp::now();
     now.round(jiff::Unit::Second).unwrap_or(now).to_string()

@@ -27,6 +27,27 @@ pub const WAYPOINTS: [Own; 2] = [
     },
 ];
 
+/// What waypoints can do, as the Gateway API calls it (contract 8.1), in order of name: said in their classes' statuses,
+/// and tried by its conformance tests. Only what is carried out is here.
+pub const FEATURES: [&str; 16] = [
+    "HTTPRoute",
+    "HTTPRoute303RedirectStatusCode",
+    "HTTPRoute307RedirectStatusCode",
+    "HTTPRoute308RedirectStatusCode",
+    "HTTPRouteParentRefPort",
+    "Mesh",
+    "MeshClusterIPMatching",
+    "MeshConsumerRoute",
+    "MeshHTTPRouteBackendRequestHeaderModification",
+    "MeshHTTPRouteNamedRouteRule",
+    "MeshHTTPRouteQueryParamMatching",
+    "MeshHTTPRouteRedirectPath",
+    "MeshHTTPRouteRedirectPort",
+    "MeshHTTPRouteRewritePath",
+    "MeshHTTPRouteSchemeRedirect",
+    "ReferenceGrant",
+];
+
 /// Whether the Gateways of a class are waypoints that we run. A class that is not there (yet) is who its name says; one
 /// that is there is whose controller it names.
 pub fn is_waypoint(name: &str, class: Option<&GatewayClass>) -> bool {

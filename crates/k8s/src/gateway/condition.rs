@@ -1,13 +1,20 @@
-//! What is said about Gateways and their classes (contract 7.6).
+//! What is said about Gateways, their classes, and to the parents of routes (contract 7.6).
 
 use std::net::IpAddr;
 
 use super::binding::service_name;
-use super::{Address, Gateway, GatewayClass, GatewayClassStatus, GatewayStatus, HBONE, Listener, ListenerStatus};
+use super::class::FEATURES;
+use super::http_route::{ParentRef, RouteParentStatus};
+use super::{
+    Address, Feature, Gateway, GatewayClass, GatewayClassStatus, GatewayStatus, HBONE, Listener, ListenerStatus,
+};
 use crate::istio::StatusCondition;
 use crate::object::DEFAULT_NAMESPACE;
 use crate::status::{Condition, merged};
 use crate::translate::{Mesh, service_key};
+
+/// As whom things are said to parents of routes.
+pub const ROUTES: &str = "istio.io/gateway-controller";
 
 /// How far a Gateway's objects are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,8 +32,37 @@ pub fn class_status(class: &GatewayClass, now: &str) -> Option<GatewayClassStatu
     let before = class.status.clone().unwrap_or_default();
     let message = "Handled by Stillmesh's controller".to_owned();
     let accepted = condition("Accepted", "True", "Accepted", message);
-    let conditions = merged(&before.conditions, &accepted, class.metadata.generation, now)?;
-    Some(GatewayClassStatus { conditions, ..before })
+    let conditions = all(&before.conditions, &[accepted], class.metadata.generation, now);
+    let supported_features = FEATURES.iter().map(|name| Feature { name: (*name).to_owned() }).collect();
+    let after = GatewayClassStatus { conditions, supported_features };
+    (after != before).then_some(after)
+}
+
+/// The entries of `status.parents` that a route should have: what is said to each of its parents that is a Service.
+/// `None` where it has them. What others have said, and what was said to parents of other kinds, is left alone; what was
+/// said to Services that are parents no more goes. `now` is RFC 3339.
+pub fn parents(
+    before: &[RouteParentStatus],
+    said: &[(ParentRef, Vec<Condition>)],
+    generation: Option<i64>,
+    now: &str,
+) -> Option<Vec<RouteParentStatus>> {
+    let is_ours = |one: &&RouteParentStatus| one.controller_name == ROUTES && one.parent_ref.is_service();
+    let mut after: Vec<RouteParentStatus> = before.iter().filter(|one| !is_ours(one)).cloned().collect();
+    let ours = said.iter().enumerate().filter(|(at, (parent, _))| !said.iter().take(*at).any(|(one, _)| one == parent));
+    after.extend(ours.map(|(_, (parent, said))| {
+        let known = before.iter().filter(is_ours).find(|one| one.parent_ref == *parent);
+        // A condition that is not said any more goes.
+        let known = known.map_or(&[][..], |one| &one.conditions);
+        let known: Vec<_> = known.iter().filter(|one| said.iter().any(|new| new.type_ == one.type_)).cloned().collect();
+        RouteParentStatus {
+            parent_ref: parent.clone(),
+            controller_name: ROUTES.to_owned(),
+            conditions: all(&known, said, generation, now),
+        }
+    }));
+    let same = after.len() == before.len() && after.iter().all(|one| before.contains(one));
+    (!same).then_some(after)
 }
 
 /// The status that a Gateway of ours should have; `None` where it has it. `now` is RFC 3339.

@@ -12,6 +12,7 @@ use stillmesh_core::model::http::{
 };
 
 use super::{Mesh, service_key};
+use crate::gateway::binding::Binding;
 use crate::gateway::http_route::{
     BackendRef, HeaderModifier, HttpBackendRef, HttpCors, HttpFilter, HttpMatch, HttpRetry, HttpRoute as Written,
     HttpRule, HttpTimeouts, NamedValue, ParentRef, PathModifier, RequestMirror, RequestRedirect, UrlRewrite,
@@ -23,6 +24,8 @@ use crate::status::Condition;
 pub trait References {
     /// The ports of a Service; `None` where there is none of that name.
     fn service_ports(&self, namespace: &str, name: &str) -> Option<Vec<u16>>;
+    /// Which waypoint a Service is bound to.
+    fn binding(&self, namespace: &str, name: &str) -> Binding;
     /// Whether a ReferenceGrant lets HTTPRoutes of one namespace refer to a Service of another.
     fn is_granted(&self, from: &str, namespace: &str, name: &str) -> bool;
 }
@@ -35,6 +38,18 @@ pub struct Routed {
     pub routes: Vec<HttpRoute>,
     /// What is said to each parent that is a Service.
     pub parents: Vec<(ParentRef, Vec<Condition>)>,
+    /// The rules are such that no parent takes them: the last version that was taken stays, if there is one.
+    pub refused: bool,
+}
+
+impl Routed {
+    /// Says that an earlier version stays in force.
+    pub fn stays_as_it_was(&mut self) {
+        let said = self.parents.iter_mut().flat_map(|(_, said)| said);
+        for condition in said.filter(|one| one.type_ == "Accepted" && one.status == "False") {
+            condition.message.push_str("; its last accepted version stays in force");
+        }
+    }
 }
 
 /// Why a part of a route is not used: a reason of the Gateway API, and a sentence.
@@ -77,10 +92,12 @@ pub fn http_route(written: &Written, references: &impl References, mesh: &Mesh) 
             None => Condition::resolved("All references resolved".to_owned()),
             Some(Problem { reason, message }) => Condition::unresolved(reason, message.clone()),
         };
-        parents.push((parent.clone(), vec![accepted, resolved]));
+        let binding = references.binding(parent.namespace.as_deref().unwrap_or(namespace), &parent.name);
+        parents.push((parent.clone(), vec![accepted, resolved, Condition::waypoints(&binding)]));
     }
     let created = written.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
     let name: Str = written.metadata.name.as_deref().unwrap_or_default().into();
+    let refused = rules.is_err();
     let rules = rules.unwrap_or_default();
     let route = |suffix: &str, parents: Vec<RouteParent>, consumer: Option<Str>| HttpRoute {
         key: RouteKey { kind: RouteKind::Http, namespace: namespace.into(), name: format!("{name}{suffix}").into() },
@@ -92,7 +109,7 @@ pub fn http_route(written: &Written, references: &impl References, mesh: &Mesh) 
     // No object's name has an `@`.
     let own = (!own.is_empty()).then(|| route("", own, None));
     let consumed = (!consumed.is_empty()).then(|| route("@consumer", consumed, Some(namespace.into())));
-    Routed { routes: own.into_iter().chain(consumed).collect(), parents }
+    Routed { routes: own.into_iter().chain(consumed).collect(), parents, refused }
 }
 
 struct Reader<'a, R> {

@@ -77,6 +77,46 @@ fn what_does_not_fit_a_waypoint_is_said() {
 fn a_class_is_accepted_once() {
     let mut class = GatewayClass::default();
     class.status = class_status(&class, "t1");
+    let features: Vec<&str> =
+        class.status.as_ref().unwrap().supported_features.iter().map(|one| one.name.as_str()).collect();
+    assert!(features.contains(&"Mesh") && features.is_sorted(), "{features:?}");
     assert_eq!(told(&class.status.as_ref().unwrap().conditions), [("Accepted", "True", "Accepted")]);
     assert_eq!(class_status(&class, "t2"), None);
+}
+
+#[test]
+fn what_is_said_to_parents_leaves_what_others_say_and_goes_with_the_parent() {
+    let service = |name: &str| ParentRef {
+        group: Some(String::new()),
+        kind: Some("Service".into()),
+        name: name.into(),
+        ..ParentRef::default()
+    };
+    let entry = |parent: ParentRef, controller: &str| RouteParentStatus {
+        parent_ref: parent,
+        controller_name: controller.into(),
+        conditions: vec![StatusCondition { type_: "Odd".into(), status: "True".into(), ..StatusCondition::default() }],
+    };
+    let a_gateway = ParentRef { name: "ingress".into(), ..ParentRef::default() };
+    let before = [entry(service("a"), "x.example/y"), entry(a_gateway, ROUTES), entry(service("gone"), ROUTES)];
+    let accepted = Condition::accepted("Accepted", "x".into());
+    let said = |condition: &Condition| vec![(service("a"), vec![condition.clone()]), (service("a"), Vec::new())];
+    let first = parents(&before, &said(&accepted), Some(1), "t1").unwrap();
+    assert_eq!(first[..2], before[..2]);
+    assert_eq!((first.len(), &first[2].parent_ref, first[2].controller_name.as_str()), (3, &service("a"), ROUTES));
+    let told = |status: &[RouteParentStatus]| {
+        let one = status[2].conditions[0].clone();
+        (one.status, one.last_transition_time.unwrap(), one.observed_generation.unwrap(), status[2].conditions.len())
+    };
+    assert_eq!(told(&first), ("True".into(), "t1".into(), 1, 1));
+    assert_eq!(parents(&first, &said(&accepted), Some(1), "t2"), None);
+    let mut turned = first.clone();
+    turned.reverse();
+    assert_eq!(parents(&turned, &said(&accepted), Some(1), "t2"), None, "order means nothing");
+    let newer = parents(&first, &said(&accepted), Some(2), "t2").unwrap();
+    assert_eq!(told(&newer), ("True".into(), "t1".into(), 2, 1));
+    let refused = Condition::not_accepted("NoMatchingParent", "y".into());
+    assert_eq!(told(&parents(&newer, &said(&refused), Some(2), "t3").unwrap()), ("False".into(), "t3".into(), 2, 1));
+    assert_eq!(parents(&first, &[], Some(2), "t3").unwrap(), before[..2]);
+    assert_eq!(parents(&before[..2], &[], Some(2), "t3"), None);
 }
