@@ -1,11 +1,13 @@
 //! What a CONNECT's bytes are, and how they are carried: [`http`] request by request, [`tcp`] as they are.
 
 mod error;
+mod exchange;
 pub mod forward;
 pub mod http;
 mod last_words;
 pub mod plan;
 pub mod replay;
+mod reply;
 pub mod response;
 mod rewound;
 mod sniff;

@@ -1,6 +1,7 @@
 //! The way to endpoints: which one core says, another one where it does not answer; over HBONE, or in the clear where the
 //! endpoint has no tunnel. [`connections`] keeps HTTP connections.
 
+pub mod budget;
 pub mod connections;
 pub mod dial;
 mod way;

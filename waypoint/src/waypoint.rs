@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::path::PathError;
 use crate::record::Metrics;
 use crate::upstream::Connections;
+use crate::upstream::budget::Budget;
 use crate::upstream::dial::Plain;
 
 /// One per process.
@@ -30,6 +31,8 @@ pub struct Waypoint {
     pub pool: Pool,
     /// HTTP connections to endpoints.
     pub connections: Arc<Connections>,
+    /// What share of requests may be retries.
+    pub budget: Arc<Budget>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What all tunnels may hold together.
@@ -70,6 +73,7 @@ impl Waypoint {
             connections: Connections::new(config.limits, upstream),
             handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
             requests: Arc::new(Semaphore::new(config.limits.requests)),
+            budget: Budget::new(config.limits.retry_percent),
             memory,
             config,
             snapshots,

@@ -6,6 +6,7 @@ mod gateway;
 mod inbound;
 pub(crate) mod matching;
 mod outbound;
+pub mod retry;
 pub mod route;
 mod waypoint;
 

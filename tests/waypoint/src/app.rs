@@ -17,17 +17,19 @@ use hyper_util::server::conn::auto::Builder;
 use stillmesh_runtime::tasks::Tasks;
 use stillmesh_waypoint::upstream::connections::Owned;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::client::Body;
 
 /// What an application has seen.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counts {
     /// Connections.
     pub connections: AtomicUsize,
     /// Requests.
     pub requests: AtomicUsize,
+    /// Requests of `/first` and `/grpc-status`.
+    pub scripted: AtomicUsize,
     /// Bytes sent by `/source`.
     pub sent: AtomicU64,
     /// Requests of `/wait` that were dropped.
@@ -38,6 +40,24 @@ pub struct Counts {
     pub dropped: Notify,
     /// Lets one request of `/wait` go on.
     pub go: Notify,
+    /// Lets requests of `/held` go on.
+    pub held: Semaphore,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self {
+            connections: AtomicUsize::default(),
+            requests: AtomicUsize::default(),
+            scripted: AtomicUsize::default(),
+            sent: AtomicU64::default(),
+            cancelled: AtomicUsize::default(),
+            waiting: Notify::default(),
+            dropped: Notify::default(),
+            go: Notify::default(),
+            held: Semaphore::new(0),
+        }
+    }
 }
 
 /// A running application.
@@ -126,6 +146,16 @@ async fn answer(mut request: Request<Incoming>, name: &str, counts: &Arc<Counts>
             let length = request.into_body().collect().await.expect("a body").to_bytes().len();
             Response::new(full(format!("{length} bytes")))
         }
+        "/failing-length" => {
+            let length = request.into_body().collect().await.expect("a body").to_bytes().len();
+            let mut response = Response::new(full(format!("{length} bytes")));
+            *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            response
+        }
+        "/held/500" => {
+            counts.held.acquire().await.expect("it is never closed").forget();
+            status(StatusCode::INTERNAL_SERVER_ERROR)
+        }
         "/name" => Response::new(full(name.to_owned())),
         // Sends for ever, counting.
         "/source" => {
@@ -169,7 +199,33 @@ async fn answer(mut request: Request<Incoming>, name: &str, counts: &Arc<Counts>
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             response
         }
-        _ => status(StatusCode::NOT_FOUND),
+        path => scripted(path, name, counts).unwrap_or_else(|| status(StatusCode::NOT_FOUND)),
+    }
+}
+
+/// `/status/503`: always; `/first/2/503`: the first two times; `/grpc-status/14`: a gRPC status and nothing else, once.
+fn scripted(path: &str, name: &str, counts: &Counts) -> Option<Response<Body>> {
+    let (kind, rest) = path.strip_prefix('/')?.split_once('/')?;
+    let answer = |code: u16| {
+        let mut response = Response::new(full(name.to_owned()));
+        *response.status_mut() = StatusCode::from_u16(code).expect("a status");
+        response
+    };
+    match kind {
+        "status" => Some(answer(rest.parse().ok()?)),
+        "first" => {
+            let (times, code) = rest.split_once('/')?;
+            let before = counts.scripted.fetch_add(1, Ordering::Relaxed);
+            Some(answer(if before < times.parse().ok()? { code.parse().ok()? } else { 200 }))
+        }
+        "grpc-status" => {
+            let mut response = status(StatusCode::OK);
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            let code = if counts.scripted.fetch_add(1, Ordering::Relaxed) == 0 { rest } else { "0" };
+            response.headers_mut().insert("grpc-status", code.parse().expect("a header's value"));
+            Some(response)
+        }
+        _ => None,
     }
 }
 

@@ -8,6 +8,7 @@
 mod app;
 mod client;
 mod endpoint;
+pub mod routes;
 mod world;
 
 pub use app::{App, Counts, body_of};

@@ -155,6 +155,7 @@ impl PathError {
             Self::Connect { .. } | Self::Resolve { .. } | Self::Tunnel(_) | Self::Slow { .. } | Self::Identity(_) => {
                 Flag::UpstreamFailure
             }
+            Self::Upstream { source } if is_reset(source) => Flag::UpstreamReset,
             Self::Upstream { .. } | Self::Broken { .. } => Flag::UpstreamTermination,
             Self::Handshake(_) | Self::Serve(_) | Self::NotConnect { .. } | Self::ClientGone { .. } => {
                 Flag::DownstreamTermination
@@ -197,6 +198,18 @@ impl PathError {
         }
         text
     }
+}
+
+/// Whether the endpoint ended one stream, and not its connection.
+fn is_reset(error: &hyper::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(error) = cause.downcast_ref::<h2::Error>() {
+            return error.is_reset() && error.is_remote();
+        }
+        source = cause.source();
+    }
+    false
 }
 
 impl Diagnose for PathError {

@@ -1,6 +1,7 @@
 //! What of a message's head is forwarded, and what is added to it. Pure.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
@@ -171,6 +172,26 @@ pub fn target(head: &mut Parts, version: Version) -> Result<(), PathError> {
     head.uri = Uri::from_parts(parts).map_err(|_| bad("a malformed target"))?;
     head.version = http::Version::HTTP_2;
     Ok(())
+}
+
+/// How long a gRPC client waits (gRPC over HTTP/2, `grpc-timeout`): at most eight digits and a unit. What is none is not
+/// honoured.
+pub fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if number.is_empty() || number.len() > 8 || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = number.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
 }
 
 /// Whether a request may be sent again although an endpoint may have seen it (RFC 9110 section 9.2.2).

@@ -2,7 +2,7 @@
 //! its head; where no route is attached, it goes to what was dialled.
 
 use std::borrow::Cow;
-use std::time::Duration;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -13,34 +13,39 @@ use stillmesh_core::attrs::{Headers, RequestAttrs};
 use stillmesh_core::decide::Target;
 use stillmesh_core::decide::route::{self, Chosen};
 use stillmesh_core::model::http::{
-    Forward, HeaderEdit, Redirect, Respond, RouteAction, RouteBackend, RouteRule, WeightedBackend,
+    Forward, HeaderEdit, HttpRoute, Redirect, Respond, RouteAction, RouteBackend, RouteRule, WeightedBackend,
 };
 use stillmesh_core::snapshot::Snapshot;
 
 use super::{PathError, Version};
 use crate::capture::Downstream;
-use crate::upstream::MOST_TRIES;
+use crate::record::Flag;
 
 /// What is done with a request.
 #[derive(Debug)]
-pub enum Plan {
-    /// It is sent on.
-    Forward(Forwarded),
-    /// The waypoint answers by itself.
-    Answer(Answer),
+pub struct Plan {
+    /// Who says so.
+    pub taken: Taken,
+    /// What happens.
+    pub action: Action,
 }
 
-/// A request that is sent on.
+/// The rule that takes a request; none where no route is attached, or none of them takes it.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// The route, and which of its rules.
+    rule: Option<(Arc<HttpRoute>, usize)>,
+    /// Which of the rule's backends.
+    backend: Option<usize>,
+}
+
+/// What happens to a request.
 #[derive(Debug)]
-pub struct Forwarded {
-    /// Where it goes.
-    pub target: Target,
-    /// How often it may be tried again.
-    pub retries: usize,
-    /// How long it may take until its response begins.
-    pub timeout: Option<Duration>,
-    /// Edits of its response, in order.
-    pub response: Vec<HeaderEdit>,
+pub enum Action {
+    /// It is sent on.
+    Forward(Target),
+    /// The waypoint answers by itself.
+    Answer(Answer),
 }
 
 /// The waypoint's own answer.
@@ -52,8 +57,39 @@ pub struct Answer {
     pub headers: HeaderMap,
     /// Its body.
     pub body: Bytes,
-    /// Edits of it.
-    pub response: HeaderEdit,
+    /// The status that a gRPC client is told; none: the one that stands for the status.
+    pub grpc: Option<u16>,
+    /// What is written down of it.
+    pub flag: Option<Flag>,
+}
+
+impl Plan {
+    fn to_dialled(target: &Target) -> Self {
+        Self { taken: Taken::default(), action: Action::Forward(target.clone()) }
+    }
+}
+
+impl Taken {
+    /// The rule.
+    pub fn rule(&self) -> Option<&RouteRule> {
+        let (route, index) = self.rule.as_ref()?;
+        route.rules.get(*index)
+    }
+
+    /// How the rule sends requests on.
+    pub fn forward(&self) -> Option<&Forward> {
+        match &self.rule()?.action {
+            RouteAction::Forward(forward) => Some(forward),
+            RouteAction::Redirect(_) | RouteAction::Respond(_) => None,
+        }
+    }
+
+    /// Edits of the response, in order.
+    pub fn response_edits(&self) -> impl Iterator<Item = &HeaderEdit> {
+        let backend = self.backend.and_then(|index| self.forward()?.backends.get(index));
+        let of_backend = backend.map(|backend| &backend.response_headers);
+        of_backend.into_iter().chain(self.rule().map(|rule| &rule.response_headers))
+    }
 }
 
 /// Plans a request and makes its head what the rule wants.
@@ -64,18 +100,12 @@ pub fn plan(
     version: Version,
     entropy: u64,
 ) -> Result<Plan, PathError> {
-    let dialled = || Forwarded {
-        target: downstream.target.clone(),
-        retries: MOST_TRIES - 1,
-        timeout: None,
-        response: Vec::new(),
-    };
     let Target::Service { service, port, .. } = &downstream.target else {
-        return Ok(Plan::Forward(dialled()));
+        return Ok(Plan::to_dialled(&downstream.target));
     };
     let (dialled_port, client) = (port.mapping.service_port, &*downstream.client.identity.namespace);
     let Some(table) = snapshot.routes(&service.key, dialled_port, Some(client)) else {
-        return Ok(Plan::Forward(dialled()));
+        return Ok(Plan::to_dialled(&downstream.target));
     };
     let authority = authority(head).into_owned();
     let (path, query) = (head.uri.path().to_owned(), head.uri.query().map(str::to_owned));
@@ -89,30 +119,33 @@ pub fn plan(
         port: dialled_port,
     };
     let Some(chosen) = route::route(table, &request) else {
-        return Ok(Plan::Answer(Answer::of(StatusCode::NOT_FOUND, Bytes::new(), HeaderEdit::default())));
+        let answer = Answer { flag: Some(Flag::NoRoute), ..Answer::of(StatusCode::NOT_FOUND) };
+        return Ok(Plan { taken: Taken::default(), action: Action::Answer(answer) });
     };
     let rule = chosen.rule;
-    match &rule.action {
-        RouteAction::Redirect(redirect) => Ok(Plan::Answer(redirected(&chosen, redirect, &request))),
-        RouteAction::Respond(respond) => Ok(Plan::Answer(responded(rule, respond))),
+    let mut taken = Taken { rule: Some((chosen.route.clone(), chosen.rule_index)), backend: None };
+    let action = match &rule.action {
+        RouteAction::Redirect(redirect) => Action::Answer(redirected(&chosen, redirect, &request)),
+        RouteAction::Respond(respond) => Action::Answer(responded(respond)),
         RouteAction::Forward(forward) => {
-            let Some(backend) = route::backend(forward, entropy) else {
-                return Ok(Plan::Answer(unusable(rule)));
-            };
-            let Some(target) = target(downstream, snapshot, &backend.backend) else {
-                return Ok(Plan::Answer(unusable(rule)));
-            };
-            let rewritten = forward.rewrite.path.as_ref().map(|rewrite| chosen.rewritten(rewrite, &path));
-            edit(&mut head.headers, &rule.request_headers);
-            edit(&mut head.headers, &backend.request_headers);
-            rewrite(head, version, rewritten.as_deref(), query.as_deref(), host(forward, backend))?;
-            let retries = forward.retry.as_ref().map_or(MOST_TRIES - 1, |retry| {
-                usize::try_from(retry.attempts).unwrap_or(usize::MAX).min(MOST_TRIES - 1)
-            });
-            let response = vec![backend.response_headers.clone(), rule.response_headers.clone()];
-            Ok(Plan::Forward(Forwarded { target, retries, timeout: forward.timeout, response }))
+            let index = route::backend_index(forward, entropy);
+            let backend = index.and_then(|index| Some((index, forward.backends.get(index)?)));
+            let target = backend.and_then(|(_, backend)| target(downstream, snapshot, &backend.backend));
+            match (backend, target) {
+                (Some((index, backend)), Some(target)) => {
+                    let rewritten = forward.rewrite.path.as_ref().map(|rewrite| chosen.rewritten(rewrite, &path));
+                    edit(&mut head.headers, &rule.request_headers);
+                    edit(&mut head.headers, &backend.request_headers);
+                    rewrite(head, version, rewritten.as_deref(), query.as_deref(), host(forward, backend))?;
+                    taken.backend = Some(index);
+                    Action::Forward(target)
+                }
+                // A backend that is not there, or none at all (Gateway API: 500; GRPCRoute: UNAVAILABLE).
+                _ => Action::Answer(Answer { grpc: Some(14), ..Answer::of(StatusCode::INTERNAL_SERVER_ERROR) }),
+            }
         }
-    }
+    };
+    Ok(Plan { taken, action })
 }
 
 /// The authority that a request gets: the backend's before the rule's.
@@ -132,14 +165,9 @@ fn target(downstream: &Downstream, snapshot: &Snapshot, backend: &RouteBackend) 
     Some(Target::Service { service: service.clone(), port, address: None })
 }
 
-/// A rule whose backend is not there, or that has none (Gateway API: 500).
-fn unusable(rule: &RouteRule) -> Answer {
-    Answer::of(StatusCode::INTERNAL_SERVER_ERROR, Bytes::new(), rule.response_headers.clone())
-}
-
-fn responded(rule: &RouteRule, respond: &Respond) -> Answer {
+fn responded(respond: &Respond) -> Answer {
     let status = StatusCode::from_u16(respond.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut answer = Answer::of(status, Bytes::copy_from_slice(respond.body.as_bytes()), rule.response_headers.clone());
+    let mut answer = Answer { body: Bytes::copy_from_slice(respond.body.as_bytes()), ..Answer::of(status) };
     if !respond.body.is_empty() {
         answer.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     }
@@ -147,8 +175,7 @@ fn responded(rule: &RouteRule, respond: &Respond) -> Answer {
 }
 
 fn redirected(chosen: &Chosen<'_>, redirect: &Redirect, request: &RequestAttrs<'_>) -> Answer {
-    let status = StatusCode::from_u16(redirect.status).unwrap_or(StatusCode::FOUND);
-    let mut answer = Answer::of(status, Bytes::new(), chosen.rule.response_headers.clone());
+    let mut answer = Answer::of(StatusCode::from_u16(redirect.status).unwrap_or(StatusCode::FOUND));
     if let Ok(location) = HeaderValue::try_from(chosen.location(redirect, request)) {
         answer.headers.insert(header::LOCATION, location);
     }
@@ -156,8 +183,9 @@ fn redirected(chosen: &Chosen<'_>, redirect: &Redirect, request: &RequestAttrs<'
 }
 
 impl Answer {
-    fn of(status: StatusCode, body: Bytes, response: HeaderEdit) -> Self {
-        Self { status, headers: HeaderMap::new(), body, response }
+    /// With a status and nothing else.
+    pub fn of(status: StatusCode) -> Self {
+        Self { status, headers: HeaderMap::new(), body: Bytes::new(), grpc: None, flag: None }
     }
 }
 
@@ -188,7 +216,7 @@ pub fn edit(headers: &mut HeaderMap, edit: &HeaderEdit) {
     for name in edit.remove.iter().filter_map(|name| HeaderName::try_from(&**name).ok()) {
         headers.remove(name);
     }
-    let pair = |(name, value): &(std::sync::Arc<str>, std::sync::Arc<str>)| {
+    let pair = |(name, value): &(Arc<str>, Arc<str>)| {
         Some((HeaderName::try_from(&**name).ok()?, HeaderValue::try_from(&**value).ok()?))
     };
     for (name, value) in edit.set.iter().filter_map(pair) {

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 
 /// The body of one request, from which each try takes its own [`RequestBody`].
 #[derive(Clone)]
@@ -32,6 +33,8 @@ struct State {
     ended: bool,
     /// The try that may read. An earlier one may still be held by a connection that is going away.
     current: u32,
+    /// Cancelled when nothing more comes.
+    whole: Option<CancellationToken>,
 }
 
 #[derive(Clone)]
@@ -44,8 +47,16 @@ impl Replay {
     /// Of a client's body; at most `most` bytes of it are kept.
     pub fn new(source: Incoming, most: usize) -> Self {
         let (hint, is_empty) = (source.size_hint(), source.is_end_stream());
-        let state =
-            State { source, kept: Vec::new(), kept_bytes: 0, most, is_over: false, ended: is_empty, current: 0 };
+        let state = State {
+            source,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            most,
+            is_over: false,
+            ended: is_empty,
+            current: 0,
+            whole: None,
+        };
         Self { shared: Arc::new(Mutex::new(state)), received: Arc::default(), hint, is_empty }
     }
 
@@ -57,6 +68,16 @@ impl Replay {
     /// Whether all that was taken so far is kept.
     pub fn may_repeat(&self) -> bool {
         !self.shared.lock().is_over
+    }
+
+    /// Cancelled when the client has sent all, or nobody reads what it sends any more.
+    pub fn whole(&self) -> CancellationToken {
+        let mut state = self.shared.lock();
+        let whole = state.whole.get_or_insert_with(CancellationToken::new).clone();
+        if state.ended {
+            whole.cancel();
+        }
+        whole
     }
 
     /// The body from its beginning, for the next try; those before get no more. With `gate` nothing is read before it
@@ -121,7 +142,7 @@ impl Body for RequestBody {
         let frame = match ready!(Pin::new(&mut state.source).poll_frame(cx)) {
             Some(frame) => frame?,
             None => {
-                state.ended = true;
+                state.end();
                 return Poll::Ready(None);
             }
         };
@@ -134,7 +155,9 @@ impl Body for RequestBody {
             state.keep(Kept::Trailers(trailers.clone()), length);
         }
         this.next = if state.is_over { 0 } else { state.kept.len() };
-        state.ended |= state.source.is_end_stream();
+        if state.source.is_end_stream() {
+            state.end();
+        }
         Poll::Ready(Some(Ok(frame)))
     }
 
@@ -154,6 +177,11 @@ impl Body for RequestBody {
 }
 
 impl State {
+    fn end(&mut self) {
+        self.ended = true;
+        self.whole.iter().for_each(CancellationToken::cancel);
+    }
+
     fn keep(&mut self, kept: Kept, length: usize) {
         if self.is_over {
             return;
@@ -165,6 +193,12 @@ impl State {
         } else {
             self.kept.push(kept);
         }
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

@@ -1,20 +1,42 @@
 //! A response's body on its way to the client, and the record of its request: written when the body has ended or nobody
 //! reads it any more.
 
+use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::PathError;
 use crate::record::request::Request as Record;
 use crate::upstream::connections::InUse;
 
 /// What the client is sent.
-#[derive(Debug)]
 pub struct ResponseBody {
     source: Source,
     record: Option<Record>,
+    overdue: Option<Overdue>,
+    is_grpc: bool,
+}
+
+/// Ends when a response has taken too long; says how long that is.
+pub type Overdue = Pin<Box<dyn Future<Output = Duration> + Send + Sync>>;
+
+/// Why a response broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum ResponseError {
+    /// The endpoint broke off.
+    #[error("the endpoint's response broke off")]
+    Endpoint(#[from] hyper::Error),
+    /// It took longer than its route allows.
+    #[error("the response was not whole within {limit:?}")]
+    Overdue {
+        /// The bound.
+        limit: Duration,
+    },
 }
 
 #[derive(Debug)]
@@ -29,8 +51,9 @@ enum Source {
 
 impl ResponseBody {
     /// An endpoint's.
-    pub fn of(body: Incoming, in_use: Option<InUse>, record: Record) -> Self {
-        let mut this = Self { source: Source::Endpoint { body, _in_use: in_use }, record: Some(record) };
+    pub fn of(body: Incoming, in_use: Option<InUse>, record: Record, overdue: Option<Overdue>, is_grpc: bool) -> Self {
+        let source = Source::Endpoint { body, _in_use: in_use };
+        let mut this = Self { source, record: Some(record), overdue, is_grpc };
         // Nobody asks for the end of a body that has none.
         if this.is_end_stream() {
             this.ended(None);
@@ -43,12 +66,29 @@ impl ResponseBody {
         let mut record = record;
         record.sent(bytes.len());
         record.complete();
-        Self { source: Source::Own((!bytes.is_empty()).then_some(bytes)), record: None }
+        Self { source: Source::Own((!bytes.is_empty()).then_some(bytes)), record: None, overdue: None, is_grpc: false }
     }
 
     /// Nothing; what goes on after it has its own record.
     pub fn empty() -> Self {
-        Self { source: Source::Own(None), record: None }
+        Self { source: Source::Own(None), record: None, overdue: None, is_grpc: false }
+    }
+
+    /// It has taken too long. A gRPC client is told so in trailers; the endpoint's stream is ended.
+    fn cut(&mut self, limit: Duration) -> Option<Result<Frame<Bytes>, ResponseError>> {
+        self.source = Source::Own(None);
+        if let Some(mut record) = self.record.take() {
+            record.failed(&PathError::TimedOut { limit });
+            if self.is_grpc {
+                record.refused(StatusCode::OK, Some(DEADLINE_EXCEEDED));
+            }
+        }
+        if self.is_grpc {
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", HeaderValue::from_static(DEADLINE_EXCEEDED));
+            return Some(Ok(Frame::trailers(trailers)));
+        }
+        Some(Err(ResponseError::Overdue { limit }))
     }
 
     fn ended(&mut self, error: Option<&hyper::Error>) {
@@ -61,15 +101,33 @@ impl ResponseBody {
     }
 }
 
+impl fmt::Debug for ResponseBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseBody").field("source", &self.source).finish_non_exhaustive()
+    }
+}
+
+/// Of gRPC.
+const DEADLINE_EXCEEDED: &str = "4";
+
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = ResponseError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, ResponseError>>> {
         let this = &mut *self;
         let frame = match &mut this.source {
             Source::Own(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Source::Endpoint { body, .. } => ready!(Pin::new(body).poll_frame(cx)),
+            Source::Endpoint { body, .. } => Pin::new(body).poll_frame(cx),
+        };
+        let frame = match frame {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                let Some(overdue) = &mut this.overdue else { return Poll::Pending };
+                let limit = ready!(overdue.as_mut().poll(cx));
+                this.overdue = None;
+                return Poll::Ready(this.cut(limit));
+            }
         };
         match &frame {
             None => this.ended(None),
@@ -86,7 +144,7 @@ impl Body for ResponseBody {
                 }
             }
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {

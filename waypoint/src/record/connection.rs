@@ -8,7 +8,7 @@ use stillmesh_proxy::labels::Word;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::{Ends, Flag, TcpLabels};
+use super::{Ends, Flag, Flags, TcpLabels};
 use crate::capture::Downstream;
 use crate::path::{Bytes, PathError};
 
@@ -21,7 +21,8 @@ pub struct Connection {
     endpoint: Option<Arc<Workload>>,
     bytes: Option<Arc<Bytes>>,
     /// Until it has ended otherwise, it was cut.
-    flag: Flag,
+    end: Option<Flag>,
+    flags: Flags,
     error: Option<String>,
     is_forgotten: bool,
     permit: Option<OwnedSemaphorePermit>,
@@ -36,7 +37,8 @@ impl Connection {
             service: downstream.target.service().cloned(),
             endpoint: None,
             bytes: None,
-            flag: Flag::DownstreamTermination,
+            end: Some(Flag::DownstreamTermination),
+            flags: Flags::default(),
             error: None,
             is_forgotten: false,
             permit: None,
@@ -56,18 +58,23 @@ impl Connection {
     /// It is open at both ends; what passes is counted here.
     pub fn opened(&mut self, bytes: Arc<Bytes>) {
         self.bytes = Some(bytes);
-        let labels = self.labels(Flag::None);
+        let labels = self.labels(Flags::default());
         self.downstream.waypoint().metrics.tcp_opened.get_or_create(&labels).inc();
+    }
+
+    /// As many endpoints as may be were tried.
+    pub fn exhausted(&mut self) {
+        self.flags = self.flags.with(Flag::RetryLimit);
     }
 
     /// Both sides have ended.
     pub fn complete(mut self) {
-        self.flag = Flag::None;
+        self.end = None;
     }
 
     /// It failed.
     pub fn fail(mut self, error: &PathError) {
-        self.flag = error.flag();
+        self.end = Some(error.flag());
         self.error = Some(error.text());
     }
 
@@ -79,11 +86,11 @@ impl Connection {
         self.is_forgotten = true;
     }
 
-    fn labels(&self, flag: Flag) -> TcpLabels {
+    fn labels(&self, flags: Flags) -> TcpLabels {
         TcpLabels {
             ends: Ends::new(&self.downstream, self.service.as_deref(), self.endpoint.as_deref()),
             request_protocol: Word("tcp"),
-            response_flags: Word(flag.as_str()),
+            response_flags: flags,
         }
     }
 }
@@ -95,7 +102,8 @@ impl Drop for Connection {
         }
         let (received, sent) = self.bytes.as_ref().map_or((0, 0), |bytes| (bytes.received(), bytes.sent()));
         let metrics = &self.downstream.waypoint().metrics;
-        let labels = self.labels(self.flag);
+        let flags = self.flags.and(self.end);
+        let labels = self.labels(flags);
         if self.bytes.is_some() {
             metrics.tcp_closed.get_or_create(&labels).inc();
             metrics.tcp_received_bytes.get_or_create(&labels).inc_by(received);
@@ -113,7 +121,7 @@ impl Drop for Connection {
             dst.service = self.service.as_ref().map(|service| &*service.key.hostname),
             dst.workload = self.endpoint.as_ref().map(|workload| &*workload.name),
             dst.namespace = self.endpoint.as_ref().map(|workload| &*workload.namespace),
-            flags = self.flag.as_str(),
+            %flags,
             bytes_recv = received,
             bytes_sent = sent,
             duration = format!("{}ms", self.began.elapsed().as_millis()).as_str(),

@@ -4,6 +4,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use stillmesh_core::model::{Service, Workload};
 use stillmesh_proxy::labels::{Party, Principal, Text, Word};
 
+use super::Flags;
 use crate::capture::Downstream;
 
 /// The two ends, as every metric names them. The order of the fields is the order on the wire.
@@ -46,7 +47,7 @@ pub struct RequestLabels {
     pub request_protocol: Word,
     pub response_code: u16,
     pub grpc_response_status: String,
-    pub response_flags: Word,
+    pub response_flags: Flags,
 }
 
 /// Of a TCP connection.
@@ -56,7 +57,7 @@ pub struct TcpLabels {
     #[prometheus(flatten)]
     pub ends: Ends,
     pub request_protocol: Word,
-    pub response_flags: Word,
+    pub response_flags: Flags,
 }
 
 impl Ends {

@@ -37,6 +37,7 @@ pub struct Metrics {
     pub tcp_sent_bytes: Family<TcpLabels, Counter>,
     pub xds: XdsMetrics,
     pub repicked: Counter,
+    pub retried: Counter,
     refused: Family<Refused, Counter>,
     memory_held: Gauge,
     memory_limit: Gauge,
@@ -89,6 +90,7 @@ impl Metrics {
             tcp_sent_bytes: Family::default(),
             xds: XdsMetrics::default(),
             repicked: Counter::default(),
+            retried: Counter::default(),
             refused: Family::default(),
             memory_held: Gauge::default(),
             memory_limit: Gauge::default(),
@@ -116,6 +118,7 @@ impl Metrics {
         istio.sub_registry_with_labels(labels.into_iter()).register("build", "This build", build);
         let own = registry.sub_registry_with_prefix("stillmesh_waypoint");
         own.register("repicked", "Requests and connections sent to a further endpoint", self.repicked.clone());
+        own.register("retried", "Requests sent again because a rule asks for it", self.retried.clone());
         own.register("refused", "Work refused", self.refused.clone());
         own.register("memory_bytes", "Bytes that tunnels hold", self.memory_held.clone());
         own.register("memory_limit_bytes", "Bytes that they may hold", self.memory_limit.clone());

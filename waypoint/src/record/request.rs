@@ -11,9 +11,10 @@ use stillmesh_proxy::labels::Word;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::{Ends, Flag, RequestLabels};
+use super::{Ends, Flag, Flags, RequestLabels};
 use crate::capture::Downstream;
 use crate::path::{PathError, Version};
+use crate::upstream::budget::Active;
 
 /// What is known of a request.
 #[derive(Debug)]
@@ -33,9 +34,11 @@ pub struct Request {
     service: Option<Arc<Service>>,
     endpoint: Option<Arc<Workload>>,
     /// Until it has ended otherwise, its client has broken off.
-    flag: Flag,
+    end: Option<Flag>,
+    flags: Flags,
     error: Option<String>,
     permit: Option<OwnedSemaphorePermit>,
+    active: Option<Active>,
 }
 
 /// Longest text of a client's that is logged, bytes.
@@ -68,9 +71,11 @@ impl Request {
             grpc_status: None,
             service: downstream.target.service().cloned(),
             endpoint: None,
-            flag: Flag::DownstreamTermination,
+            end: Some(Flag::DownstreamTermination),
+            flags: Flags::default(),
             error: None,
             permit: None,
+            active: None,
             downstream,
         }
     }
@@ -78,6 +83,16 @@ impl Request {
     /// Its place among the requests that may be carried; given back with the record.
     pub fn hold(&mut self, permit: OwnedSemaphorePermit) {
         self.permit = Some(permit);
+    }
+
+    /// Its place among the requests of its service, likewise.
+    pub fn active(&mut self, active: Active) {
+        self.active = Some(active);
+    }
+
+    /// It has met something beside how it ends.
+    pub fn met(&mut self, flag: Flag) {
+        self.flags = self.flags.with(flag);
     }
 
     /// Where it is sent.
@@ -120,20 +135,20 @@ impl Request {
 
     /// Why it failed.
     pub fn failed(&mut self, error: &PathError) {
-        self.flag = error.flag();
+        self.end = Some(error.flag());
         self.error = Some(error.text());
     }
 
     /// The endpoint broke off.
     pub fn broke_off(&mut self, error: &hyper::Error) {
-        self.flag = Flag::UpstreamTermination;
+        self.end = Some(Flag::UpstreamTermination);
         self.error = Some(error.to_string());
     }
 
     /// It has ended as its ends wanted, or as [`Request::failed`] said.
     pub fn complete(&mut self) {
         if self.error.is_none() {
-            self.flag = Flag::None;
+            self.end = None;
         }
     }
 }
@@ -141,6 +156,7 @@ impl Request {
 impl Drop for Request {
     fn drop(&mut self) {
         let duration = self.began.elapsed();
+        let flags = self.flags.and(self.end);
         let received = self.received.load(Ordering::Relaxed);
         let status = self.status.map_or(0, |status| status.as_u16());
         let labels = RequestLabels {
@@ -148,7 +164,7 @@ impl Drop for Request {
             request_protocol: Word(if self.is_grpc { "grpc" } else { "http" }),
             response_code: status,
             grpc_response_status: self.grpc_status.clone().unwrap_or_default(),
-            response_flags: Word(self.flag.as_str()),
+            response_flags: flags,
         };
         let metrics = &self.downstream.waypoint().metrics;
         metrics.requests.get_or_create(&labels).inc();
@@ -173,7 +189,7 @@ impl Drop for Request {
             protocol = match self.version { Version::One => "HTTP/1.1", Version::Two => "HTTP/2" },
             status,
             grpc.status = self.grpc_status.as_deref(),
-            flags = self.flag.as_str(),
+            %flags,
             bytes_recv = received,
             bytes_sent = self.sent,
             duration = format!("{}ms", duration.as_millis()).as_str(),

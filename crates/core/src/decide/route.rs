@@ -1,6 +1,7 @@
 //! Which rule takes an HTTP request, and what that means for it (contract 7.4).
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use super::balance::{Stream, weighted};
 use crate::attrs::RequestAttrs;
@@ -13,7 +14,7 @@ use crate::snapshot::RouteTable;
 #[derive(Clone, Copy, Debug)]
 pub struct Chosen<'a> {
     /// Its route.
-    pub route: &'a HttpRoute,
+    pub route: &'a Arc<HttpRoute>,
     /// The rule.
     pub rule: &'a RouteRule,
     /// Which one of the route it is, from 0.
@@ -54,8 +55,13 @@ fn parameter<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
 
 /// The backend that a request goes to, by weight. `None`: there is none, or all weights are 0 (500).
 pub fn backend(forward: &Forward, entropy: u64) -> Option<&WeightedBackend> {
+    forward.backends.get(backend_index(forward, entropy)?)
+}
+
+/// Which of its backends [`backend`] is.
+pub fn backend_index(forward: &Forward, entropy: u64) -> Option<usize> {
     let weights = forward.backends.iter().map(|backend| u64::from(backend.weight));
-    forward.backends.get(weighted(entropy, Stream::Backend, weights)?)
+    weighted(entropy, Stream::Backend, weights)
 }
 
 /// Chances of one request that must not depend on each other.

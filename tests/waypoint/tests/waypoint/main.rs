@@ -2,5 +2,6 @@
 
 mod http;
 mod lifecycle;
+mod retries;
 mod routes;
 mod ways;

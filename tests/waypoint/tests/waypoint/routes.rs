@@ -1,90 +1,15 @@
 //! Routes: which rule takes a request, and what becomes of it.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
-use http_body_util::BodyExt;
-use stillmesh_core::fixtures::service_key;
 use stillmesh_core::model::http::{
-    Forward, HeaderEdit, HeaderMatch, HttpRoute, PathMatch, PathRewrite, Redirect, RedirectPort, RequestMatch, Respond,
-    Rewrite, RouteAction, RouteBackend, RouteKey, RouteKind, RouteParent, RouteRule, TextMatch, WeightedBackend,
+    Forward, HeaderEdit, HeaderMatch, PathRewrite, Redirect, RedirectPort, RequestMatch, Respond, Rewrite, RouteAction,
+    RouteBackend, RouteKey, RouteKind, RouteRule, TextMatch, WeightedBackend,
 };
 use stillmesh_core::snapshot::Change;
 use stillmesh_test_support::isolated_async;
-use stillmesh_waypoint_tests::{Http, World};
-
-fn rule(matches: Vec<RequestMatch>, action: RouteAction) -> RouteRule {
-    RouteRule {
-        name: None,
-        matches,
-        action,
-        request_headers: HeaderEdit::default(),
-        response_headers: HeaderEdit::default(),
-        fault: None,
-        cors: None,
-    }
-}
-
-fn path(path: &str) -> Vec<RequestMatch> {
-    vec![RequestMatch { path: Some(PathMatch::segments(path)), ..RequestMatch::default() }]
-}
-
-fn to(name: &str, weight: u32) -> WeightedBackend {
-    let service = service_key(&format!("shop/{name}"));
-    WeightedBackend {
-        backend: RouteBackend::Service { service, port: Some(std::num::NonZeroU16::new(80).unwrap()), subset: None },
-        weight,
-        request_headers: HeaderEdit::default(),
-        response_headers: HeaderEdit::default(),
-        authority: None,
-    }
-}
-
-fn forward(backends: Vec<WeightedBackend>) -> RouteAction {
-    RouteAction::Forward(Forward { backends, ..Forward::default() })
-}
-
-/// A route on service `shop/web`.
-fn route(name: &str, consumer: Option<&str>, rules: Vec<RouteRule>) -> Change {
-    Change::Route(Arc::new(HttpRoute {
-        key: RouteKey { kind: RouteKind::Http, namespace: "shop".into(), name: name.into() },
-        parents: vec![RouteParent { service: service_key("shop/web"), port: None }],
-        consumer: consumer.map(Into::into),
-        created: 0,
-        rules,
-    }))
-}
-
-fn set(name: &str, value: &str) -> HeaderEdit {
-    HeaderEdit { set: vec![(name.into(), value.into())], ..HeaderEdit::default() }
-}
-
-/// Services `web`, `one` and `two` with an application each, and these routes on `web`.
-async fn routed(routes: Vec<Change>) -> (World, std::net::SocketAddr) {
-    let mut world = World::new().await;
-    let mut web = None;
-    for (number, name) in ["web", "one", "two"].into_iter().enumerate() {
-        let workload = world.workload(name);
-        let address = world.service(name, &format!("10.1.0.{}", number + 1), 1, &[&workload]);
-        world.endpoint(&workload).await.app(name).await;
-        web.get_or_insert(address);
-    }
-    world.control.store.publish(routes);
-    world.start(&[]).await;
-    (world, web.unwrap())
-}
-
-async fn asked(http: &mut Http, path: &str, headers: &[(&'static str, &str)]) -> (http::response::Parts, String) {
-    let mut request = http.request("GET", path, "");
-    for (name, value) in headers {
-        request.headers_mut().insert(*name, value.parse().unwrap());
-    }
-    let (head, body) = http.send(request).await.unwrap().into_parts();
-    let body = body.collect().await.unwrap().to_bytes();
-    (head, String::from_utf8_lossy(&body).into_owned())
-}
+use stillmesh_waypoint_tests::routes::{asked, forward, path, route, routed, rule, set, to};
 
 #[test]
 fn the_first_rule_in_order_decides_where_a_request_goes() {

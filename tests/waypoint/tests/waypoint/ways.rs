@@ -57,7 +57,7 @@ fn where_no_endpoint_is_left_requests_get_503_and_connections_none() {
         assert_eq!((status.as_u16(), text.as_str()), (503, "no endpoint was reached"));
         let (status, text) = client.http2(empty).await.get("/name").await;
         assert_eq!((status.as_u16(), text.as_str()), (503, "no endpoint"));
-        for (flag, count) in [("UF", 1.0), ("UH", 1.0)] {
+        for (flag, count) in [("UF,URX", 1.0), ("UH", 1.0)] {
             let labels = ["response_code=\"503\"", &*format!("response_flags=\"{flag}\"")];
             world.counts("istio_requests_total", &labels, count).await;
         }

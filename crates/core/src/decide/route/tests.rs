@@ -326,7 +326,7 @@ fn a_path_is_rewritten_by_what_matched() {
         let rule = rule("r", vec![]);
         let matched = matched.map(path);
         let route = http("r", vec![]);
-        let chosen = Chosen { route: &route, rule: &rule, rule_index: 0, matched: matched.as_ref() };
+        let chosen = Chosen { route: &Arc::new(route.clone()), rule: &rule, rule_index: 0, matched: matched.as_ref() };
         assert_eq!(chosen.rewritten(&rewrite, from), to, "{matched:?} {rewrite:?} {from}");
     }
 }
@@ -336,7 +336,7 @@ fn a_location_says_what_was_set_and_keeps_the_rest() {
     let same = Redirect { scheme: None, host: None, port: RedirectPort::Derived, path: None, status: 302 };
     let number = |port: u16| RedirectPort::Number(std::num::NonZeroU16::new(port).unwrap());
     let (rule, route) = (rule("r", vec![]), http("r", vec![]));
-    let chosen = Chosen { route: &route, rule: &rule, rule_index: 0, matched: None };
+    let chosen = Chosen { route: &Arc::new(route.clone()), rule: &rule, rule_index: 0, matched: None };
     let request = get("/a?b=c", &NONE);
     for (redirect, location) in [
         (same.clone(), "http://shop.example:8080/a?b=c"),

@@ -222,13 +222,13 @@ pub enum RetryOn {
     ConnectFailure,
     /// The endpoint refused the stream without looking at it.
     RefusedStream,
-    /// The connection ended before a response began.
+    /// A try ended without a response, however (Envoy's `reset`).
     Reset,
     /// A try took longer than it may.
     PerTryTimeout,
-    /// 502, 503 or 504, or any of the above.
+    /// 502, 503 or 504, or no response.
     GatewayError,
-    /// Any 5xx, or any of the above.
+    /// Any 5xx, or no response.
     ServerError,
     /// 409.
     Conflict,
