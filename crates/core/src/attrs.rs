@@ -1,9 +1,11 @@
 //! What is asked: the attributes of one connection. Everything a decision needs is in here or in the snapshot.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use crate::decide::Target;
 use crate::model::{Identity, Str, Workload, WorkloadUid};
 
 /// A connection that a captured workload opens.
@@ -75,6 +77,84 @@ pub trait Headers {
     /// The value of a header, by its name in lower case; several of one name joined by commas (RFC 9110 section 5.3).
     /// `None` where there is none, or where it is no text.
     fn value(&self, name: &str) -> Option<Cow<'_, str>>;
+}
+
+/// A request, or a connection that is no HTTP, that asks to pass a waypoint.
+#[derive(Clone, Copy)]
+pub struct AccessAttrs<'a> {
+    /// The waypoint's own workload.
+    pub waypoint: &'a Workload,
+    /// What was dialled.
+    pub target: &'a Target,
+    /// The client, by its certificate.
+    pub source_identity: Option<&'a Identity>,
+    /// The client's address.
+    pub source_ip: IpAddr,
+    /// The address of whom the client speaks for, where it is believed; else its own.
+    pub remote_ip: IpAddr,
+    /// Server name of a TLS connection.
+    pub server_name: Option<&'a str>,
+    /// The request, its path normalized. `None`: a connection that is no HTTP.
+    pub request: Option<&'a RequestAttrs<'a>>,
+    /// The request's token, verified.
+    pub token: Option<&'a Token>,
+}
+
+/// What a verified token says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Token {
+    claims: BTreeMap<Str, Claim>,
+    principal: Option<String>,
+}
+
+/// What a claim is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// A text.
+    Text(Str),
+    /// A list; what of it is no text is left out.
+    List(Vec<Str>),
+    /// Claims in it.
+    Object(BTreeMap<Str, Claim>),
+    /// Something that is never compared: a number, a truth value.
+    Other,
+}
+
+impl Token {
+    /// A token with these claims.
+    pub fn new(claims: BTreeMap<Str, Claim>) -> Self {
+        let text = |name: &str| match claims.get(name) {
+            Some(Claim::Text(text)) if !text.is_empty() => Some(text.clone()),
+            _ => None,
+        };
+        let principal = text("iss").zip(text("sub")).map(|(issuer, subject)| format!("{issuer}/{subject}"));
+        Self { claims, principal }
+    }
+
+    /// `issuer/subject`, where it has both.
+    pub fn principal(&self) -> Option<&str> {
+        self.principal.as_deref()
+    }
+
+    /// The texts of a claim. `scope` and `permission` are lists with spaces between (RFC 8693 section 4.2).
+    pub fn texts(&self, path: &[Str]) -> Vec<&str> {
+        let Some((first, inner)) = path.split_first() else { return Vec::new() };
+        let mut found = self.claims.get(first);
+        for name in inner {
+            found = match found {
+                Some(Claim::Object(claims)) => claims.get(name),
+                _ => None,
+            };
+        }
+        match found {
+            Some(Claim::Text(text)) if inner.is_empty() && matches!(&**first, "scope" | "permission") => {
+                text.split(' ').filter(|one| !one.is_empty()).collect()
+            }
+            Some(Claim::Text(text)) => vec![text],
+            Some(Claim::List(texts)) => texts.iter().map(|text| &**text).collect(),
+            Some(Claim::Object(_) | Claim::Other) | None => Vec::new(),
+        }
+    }
 }
 
 /// An HBONE CONNECT that arrives for a captured workload.

@@ -1,5 +1,6 @@
 //! The answers. Every function is total, pure and names its reason.
 
+pub(crate) mod access;
 mod authorize;
 mod balance;
 mod gateway;
@@ -13,6 +14,7 @@ mod waypoint;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+pub use access::{RequestVerdict, authorize_request};
 pub use authorize::authorize;
 pub use inbound::{inbound, inbound_plaintext, inbound_service};
 pub use outbound::outbound;

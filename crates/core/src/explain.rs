@@ -2,12 +2,14 @@
 
 mod catalogue;
 mod misses;
+mod request_misses;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 pub use catalogue::{Catalogue, Entry, catalogue};
 pub use misses::{Miss, nearest_misses};
+pub use request_misses::nearest_request_misses;
 use serde::Serialize;
 
 use crate::diagnose::Fault;

@@ -3,6 +3,7 @@
 //! These types mirror the workload API (contract 4.3) and the authorization API (contract 5.1) one to one, after
 //! the codec has refused what is malformed: a value of these types is always meaningful.
 
+pub mod access;
 mod address;
 pub mod http;
 mod identity;

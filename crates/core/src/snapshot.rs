@@ -5,6 +5,7 @@
 //! it stays as it is and counts as unknown for everything in its scope. [`Stage`] is the writer's side of the promise
 //! that a policy is never skipped.
 
+mod accesses;
 mod departed;
 mod edit;
 mod index;
@@ -24,6 +25,7 @@ use serde::Serialize;
 use sorted::{Few, Sorted};
 pub use stage::{Stage, UnknownPolicies};
 
+use crate::model::access::{Access, AccessKey, RequestAuthentication, RequestPolicy, RequestSettings};
 use crate::model::http::{HttpRoute, RouteKey};
 use crate::model::{
     Health, HealthPolicy, NetworkAddress, Policy, PolicyKey, Service, ServiceKey, Str, TunnelProtocol, Visibility,
@@ -49,6 +51,10 @@ pub enum Change {
     Route(Arc<HttpRoute>),
     /// A route is gone.
     RouteRemoved(RouteKey),
+    /// An object that decides about requests is new or different.
+    Access(Arc<Access>),
+    /// An object that decides about requests is gone.
+    AccessRemoved(AccessKey),
 }
 
 /// What a batch of changes may have altered for live connections: which destinations must be decided again.
@@ -280,6 +286,36 @@ impl Snapshot {
     /// The route with this key.
     pub fn route(&self, key: &RouteKey) -> Option<&Arc<HttpRoute>> {
         self.tables.routes.get(key)
+    }
+
+    /// What is attached to a service that `waypoint` carries requests for, or to the waypoint itself: policies, in order
+    /// of their names. `None` for a service: to the waypoint itself alone.
+    pub fn request_policies(&self, waypoint: &Workload, service: Option<&ServiceKey>) -> Vec<&RequestPolicy> {
+        self.tables.accesses.policies(self.newest(waypoint), service)
+    }
+
+    /// As [`Snapshot::request_policies`], whose tokens are believed.
+    pub fn request_authentications(
+        &self,
+        waypoint: &Workload,
+        service: Option<&ServiceKey>,
+    ) -> Vec<&RequestAuthentication> {
+        self.tables.accesses.authentications(self.newest(waypoint), service)
+    }
+
+    /// What holds for all requests; `None` where nothing was said.
+    pub fn request_settings(&self) -> Option<&RequestSettings> {
+        self.tables.accesses.settings()
+    }
+
+    /// An object that decides about requests.
+    pub fn access(&self, key: &AccessKey) -> Option<&Arc<Access>> {
+        self.tables.accesses.get(key)
+    }
+
+    /// All objects that decide about requests, in no order.
+    pub fn accesses(&self) -> impl Iterator<Item = &Arc<Access>> {
+        self.tables.accesses.values()
     }
 
     /// All workloads, in no order.

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 
 use crate::attrs::InboundAttrs;
+pub(crate) use crate::model::access::Sense;
 use crate::model::{Clause, Identity, Match, Policy, Rule, ServiceAccountMatch, StringMatch};
 
 /// The connection as policies see it.
@@ -44,13 +45,6 @@ pub(crate) enum Attribute {
     SourceIp,
     DestinationIp,
     DestinationPort,
-}
-
-/// Whether a list admits or excludes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Sense {
-    AnyOf,
-    NoneOf,
 }
 
 /// Every field of a [`Match`].

@@ -29,7 +29,7 @@ pub struct Miss {
 }
 
 /// How many items of a list [`Miss::wanted`] writes out.
-const LISTED: usize = 3;
+pub(super) const LISTED: usize = 3;
 
 /// The rules that came nearest to letting `attrs` pass, best first, at most `limit` differences.
 ///
@@ -175,7 +175,7 @@ fn alike(item: &impl Display, seen: &str) -> (usize, String) {
 }
 
 /// How many characters of `wanted` lie outside what both begin and end with alike.
-fn unlikeness(wanted: &str, seen: &str) -> usize {
+pub(super) fn unlikeness(wanted: &str, seen: &str) -> usize {
     let begin = wanted.bytes().zip(seen.bytes()).take_while(|(one, other)| one == other).count();
     let end = wanted.bytes().rev().zip(seen.bytes().rev()).take_while(|(one, other)| one == other).count();
     wanted.len().saturating_sub(begin + end)

@@ -50,6 +50,8 @@ impl Edit {
             }
             Change::Route(new) => drop(self.routes.insert(new.key.clone(), Some(new.clone()))),
             Change::RouteRemoved(key) => drop(self.routes.insert(key.clone(), None)),
+            Change::Access(new) => self.next.tables.accesses.put(new),
+            Change::AccessRemoved(key) => self.next.tables.accesses.remove(key),
         }
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::accesses::Accesses;
 use super::routes::Routes;
 use super::shards::Shards;
 use super::sorted::{Few, Sorted};
@@ -39,6 +40,8 @@ pub(super) struct Tables {
     pub(super) by_namespace: Shards<Str, Sorted<Arc<Policy>>>,
 
     pub(super) routes: Routes,
+
+    pub(super) accesses: Accesses,
 }
 
 /// Hash of a pod's namespace and name: cheaper to keep 10,000 times than the names.

@@ -167,9 +167,12 @@ impl Batch {
                 Change::Workload(workload) => drop(batch.workloads.insert(workload.uid.clone(), Some(workload))),
                 Change::WorkloadRemoved(uid) => drop(batch.workloads.insert(uid, None)),
                 // Nothing is decided by name of these before they are here: they pass as they come.
-                Change::Service(_) | Change::ServiceRemoved(_) | Change::Route(_) | Change::RouteRemoved(_) => {
-                    batch.services.push(change);
-                }
+                Change::Service(_)
+                | Change::ServiceRemoved(_)
+                | Change::Route(_)
+                | Change::RouteRemoved(_)
+                | Change::Access(_)
+                | Change::AccessRemoved(_) => batch.services.push(change),
             }
         }
         batch.policies.retain(|policy| removed.get(&policy.key) == Some(&false));
