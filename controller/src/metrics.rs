@@ -282,7 +282,12 @@ impl Metrics {
         let of = |change: &Change| match change {
             Change::Workload(_) | Change::WorkloadRemoved(_) => "endpoint",
             Change::Service(_) | Change::ServiceRemoved(_) => "service",
-            Change::Policy(_) | Change::PolicyRemoved(_) | Change::Route(_) | Change::RouteRemoved(_) => "config",
+            Change::Policy(_)
+            | Change::PolicyRemoved(_)
+            | Change::Route(_)
+            | Change::RouteRemoved(_)
+            | Change::Access(_)
+            | Change::AccessRemoved(_) => "config",
         };
         for kind in ["endpoint", "service", "config"] {
             if changes.iter().any(|change| of(change) == kind) {
@@ -323,6 +328,7 @@ fn short(kind: ResourceType) -> &'static str {
         ResourceType::Address => "wds",
         ResourceType::Authorization => "wads",
         ResourceType::Route => "rds",
+        ResourceType::Access => "access",
     }
 }
 

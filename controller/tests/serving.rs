@@ -169,6 +169,8 @@ impl Sink for Told {
             Change::PolicyRemoved(key) => format!("no policy {key}"),
             Change::Route(one) => format!("route {}", one.key),
             Change::RouteRemoved(key) => format!("no route {key}"),
+            Change::Access(one) => format!("access {}", one.key()),
+            Change::AccessRemoved(key) => format!("no access {key}"),
         };
         let changes: Vec<String> = batch.changes.iter().map(one).collect();
         let refused = self.refuses.filter(|name| changes.iter().any(|one| one.contains(name)));

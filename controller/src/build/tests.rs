@@ -26,6 +26,8 @@ fn told(changes: &[Change]) -> Vec<String> {
         Change::PolicyRemoved(key) => format!("no policy {key}"),
         Change::Route(one) => format!("route {}", one.key),
         Change::RouteRemoved(key) => format!("no route {key}"),
+        Change::Access(one) => format!("access {}", one.key()),
+        Change::AccessRemoved(key) => format!("no access {key}"),
     };
     changes.iter().map(one).collect()
 }
@@ -602,6 +604,8 @@ impl Node {
                 Change::PolicyRemoved(key) => (format!("p {key}"), None),
                 Change::Route(one) => (format!("r {}", one.key), Some(format!("{one:?}"))),
                 Change::RouteRemoved(key) => (format!("r {key}"), None),
+                Change::Access(one) => (format!("a {}", one.key()), Some(format!("{one:?}"))),
+                Change::AccessRemoved(key) => (format!("a {key}"), None),
             };
             match content {
                 Some(content) => assert_ne!(self.held.insert(name, content.clone()), Some(content), "sent for nothing"),

@@ -3,6 +3,7 @@
 //! Called by the delta client for everything the control plane sends, and by the store for everything it
 //! publishes. Never panics on a peer's bytes.
 
+pub mod access;
 pub mod address;
 pub mod authorization;
 mod fields;
@@ -80,6 +81,7 @@ pub fn decode(kind: ResourceType, name: &str, bytes: Bytes) -> Result<Change, Co
         ResourceType::Address => address::decode(name, bytes),
         ResourceType::Authorization => authorization::decode(name, bytes).map(|policy| Change::Policy(policy.into())),
         ResourceType::Route => route::decode(name, bytes).map(|route| Change::Route(route.into())),
+        ResourceType::Access => access::decode(name, bytes).map(|access| Change::Access(access.into())),
     }
 }
 
@@ -89,6 +91,7 @@ pub fn removed(kind: ResourceType, name: &str) -> Option<Change> {
     match kind {
         ResourceType::Authorization => PolicyKey::parse(name).map(Change::PolicyRemoved),
         ResourceType::Route => route::key(name).map(Change::RouteRemoved),
+        ResourceType::Access => access::key(name).map(Change::AccessRemoved),
         // Contract 4.2: more than one slash is a workload, else a service; what cannot be a service's key is neither
         // or a workload of a foreign control plane.
         ResourceType::Address => Some(match ServiceKey::parse(name) {
@@ -109,5 +112,7 @@ pub fn name(change: &Change) -> (ResourceType, String) {
         Change::PolicyRemoved(key) => (ResourceType::Authorization, key.to_string()),
         Change::Route(route) => (ResourceType::Route, route::name(&route.key)),
         Change::RouteRemoved(key) => (ResourceType::Route, route::name(key)),
+        Change::Access(access) => (ResourceType::Access, access::name(&access.key())),
+        Change::AccessRemoved(key) => (ResourceType::Access, access::name(key)),
     }
 }

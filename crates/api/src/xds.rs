@@ -20,11 +20,13 @@ pub enum ResourceType {
     Authorization,
     /// Routes of HTTP requests, for waypoints.
     Route,
+    /// What decides about requests, for waypoints.
+    Access,
 }
 
 impl ResourceType {
     /// Every type.
-    pub const ALL: [Self; 3] = [Self::Authorization, Self::Address, Self::Route];
+    pub const ALL: [Self; 4] = [Self::Authorization, Self::Access, Self::Address, Self::Route];
     /// What a node's tunnel subscribes to.
     pub const NODE: [Self; 2] = [Self::Authorization, Self::Address];
 
@@ -34,6 +36,7 @@ impl ResourceType {
             Self::Address => "type.googleapis.com/istio.workload.Address",
             Self::Authorization => "type.googleapis.com/istio.security.Authorization",
             Self::Route => "type.googleapis.com/stillmesh.config.v1.HttpRoute",
+            Self::Access => "type.googleapis.com/stillmesh.config.v1.Access",
         }
     }
 

@@ -72,7 +72,7 @@ fn text(text: String) -> Option<Str> {
     (!text.is_empty()).then(|| text.into())
 }
 
-fn needed<T>(field: &str, value: Option<T>) -> Result<T, FieldError> {
+pub(super) fn needed<T>(field: &str, value: Option<T>) -> Result<T, FieldError> {
     value.ok_or_else(|| FieldError::new(field, "is needed, and absent or of a kind that is not known"))
 }
 
@@ -95,7 +95,7 @@ fn grpc_status(field: &str, status: u32) -> Result<u16, FieldError> {
     known.ok_or_else(|| FieldError::new(field, format!("gRPC status {status}: 0 to 16 are accepted")))
 }
 
-fn duration(field: &str, wire: Option<WireDuration>) -> Result<Option<Duration>, FieldError> {
+pub(super) fn duration(field: &str, wire: Option<WireDuration>) -> Result<Option<Duration>, FieldError> {
     let Some(wire) = wire else { return Ok(None) };
     let (seconds, nanos) = (u64::try_from(wire.seconds), u32::try_from(wire.nanos));
     match (seconds, nanos) {

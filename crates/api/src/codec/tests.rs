@@ -1,5 +1,6 @@
 //! Golden fixtures, bad input, and round trips.
 
+mod access;
 mod address;
 mod authorization;
 pub(crate) mod bytes;

@@ -44,6 +44,7 @@ pub struct Catalog {
     addresses: BTreeMap<Str, Entry>,
     policies: BTreeMap<Str, Entry>,
     routes: BTreeMap<Str, Entry>,
+    accesses: BTreeMap<Str, Entry>,
     by_alias: BTreeMap<Str, BTreeSet<Str>>,
     by_service: BTreeMap<Str, BTreeSet<Str>>,
     by_node: BTreeMap<Str, BTreeSet<Str>>,
@@ -128,6 +129,7 @@ impl Catalog {
             ResourceType::Address => &self.addresses,
             ResourceType::Authorization => &self.policies,
             ResourceType::Route => &self.routes,
+            ResourceType::Access => &self.accesses,
         }
     }
 
@@ -136,6 +138,7 @@ impl Catalog {
             ResourceType::Address => &mut self.addresses,
             ResourceType::Authorization => &mut self.policies,
             ResourceType::Route => &mut self.routes,
+            ResourceType::Access => &mut self.accesses,
         }
     }
 
@@ -182,9 +185,12 @@ fn entry(change: &Change) -> Option<Entry> {
         }
         Change::Policy(policy) => Some(plain(codec::authorization::encode(policy))),
         Change::Route(route) => Some(plain(codec::route::encode(route))),
-        Change::WorkloadRemoved(_) | Change::ServiceRemoved(_) | Change::PolicyRemoved(_) | Change::RouteRemoved(_) => {
-            None
-        }
+        Change::Access(access) => Some(plain(codec::access::encode(access))),
+        Change::WorkloadRemoved(_)
+        | Change::ServiceRemoved(_)
+        | Change::PolicyRemoved(_)
+        | Change::RouteRemoved(_)
+        | Change::AccessRemoved(_) => None,
     }
 }
 

@@ -26,6 +26,7 @@ pub struct Session {
     addresses: Subscription,
     policies: Subscription,
     routes: Subscription,
+    accesses: Subscription,
     nonce: u64,
     opened: Instant,
 }
@@ -111,7 +112,15 @@ impl Session {
     /// A session of a stream opened now. `node` is the Kubernetes node's name; empty if unknown.
     pub fn new(node: impl Into<Str>, now: Instant) -> Self {
         let new = Subscription::default;
-        Self { node: node.into(), addresses: new(), policies: new(), routes: new(), nonce: 0, opened: now }
+        Self {
+            node: node.into(),
+            addresses: new(),
+            policies: new(),
+            routes: new(),
+            accesses: new(),
+            nonce: 0,
+            opened: now,
+        }
     }
 
     /// Takes a request. Types that are not served are ignored: nobody is owed an answer of an unknown type.
@@ -156,6 +165,11 @@ impl Session {
         if let Some(ready) = policies {
             return Some(self.send(ResourceType::Authorization, catalog, ready, now));
         }
+        // What decides about requests goes before what is bound to a waypoint.
+        if self.accesses.sendable() {
+            let ready = std::mem::take(&mut self.accesses.pending);
+            return Some(self.send(ResourceType::Access, catalog, ready, now));
+        }
         if self.addresses.sendable() && self.policies_are_sent(catalog, now) {
             let ready = std::mem::take(&mut self.addresses.pending);
             return Some(self.send(ResourceType::Address, catalog, ready, now));
@@ -171,6 +185,8 @@ impl Session {
     pub fn next_names(&self, catalog: &Catalog, now: Instant) -> usize {
         if self.policies.sendable() {
             self.policies.pending.len()
+        } else if self.accesses.sendable() {
+            self.accesses.pending.len()
         } else if self.addresses.sendable() && self.policies_are_sent(catalog, now) {
             self.addresses.pending.len()
         } else if self.routes.sendable() {
@@ -269,8 +285,8 @@ impl Session {
         }
     }
 
-    fn subscriptions(&self) -> [&Subscription; 3] {
-        [&self.addresses, &self.policies, &self.routes]
+    fn subscriptions(&self) -> [&Subscription; 4] {
+        [&self.addresses, &self.policies, &self.routes, &self.accesses]
     }
 
     fn subscription_mut(&mut self, kind: ResourceType) -> &mut Subscription {
@@ -278,6 +294,7 @@ impl Session {
             ResourceType::Address => &mut self.addresses,
             ResourceType::Authorization => &mut self.policies,
             ResourceType::Route => &mut self.routes,
+            ResourceType::Access => &mut self.accesses,
         }
     }
 }

@@ -69,6 +69,8 @@ impl Sink for Told {
             Change::PolicyRemoved(key) => format!("no policy {key}"),
             Change::Route(one) => format!("route {}", one.key),
             Change::RouteRemoved(key) => format!("no route {key}"),
+            Change::Access(one) => format!("access {}", one.key()),
+            Change::AccessRemoved(key) => format!("no access {key}"),
         };
         let _ = self.sender.send((batch.kind, batch.changes.iter().map(one).collect())).await;
         Vec::new()
