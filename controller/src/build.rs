@@ -103,7 +103,7 @@ struct Dirty {
     slices: BTreeSet<Name>,
     policies: BTreeSet<Name>,
     peers: BTreeSet<Name>,
-    routes: BTreeSet<Name>,
+    routes: BTreeSet<ObjectKey>,
     mesh: bool,
 }
 
@@ -277,9 +277,9 @@ impl Builder {
                 let named = Named { namespace: key.namespace.clone(), name: key.name.clone() };
                 self.take_gateway(&named, content!(Gateway));
             }
-            Kind::HttpRoute => {
-                self.world.routes.replace(&name, content!(HttpRoute));
-                self.dirty.routes.insert(name);
+            Kind::GrpcRoute | Kind::HttpRoute => {
+                self.world.routes.replace(key, object.cloned());
+                self.dirty.routes.insert(key.clone());
             }
             Kind::ReferenceGrant => {
                 let concerned = self.world.routes.replace_grant(&name, content!(ReferenceGrant));

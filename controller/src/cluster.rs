@@ -38,6 +38,7 @@ pub(crate) fn watches(root_namespace: &str) -> Vec<Watch> {
         Kind::PeerAuthentication,
         Kind::GatewayClass,
         Kind::Gateway,
+        Kind::GrpcRoute,
         Kind::HttpRoute,
         Kind::ReferenceGrant,
     ];

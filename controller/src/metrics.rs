@@ -262,6 +262,7 @@ impl Metrics {
             | Kind::PeerAuthentication
             | Kind::ConfigMap
             | Kind::Gateway
+            | Kind::GrpcRoute
             | Kind::HttpRoute
             | Kind::ReferenceGrant
             | Kind::GatewayClass => &self.events,

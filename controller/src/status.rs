@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use stillmesh_cluster::{Cluster, Leader};
 use stillmesh_k8s::gateway::condition;
+use stillmesh_k8s::gateway::grpc_route::GrpcRoute;
 use stillmesh_k8s::gateway::http_route::HttpRoute;
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication};
 use stillmesh_k8s::{Kind, ObjectKey, status};
@@ -214,6 +215,7 @@ impl Writer for Api {
                 Kind::AuthorizationPolicy => ApiResource::erase::<AuthorizationPolicy>(&()),
                 Kind::PeerAuthentication => ApiResource::erase::<PeerAuthentication>(&()),
                 Kind::Service => ApiResource::erase::<Service>(&()),
+                Kind::GrpcRoute => ApiResource::erase::<GrpcRoute>(&()),
                 Kind::HttpRoute => ApiResource::erase::<HttpRoute>(&()),
                 _ => return Ok(()),
             };

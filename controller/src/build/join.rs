@@ -37,12 +37,7 @@ impl Builder {
         for name in &dirty.pods {
             self.build_pod(name, &mut strict, &mut set, &mut ended);
         }
-        // What a route says depends on its Services, and what is said of it on what these are bound to.
-        let mut routes = dirty.routes;
-        routes.extend(dirty.services.iter().flat_map(|name| self.world.routes.naming(name)).cloned());
-        for name in &routes {
-            verdicts.push(self.build_route(name, &mut set, &mut ended));
-        }
+        self.build_routes(&dirty, &mut set, &mut ended, &mut verdicts);
         // Nobody is left without a policy or a service that something still names.
         let changes = set.into_iter().chain(ended).chain(gone).chain(removed).collect();
         Built { changes, verdicts }
@@ -76,7 +71,7 @@ impl Builder {
             self.dirty.slices.extend(self.world.slices.all().map(|(name, _)| name));
             self.dirty.policies.extend(self.world.policies.all().map(|(name, _)| name));
             self.dirty.peers.extend(self.world.peers.all().map(|(name, _)| name));
-            self.dirty.routes.extend(self.world.routes.written.all().map(|(name, _)| name));
+            self.dirty.routes.extend(self.world.routes.keys().cloned());
         }
     }
 

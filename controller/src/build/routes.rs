@@ -1,61 +1,89 @@
-//! HTTPRoutes, and what they refer to: a Service or ReferenceGrant that changes costs the routes that name it.
+//! Routes, and what they refer to: a Service or ReferenceGrant that changes costs the routes that name it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stillmesh_core::model::Str;
-use stillmesh_core::model::http as model;
+use stillmesh_core::model::http::{self as model, RouteParent};
 use stillmesh_core::snapshot::Change;
 use stillmesh_k8s::gateway::binding::{Binding, Target};
-use stillmesh_k8s::gateway::http_route::{HttpRoute, ReferenceGrant};
+use stillmesh_k8s::gateway::http_route::{
+    BackendRef, HttpBackendRef, HttpFilter, ParentRef, ReferenceGrant, RouteStatus,
+};
 use stillmesh_k8s::translate::{self, Mesh, References, Routed};
-use stillmesh_k8s::{Kind, ObjectKey};
+use stillmesh_k8s::{Kind, Object, ObjectKey};
 
 use super::world::{Grouped, Name, World};
-use super::{Builder, Parents, Verdict};
+use super::{Builder, Dirty, Parents, Verdict};
+
+/// The kinds of routes. What GRPCRoutes take decides about the others.
+const KINDS: [Kind; 2] = [Kind::GrpcRoute, Kind::HttpRoute];
 
 /// The routes, and what was made of them.
 #[derive(Debug, Default)]
 pub(super) struct Routes {
-    pub written: Grouped<HttpRoute>,
+    written: BTreeMap<ObjectKey, Object>,
     grants: Grouped<ReferenceGrant>,
     /// The routes that name a Service, as parent or backend.
-    naming: HashMap<Name, BTreeSet<Name>>,
-    published: HashMap<Name, Vec<Arc<model::HttpRoute>>>,
+    naming: HashMap<Name, BTreeSet<ObjectKey>>,
+    published: HashMap<ObjectKey, Vec<Arc<model::HttpRoute>>>,
+    /// What GRPCRoutes take of Services: for whose clients, and which port.
+    taken_by_grpc: HashMap<Name, BTreeMap<ObjectKey, Vec<Taken>>>,
 }
+
+/// For clients of one namespace, or for everybody; one port, or all of them.
+type Taken = (Option<Str>, Option<u16>);
 
 impl Routes {
     /// A route came, changed or went.
-    pub fn replace(&mut self, name: &Name, route: Option<Arc<HttpRoute>>) {
-        let old = self.written.replace(name, route.clone());
-        for service in old.iter().flat_map(|old| services(name, old)) {
+    pub fn replace(&mut self, key: &ObjectKey, route: Option<Object>) {
+        let named = |route: &Object| read(route).map(|route| route.services(key)).unwrap_or_default();
+        let new = route.as_ref().map(named).unwrap_or_default();
+        let old = match route {
+            Some(route) => self.written.insert(key.clone(), route),
+            None => self.written.remove(key),
+        };
+        for service in old.iter().flat_map(named) {
             if let Some(routes) = self.naming.get_mut(&service) {
-                routes.remove(name);
+                routes.remove(key);
                 if routes.is_empty() {
                     self.naming.remove(&service);
                 }
             }
         }
-        for service in route.iter().flat_map(|route| services(name, route)) {
-            self.naming.entry(service).or_default().insert(name.clone());
+        for service in new {
+            self.naming.entry(service).or_default().insert(key.clone());
         }
     }
 
     /// A grant came, changed or went: the routes that may be concerned.
-    pub fn replace_grant(&mut self, name: &Name, grant: Option<Arc<ReferenceGrant>>) -> BTreeSet<Name> {
+    pub fn replace_grant(&mut self, name: &Name, grant: Option<Arc<ReferenceGrant>>) -> BTreeSet<ObjectKey> {
         let old = self.grants.replace(name, grant.clone());
-        let from = old.iter().chain(&grant).flat_map(|grant| grant.spec.from.iter());
-        from.flat_map(|from| self.written.names_of(&Str::from(from.namespace.as_str())).collect::<Vec<_>>()).collect()
+        let from: Vec<&str> =
+            old.iter().chain(&grant).flat_map(|grant| &grant.spec.from).map(|from| from.namespace.as_str()).collect();
+        self.written.keys().filter(|key| from.contains(&&*key.namespace)).cloned().collect()
+    }
+
+    /// All routes.
+    pub fn keys(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.written.keys()
     }
 
     /// The routes that name a Service.
-    pub fn naming(&self, service: &Name) -> impl Iterator<Item = &Name> {
+    fn naming(&self, service: &Name) -> impl Iterator<Item = &ObjectKey> {
         self.naming.get(service).into_iter().flatten()
     }
 
     /// Takes what was made of a route. What changes is told; a route whose new version is refused stays as it was.
-    fn publish(&mut self, name: &Name, routed: Option<&mut Routed>, set: &mut Vec<Change>, removed: &mut Vec<Change>) {
-        let old = self.published.remove(name).unwrap_or_default();
+    fn publish(
+        &mut self,
+        key: &ObjectKey,
+        routed: Option<&mut Routed>,
+        set: &mut Vec<Change>,
+        removed: &mut Vec<Change>,
+    ) {
+        let old = self.published.remove(key).unwrap_or_default();
         let new: Vec<Arc<model::HttpRoute>> = match routed {
             Some(routed) if routed.refused && !old.is_empty() => {
                 routed.stays_as_it_was();
@@ -68,8 +96,34 @@ impl Routes {
         removed.extend(gone.map(|old| Change::RouteRemoved(old.key.clone())));
         set.extend(new.iter().filter(|new| !old.contains(new)).map(|new| Change::Route(Arc::clone(new))));
         if !new.is_empty() {
-            self.published.insert(name.clone(), new);
+            self.published.insert(key.clone(), new);
         }
+    }
+
+    /// Notes what a GRPCRoute takes now. The HTTPRoutes that it may concern.
+    fn note_grpc(&mut self, key: &ObjectKey) -> BTreeSet<ObjectKey> {
+        let mut now: HashMap<Name, Vec<Taken>> = HashMap::new();
+        for route in self.published.get(key).into_iter().flatten() {
+            for parent in &route.parents {
+                now.entry(name_of(parent)).or_default().push((route.consumer.clone(), parent.port));
+            }
+        }
+        let mut concerned: BTreeSet<Name> = BTreeSet::new();
+        self.taken_by_grpc.retain(|service, takers| {
+            if takers.get(key).is_some_and(|before| now.get(service) != Some(before)) {
+                takers.remove(key);
+                concerned.insert(service.clone());
+            }
+            !takers.is_empty()
+        });
+        for (service, taken) in now {
+            let takers = self.taken_by_grpc.entry(service.clone()).or_default();
+            if takers.insert(key.clone(), taken).is_none() {
+                concerned.insert(service);
+            }
+        }
+        let http = concerned.iter().flat_map(|service| self.naming(service));
+        http.filter(|key| key.kind == Kind::HttpRoute).cloned().collect()
     }
 
     /// All that is published.
@@ -78,32 +132,95 @@ impl Routes {
     }
 }
 
-/// The Services that a route names.
-fn services(name: &Name, route: &HttpRoute) -> Vec<Name> {
-    let named = |namespace: Option<&String>, service: &str| -> Name {
-        (namespace.map_or_else(|| name.0.clone(), |other| other.as_str().into()), service.into())
-    };
-    let parents = route.spec.parent_refs.iter().map(|parent| named(parent.namespace.as_ref(), &parent.name));
-    let backends = route.spec.rules.iter().flat_map(|rule| {
-        let mirrors = rule.filters.iter().filter_map(|filter| Some(&filter.request_mirror.as_ref()?.backend_ref));
-        let backends = rule.backend_refs.iter().map(|one| &one.backend).chain(mirrors);
-        backends.map(|one| named(one.namespace.as_ref(), &one.name))
-    });
-    parents.chain(backends).collect()
+/// The Service that a route is attached to.
+fn name_of(parent: &RouteParent) -> Name {
+    let name = parent.service.hostname.split('.').next().unwrap_or_default();
+    (parent.service.namespace.clone(), name.into())
+}
+
+/// A route as it is written, of whatever kind.
+struct Written<'a> {
+    metadata: &'a ObjectMeta,
+    parents: &'a [ParentRef],
+    status: Option<&'a RouteStatus>,
+    /// Filters and backends of each rule.
+    rules: Vec<(&'a [HttpFilter], &'a [HttpBackendRef])>,
+}
+
+/// Reads an object as a route.
+fn read(object: &Object) -> Option<Written<'_>> {
+    macro_rules! written {
+        ($route:expr) => {
+            Written {
+                metadata: &$route.metadata,
+                parents: &$route.spec.parent_refs,
+                status: $route.status.as_ref(),
+                rules: $route.spec.rules.iter().map(|rule| (&*rule.filters, &*rule.backend_refs)).collect(),
+            }
+        };
+    }
+    match object {
+        Object::GrpcRoute(route) => Some(written!(route)),
+        Object::HttpRoute(route) => Some(written!(route)),
+        _ => None,
+    }
+}
+
+impl Written<'_> {
+    /// The Services that it names.
+    fn services(&self, key: &ObjectKey) -> Vec<Name> {
+        let named = |namespace: Option<&String>, service: &str| -> Name {
+            (namespace.map_or_else(|| key.namespace.clone(), |other| other.as_str().into()), service.into())
+        };
+        let parents = self.parents.iter().map(|parent| named(parent.namespace.as_ref(), &parent.name));
+        let mirrored =
+            |filter: &'_ HttpFilter| -> Option<BackendRef> { Some(filter.request_mirror.clone()?.backend_ref) };
+        let backends = self.rules.iter().flat_map(|(filters, backends)| {
+            let mirrors = filters.iter().filter_map(mirrored);
+            backends.iter().map(|one| one.backend.clone()).chain(mirrors)
+        });
+        parents.chain(backends.map(|one| named(one.namespace.as_ref(), &one.name))).collect()
+    }
 }
 
 impl Builder {
-    /// Builds a route anew, and says what its status should say.
-    pub(super) fn build_route(&mut self, name: &Name, set: &mut Vec<Change>, removed: &mut Vec<Change>) -> Verdict {
-        let written = self.world.routes.written.get(name).cloned();
+    /// Builds the routes that are concerned, and says what their statuses should say.
+    pub(super) fn build_routes(
+        &mut self,
+        dirty: &Dirty,
+        set: &mut Vec<Change>,
+        removed: &mut Vec<Change>,
+        verdicts: &mut Vec<Verdict>,
+    ) {
+        // What a route says depends on its Services, and what is said of it on what these are bound to.
+        let named = dirty.services.iter().flat_map(|name| self.world.routes.naming(name));
+        let mut all: BTreeSet<ObjectKey> = dirty.routes.iter().chain(named).cloned().collect();
+        for kind in KINDS {
+            let of_kind: Vec<ObjectKey> = all.iter().filter(|key| key.kind == kind).cloned().collect();
+            for key in of_kind {
+                verdicts.push(self.build_route(&key, set, removed));
+                if kind == Kind::GrpcRoute {
+                    all.extend(self.world.routes.note_grpc(&key));
+                }
+            }
+        }
+    }
+
+    fn build_route(&mut self, key: &ObjectKey, set: &mut Vec<Change>, removed: &mut Vec<Change>) -> Verdict {
+        let object = self.world.routes.written.get(key).cloned();
         let known = Known { world: &self.world, mesh: &self.mesh };
-        let mut routed = written.as_ref().map(|written| translate::http_route(written, &known, &self.mesh));
-        self.world.routes.publish(name, routed.as_mut(), set, removed);
-        let metadata = written.as_ref().map(|written| &written.metadata);
-        let existing = written.as_ref().and_then(|written| written.status.as_ref());
-        let existing = existing.map(|status| status.parents.clone()).unwrap_or_default();
+        let mut routed = match &object {
+            Some(Object::GrpcRoute(route)) => Some(translate::grpc_route(route, &known, &self.mesh)),
+            Some(Object::HttpRoute(route)) => Some(translate::http_route(route, &known, &self.mesh)),
+            _ => None,
+        };
+        self.world.routes.publish(key, routed.as_mut(), set, removed);
+        let written = object.as_ref().and_then(read);
+        let metadata = written.as_ref().map(|written| written.metadata);
+        let status = written.as_ref().and_then(|written| written.status);
+        let existing = status.map(|status| status.parents.clone()).unwrap_or_default();
         Verdict {
-            object: ObjectKey::new(Kind::HttpRoute, &name.0, &name.1),
+            object: key.clone(),
             condition: None,
             retracted: None,
             generation: metadata.and_then(|metadata| metadata.generation),
@@ -131,7 +248,25 @@ impl References for Known<'_> {
         service.map_or(Binding::Unasked, |service| self.world.bound(Target::Service, &service.metadata, self.mesh))
     }
 
-    fn is_granted(&self, from: &str, namespace: &str, name: &str) -> bool {
-        self.world.routes.grants.of(namespace).any(|(_, grant)| grant.covers_http_routes(from, name))
+    fn is_taken_by_grpc(&self, consumer: Option<&str>, namespace: &str, name: &str, port: Option<u16>) -> bool {
+        let takers = self.world.routes.taken_by_grpc.get(&(namespace.into(), name.into()));
+        let taken: Vec<Option<u16>> = takers
+            .into_iter()
+            .flat_map(|takers| takers.values().flatten())
+            .filter(|(whose, _)| whose.as_deref() == consumer)
+            .map(|(_, port)| *port)
+            .collect();
+        let is_taken = |port: u16| taken.iter().any(|taken| taken.is_none_or(|taken| taken == port));
+        match port {
+            Some(port) => is_taken(port),
+            None => {
+                let mut ports = self.service_ports(namespace, name).unwrap_or_default().into_iter().peekable();
+                ports.peek().is_some() && ports.all(is_taken)
+            }
+        }
+    }
+
+    fn is_granted(&self, kind: Kind, from: &str, namespace: &str, name: &str) -> bool {
+        self.world.routes.grants.of(namespace).any(|(_, grant)| grant.covers(kind, from, name))
     }
 }

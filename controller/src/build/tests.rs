@@ -128,6 +128,10 @@ fn route(name: &str, parent: &str, backend: &str) -> String {
     )
 }
 
+fn grpc_route(name: &str, parent: &str, backend: &str) -> String {
+    route(name, parent, backend).replace("HTTPRoute", "GRPCRoute")
+}
+
 fn grant(namespace: &str, name: &str) -> String {
     format!(
         "---\napiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: \
@@ -193,6 +197,27 @@ fn a_routes_status_follows_its_services_and_what_these_are_bound_to() {
     assert_eq!(said(&built), ["False", "True", "True"]);
     let built = world.builder.apply(&update("", &[ObjectKey::new(Kind::HttpRoute, "shop", "r")]));
     assert_eq!(built.verdicts.last().unwrap().parents, None, "nothing is written to what is gone");
+}
+
+#[test]
+fn an_http_route_gives_way_to_grpc_routes_on_its_port_and_comes_back() {
+    let mut world = World::new(&shop());
+    let to = "name: page, port: 80";
+    assert_eq!(world.set(&route("h", "name: page", to)), ["route HTTPRoute shop/h"]);
+    let grpc = grpc_route("g", "name: page, port: 80", to);
+    let built = world.builder.apply(&update(&grpc, &[]));
+    assert_eq!(told(&built.changes), ["route GRPCRoute shop/g", "no route HTTPRoute shop/h"]);
+    let said = |built: &Built, name: &str| {
+        let verdict = built.verdicts.iter().find(|one| *one.object.name == *name).unwrap();
+        let accepted = verdict.parents.as_ref().unwrap().said[0].1[0].clone();
+        (accepted.status, accepted.reason)
+    };
+    assert_eq!(said(&built, "g"), ("True", "Accepted"));
+    assert_eq!(said(&built, "h"), ("False", "Conflicted"));
+    let back = ["route HTTPRoute shop/h", "no route GRPCRoute shop/g"];
+    assert_eq!(world.set(&grpc_route("g", "name: page, port: 90", to)), back, "the Service has no such port");
+    assert_eq!(world.set(&grpc), ["route GRPCRoute shop/g", "no route HTTPRoute shop/h"]);
+    assert_eq!(world.remove(Kind::GrpcRoute, "shop", "g"), back);
 }
 
 #[test]
@@ -539,6 +564,12 @@ fn any_object() -> impl Strategy<Value = (String, ObjectKey)> {
             let backend = format!("name: s{backend}, namespace: {abroad}, port: {port}");
             (route(&name, &format!("name: s{parent}"), &backend), ObjectKey::new(Kind::HttpRoute, "shop", &name))
         }),
+        (0..2_u8, 0..3_u8, 0..3_u8, 80..83_u16, any::<bool>()).prop_map(|(name, parent, backend, port, any)| {
+            let name = format!("q{name}");
+            let parent = if any { format!("name: s{parent}") } else { format!("name: s{parent}, port: {port}") };
+            let text = grpc_route(&name, &parent, &format!("name: s{backend}, port: {port}"));
+            (text, ObjectKey::new(Kind::GrpcRoute, "shop", &name))
+        }),
         (space(), 0..2_u8).prop_map(|(namespace, name)| {
             let name = format!("g{name}");
             (grant(namespace, &name), ObjectKey::new(Kind::ReferenceGrant, namespace, &name))
@@ -577,7 +608,7 @@ fn any_object() -> impl Strategy<Value = (String, ObjectKey)> {
 
 /// What was last said of each route that is there.
 fn said_of_routes(before: &mut BTreeMap<ObjectKey, Parents>, built: &Built) {
-    for verdict in built.verdicts.iter().filter(|one| one.object.kind == Kind::HttpRoute) {
+    for verdict in built.verdicts.iter().filter(|one| matches!(one.object.kind, Kind::GrpcRoute | Kind::HttpRoute)) {
         match &verdict.parents {
             Some(parents) => drop(before.insert(verdict.object.clone(), parents.clone())),
             None => drop(before.remove(&verdict.object)),

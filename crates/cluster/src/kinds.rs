@@ -12,6 +12,7 @@ use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
+use stillmesh_k8s::gateway::grpc_route::GrpcRoute;
 use stillmesh_k8s::gateway::http_route::{HttpRoute, ReferenceGrant};
 use stillmesh_k8s::gateway::{Gateway, GatewayClass};
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication};
@@ -99,6 +100,7 @@ pub(crate) fn spawn(
         Kind::PeerAuthentication => checked!(PeerAuthentication),
         Kind::GatewayClass => checked!(GatewayClass),
         Kind::Gateway => checked!(Gateway),
+        Kind::GrpcRoute => checked!(GrpcRoute),
         Kind::HttpRoute => checked!(HttpRoute),
         Kind::ReferenceGrant => checked!(ReferenceGrant),
     }

@@ -8,6 +8,7 @@ pub mod binding;
 pub mod class;
 pub mod condition;
 pub mod generate;
+pub mod grpc_route;
 pub mod http_route;
 
 use std::collections::BTreeMap;

@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Serialize, Serializer};
 
 use crate::finding::Position;
+use crate::gateway::grpc_route::GrpcRoute;
 use crate::gateway::http_route::{HttpRoute, ReferenceGrant};
 use crate::gateway::{Gateway, GatewayClass};
 use crate::istio::{AuthorizationPolicy, PeerAuthentication};
@@ -97,6 +98,7 @@ kinds! {
     PeerAuthentication { "PeerAuthentication", &["security.istio.io/v1", "security.istio.io/v1beta1"], true },
     GatewayClass { "GatewayClass", &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"], false },
     Gateway { "Gateway", &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"], true },
+    GrpcRoute { "GRPCRoute", &["gateway.networking.k8s.io/v1"], true },
     HttpRoute { "HTTPRoute", &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"], true },
     ReferenceGrant {
         "ReferenceGrant", &["gateway.networking.k8s.io/v1beta1", "gateway.networking.k8s.io/v1"], true

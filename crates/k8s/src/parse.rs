@@ -21,6 +21,7 @@ use serde::de::DeserializeOwned;
 use serde_saphyr::options::DuplicateKeyPolicy;
 
 use crate::finding::{Finding, Position, Severity};
+use crate::gateway::grpc_route::GrpcRoute;
 use crate::gateway::http_route::{HttpRoute, ReferenceGrant};
 use crate::gateway::{Gateway, GatewayClass};
 use crate::istio::{AuthorizationPolicy, PeerAuthentication};
@@ -241,6 +242,7 @@ fn typed(kind: Kind, root: &Node) -> Result<(Object, Vec<Unknown>), Mismatch> {
         Kind::PeerAuthentication => read::<PeerAuthentication>(root),
         Kind::GatewayClass => read::<GatewayClass>(root),
         Kind::Gateway => read::<Gateway>(root),
+        Kind::GrpcRoute => read::<GrpcRoute>(root),
         Kind::HttpRoute => read::<HttpRoute>(root),
         Kind::ReferenceGrant => read::<ReferenceGrant>(root),
     }

@@ -6,18 +6,22 @@
 
 mod authorization;
 mod endpoints;
+mod grpc_route;
 mod http_route;
 mod peer_authentication;
+mod route;
 mod service;
 mod workload;
 
 pub use authorization::{Authorization, authorization};
 pub use endpoints::{SliceEndpoints, endpoint_ports, pod_serves, slice_endpoints, slice_ports, slice_service};
-pub use http_route::{References, Routed, http_route};
+pub use grpc_route::grpc_route;
+pub use http_route::http_route;
 pub use peer_authentication::{
     Level, attached_policy, level, oldest, parent_is_strict, port_policy, port_policy_key, static_strict_key,
     static_strict_policy,
 };
+pub use route::{References, Routed};
 pub use service::{service, service_key};
 pub use workload::{Attached, locality, owner, slice_workload, workload, workload_uid};
 

@@ -147,6 +147,7 @@ fn request_match(wire: wire::RequestMatch) -> Result<RequestMatch, FieldError> {
         headers: wire.headers.into_iter().map(header).collect::<Result<_, _>>()?,
         without_headers: wire.without_headers.into_iter().map(header).collect::<Result<_, _>>()?,
         query: wire.query.into_iter().map(parameter).collect::<Result<_, _>>()?,
+        port: port("rules.matches.port", wire.port)?.map(NonZeroU16::get),
     })
 }
 

@@ -595,6 +595,10 @@ impl Reconciler {
                 Arc::make_mut(&mut policy).status = status.and_then(read);
                 Object::PeerAuthentication(policy)
             }
+            Object::GrpcRoute(mut route) => {
+                Arc::make_mut(&mut route).status = status.and_then(read);
+                Object::GrpcRoute(route)
+            }
             Object::HttpRoute(mut route) => {
                 Arc::make_mut(&mut route).status = status.and_then(read);
                 Object::HttpRoute(route)

@@ -32,7 +32,8 @@ pub fn route<'a>(table: &'a RouteTable, request: &RequestAttrs<'_>) -> Option<Ch
 /// Whether all that is asked of a request holds.
 pub fn holds(matched: &RequestMatch, request: &RequestAttrs<'_>) -> bool {
     let header = |name: &str| request.headers.value(name);
-    matched.path.as_ref().is_none_or(|path| path.holds(request.path))
+    matched.port.is_none_or(|port| port == request.port)
+        && matched.path.as_ref().is_none_or(|path| path.holds(request.path))
         && matched.method.as_ref().is_none_or(|method| method.holds(request.method))
         && matched.authority.as_ref().is_none_or(|authority| authority.holds(request.authority))
         && matched.scheme.as_ref().is_none_or(|scheme| scheme.holds(request.scheme))

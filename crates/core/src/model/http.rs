@@ -48,6 +48,14 @@ pub enum RouteKind {
     VirtualService,
 }
 
+impl RouteKind {
+    /// Whether routes of this kind are without effect on a port of a service that has routes of another: gRPC says more
+    /// than HTTP (Gateway API, GEP-1294). A VirtualService stands beside both, after them.
+    pub fn gives_way_to(self, other: Self) -> bool {
+        (self, other) == (Self::Http, Self::Grpc)
+    }
+}
+
 impl fmt::Display for RouteKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

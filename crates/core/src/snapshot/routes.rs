@@ -104,7 +104,10 @@ impl ServiceRoutes {
                 let on = |route: &&&Arc<HttpRoute>| {
                     ports_of(route).into_iter().any(|of_route| of_route.is_none() || of_route == port)
                 };
-                (port, RouteTable::new(routes.iter().filter(on).map(|route| Arc::clone(route))))
+                let there: Vec<&Arc<HttpRoute>> = routes.iter().filter(on).copied().collect();
+                let counts =
+                    |route: &&&Arc<HttpRoute>| !there.iter().any(|other| route.key.kind.gives_way_to(other.key.kind));
+                (port, RouteTable::new(there.iter().filter(counts).map(|route| Arc::clone(route))))
             };
             (consumer, ports.into_iter().map(table).collect())
         });
@@ -197,7 +200,8 @@ impl RouteTable {
 }
 
 /// Gateway API's order: exact paths, then the longest beginning, then patterns; then those that ask for a method, for most
-/// headers, for most query parameters; then the oldest object, the first by name, and the order in it. A VirtualService
+/// headers, for most query parameters; then the oldest object, the first by name, and the order in it. Of GRPCRoutes the one
+/// that asks for most of the service's name comes first, then of the method's, then for most headers. A VirtualService
 /// keeps its own order, after all of those; of several the oldest comes first.
 fn standing(entry: &Entry) -> impl Ord + '_ {
     let route = &*entry.route;
@@ -208,6 +212,17 @@ fn standing(entry: &Entry) -> impl Ord + '_ {
     }
     let nothing = RequestMatch::default();
     let matched = entry.matched().unwrap_or(&nothing);
+    if route.key.kind == RouteKind::Grpc {
+        let (service, method) = matched.path.as_ref().map_or((0, 0), PathMatch::grpc_lengths);
+        let asked = (
+            Reverse(service),
+            Reverse(method),
+            Reverse(false),
+            Reverse(matched.headers.len()),
+            Reverse(matched.query.len()),
+        );
+        return (0, asked, by_age, by_place);
+    }
     let (class, length) = match &matched.path {
         Some(PathMatch::Exact(path) | PathMatch::ExactIgnoringCase(path)) => (3, path.len()),
         Some(PathMatch::Segments(path) | PathMatch::Prefix(path) | PathMatch::PrefixIgnoringCase(path)) => {

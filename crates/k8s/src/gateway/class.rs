@@ -29,7 +29,8 @@ pub const WAYPOINTS: [Own; 2] = [
 
 /// What waypoints can do, as the Gateway API calls it (contract 8.1), in order of name: said in their classes' statuses,
 /// and tried by its conformance tests. Only what is carried out is here.
-pub const FEATURES: [&str; 16] = [
+pub const FEATURES: [&str; 17] = [
+    "GRPCRoute",
     "HTTPRoute",
     "HTTPRoute303RedirectStatusCode",
     "HTTPRoute307RedirectStatusCode",

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::istio::StatusCondition;
+use crate::object::Kind;
 
 /// Rules for HTTP requests.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
@@ -420,9 +421,9 @@ pub struct GrantTo {
 }
 
 impl ReferenceGrant {
-    /// Whether HTTPRoutes of a namespace may refer to this Service of the grant's own.
-    pub fn covers_http_routes(&self, from: &str, service: &str) -> bool {
-        let may = |one: &GrantFrom| one.group == GROUP && one.kind == "HTTPRoute" && one.namespace == from;
+    /// Whether routes of a kind and namespace may refer to this Service of the grant's own.
+    pub fn covers(&self, kind: Kind, from: &str, service: &str) -> bool {
+        let may = |one: &GrantFrom| one.group == GROUP && one.kind == kind.as_str() && one.namespace == from;
         let to = |one: &GrantTo| {
             one.group.is_empty() && one.kind == "Service" && one.name.as_deref().is_none_or(|name| name == service)
         };

@@ -61,21 +61,58 @@ pub(super) fn http_route(root: &Node, flaws: &mut Flaws) {
     for path in ["spec.rules[].matches[].headers[].type", "spec.rules[].matches[].queryParams[].type"] {
         one_of(root, path, &["Exact", "RegularExpression"], flaws);
     }
-    ports(root, "spec.parentRefs[].port", Least::One, flaws);
-    ports(root, "spec.rules[].backendRefs[].port", Least::One, flaws);
+    route(
+        root,
+        "RequestHeaderModifier, ResponseHeaderModifier, RequestMirror, RequestRedirect, URLRewrite or CORS",
+        flaws,
+    );
     each(root, "spec.rules[].matches[].path.value", &mut |node, path| {
         if let Some(text) = node.text().filter(|text| !text.starts_with('/')) {
             let message = format!("{text:?} is not a path");
             flaws.add("MAN005", node.at, path, message, "a path begins with /");
         }
     });
-    each(root, "spec.rules[].filters[]", &mut |node, path| {
-        if node.get("type").is_none_or(Node::is_null) {
-            let hint =
-                "RequestHeaderModifier, ResponseHeaderModifier, RequestMirror, RequestRedirect, URLRewrite or CORS";
-            flaws.add("MAN005", node.at, &format!("{path}.type"), "the type is missing", hint);
+}
+
+pub(super) fn grpc_route(root: &Node, flaws: &mut Flaws) {
+    for path in ["spec.rules[].matches[].method.type", "spec.rules[].matches[].headers[].type"] {
+        one_of(root, path, &["Exact", "RegularExpression"], flaws);
+    }
+    route(root, "RequestHeaderModifier, ResponseHeaderModifier or RequestMirror", flaws);
+    each(root, "spec.rules[].matches[].method", &mut |node, path| {
+        let text = |key: &str| node.get(key).and_then(Node::text).filter(|text| !text.is_empty());
+        if text("service").is_none() && text("method").is_none() {
+            let hint = "at least one of service and method is needed";
+            flaws.add("MAN005", node.at, path, "neither a service nor a method", hint);
+        }
+        if matches!(text("type"), None | Some("Exact")) {
+            for key in ["service", "method"] {
+                if let Some(name) = text(key).filter(|name| name.contains('/')) {
+                    let path = format!("{path}.{key}");
+                    flaws.add(
+                        "MAN005",
+                        node.at,
+                        &path,
+                        format!("{name:?} is not a {key}"),
+                        "a name without / is accepted",
+                    );
+                }
+            }
         }
     });
+}
+
+/// What all kinds of routes have.
+fn route(root: &Node, filters: &str, flaws: &mut Flaws) {
+    ports(root, "spec.parentRefs[].port", Least::One, flaws);
+    ports(root, "spec.rules[].backendRefs[].port", Least::One, flaws);
+    for path in ["spec.rules[].filters[]", "spec.rules[].backendRefs[].filters[]"] {
+        each(root, path, &mut |node, path| {
+            if node.get("type").is_none_or(Node::is_null) {
+                flaws.add("MAN005", node.at, &format!("{path}.type"), "the type is missing", filters);
+            }
+        });
+    }
 }
 
 pub(super) fn reference_grant(root: &Node, flaws: &mut Flaws) {

@@ -32,6 +32,7 @@ pub use node::{Node, csr, said};
 pub const LIMIT: Duration = Duration::from_secs(60);
 
 const GATEWAY_API: &str = "gateway.networking.k8s.io/v1";
+const DEFINITIONS: [&str; 4] = ["gatewayclasses", "gateways", "httproutes", "referencegrants"];
 
 /// One test at a time: every controller writes into all namespaces.
 static ONE: Mutex<()> = Mutex::const_new(());
@@ -50,6 +51,7 @@ pub struct World {
 impl World {
     pub async fn new() -> Self {
         let turn = ONE.lock().await;
+        if std::env::vars().any(|(key, _)| key == "API_LOG") { let _ = stillmesh_runtime::telemetry::init("test"); }
         let file = std::env::vars().find(|(key, _)| key == "KUBECONFIG").map(|(_, value)| PathBuf::from(value));
         let file = file.expect("KUBECONFIG names an API server: tests/kubernetes/api/run starts one");
         let read = Kubeconfig::read_from(&file).unwrap();
@@ -153,18 +155,18 @@ impl World {
     pub async fn gateway_api(&self) {
         let folder = std::env::vars().find(|(key, _)| key == "GATEWAY_API").map(|(_, value)| PathBuf::from(value));
         let folder = folder.expect("GATEWAY_API names a folder of definitions: tests/kubernetes/api/run fetches one");
-        for kind in ["gatewayclasses", "gateways"] {
+        for kind in DEFINITIONS {
             let text = std::fs::read_to_string(folder.join(format!("gateway.networking.k8s.io_{kind}.yaml"))).unwrap();
             self.apply(serde_saphyr::from_str(&text).unwrap()).await;
         }
-        for kind in ["GatewayClass", "Gateway"] {
+        for kind in ["GatewayClass", "Gateway", "HTTPRoute"] {
             self.until("the Gateway API is served", || async { self.api(GATEWAY_API, kind).await.is_some() }).await;
         }
     }
 
     /// Takes the Gateway API away.
     pub async fn remove_gateway_api(&self) {
-        for kind in ["gatewayclasses", "gateways"] {
+        for kind in DEFINITIONS {
             let gvk = GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
             let api: Api<DynamicObject> = Api::all_with(self.client(), &ApiResource::from_gvk(&gvk));
             let name = format!("{kind}.gateway.networking.k8s.io");

@@ -91,6 +91,7 @@ fn request_match(matched: &RequestMatch) -> wire::RequestMatch {
         headers: matched.headers.iter().map(|header| named(&header.name, &header.value)).collect(),
         without_headers: matched.without_headers.iter().map(|header| named(&header.name, &header.value)).collect(),
         query: matched.query.iter().map(|parameter| named(&parameter.name, &parameter.value)).collect(),
+        port: matched.port.map_or(0, u32::from),
     }
 }
 

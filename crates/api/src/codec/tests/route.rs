@@ -58,9 +58,11 @@ prop_compose! {
         path in option::of(path_match()), method in option::of(text_match()), authority in option::of(text_match()),
         scheme in option::of(text_match()), headers in vec((word(), text_match()), 0..2),
         without in vec((word(), text_match()), 0..2), query in vec((word(), text_match()), 0..2),
+        port in option::of(1..=u16::MAX),
     ) -> RequestMatch {
         let header = |(name, value)| HeaderMatch { name, value };
         RequestMatch {
+            port,
             path, method, authority, scheme,
             headers: headers.into_iter().map(header).collect(),
             without_headers: without.into_iter().map(header).collect(),

@@ -1,3 +1,5 @@
+mod grpc;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -126,6 +128,7 @@ fn everything_that_is_set_must_hold() {
         method: Some(TextMatch::Exact("GET".into())),
         authority: Some(TextMatch::Prefix("shop.".into())),
         scheme: Some(TextMatch::Exact("http".into())),
+        port: Some(8080),
         headers: vec![header("x-a", TextMatch::Exact("1,2".into())), header("x-b", TextMatch::Present)],
         without_headers: vec![header("x-no", TextMatch::Prefix("bad".into()))],
         query: vec![QueryMatch { name: "q".into(), value: TextMatch::Exact("%31".into()) }],
@@ -145,6 +148,7 @@ fn everything_that_is_set_must_hold() {
         RequestAttrs { query: Some("q=1"), ..request },
         RequestAttrs { query: Some("q=2&q=%31"), ..request },
         RequestAttrs { query: None, ..request },
+        RequestAttrs { port: 80, ..request },
     ] {
         assert!(taken(&routes, &wrong).is_none());
     }

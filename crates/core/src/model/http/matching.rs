@@ -7,6 +7,9 @@ use serde::{Serialize, Serializer};
 
 use crate::model::Str;
 
+/// Any segment of a path.
+const ANY: &str = "[^/]+";
+
 /// The compiled size that a pattern may have, bytes.
 const PATTERN_BYTES: usize = 1 << 18;
 
@@ -28,6 +31,8 @@ pub struct RequestMatch {
     pub without_headers: Vec<HeaderMatch>,
     /// Query parameters that must be as said.
     pub query: Vec<QueryMatch>,
+    /// The port of the service that was dialled.
+    pub port: Option<u16>,
 }
 
 /// How a path is compared. Case counts, unless it is said that it does not.
@@ -53,6 +58,35 @@ impl PathMatch {
     /// The segments of Gateway API's `PathPrefix`, whose last `/` means nothing.
     pub fn segments(prefix: &str) -> Self {
         Self::Segments(prefix.trim_end_matches('/').into())
+    }
+
+    /// The path of a gRPC request, whose service and method are described by expressions; none is any. Where both are known
+    /// a path that is equal, or the service's segments, say it better.
+    pub fn grpc(service: Option<&str>, method: Option<&str>) -> Result<Self, InvalidPattern> {
+        let part = |part: Option<&str>| part.map_or_else(|| ANY.to_owned(), |part| format!("(?:{part})"));
+        Pattern::new(&format!("/{}/{}", part(service), part(method))).map(Self::Regex)
+    }
+
+    /// How many characters of a gRPC request's service and method are asked for (Gateway API, GRPCRoute's precedence).
+    pub(crate) fn grpc_lengths(&self) -> (usize, usize) {
+        let text = match self {
+            Self::Exact(text) | Self::ExactIgnoringCase(text) | Self::Segments(text) => text,
+            Self::Prefix(text) | Self::PrefixIgnoringCase(text) => text,
+            Self::Regex(pattern) => {
+                let text = pattern.text().strip_prefix('/').unwrap_or_default();
+                let length = |part: &str| part.trim_start_matches("(?:").trim_end_matches(')').len();
+                return match text.strip_prefix(ANY).and_then(|rest| rest.strip_prefix('/')) {
+                    Some(method) => (0, length(method)),
+                    None => match text.split_once(")/") {
+                        Some((service, ANY)) => (length(service), 0),
+                        Some((service, method)) => (length(service), length(method)),
+                        None => (0, 0),
+                    },
+                };
+            }
+        };
+        let text = text.strip_prefix('/').unwrap_or(text);
+        text.split_once('/').map_or((text.len(), 0), |(service, method)| (service.len(), method.len()))
     }
 
     /// Whether `path` (without query) is what is asked for.

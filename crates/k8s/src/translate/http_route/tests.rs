@@ -1,36 +1,15 @@
+use std::num::NonZeroU16;
+
 use serde_json::{Value, json};
+use stillmesh_core::model::http::{PathRewrite, Pattern, RedirectPort, RouteBackend};
 
 use super::*;
-
-/// Services `page` (80, 8080) and `details` (9080) of namespace `shop`, `page` of `else`, which is open to `shop`.
-struct World;
-
-impl References for World {
-    fn service_ports(&self, namespace: &str, name: &str) -> Option<Vec<u16>> {
-        match (namespace, name) {
-            ("shop" | "else" | "closed", "page") => Some(vec![80, 8080]),
-            ("shop", "details") => Some(vec![9080]),
-            _ => None,
-        }
-    }
-
-    fn binding(&self, _: &str, _: &str) -> Binding {
-        Binding::Unasked
-    }
-
-    fn is_granted(&self, from: &str, namespace: &str, name: &str) -> bool {
-        (from, namespace, name) == ("shop", "else", "page")
-    }
-}
+use crate::translate::route::fixtures::{World, message, page, said};
 
 fn translated(spec: Value) -> Routed {
     let written = json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
         "metadata": {"name": "r", "namespace": "shop", "creationTimestamp": "2026-01-02T03:04:05Z"}, "spec": spec});
     http_route(&serde_json::from_value(written).unwrap(), &World, &Mesh::default())
-}
-
-fn page() -> Value {
-    json!({"group": "", "kind": "Service", "name": "page"})
 }
 
 /// A route of one rule.
@@ -49,16 +28,6 @@ fn forward(written: Value) -> Forward {
         RouteAction::Forward(forward) => forward,
         other => panic!("{other:?}"),
     }
-}
-
-/// Type, status and reason of what is said to the first parent about the route itself.
-fn said(routed: &Routed) -> Vec<(&'static str, &'static str, &'static str)> {
-    assert_eq!(routed.parents[0].1[2].type_, "ResolvedWaypoints");
-    routed.parents[0].1[..2].iter().map(|one| (one.type_, one.status, one.reason)).collect()
-}
-
-fn message(routed: &Routed) -> String {
-    routed.parents[0].1.iter().map(|one| one.message.as_str()).collect::<Vec<_>>().join("; ")
 }
 
 #[test]
@@ -254,4 +223,16 @@ fn durations_are_those_of_the_gateway_api() {
     for text in ["", "1", "s", "-1s", "1.5s", "1d", "100000s", "1h1h1h1h1h", "1 s", "1S"] {
         assert!(duration(text).is_err(), "{text}");
     }
+}
+
+#[test]
+fn an_http_route_gives_way_to_what_grpc_routes_take() {
+    let of = |parent: Value| translated(json!({"parentRefs": [parent], "rules": [{}]}));
+    let on = |port: u16| of(json!({"group": "", "kind": "Service", "name": "page", "port": port}));
+    assert_eq!(said(&on(8080))[0], ("Accepted", "False", "Conflicted"));
+    assert!(on(8080).routes.is_empty() && message(&on(8080)).contains("page, port 8080 has GRPCRoutes"));
+    assert_eq!(said(&on(80))[0], ("Accepted", "True", "Accepted"));
+    assert_eq!(said(&of(page()))[0], ("Accepted", "True", "Accepted"), "a port is left");
+    let consumed = of(json!({"group": "", "kind": "Service", "name": "page", "namespace": "closed"}));
+    assert_eq!(said(&consumed)[0], ("Accepted", "False", "Conflicted"));
 }

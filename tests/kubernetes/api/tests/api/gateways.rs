@@ -124,3 +124,76 @@ async fn what_somebody_else_has_made_is_left_to_them() {
     controller.stop().await;
     world.end().await;
 }
+
+fn route(world: &World, name: &str, backend: &str) -> Value {
+    let parent = json!({"group": "", "kind": "Service", "name": "page"});
+    json!({
+        "apiVersion": GATEWAYS, "kind": "HTTPRoute",
+        "metadata": {"name": name, "namespace": world.namespace},
+        "spec": {"parentRefs": [parent], "rules": [{"backendRefs": [{"name": backend, "port": 80}]}]},
+    })
+}
+
+/// What this controller says to a route's one Service: the condition, and when it came to be.
+async fn said(world: &World, name: &str, type_: &str) -> Option<Value> {
+    let object = world.get(GATEWAYS, "HTTPRoute", name).await?;
+    let parents = object["status"]["parents"].as_array()?.clone();
+    let ours = parents.into_iter().find(|one| one["controllerName"] == "istio.io/gateway-controller")?;
+    assert_eq!(ours["parentRef"]["kind"], "Service");
+    let generation = object["metadata"]["generation"].clone();
+    let found = ours["conditions"].as_array()?.iter().find(|one| one["type"] == type_)?.clone();
+    (found["observedGeneration"] == generation).then_some(found)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_becomes_of_a_route_is_said_to_its_services_beside_what_others_say() {
+    let world = World::new().await;
+    world.gateway_api().await;
+    let controller = Controller::start(&world, &[]).await;
+    controller.ready().await;
+    for name in ["page", "details"] {
+        let metadata = json!({"name": name, "namespace": world.namespace});
+        let service =
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"ports": [{"port": 80}]}});
+        world.apply(service).await;
+    }
+    world.apply(route(&world, "r", "nobody")).await;
+    let is = |type_: &'static str, status: &'static str| {
+        let world = &world;
+        async move { said(world, "r", type_).await.is_some_and(|one| one["status"] == status) }
+    };
+    world.until("its backend is not there", || is("ResolvedRefs", "False")).await;
+    let accepted = said(&world, "r", "Accepted").await.unwrap();
+    assert_eq!((&accepted["status"], &accepted["reason"]), (&json!("True"), &json!("Accepted")));
+    let waypoints = said(&world, "r", "ResolvedWaypoints").await.unwrap();
+    assert!(waypoints["message"].as_str().unwrap().contains("istio.io/use-waypoint"), "{waypoints}");
+    // Somebody else serves this route too.
+    let parents = world.get(GATEWAYS, "HTTPRoute", "r").await.unwrap()["status"]["parents"].clone();
+    let condition = json!({
+        "type": "Accepted", "status": "True", "reason": "Accepted", "message": "", "lastTransitionTime": "2026-01-02T03:04:05Z",
+    });
+    let foreign =
+        json!({"controllerName": "other.example/x", "parentRef": parents[0]["parentRef"], "conditions": [condition]});
+    world.patch_status(GATEWAYS, "HTTPRoute", "r", json!({"parents": [foreign, parents[0]]})).await;
+    world.apply(route(&world, "r", "details")).await;
+    world.until("its backend is there", || is("ResolvedRefs", "True")).await;
+    let all = world.get(GATEWAYS, "HTTPRoute", "r").await.unwrap()["status"]["parents"].clone();
+    assert_eq!(all.as_array().map(Vec::len), Some(2));
+    assert!(all.as_array().unwrap().contains(&foreign), "{all}");
+    let later = said(&world, "r", "Accepted").await.unwrap();
+    assert_eq!(later["lastTransitionTime"], accepted["lastTransitionTime"]);
+    world.delete("v1", "Service", "page").await;
+    world.until("its parent is gone", || is("Accepted", "False")).await;
+    // A route that names no Service any more has nothing to hear from us.
+    let mut other = route(&world, "r", "details");
+    other["spec"]["parentRefs"] = json!([{"name": "ingress"}]);
+    world.apply(other).await;
+    world
+        .until("nothing is left of what was said", || async {
+            let object = world.get(GATEWAYS, "HTTPRoute", "r").await.unwrap();
+            object["status"]["parents"] == json!([foreign])
+        })
+        .await;
+    controller.stop().await;
+    world.end().await;
+}

@@ -1,0 +1,179 @@
+//! What the Gateway API's kinds of routes on Services («GAMMA», contract 7.4) have in common: parents, backends, what is said
+//! of them. Their rules are in [`super::http_route`] and [`super::grpc_route`].
+
+mod backends;
+mod filters;
+#[cfg(test)]
+pub(super) mod fixtures;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use stillmesh_core::model::Str;
+use stillmesh_core::model::http::{HttpRoute, Pattern, RouteKey, RouteKind, RouteParent, RouteRule};
+
+use super::{Mesh, service_key};
+use crate::gateway::binding::Binding;
+use crate::gateway::http_route::ParentRef;
+use crate::object::{DEFAULT_NAMESPACE, Kind};
+use crate::status::Condition;
+
+pub(super) use filters::Filters;
+
+/// What a route refers to: looked up by whoever knows the objects.
+pub trait References {
+    /// The ports of a Service; `None` where there is none of that name.
+    fn service_ports(&self, namespace: &str, name: &str) -> Option<Vec<u16>>;
+    /// Which waypoint a Service is bound to.
+    fn binding(&self, namespace: &str, name: &str) -> Binding;
+    /// Whether GRPCRoutes take a port of a Service, or all of them: HTTPRoutes have none of it then. For everybody's
+    /// requests, or for those of a namespace's clients.
+    fn is_taken_by_grpc(&self, consumer: Option<&str>, namespace: &str, name: &str, port: Option<u16>) -> bool;
+    /// Whether a ReferenceGrant lets routes of a kind and namespace refer to a Service of another namespace.
+    fn is_granted(&self, kind: Kind, from: &str, namespace: &str, name: &str) -> bool;
+}
+
+/// What a route means.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Routed {
+    /// For waypoints: one for everybody's requests, or one for those of its own namespace, or both. Empty where no parent
+    /// is a Service, or none takes it.
+    pub routes: Vec<HttpRoute>,
+    /// What is said to each parent that is a Service.
+    pub parents: Vec<(ParentRef, Vec<Condition>)>,
+    /// The rules are such that no parent takes them: the last version that was taken stays, if there is one.
+    pub refused: bool,
+}
+
+impl Routed {
+    /// Says that an earlier version stays in force.
+    pub fn stays_as_it_was(&mut self) {
+        let said = self.parents.iter_mut().flat_map(|(_, said)| said);
+        for condition in said.filter(|one| one.type_ == "Accepted" && one.status == "False") {
+            condition.message.push_str("; its last accepted version stays in force");
+        }
+    }
+}
+
+/// Why a part of a route is not used: a reason of the Gateway API, and a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Problem {
+    pub reason: &'static str,
+    pub message: String,
+}
+
+impl Problem {
+    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+/// A route as it is being read.
+pub(super) struct Reader<'a, R> {
+    kind: Kind,
+    metadata: &'a ObjectMeta,
+    namespace: &'a str,
+    references: &'a R,
+    mesh: &'a Mesh,
+    /// What of its backends is not there, the first of all.
+    unresolved: Option<Problem>,
+}
+
+impl<'a, R: References> Reader<'a, R> {
+    /// Begins to read a route of a kind.
+    pub fn new(kind: Kind, metadata: &'a ObjectMeta, references: &'a R, mesh: &'a Mesh) -> Self {
+        let namespace = metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
+        Self { kind, metadata, namespace, references, mesh, unresolved: None }
+    }
+
+    /// Ends with its rules and its parents.
+    pub fn finish(self, rules: Result<Vec<RouteRule>, Problem>, written: &[ParentRef]) -> Routed {
+        let mut parents = Vec::new();
+        let (mut own, mut consumed) = (Vec::new(), Vec::new());
+        for parent in written.iter().filter(|parent| parent.is_service()) {
+            let taken = rules.as_ref().map(|_| ()).map_err(Clone::clone).and_then(|()| self.parent(parent));
+            match &taken {
+                Ok(found) if parent.namespace.as_deref().is_none_or(|other| other == self.namespace) => {
+                    own.push(found.clone());
+                }
+                Ok(found) => consumed.push(found.clone()),
+                Err(_) => {}
+            }
+            parents.push((parent.clone(), self.said(parent, taken)));
+        }
+        let refused = rules.is_err();
+        let rules = rules.unwrap_or_default();
+        let created = self.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
+        let name = self.metadata.name.as_deref().unwrap_or_default();
+        let kind = self.route_kind();
+        let route = |suffix: &str, parents: Vec<RouteParent>, consumer: Option<Str>| HttpRoute {
+            key: RouteKey { kind, namespace: self.namespace.into(), name: format!("{name}{suffix}").into() },
+            parents,
+            consumer,
+            created,
+            rules: rules.clone(),
+        };
+        // No object's name has an `@`.
+        let own = (!own.is_empty()).then(|| route("", own, None));
+        let consumed = (!consumed.is_empty()).then(|| route("@consumer", consumed, Some(self.namespace.into())));
+        Routed { routes: own.into_iter().chain(consumed).collect(), parents, refused }
+    }
+
+    fn route_kind(&self) -> RouteKind {
+        if self.kind == Kind::GrpcRoute { RouteKind::Grpc } else { RouteKind::Http }
+    }
+
+    /// What is said to a parent.
+    fn said(&self, parent: &ParentRef, taken: Result<RouteParent, Problem>) -> Vec<Condition> {
+        let accepted = match taken {
+            Ok(_) => Condition::accepted("Accepted", "Route was valid".to_owned()),
+            Err(problem) => Condition::not_accepted(problem.reason, problem.message),
+        };
+        let resolved = match &self.unresolved {
+            None => Condition::resolved("All references resolved".to_owned()),
+            Some(Problem { reason, message }) => Condition::unresolved(reason, message.clone()),
+        };
+        let binding = self.references.binding(parent.namespace.as_deref().unwrap_or(self.namespace), &parent.name);
+        vec![accepted, resolved, Condition::waypoints(&binding)]
+    }
+
+    fn parent(&self, parent: &ParentRef) -> Result<RouteParent, Problem> {
+        let namespace = parent.namespace.as_deref().unwrap_or(self.namespace);
+        let Some(ports) = self.references.service_ports(namespace, &parent.name) else {
+            let message = format!("Service {namespace}/{} is not there", parent.name);
+            return Err(Problem::new("NoMatchingParent", message));
+        };
+        if let Some(port) = parent.port.filter(|port| !ports.contains(port)) {
+            let message = format!("Service {namespace}/{} has no port {port}", parent.name);
+            return Err(Problem::new("NoMatchingParent", message));
+        }
+        if let Some(section) = &parent.section_name {
+            let message = format!("sectionName {section:?}: a Service is attached to by its port");
+            return Err(Problem::new("NoMatchingParent", message));
+        }
+        let consumer = (namespace != self.namespace).then_some(self.namespace);
+        let there = RouteKind::Grpc;
+        if self.route_kind().gives_way_to(there)
+            && self.references.is_taken_by_grpc(consumer, namespace, &parent.name, parent.port)
+        {
+            let port = parent.port.map_or_else(String::new, |port| format!(", port {port}"));
+            let message = format!(
+                "Service {namespace}/{}{port} has GRPCRoutes, beside which an HTTPRoute means nothing",
+                parent.name
+            );
+            return Err(Problem::new("Conflicted", message));
+        }
+        Ok(RouteParent { service: service_key(namespace, &parent.name, self.mesh), port: parent.port })
+    }
+}
+
+pub(super) fn unsupported(what: &str) -> Problem {
+    Problem::new("UnsupportedValue", format!("{what} is not supported"))
+}
+
+/// Names of headers have no case.
+pub(super) fn lower(name: &str) -> Str {
+    name.to_ascii_lowercase().into()
+}
+
+pub(super) fn pattern(text: &str) -> Result<Pattern, Problem> {
+    Pattern::new(text).map_err(|error| Problem::new("UnsupportedValue", error.to_string()))
+}
