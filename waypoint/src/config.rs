@@ -106,6 +106,8 @@ pub struct Limits {
     pub head_bytes: usize,
     /// What is kept of a request's body for another try, bytes.
     pub replay_bytes: usize,
+    /// Copies of requests under way; more are not sent.
+    pub mirrors: usize,
     /// How many of a service's requests under way may be retries, percent.
     pub retry_percent: usize,
     /// Requests at a time on one HTTP/2 connection, either side.
@@ -183,6 +185,7 @@ fn limits(env: &mut Reader) -> Limits {
         upstream_age: Duration::from_secs(600),
         head_bytes: within(env, "MAX_HEADER_BYTES", 64 << 10, 8 << 10, 1 << 20),
         replay_bytes: within(env, "MAX_REPLAY_BYTES", 64 << 10, 0, 1 << 20),
+        mirrors: within(env, "MAX_MIRRORED_REQUESTS", 1024, 0, 65_536),
         retry_percent: within(env, "RETRY_BUDGET_PERCENT", 20, 0, 100),
         concurrent: 100,
     }

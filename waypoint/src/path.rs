@@ -1,10 +1,13 @@
 //! What a CONNECT's bytes are, and how they are carried: [`http`] request by request, [`tcp`] as they are.
 
+mod cors;
 mod error;
 mod exchange;
+mod fault;
 pub mod forward;
 pub mod http;
 mod last_words;
+mod mirror;
 pub mod plan;
 pub mod replay;
 mod reply;

@@ -41,10 +41,14 @@ pub struct Waypoint {
     pub handshakes: Arc<Semaphore>,
     /// Requests and TCP connections that may be under way.
     pub requests: Arc<Semaphore>,
+    /// Copies of requests that may be under way.
+    pub mirrors: Arc<Semaphore>,
     /// Says when it is time to end.
     pub watch: Watch,
     /// Owns what clients opened: this is what a drain waits for.
     pub tasks: Tasks,
+    /// Owns what nobody waits for.
+    pub background: Tasks,
 }
 
 /// The parts of a [`Waypoint`].
@@ -70,6 +74,8 @@ impl Waypoint {
         let limits = Self::tunnel_limits(&config, &memory);
         Arc::new(Self {
             pool: Pool::new(limits, secrets.clone(), dial, upstream.clone()),
+            background: upstream.child("background"),
+            mirrors: Arc::new(Semaphore::new(config.limits.mirrors)),
             connections: Connections::new(config.limits, upstream),
             handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
             requests: Arc::new(Semaphore::new(config.limits.requests)),

@@ -3,6 +3,7 @@
 pub(crate) mod access;
 mod authorize;
 mod balance;
+pub mod cors;
 mod gateway;
 mod inbound;
 pub(crate) mod matching;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -14,6 +15,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::Builder;
+use parking_lot::Mutex;
 use stillmesh_runtime::tasks::Tasks;
 use stillmesh_waypoint::upstream::connections::Owned;
 use tokio::net::TcpListener;
@@ -40,6 +42,10 @@ pub struct Counts {
     pub dropped: Notify,
     /// Lets one request of `/wait` go on.
     pub go: Notify,
+    /// Bytes that `/length` has taken.
+    pub received: AtomicUsize,
+    /// The head of the last request.
+    pub last: Mutex<Option<Parts>>,
     /// Lets requests of `/held` go on.
     pub held: Semaphore,
 }
@@ -55,6 +61,8 @@ impl Default for Counts {
             waiting: Notify::default(),
             dropped: Notify::default(),
             go: Notify::default(),
+            received: AtomicUsize::default(),
+            last: Mutex::default(),
             held: Semaphore::new(0),
         }
     }
@@ -116,6 +124,10 @@ impl Drop for Waiting<'_> {
 
 async fn answer(mut request: Request<Incoming>, name: &str, counts: &Arc<Counts>, tasks: &Tasks) -> Response<Body> {
     counts.requests.fetch_add(1, Ordering::Relaxed);
+    let mut head = Request::new(()).into_parts().0;
+    (head.method, head.uri) = (request.method().clone(), request.uri().clone());
+    head.headers.clone_from(request.headers());
+    *counts.last.lock() = Some(head);
     match request.uri().path() {
         // Who answers, and what it was asked.
         "/who" => {
@@ -144,6 +156,7 @@ async fn answer(mut request: Request<Incoming>, name: &str, counts: &Arc<Counts>
         // Answers when it has seen the whole body.
         "/length" => {
             let length = request.into_body().collect().await.expect("a body").to_bytes().len();
+            counts.received.fetch_add(length, Ordering::Relaxed);
             Response::new(full(format!("{length} bytes")))
         }
         "/failing-length" => {

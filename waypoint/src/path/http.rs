@@ -20,12 +20,13 @@ use stillmesh_runtime::drain::Watch;
 use tokio::io::copy_bidirectional;
 use tokio::time::sleep;
 
+use super::cors::Crossed;
 use super::exchange::Exchange;
 use super::last_words::LastWords;
 use super::plan::{self, Action, Plan, Taken};
 use super::replay::Replay;
 use super::response::Overdue;
-use super::{PathError, ResponseBody, Rewound, Version, forward, reply};
+use super::{PathError, ResponseBody, Rewound, Version, fault, forward, mirror, reply};
 use crate::capture::Downstream;
 use crate::record::request::Request as Record;
 use crate::upstream::connections::{CONNECTION_WINDOW, Owned, SEND_BUFFER, STREAM_WINDOW};
@@ -109,21 +110,35 @@ async fn answer(
     let waypoint = downstream.waypoint().clone();
     let replay = Replay::new(body, waypoint.config.limits.replay_bytes);
     let is_grpc = reply::is_grpc(&head.headers);
-    let record = Record::new(downstream.clone(), &head, version, id, replay.received());
+    let mut record = Record::new(downstream.clone(), &head, version, id, replay.received());
+    let entropy = rand::random();
     let planned = forward::check(&head, version).and_then(|()| {
         let snapshot = waypoint.snapshots.load();
-        plan::plan(&downstream, &snapshot, &mut head, version, rand::random())
+        plan::plan(&downstream, &snapshot, &mut head, version, entropy)
     });
-    let mut response = match planned {
+    let permit = waypoint.requests.clone().try_acquire_owned();
+    let limit = waypoint.config.limits.requests;
+    let permit = permit.map_err(|_| PathError::Full { what: "requests and connections", limit });
+    let mut response = match planned.and_then(|planned| Ok((planned, permit?))) {
         Err(error) => reply::refuse(&error, is_grpc, record),
-        Ok(Plan { taken, action }) => {
-            let mut response = match action {
-                Action::Answer(answer) => reply::own(answer, is_grpc, record),
-                Action::Forward(target) => {
-                    let asked = Asked { head, replay, version, is_grpc, upgrade: asked, client };
+        Ok((Plan { taken, action }, permit)) => {
+            record.hold(permit);
+            let fault = match taken.rule().and_then(|rule| rule.fault.as_ref()) {
+                Some(rule) => fault::inject(rule, entropy, &mut record).await,
+                None => None,
+            };
+            let crossed = taken.rule().and_then(|rule| rule.cors.as_ref()).map(|rule| Crossed::judge(rule, &head));
+            let question = crossed.as_ref().and_then(Crossed::answer);
+            let mut response = match (fault.or(question), action) {
+                (Some(answer), _) | (None, Action::Answer(answer)) => reply::own(answer, is_grpc, record),
+                (None, Action::Forward(target)) => {
+                    let asked = Asked { head, replay, version, is_grpc, upgrade: asked, client, entropy };
                     forward(&downstream, asked, &taken, &target, record).await
                 }
             };
+            if let Some(crossed) = &crossed {
+                crossed.apply(response.headers_mut());
+            }
             for edit in taken.response_edits() {
                 plan::edit(response.headers_mut(), edit);
             }
@@ -149,6 +164,8 @@ struct Asked {
     upgrade: Option<HeaderValue>,
     /// The connection, if it becomes something else.
     client: Option<OnUpgrade>,
+    /// Of what is left to chance.
+    entropy: u64,
 }
 
 /// Sends a request on and hands its response back.
@@ -159,19 +176,14 @@ async fn forward(
     target: &Target,
     mut record: Record,
 ) -> Response<ResponseBody> {
-    let Asked { mut head, replay, version, is_grpc, upgrade, client } = asked;
+    let Asked { mut head, replay, version, is_grpc, upgrade, client, entropy } = asked;
     let waypoint = downstream.waypoint();
-    let limit = waypoint.config.limits.requests;
     let rule = taken.forward();
-    let ready = match waypoint.requests.clone().try_acquire_owned() {
-        Ok(permit) => {
-            record.hold(permit);
-            prepare(downstream, &mut head, version, upgrade.as_ref())
-        }
-        Err(_) => Err(PathError::Full { what: "requests and connections", limit }),
-    };
-    if let Err(error) = ready {
+    if let Err(error) = prepare(downstream, &mut head, version, upgrade.as_ref()) {
         return reply::refuse(&error, is_grpc, record);
+    }
+    if let Some(rule) = rule.filter(|rule| upgrade.is_none() && !rule.mirrors.is_empty()) {
+        mirror::send(downstream, &rule.mirrors, taken.is_virtual_service(), (&head, &replay), version, entropy);
     }
     let patience = rule.and_then(|rule| rule.timeout);
     let deadline = is_grpc.then(|| forward::grpc_timeout(&head.headers)).flatten();

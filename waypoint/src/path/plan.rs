@@ -13,7 +13,7 @@ use stillmesh_core::attrs::{Headers, RequestAttrs};
 use stillmesh_core::decide::Target;
 use stillmesh_core::decide::route::{self, Chosen};
 use stillmesh_core::model::http::{
-    Forward, HeaderEdit, HttpRoute, Redirect, Respond, RouteAction, RouteBackend, RouteRule, WeightedBackend,
+    Forward, HeaderEdit, HttpRoute, Redirect, Respond, RouteAction, RouteBackend, RouteKind, RouteRule, WeightedBackend,
 };
 use stillmesh_core::snapshot::Snapshot;
 
@@ -74,6 +74,11 @@ impl Taken {
     pub fn rule(&self) -> Option<&RouteRule> {
         let (route, index) = self.rule.as_ref()?;
         route.rules.get(*index)
+    }
+
+    /// Whether it was written as a VirtualService.
+    pub fn is_virtual_service(&self) -> bool {
+        self.rule.as_ref().is_some_and(|(route, _)| route.key.kind == RouteKind::VirtualService)
     }
 
     /// How the rule sends requests on.
@@ -154,7 +159,7 @@ fn host<'a>(forward: &'a Forward, backend: &'a WeightedBackend) -> Option<&'a st
 }
 
 /// A backend as something to send to; `None` where it is not there.
-fn target(downstream: &Downstream, snapshot: &Snapshot, backend: &RouteBackend) -> Option<Target> {
+pub fn target(downstream: &Downstream, snapshot: &Snapshot, backend: &RouteBackend) -> Option<Target> {
     let RouteBackend::Service { service, port, .. } = backend else { return None };
     let service = snapshot.service(service)?;
     let dialled = match &downstream.target {
@@ -190,7 +195,7 @@ impl Answer {
 }
 
 /// Headers as core asks for them.
-struct Seen<'a>(&'a HeaderMap);
+pub struct Seen<'a>(pub &'a HeaderMap);
 
 impl Headers for Seen<'_> {
     fn value(&self, name: &str) -> Option<Cow<'_, str>> {

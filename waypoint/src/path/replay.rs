@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 /// The body of one request, from which each try takes its own [`RequestBody`].
@@ -24,7 +25,8 @@ pub struct Replay {
 }
 
 struct State {
-    source: Incoming,
+    /// The client's body; `None`: all of it is kept.
+    source: Option<Incoming>,
     kept: Vec<Kept>,
     kept_bytes: usize,
     most: usize,
@@ -35,29 +37,56 @@ struct State {
     current: u32,
     /// Cancelled when nothing more comes.
     whole: Option<CancellationToken>,
+    /// Who wants all of it.
+    copies: Vec<oneshot::Sender<Copied>>,
 }
 
-#[derive(Clone)]
-enum Kept {
+/// A piece of a body.
+#[derive(Clone, Debug)]
+pub enum Kept {
+    /// Bytes.
     Data(Bytes),
+    /// What comes after them.
     Trailers(HeaderMap),
 }
+
+/// A whole body.
+pub type Copied = Vec<Kept>;
 
 impl Replay {
     /// Of a client's body; at most `most` bytes of it are kept.
     pub fn new(source: Incoming, most: usize) -> Self {
         let (hint, is_empty) = (source.size_hint(), source.is_end_stream());
-        let state = State {
-            source,
-            kept: Vec::new(),
-            kept_bytes: 0,
-            most,
-            is_over: false,
-            ended: is_empty,
-            current: 0,
-            whole: None,
+        Self::with(State::new(Some(source), Vec::new(), most, is_empty), hint)
+    }
+
+    /// Of a body that is there already.
+    pub fn of(kept: Copied) -> Self {
+        let length = |kept: &Kept| match kept {
+            Kept::Data(bytes) => bytes.len() as u64,
+            Kept::Trailers(_) => 0,
         };
+        let hint = SizeHint::with_exact(kept.iter().map(length).sum());
+        Self::with(State::new(None, kept, 0, true), hint)
+    }
+
+    fn with(state: State, hint: SizeHint) -> Self {
+        let is_empty = state.ended && state.kept.is_empty();
         Self { shared: Arc::new(Mutex::new(state)), received: Arc::default(), hint, is_empty }
+    }
+
+    /// All of the body, when it has come and if all of it is kept.
+    pub fn copy(&self) -> oneshot::Receiver<Copied> {
+        let (sender, receiver) = oneshot::channel();
+        let mut state = self.shared.lock();
+        if state.is_over {
+            return receiver;
+        }
+        state.copies.push(sender);
+        if state.ended {
+            state.end();
+        }
+        receiver
     }
 
     /// Bytes that the client has sent so far.
@@ -139,7 +168,8 @@ impl Body for RequestBody {
         if state.ended {
             return Poll::Ready(None);
         }
-        let frame = match ready!(Pin::new(&mut state.source).poll_frame(cx)) {
+        let Some(source) = &mut state.source else { return Poll::Ready(None) };
+        let frame = match ready!(Pin::new(source).poll_frame(cx)) {
             Some(frame) => frame?,
             None => {
                 state.end();
@@ -155,7 +185,7 @@ impl Body for RequestBody {
             state.keep(Kept::Trailers(trailers.clone()), length);
         }
         this.next = if state.is_over { 0 } else { state.kept.len() };
-        if state.source.is_end_stream() {
+        if state.source.as_ref().is_none_or(Body::is_end_stream) {
             state.end();
         }
         Poll::Ready(Some(Ok(frame)))
@@ -177,9 +207,17 @@ impl Body for RequestBody {
 }
 
 impl State {
+    fn new(source: Option<Incoming>, kept: Vec<Kept>, most: usize, ended: bool) -> Self {
+        Self { source, kept, kept_bytes: 0, most, is_over: false, ended, current: 0, whole: None, copies: Vec::new() }
+    }
+
     fn end(&mut self) {
         self.ended = true;
         self.whole.iter().for_each(CancellationToken::cancel);
+        for copy in self.copies.drain(..) {
+            // Who does not wait any more does not want it.
+            let _ = copy.send(self.kept.clone());
+        }
     }
 
     fn keep(&mut self, kept: Kept, length: usize) {
@@ -190,6 +228,7 @@ impl State {
         if self.kept_bytes > self.most {
             self.is_over = true;
             self.kept = Vec::new();
+            self.copies = Vec::new();
         } else {
             self.kept.push(kept);
         }
@@ -198,6 +237,8 @@ impl State {
 
 impl Drop for State {
     fn drop(&mut self) {
+        // What is not whole by now never will be.
+        self.copies = Vec::new();
         self.end();
     }
 }

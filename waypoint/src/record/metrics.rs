@@ -38,6 +38,7 @@ pub struct Metrics {
     pub xds: XdsMetrics,
     pub repicked: Counter,
     pub retried: Counter,
+    pub mirrored: Counter,
     refused: Family<Refused, Counter>,
     memory_held: Gauge,
     memory_limit: Gauge,
@@ -91,6 +92,7 @@ impl Metrics {
             xds: XdsMetrics::default(),
             repicked: Counter::default(),
             retried: Counter::default(),
+            mirrored: Counter::default(),
             refused: Family::default(),
             memory_held: Gauge::default(),
             memory_limit: Gauge::default(),
@@ -119,6 +121,7 @@ impl Metrics {
         let own = registry.sub_registry_with_prefix("stillmesh_waypoint");
         own.register("repicked", "Requests and connections sent to a further endpoint", self.repicked.clone());
         own.register("retried", "Requests sent again because a rule asks for it", self.retried.clone());
+        own.register("mirrored", "Copies of requests that were answered", self.mirrored.clone());
         own.register("refused", "Work refused", self.refused.clone());
         own.register("memory_bytes", "Bytes that tunnels hold", self.memory_held.clone());
         own.register("memory_limit_bytes", "Bytes that they may hold", self.memory_limit.clone());

@@ -317,5 +317,6 @@ fn cors(wire: wire::Cors) -> Result<Cors, FieldError> {
         expose: strings(wire.expose),
         max_age: duration("rules.cors.max_age", wire.max_age)?,
         credentials: wire.credentials,
+        forward_unmatched: wire.forward_unmatched,
     })
 }

@@ -1,5 +1,6 @@
 //! What clients see of a waypoint, and what its endpoints see.
 
+mod filters;
 mod http;
 mod lifecycle;
 mod retries;

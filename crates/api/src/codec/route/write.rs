@@ -248,5 +248,6 @@ fn cors(cors: &Cors) -> wire::Cors {
         expose: strings(&cors.expose),
         max_age: cors.max_age.map(duration),
         credentials: cors.credentials,
+        forward_unmatched: cors.forward_unmatched,
     }
 }

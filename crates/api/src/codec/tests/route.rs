@@ -158,8 +158,9 @@ prop_compose! {
     fn cors()(
         origins in vec(text_match(), 0..2), methods in vec(word(), 0..2), headers in vec(word(), 0..2),
         expose in vec(word(), 0..2), max_age in option::of(time()), credentials in any::<bool>(),
+        forward_unmatched in any::<bool>(),
     ) -> Cors {
-        Cors { origins, methods, headers, expose, max_age, credentials }
+        Cors { origins, methods, headers, expose, max_age, credentials, forward_unmatched }
     }
 }
 

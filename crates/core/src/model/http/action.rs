@@ -254,4 +254,7 @@ pub struct Cors {
     pub max_age: Option<Duration>,
     /// Whether they may come with credentials.
     pub credentials: bool,
+    /// Whether a question from an origin that may not goes to the endpoint, in place of an answer without permission (Istio,
+    /// `unmatchedPreflights`).
+    pub forward_unmatched: bool,
 }

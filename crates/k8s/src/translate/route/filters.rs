@@ -139,6 +139,8 @@ fn cors(written: &HttpCors) -> Result<Cors, Problem> {
         expose: texts(&written.expose_headers),
         max_age: Some(Duration::from_secs(written.max_age.unwrap_or(5).into())),
         credentials,
+        // The endpoint is not asked: the route has said who may.
+        forward_unmatched: false,
     })
 }
 
