@@ -4,6 +4,7 @@
 //! The state is the objects, what was built from them, and what is dirty in between. Building everything
 //! anew gives the same as following the changes; a test compares.
 
+mod accesses;
 mod findings;
 mod join;
 mod labelled;
@@ -33,7 +34,6 @@ use stillmesh_k8s::{Kind, Object, ObjectKey, Position, Unusable};
 use stillmesh_objects as objects;
 
 pub use running::{Place, Running, Unnamed};
-use waypoints::Asker;
 use world::{Name, World, ends};
 
 /// A condition to be written into an object's status.
@@ -105,6 +105,8 @@ struct Dirty {
     peers: BTreeSet<Name>,
     routes: BTreeSet<ObjectKey>,
     mesh: bool,
+    /// What holds for all requests.
+    settings: bool,
 }
 
 impl Builder {
@@ -116,7 +118,7 @@ impl Builder {
             mesh_config: MeshConfig::default(),
             trust_domain_fixed: false,
             world: World::default(),
-            dirty: Dirty::default(),
+            dirty: Dirty { settings: true, ..Dirty::default() },
             running: Arc::default(),
             places: HashMap::new(),
             unusable: HashMap::new(),
@@ -233,6 +235,7 @@ impl Builder {
                 let pod = content!(Pod);
                 self.world.replace_pod(&name, pod.clone());
                 self.running.replace(&name, pod.as_deref());
+                self.touch_guarding(&name);
                 self.dirty.pods.insert(name);
             }
             Kind::Service => self.take_service(name, content!(Service)),
@@ -290,6 +293,10 @@ impl Builder {
     }
 
     fn take_gateway(&mut self, named: &Named, gateway: Option<Arc<Gateway>>) {
+        let before = self.world.waypoints.gateway(named).cloned();
+        for one in before.iter().chain(&gateway) {
+            self.touch_attached(named, &one.spec.gateway_class_name);
+        }
         let class = gateway.as_ref().and_then(|gateway| self.world.classes.get(&*gateway.spec.gateway_class_name));
         let class = class.map(|class| &**class);
         let ours = gateway.as_deref().filter(|one| class::is_waypoint(&one.spec.gateway_class_name, class));
@@ -297,16 +304,7 @@ impl Builder {
         if !self.world.waypoints.replace(named, gateway, class) {
             return;
         }
-        for asker in self.world.waypoints.asking(named) {
-            match asker {
-                Asker::Service(name) => drop(self.dirty.services.insert(name.clone())),
-                Asker::Pod(name) => drop(self.dirty.pods.insert(name.clone())),
-                Asker::Namespace(namespace) => {
-                    self.dirty.services.extend(self.world.services.names_of(namespace));
-                    self.dirty.pods.extend(self.world.pods.names_of(namespace));
-                }
-            }
-        }
+        self.touch_bound(named);
     }
 
     fn take_service(&mut self, name: Name, service: Option<Arc<KubeService>>) {
@@ -338,6 +336,7 @@ impl Builder {
                 self.touch_pods(&name.0, &selector.match_labels);
             }
         }
+        self.attach(&name);
         self.dirty.policies.insert(name);
     }
 
@@ -381,7 +380,8 @@ impl Builder {
         let services = self.services.values().map(|one| Change::Service(Arc::clone(one)));
         let workloads = self.workloads.values().chain(slices).map(|one| Change::Workload(Arc::clone(one)));
         let routes = self.world.routes.published().map(|one| Change::Route(Arc::clone(one)));
-        policies.chain(services).chain(workloads).chain(routes)
+        let accesses = self.world.accesses.published().map(|one| Change::Access(Arc::clone(one)));
+        policies.chain(services).chain(workloads).chain(routes).chain(accesses)
     }
 }
 

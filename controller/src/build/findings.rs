@@ -43,9 +43,8 @@ impl Builder {
         let mut all = self.mesh_config.findings.clone();
         for ((namespace, name), policy) in self.world.policies.all() {
             let key = ObjectKey::new(Kind::AuthorizationPolicy, &namespace, &name);
-            if policy.spec.target_ref.is_some() || !policy.spec.target_refs.is_empty() {
-                let hint = "waypoints enforce such policies, and there are none yet";
-                all.push(self.odd("MAN016", &key, "spec.targetRefs", "this policy is enforced nowhere", hint));
+            if let Some(condition) = self.oddity(policy) {
+                all.push(self.odd("MAN016", &key, "spec.targetRefs", &condition.message, ""));
             }
             if let Some(selector) = &policy.spec.selector
                 && !self.selects_something(&namespace, &selector.match_labels)

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use stillmesh_core::model::{Policy, PolicyKey, PortMapping, ServiceKey, Str};
 use stillmesh_core::snapshot::Change;
-use stillmesh_k8s::gateway::binding::{self, Target};
+use stillmesh_k8s::gateway::binding::{self, Named, Target};
 use stillmesh_k8s::istio::StatusCondition;
 use stillmesh_k8s::mesh_config;
 use stillmesh_k8s::status::Condition;
@@ -21,10 +21,21 @@ impl Builder {
     /// Builds what is dirty.
     pub(super) fn build(&mut self) -> Built {
         self.build_mesh();
-        let dirty = std::mem::take(&mut self.dirty);
+        let mut dirty = std::mem::take(&mut self.dirty);
+        // What is said of a policy depends on what its Services are bound to.
+        for (namespace, name) in &dirty.services {
+            let target = translate::Target::Service(Named { namespace: namespace.clone(), name: name.clone() });
+            dirty.policies.extend(self.world.accesses.attached_to(&target).cloned());
+        }
         let (mut set, mut removed) = (Vec::new(), Vec::new());
         let mut verdicts = Vec::new();
+        if std::mem::take(&mut dirty.settings) {
+            self.build_settings(&mut set, &mut removed);
+        }
         self.build_policies(&dirty, &mut set, &mut removed, &mut verdicts);
+        for name in &dirty.services.clone() {
+            self.build_guard(name, &mut dirty, &mut set, &mut removed);
+        }
         let mut gone = Vec::new();
         for name in &dirty.services {
             self.build_service(name, &mut set, &mut gone, &mut verdicts);
@@ -47,6 +58,7 @@ impl Builder {
         if !std::mem::take(&mut self.dirty.mesh) {
             return;
         }
+        self.dirty.settings = true;
         let key = ObjectKey::new(Kind::ConfigMap, &self.base.root_namespace, mesh_config::CONFIG_MAP);
         let nowhere = Position::file("");
         let at = self.places.get(&key).unwrap_or(&nowhere);
@@ -69,7 +81,10 @@ impl Builder {
             self.dirty.pods.extend(self.world.pods.all().map(|(name, _)| name));
             self.dirty.services.extend(self.world.services.all().map(|(name, _)| name));
             self.dirty.slices.extend(self.world.slices.all().map(|(name, _)| name));
-            self.dirty.policies.extend(self.world.policies.all().map(|(name, _)| name));
+            let policies: Vec<Name> = self.world.policies.all().map(|(name, _)| name).collect();
+            // Whose root namespace it is decides what may be attached to what.
+            policies.iter().for_each(|name| self.attach(name));
+            self.dirty.policies.extend(policies);
             self.dirty.peers.extend(self.world.peers.all().map(|(name, _)| name));
             self.dirty.routes.extend(self.world.routes.keys().cloned());
         }
@@ -86,8 +101,10 @@ impl Builder {
             let (namespace, own) = name;
             let written = self.world.policies.get(name);
             let answer = written.map(|written| translate::authorization(written, &self.mesh));
-            verdicts.push(self.verdict(name, answer.as_ref().and_then(|answer| answer.condition.clone())));
+            let of_nodes = answer.as_ref().and_then(|answer| answer.condition.clone());
             let policy = answer.and_then(|answer| answer.policy);
+            let of_waypoints = self.build_access(name, set, removed);
+            verdicts.push(self.verdict(name, of_nodes.or(of_waypoints)));
             self.publish_policy(PolicyKey::new(namespace.clone(), own.clone()), policy, set, removed);
         }
         let mut strict = HashMap::new();
@@ -115,7 +132,7 @@ impl Builder {
         if let Some((unusable, last_good)) = self.unusable.get(name) {
             return Verdict {
                 object,
-                condition: (!unusable.targeted).then(|| unusable.condition(*last_good)),
+                condition: Some(unusable.condition(*last_good)),
                 retracted: None,
                 generation: unusable.metadata.generation,
                 version: unusable.metadata.resource_version.clone(),
@@ -139,7 +156,7 @@ impl Builder {
         }
     }
 
-    fn publish_policy(
+    pub(super) fn publish_policy(
         &mut self,
         key: PolicyKey,
         policy: Option<Policy>,
@@ -252,9 +269,10 @@ impl Builder {
         let workload = self.world.pods.get(name).and_then(|pod| {
             let node = world::node_of(pod).and_then(|node| self.world.nodes.get(node));
             let strict = *strict.entry(name.0.clone()).or_insert_with(|| self.parent_is_strict(&name.0));
+            let services = self.services_of(name, pod);
             let attached = Attached {
-                services: self.services_of(name, pod),
-                policies: self.policies_of(name, pod, strict),
+                policies: self.policies_of(name, pod, &services, strict),
+                services,
                 waypoint: self.world.bound(Target::Workload, &pod.metadata, &self.mesh).destination(),
             };
             translate::workload(pod, node.map(|node| &**node), attached, &self.mesh)
@@ -297,7 +315,13 @@ impl Builder {
         services.into_iter().collect()
     }
 
-    fn policies_of(&self, name: &Name, pod: &Pod, strict: bool) -> Vec<PolicyKey> {
+    fn policies_of(
+        &self,
+        name: &Name,
+        pod: &Pod,
+        services: &[(ServiceKey, Vec<PortMapping>)],
+        strict: bool,
+    ) -> Vec<PolicyKey> {
         let pod_labels = labels::of(&pod.metadata.labels);
         let root = &self.mesh.root_namespace;
         let elsewhere = (name.0 != *root).then_some(root);
@@ -316,6 +340,8 @@ impl Builder {
         let peers = self.world.peers_for(&name.0, pod);
         let selecting = peers.filter(|peer| translate::level(peer, &self.mesh) == Level::Workload);
         policies.extend(translate::attached_policy(pod_labels, strict, selecting, &self.mesh));
+        let guards = services.iter().map(|(service, _)| translate::waypoint_only_key(service));
+        policies.extend(guards.filter(|key| self.policies.contains_key(key)));
         policies.sort();
         policies
     }

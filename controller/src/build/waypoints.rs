@@ -35,6 +35,11 @@ impl Waypoints {
         self.gateways.get(named).map(|(_, waypoint)| waypoint)
     }
 
+    /// A Gateway as it is written.
+    pub fn gateway(&self, named: &Named) -> Option<&Arc<Gateway>> {
+        self.gateways.get(named).map(|(gateway, _)| gateway)
+    }
+
     /// A Gateway came, changed or went. Says whether that matters to who is bound to it.
     pub fn replace(&mut self, named: &Named, gateway: Option<Arc<Gateway>>, class: Option<&GatewayClass>) -> bool {
         let waypoint = gateway.as_deref().map(|gateway| Waypoint::read(gateway, class));

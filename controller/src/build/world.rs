@@ -8,12 +8,13 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stillmesh_core::model::Str;
 use stillmesh_k8s::gateway::GatewayClass;
-use stillmesh_k8s::gateway::binding::{self, Binding, Target};
+use stillmesh_k8s::gateway::binding::{self, Binding, Named, Target, Why};
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication};
 use stillmesh_k8s::labels::{self, Labels};
 use stillmesh_k8s::object::DEFAULT_NAMESPACE;
-use stillmesh_k8s::translate::{self, Mesh};
+use stillmesh_k8s::translate::{self, Mesh, Target as Attached};
 
+use super::accesses::Accesses;
 use super::labelled::{Asking, Having};
 use super::routes::Routes;
 use super::waypoints::{Asker, Waypoints};
@@ -87,6 +88,7 @@ pub(super) struct World {
     pub classes: HashMap<Str, Arc<GatewayClass>>,
     pub waypoints: Waypoints,
     pub routes: Routes,
+    pub accesses: Accesses,
     pods_having: Having,
     services_asking: Asking,
     policies_asking: Asking,
@@ -99,9 +101,30 @@ pub(super) struct World {
 impl World {
     /// Which waypoint something is bound to.
     pub fn bound(&self, target: Target, metadata: &ObjectMeta, mesh: &Mesh) -> Binding {
-        let namespace = metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
-        let namespace = self.namespaces.get(namespace).map(|one| &**one);
-        binding::bind(target, metadata, namespace, |named| self.waypoints.get(named), mesh)
+        let name = metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
+        let namespace = self.namespaces.get(name).map(|one| &**one);
+        let binding = binding::bind(target, metadata, namespace, |named| self.waypoints.get(named), mesh);
+        let Binding::Unbound { waypoint, why: Why::FallsBack } = &binding else { return binding };
+        let service = (target == Target::Service)
+            .then(|| Named { namespace: name.into(), name: metadata.name.as_deref().unwrap_or_default().into() });
+        match self.is_guarded(service, waypoint) {
+            true => {
+                let found = self.waypoints.get(waypoint);
+                binding.held(found, mesh)
+            }
+            false => binding,
+        }
+    }
+
+    /// Whether a waypoint enforces policies on what it carries for a service, or for a workload.
+    pub fn is_guarded(&self, service: Option<Named>, waypoint: &Named) -> bool {
+        let class = self.waypoints.gateway(waypoint).map(|gateway| gateway.spec.gateway_class_name.as_str());
+        let of_service = service.map(Attached::Service);
+        let targets = of_service.into_iter().chain([Attached::Gateway(waypoint.clone())]);
+        targets.chain(class.map(|class| Attached::Class(class.into()))).any(|one| {
+            let policies = self.accesses.attached_to(&one);
+            policies.filter_map(|name| self.policies.get(name)).any(|policy| translate::guards(policy))
+        })
     }
 
     pub fn replace_namespace(&mut self, name: &Str, namespace: Option<Arc<Namespace>>) -> Option<Arc<Namespace>> {

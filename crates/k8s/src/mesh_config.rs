@@ -1,7 +1,8 @@
 //! The mesh's own configuration: ConfigMap `istio`, key `mesh`, in the root namespace, as Istio's users write it.
-//! Two of its keys mean something here; every other one is named, so that nobody believes in it.
+//! Three of its keys mean something here; every other one is named, so that nobody believes in it.
 
 use k8s_openapi::api::core::v1::ConfigMap;
+use stillmesh_core::model::access::PathNormalization;
 use stillmesh_core::model::{Str, TrustDomain};
 
 use crate::finding::{Finding, Position, Severity};
@@ -19,6 +20,8 @@ pub struct MeshConfig {
     pub trust_domain: Option<TrustDomain>,
     /// The namespace whose policies hold for the whole mesh.
     pub root_namespace: Option<Str>,
+    /// What waypoints do to paths before anything is decided by them.
+    pub path_normalization: PathNormalization,
     /// What has no effect, or cannot be read, and why.
     pub findings: Vec<Finding>,
 }
@@ -54,11 +57,22 @@ pub fn read(map: &ConfigMap, at: &Position) -> MeshConfig {
                 Err(error) => config.findings.push(finding(Severity::Error, &path, error.to_string(), "")),
             },
             ("rootNamespace", Some(text)) if !text.is_empty() => config.root_namespace = Some(text.as_str().into()),
+            ("pathNormalization", _) => {
+                let named = parse::inner_text(text, &["pathNormalization", "normalization"]);
+                match named.as_deref().map_or(Some(PathNormalization::default()), PathNormalization::named) {
+                    Some(level) => config.path_normalization = level,
+                    None => {
+                        let message = format!("unknown value {:?}: as BASE", named.unwrap_or_default());
+                        let hint = "normalization is DEFAULT, NONE, BASE, MERGE_SLASHES or DECODE_AND_MERGE_SLASHES";
+                        config.findings.push(finding(Severity::Error, &path, message, hint));
+                    }
+                }
+            }
             ("trustDomain" | "rootNamespace", _) => {
                 config.findings.push(finding(Severity::Error, &path, "wrong type".to_owned(), "a text is accepted"));
             }
             _ => {
-                let hint = "trustDomain and rootNamespace are supported";
+                let hint = "trustDomain, rootNamespace and pathNormalization are supported";
                 config.findings.push(finding(
                     Severity::Warning,
                     &path,
@@ -96,10 +110,27 @@ mod tests {
         assert_eq!(
             told(&config),
             [
-                "m: ConfigMap istio-system/istio: data.mesh.accessLogFile: not supported: without effect; trustDomain and rootNamespace are supported",
-                "m: ConfigMap istio-system/istio: data.mesh.defaultConfig: not supported: without effect; trustDomain and rootNamespace are supported",
+                "m: ConfigMap istio-system/istio: data.mesh.accessLogFile: not supported: without effect; trustDomain, rootNamespace and pathNormalization are supported",
+                "m: ConfigMap istio-system/istio: data.mesh.defaultConfig: not supported: without effect; trustDomain, rootNamespace and pathNormalization are supported",
             ]
         );
+    }
+
+    #[test]
+    fn paths_are_normalized_as_it_says_and_else_as_base() {
+        let level = |mesh: &str| {
+            let config = read(&map(mesh), &Position::file("m"));
+            (config.path_normalization, config.findings.len())
+        };
+        assert_eq!(level("trustDomain: td"), (PathNormalization::Base, 0));
+        assert_eq!(level("pathNormalization: {normalization: NONE}"), (PathNormalization::None, 0));
+        assert_eq!(level("pathNormalization: {normalization: DEFAULT}"), (PathNormalization::Base, 0));
+        assert_eq!(
+            level("pathNormalization: {normalization: DECODE_AND_MERGE_SLASHES}"),
+            (PathNormalization::DecodeAndMergeSlashes, 0)
+        );
+        assert_eq!(level("pathNormalization: {normalization: none}"), (PathNormalization::Base, 1));
+        assert_eq!(level("pathNormalization: {}"), (PathNormalization::Base, 0));
     }
 
     #[test]

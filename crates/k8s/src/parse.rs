@@ -92,6 +92,12 @@ pub(crate) fn top_level(text: &str) -> Result<Vec<(String, Option<String>)>, Str
     }
 }
 
+/// A text inside a map that is under a key of the map; `None` where there is none.
+pub(crate) fn inner_text(text: &str, path: &[&str]) -> Option<String> {
+    let root = tree(text, DuplicateKeyPolicy::Error).ok()?;
+    root.at_path(path)?.text().map(str::to_owned)
+}
+
 fn tree(text: &str, duplicate_keys: DuplicateKeyPolicy) -> Result<Node, serde_saphyr::Error> {
     let options = serde_saphyr::options! {
         duplicate_keys: duplicate_keys,

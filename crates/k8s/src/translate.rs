@@ -9,8 +9,11 @@ mod endpoints;
 mod grpc_route;
 mod http_route;
 mod peer_authentication;
+mod request_authorization;
 mod route;
 mod service;
+mod targets;
+mod waypoint_only;
 mod workload;
 
 pub use authorization::{Authorization, authorization};
@@ -21,8 +24,11 @@ pub use peer_authentication::{
     Level, attached_policy, level, oldest, parent_is_strict, port_policy, port_policy_key, static_strict_key,
     static_strict_policy,
 };
+pub use request_authorization::{RequestAuthorization, guards, policy_targets, request_authorization};
 pub use route::{References, Routed};
 pub use service::{service, service_key};
+pub use targets::{ACCEPTED, MOST_TARGETS, Target, Targets, targets};
+pub use waypoint_only::{ALLOW as BYPASS_ALLOW, BYPASS, has_named_ports, waypoint_only, waypoint_only_key};
 pub use workload::{Attached, locality, owner, slice_workload, workload, workload_uid};
 
 use stillmesh_core::model::{Str, TrustDomain};

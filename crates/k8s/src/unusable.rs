@@ -12,6 +12,7 @@ use crate::istio::{
 };
 use crate::object::{Kind, ObjectKey};
 use crate::status::Condition;
+use crate::translate::ACCEPTED;
 
 /// An AuthorizationPolicy that cannot be read.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,8 +21,8 @@ pub struct Unusable {
     pub metadata: ObjectMeta,
     /// Whom it selects, as far as that can be read; nobody in particular is everybody in its scope.
     pub selector: Option<WorkloadSelector>,
-    /// Whether it is for waypoints only.
-    pub targeted: bool,
+    /// What it is attached to, where it is for waypoints only.
+    pub targets: Vec<PolicyTargetReference>,
     /// The conditions that it has.
     pub conditions: Vec<StatusCondition>,
     /// What is wrong with it, first things first.
@@ -41,13 +42,15 @@ impl Unusable {
         let there = |key: &str| spec.and_then(|spec| spec.get(key)).is_some_and(|value| !value.is_null());
         let selector = part(spec.and_then(|spec| spec.get("selector")));
         let listed = spec.and_then(|spec| spec.get("targetRefs")).and_then(Value::as_array);
-        let targeted = selector.is_none()
-            && !there("selector")
-            && (there("targetRef") || listed.is_some_and(|list| !list.is_empty()));
+        let single = spec.and_then(|spec| spec.get("targetRef")).filter(|one| !one.is_null());
+        let refs = single.into_iter().chain(listed.into_iter().flatten());
+        // Where one of them cannot be read, nobody knows what it is about: all of its namespace.
+        let targets: Option<Vec<PolicyTargetReference>> = refs.map(|one| part(Some(one))).collect();
+        let targets = targets.filter(|_| selector.is_none() && !there("selector")).unwrap_or_default();
         let status: Status = part(object.get("status")).unwrap_or_default();
         let errors = findings.iter().filter(|finding| finding.severity == Severity::Error);
         let why: Vec<String> = errors.map(explained).collect();
-        Some(Self { metadata, selector, targeted, conditions: status.conditions, why: why.join("; ") })
+        Some(Self { metadata, selector, targets, conditions: status.conditions, why: why.join("; ") })
     }
 
     /// Which object it is.
@@ -62,10 +65,9 @@ impl Unusable {
 
     /// What stands for it until it can be read: a policy that refuses everything that it would be about.
     pub fn stand_in(&self) -> AuthorizationPolicy {
-        let target = PolicyTargetReference::default();
         let spec = AuthorizationPolicySpec {
             selector: self.selector.clone(),
-            target_refs: if self.targeted { vec![target] } else { Vec::new() },
+            target_refs: self.targets.clone(),
             action: Action::Deny,
             // A rule that asks for nothing holds for everything.
             rules: vec![Rule::default()],
@@ -81,11 +83,11 @@ impl Unusable {
             LastGood::Kept => "its last readable version stays in force",
             LastGood::None => "everything that it applies to is refused until it can be read",
         };
-        Condition::ztunnel_accepted(
-            "False",
-            "Invalid",
-            format!("the policy cannot be read, and {outcome}: {}", self.why),
-        )
+        let message = format!("the policy cannot be read, and {outcome}: {}", self.why);
+        match self.targets.is_empty() {
+            true => Condition::ztunnel_accepted("False", "Invalid", message),
+            false => Condition { type_: ACCEPTED, status: "False", reason: "Invalid", message },
+        }
     }
 }
 

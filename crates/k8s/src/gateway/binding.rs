@@ -312,6 +312,21 @@ pub fn bind<'a>(
 }
 
 impl Binding {
+    /// The binding of something that must not be reached round its waypoint, because that enforces policies for it: the
+    /// Gateway's wish to be gone round while it is not ready does not count.
+    pub fn held(self, waypoint: Option<&Waypoint>, mesh: &Mesh) -> Self {
+        match self {
+            Self::Unbound { waypoint: named, why: Why::FallsBack } => {
+                let found = waypoint.and_then(|waypoint| Some((waypoint.destination(mesh)?, waypoint.ready)));
+                match found {
+                    Some((destination, ready)) => Self::Bound { waypoint: named, destination, ready },
+                    None => Self::Unbound { waypoint: named, why: Why::FallsBack },
+                }
+            }
+            other => other,
+        }
+    }
+
     /// What nodes are told.
     pub fn destination(self) -> Option<Destination> {
         match self {

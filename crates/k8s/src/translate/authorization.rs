@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stillmesh_core::model::{
     Action, Clause, Match, Policy, PolicyKey, Rule, Scope, ServiceAccountMatch, Str, StringMatch,
 };
@@ -28,6 +29,11 @@ pub struct Authorization {
     pub condition: Option<Condition>,
 }
 
+/// Whether a policy is only logged.
+pub(super) fn is_dry_run(metadata: &ObjectMeta) -> bool {
+    labels::of(&metadata.annotations).get(DRY_RUN).and_then(|text| boolean(text)) == Some(true)
+}
+
 /// Translates a policy.
 pub fn authorization(written: &istio::AuthorizationPolicy, mesh: &Mesh) -> Authorization {
     let namespace: Str = written.metadata.namespace.as_deref().unwrap_or(crate::object::DEFAULT_NAMESPACE).into();
@@ -37,15 +43,15 @@ pub fn authorization(written: &istio::AuthorizationPolicy, mesh: &Mesh) -> Autho
         policy: None,
         condition: Some(Condition::ztunnel_accepted("False", "UnsupportedValue", message)),
     };
-    let dry_run = labels::of(&written.metadata.annotations).get(DRY_RUN).and_then(|text| boolean(text)) == Some(true);
+    if spec.target_ref.is_some() || !spec.target_refs.is_empty() {
+        return Authorization { policy: None, condition: None };
+    }
+    let dry_run = is_dry_run(&written.metadata);
     if dry_run && !mesh.dry_run {
         return rejected(format!(
             "found policy \"{namespace}/{name}\" using dry-run annotation, but support for ambient dry-run \
              authorizationPolicies isn't enabled"
         ));
-    }
-    if spec.target_ref.is_some() || !spec.target_refs.is_empty() {
-        return Authorization { policy: None, condition: None };
     }
     let action = match spec.action {
         istio::Action::Allow => Action::Allow,
@@ -216,7 +222,7 @@ impl Sides {
     }
 }
 
-fn string(text: &str) -> Option<StringMatch> {
+pub(super) fn string(text: &str) -> Option<StringMatch> {
     Some(match (text, text.strip_prefix('*'), text.strip_suffix('*')) {
         ("*", _, _) => StringMatch::Presence,
         (_, Some(end), _) => StringMatch::Suffix(end.into()),
@@ -225,7 +231,7 @@ fn string(text: &str) -> Option<StringMatch> {
     })
 }
 
-fn service_account(text: &str, namespace: &Str) -> ServiceAccountMatch {
+pub(super) fn service_account(text: &str, namespace: &Str) -> ServiceAccountMatch {
     match text.split_once('/') {
         Some((namespace, account)) => {
             ServiceAccountMatch { namespace: namespace.into(), service_account: account.into() }
@@ -234,11 +240,11 @@ fn service_account(text: &str, namespace: &Str) -> ServiceAccountMatch {
     }
 }
 
-fn port(text: &str) -> Option<u16> {
+pub(super) fn port(text: &str) -> Option<u16> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
-fn block(text: &str) -> Option<IpNet> {
+pub(super) fn block(text: &str) -> Option<IpNet> {
     match text.parse::<IpAddr>() {
         Ok(address) => Some(IpNet::from(address)),
         Err(_) => text.parse::<IpNet>().ok().map(|net| net.trunc()),

@@ -1,0 +1,266 @@
+//! What decides about requests, and what it is attached to: a Service, Gateway or GatewayClass that changes costs the
+//! policies that are attached to it, and a policy what it is attached to.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use stillmesh_core::model::access::{Access, AccessKey, AccessKind, PathNormalization, RequestSettings};
+use stillmesh_core::model::{Identity, PolicyKey, Str};
+use stillmesh_core::snapshot::Change;
+use stillmesh_k8s::gateway::binding::{self, Binding, Named, Target};
+use stillmesh_k8s::gateway::{class, generate};
+use stillmesh_k8s::istio::AuthorizationPolicy;
+use stillmesh_k8s::mesh_config;
+use stillmesh_k8s::status::Condition;
+use stillmesh_k8s::translate::{self, Mesh, Target as Attached, Targets};
+use stillmesh_k8s::unusable::LastGood;
+
+use super::waypoints::Asker;
+use super::world::{Name, World, wanted_by};
+use super::{Builder, Dirty};
+
+/// What is attached to what, and what was made of it.
+#[derive(Debug, Default)]
+pub(super) struct Accesses {
+    attached: HashMap<Attached, BTreeSet<Name>>,
+    targets: HashMap<Name, Vec<Attached>>,
+    published: HashMap<AccessKey, Arc<Access>>,
+}
+
+impl Accesses {
+    /// The policies that are attached to something.
+    pub fn attached_to(&self, target: &Attached) -> impl Iterator<Item = &Name> {
+        self.attached.get(target).into_iter().flatten()
+    }
+
+    /// A policy came, changed or went: what it was attached to, and what it is.
+    fn replace(&mut self, name: &Name, targets: Vec<Attached>) -> BTreeSet<Attached> {
+        let old = self.targets.remove(name).unwrap_or_default();
+        for target in &old {
+            if let Some(policies) = self.attached.get_mut(target) {
+                policies.remove(name);
+                if policies.is_empty() {
+                    self.attached.remove(target);
+                }
+            }
+        }
+        for target in &targets {
+            self.attached.entry(target.clone()).or_default().insert(name.clone());
+        }
+        let concerned = old.into_iter().chain(targets.iter().cloned()).collect();
+        if !targets.is_empty() {
+            self.targets.insert(name.clone(), targets);
+        }
+        concerned
+    }
+
+    /// Takes what was made of something; what changes is told.
+    fn publish(&mut self, key: AccessKey, new: Option<Access>, set: &mut Vec<Change>, removed: &mut Vec<Change>) {
+        match new {
+            Some(new) if self.published.get(&key).is_none_or(|old| **old != new) => {
+                let new = Arc::new(new);
+                self.published.insert(key, Arc::clone(&new));
+                set.push(Change::Access(new));
+            }
+            Some(_) => {}
+            None => {
+                if self.published.remove(&key).is_some() {
+                    removed.push(Change::AccessRemoved(key));
+                }
+            }
+        }
+    }
+
+    /// All that is published.
+    pub fn published(&self) -> impl Iterator<Item = &Arc<Access>> {
+        self.published.values()
+    }
+}
+
+impl Builder {
+    /// A policy's targets are what they are: whoever is concerned is built again.
+    pub(super) fn attach(&mut self, name: &Name) {
+        let written = self.world.policies.get(name);
+        let targets = written.map(|policy| translate::policy_targets(policy, &self.mesh)).unwrap_or_default();
+        let targets = targets.into_iter().filter_map(Result::ok).collect();
+        for target in self.world.accesses.replace(name, targets) {
+            match target {
+                Attached::Service(named) => drop(self.dirty.services.insert((named.namespace, named.name))),
+                Attached::Gateway(named) => self.touch_bound(&named),
+                Attached::Class(class) => {
+                    for (named, _) in self.world.waypoints.of_class(&class) {
+                        self.touch_bound(&named);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Everything that asks for a Gateway is built again.
+    pub(super) fn touch_bound(&mut self, named: &Named) {
+        for asker in self.world.waypoints.asking(named) {
+            match asker {
+                Asker::Service(name) => drop(self.dirty.services.insert(name.clone())),
+                Asker::Pod(name) => drop(self.dirty.pods.insert(name.clone())),
+                Asker::Namespace(namespace) => {
+                    self.dirty.services.extend(self.world.services.names_of(namespace));
+                    self.dirty.pods.extend(self.world.pods.names_of(namespace));
+                }
+            }
+        }
+    }
+
+    /// The policies that are attached to a Gateway of this class are built again.
+    pub(super) fn touch_attached(&mut self, named: &Named, class: &str) {
+        for target in [Attached::Gateway(named.clone()), Attached::Class(class.into())] {
+            self.dirty.policies.extend(self.world.accesses.attached_to(&target).cloned());
+        }
+    }
+
+    /// What of the services' ports depends on a pod.
+    pub(super) fn touch_guarding(&mut self, name: &Name) {
+        let Some(pod) = self.world.pods.get(name) else { return };
+        let services = self.world.services_for(&name.0, pod).filter(|(_, service)| translate::has_named_ports(service));
+        let names: Vec<Name> = services.map(|(service, _)| (name.0.clone(), service.clone())).collect();
+        for service in names {
+            let key = translate::waypoint_only_key(&translate::service_key(&service.0, &service.1, &self.mesh));
+            if self.policies.contains_key(&key) {
+                self.dirty.services.insert(service);
+            }
+        }
+    }
+
+    /// What is odd about a policy for waypoints; `None` where nothing is.
+    pub(super) fn oddity(&self, written: &AuthorizationPolicy) -> Option<Condition> {
+        let known = Known { world: &self.world, mesh: &self.mesh };
+        let condition = translate::request_authorization(written, &known, &self.mesh)?.condition;
+        (condition.reason != "Accepted").then_some(condition)
+    }
+
+    /// What waypoints are told of a policy, and what its status says of that.
+    pub(super) fn build_access(
+        &mut self,
+        name: &Name,
+        set: &mut Vec<Change>,
+        removed: &mut Vec<Change>,
+    ) -> Option<Condition> {
+        let known = Known { world: &self.world, mesh: &self.mesh };
+        let written = self.world.policies.get(name);
+        let answer = written.and_then(|written| translate::request_authorization(written, &known, &self.mesh));
+        let key =
+            AccessKey { kind: AccessKind::AuthorizationPolicy, key: PolicyKey::new(name.0.clone(), name.1.clone()) };
+        let condition = answer.as_ref().map(|answer| answer.condition.clone());
+        let policy = answer.map(|answer| {
+            let mut policy = answer.policy;
+            if let Some((unusable, LastGood::None)) = self.unusable.get(name) {
+                policy.unreadable = Some(unusable.why.as_str().into());
+            }
+            Access::Policy(policy)
+        });
+        self.world.accesses.publish(key, policy, set, removed);
+        condition
+    }
+
+    /// What holds for all requests.
+    pub(super) fn build_settings(&mut self, set: &mut Vec<Change>, removed: &mut Vec<Change>) {
+        let key = PolicyKey::new(self.mesh.root_namespace.clone(), mesh_config::CONFIG_MAP);
+        let settings = RequestSettings {
+            key: key.clone(),
+            normalization: self.mesh_config.path_normalization,
+            gateways: Vec::new(),
+        };
+        let known = self.world.accesses.published.keys().filter(|one| one.kind == AccessKind::MeshConfig);
+        let others: Vec<AccessKey> = known.filter(|one| one.key != key).cloned().collect();
+        for other in others {
+            self.world.accesses.publish(other, None, set, removed);
+        }
+        // What every waypoint does unless it is told otherwise needs no telling.
+        let is_plain = settings.normalization == PathNormalization::default() && settings.gateways.is_empty();
+        let settings = (!is_plain).then_some(Access::Settings(settings));
+        self.world.accesses.publish(AccessKey { kind: AccessKind::MeshConfig, key }, settings, set, removed);
+    }
+
+    /// The policy by which a service's endpoints take connections from its waypoint alone, where that enforces something.
+    pub(super) fn build_guard(
+        &mut self,
+        name: &Name,
+        dirty: &mut Dirty,
+        set: &mut Vec<Change>,
+        removed: &mut Vec<Change>,
+    ) {
+        let key = translate::service_key(&name.0, &name.1, &self.mesh);
+        let policy = self.world.services.get(name).and_then(|service| {
+            let Binding::Bound { waypoint, .. } = self.world.bound(Target::Service, &service.metadata, &self.mesh)
+            else {
+                return None;
+            };
+            let named = Named { namespace: name.0.clone(), name: name.1.clone() };
+            if !self.world.is_guarded(Some(named), &waypoint) {
+                return None;
+            }
+            let identity = self.identity_of(&waypoint)?;
+            let pods = wanted_by(Some(service)).map(|wanted| self.world.pods_with(&name.0, wanted));
+            let pods = pods.into_iter().flatten().filter_map(|pod| self.world.pods.get(&pod));
+            let pods = pods.filter(|_| translate::has_named_ports(service)).map(|pod| &**pod);
+            translate::waypoint_only(&key, service, pods, &identity)
+        });
+        let key = translate::waypoint_only_key(&key);
+        if policy.is_some() != self.policies.contains_key(&key) {
+            let service = self.world.services.get(name);
+            if let Some(wanted) = wanted_by(service.map(|service| &**service)) {
+                dirty.pods.extend(self.world.pods_with(&name.0, wanted));
+            }
+            for slice in self.world.slices_of_service(name) {
+                let pods = self.world.slices.get(slice).into_iter().flat_map(|one| super::ends(slice, one).1);
+                dirty.pods.extend(pods);
+            }
+        }
+        self.publish_policy(key, policy, set, removed);
+    }
+
+    /// Whom a waypoint of ours runs as.
+    fn identity_of(&self, waypoint: &Named) -> Option<Identity> {
+        let gateway = self.world.waypoints.gateway(waypoint)?;
+        let account = generate::account_name(gateway);
+        Some(Identity::new(self.mesh.trust_domain.clone(), waypoint.namespace.clone(), account))
+    }
+}
+
+/// What targets are found by.
+struct Known<'a> {
+    world: &'a World,
+    mesh: &'a Mesh,
+}
+
+impl Known<'_> {
+    fn is_ours(&self, class: &str) -> bool {
+        class::is_waypoint(class, self.world.classes.get(class).map(|class| &**class))
+    }
+}
+
+impl Targets for Known<'_> {
+    fn service(&self, named: &Named) -> Option<Binding> {
+        let service = self.world.services.get(&(named.namespace.clone(), named.name.clone()))?;
+        Some(self.world.bound(Target::Service, &service.metadata, self.mesh))
+    }
+
+    fn gateway(&self, named: &Named) -> Option<Str> {
+        let gateway = self.world.waypoints.gateway(named)?;
+        self.is_ours(&gateway.spec.gateway_class_name).then(|| binding::service_name(gateway).into())
+    }
+
+    fn class(&self, name: &str) -> Option<Vec<(Named, Str)>> {
+        if !self.is_ours(name) {
+            return None;
+        }
+        let mut gateways: Vec<(Named, Str)> = self
+            .world
+            .waypoints
+            .of_class(name)
+            .into_iter()
+            .map(|(named, gateway)| (named, binding::service_name(&gateway).into()))
+            .collect();
+        gateways.sort();
+        Some(gateways)
+    }
+}
