@@ -233,9 +233,9 @@ impl Builder {
         match key.kind {
             Kind::Pod => {
                 let pod = content!(Pod);
-                self.world.replace_pod(&name, pod.clone());
+                let old = self.world.replace_pod(&name, pod.clone());
                 self.running.replace(&name, pod.as_deref());
-                self.touch_guarding(&name);
+                old.iter().chain(&pod).for_each(|pod| self.touch_guarding(&name.0, pod));
                 self.dirty.pods.insert(name);
             }
             Kind::Service => self.take_service(name, content!(Service)),

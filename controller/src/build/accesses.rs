@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Pod;
 use stillmesh_core::model::access::{Access, AccessKey, AccessKind, PathNormalization, RequestSettings};
 use stillmesh_core::model::{Identity, PolicyKey, Str};
 use stillmesh_core::snapshot::Change;
@@ -118,10 +119,10 @@ impl Builder {
     }
 
     /// What of the services' ports depends on a pod.
-    pub(super) fn touch_guarding(&mut self, name: &Name) {
-        let Some(pod) = self.world.pods.get(name) else { return };
-        let services = self.world.services_for(&name.0, pod).filter(|(_, service)| translate::has_named_ports(service));
-        let names: Vec<Name> = services.map(|(service, _)| (name.0.clone(), service.clone())).collect();
+    pub(super) fn touch_guarding(&mut self, namespace: &Str, pod: &Pod) {
+        let services =
+            self.world.services_for(namespace, pod).filter(|(_, service)| translate::has_named_ports(service));
+        let names: Vec<Name> = services.map(|(service, _)| (namespace.clone(), service.clone())).collect();
         for service in names {
             let key = translate::waypoint_only_key(&translate::service_key(&service.0, &service.1, &self.mesh));
             if self.policies.contains_key(&key) {

@@ -511,6 +511,10 @@ fn any_object() -> impl Strategy<Value = (String, ObjectKey)> {
         Just("{selector: {matchLabels: {app: page}}}"),
         Just("{action: DENY, selector: {matchLabels: {app: details}}, rules: [{}]}"),
         Just("{action: AUDIT, selector: {matchLabels: {app: page}}}"),
+        Just("{targetRefs: [{kind: Service, name: s0}], rules: [{to: [{operation: {methods: [GET]}}]}]}"),
+        Just("{targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: w0}], action: DENY, rules: [{}]}"),
+        Just("{targetRefs: [{group: gateway.networking.k8s.io, kind: GatewayClass, name: istio-waypoint}]}"),
+        Just("{targetRefs: [{kind: Service, name: s1}], action: AUDIT, rules: [{}]}"),
     ];
     let modes = prop_oneof![
         Just("{mtls: {mode: STRICT}}"),
@@ -530,7 +534,12 @@ fn any_object() -> impl Strategy<Value = (String, ObjectKey)> {
     let from = prop_oneof![Just("{from: All}"), Just("{}"), Just("{from: Selector, selector: {matchLabels: {a: b}}}")];
     let traffic = prop_oneof![Just("service"), Just("workload"), Just("all")];
     let controller = prop_oneof![Just("istio.io/mesh-controller"), Just("x.example/y")];
-    let config = prop_oneof![Just("rootNamespace: other"), Just("trustDomain: td"), Just("{}")];
+    let config = prop_oneof![
+        Just("rootNamespace: other"),
+        Just("trustDomain: td"),
+        Just("pathNormalization: {normalization: NONE}"),
+        Just("{}")
+    ];
     prop_oneof![
         (0..3_u8, app(), 0..3_u8, 1..9_u8, ask()).prop_map(|(name, app, node, ip, ask)| {
             let name = format!("p{name}");
@@ -548,9 +557,11 @@ fn any_object() -> impl Strategy<Value = (String, ObjectKey)> {
             let text = format!("---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{a: {label}{ask}}}}}\n");
             (text, ObjectKey::new(Kind::Namespace, "", "shop"))
         }),
-        (space(), 0..2_u8, from, traffic, any::<bool>(), any::<bool>()).prop_map(|(space, name, from, traffic, own, ready)| {
+        (space(), 0..2_u8, from, traffic, any::<(bool, bool, bool)>()).prop_map(|(space, name, from, traffic, (own, ready, around))| {
             let name = format!("w{name}");
             let text = gateway(space, &name, if own { "istio-waypoint" } else { "mine" }, traffic, from, ready);
+            let annotated = format!("namespace: {space}, annotations: {{stillmesh.io/waypoint-fallback: direct}},");
+            let text = if around { text.replace(&format!("namespace: {space},"), &annotated) } else { text };
             (text, ObjectKey::new(Kind::Gateway, space, &name))
         }),
         (any::<bool>(), controller).prop_map(|(own, controller)| {
@@ -732,4 +743,140 @@ fn a_policy_that_cannot_be_read_refuses_what_it_would_be_about_until_it_can() {
         ["workload Kubernetes//Pod/shop/page-0", "no policy shop/p"]
     );
     assert!(!told(&world.builder.apply(&unusable(&broken(5))).changes).is_empty(), "nothing is kept of a deleted one");
+}
+
+fn targeted(name: &str, target: &str, rest: &str) -> String {
+    policy("shop", name, &format!("{{targetRefs: [{target}], {rest}}}"))
+}
+
+const PAGE: &str = "{kind: Service, name: page}";
+const GATE: &str = "{group: gateway.networking.k8s.io, kind: Gateway, name: gate}";
+
+fn bound_shop(ready: bool) -> String {
+    let asking = service("page", "page", 80)
+        .replace("namespace: shop}", "namespace: shop, labels: {istio.io/use-waypoint: gate}}");
+    shop() + &asking + &gateway("shop", "gate", "istio-waypoint", "service", "{}", ready)
+}
+
+fn said(world: &mut World, text: &str) -> Vec<String> {
+    let built = world.builder.apply(&update(text, &[]));
+    let told = built.verdicts.iter().filter(|one| one.object.kind == Kind::AuthorizationPolicy).filter_map(|one| {
+        let condition = one.condition.as_ref()?;
+        Some(format!("{} {} {} {}", condition.type_, condition.status, condition.reason, condition.message))
+    });
+    told.collect()
+}
+
+#[test]
+fn what_waypoints_enforce_makes_endpoints_take_their_connections_alone() {
+    let mut world = World::new(&bound_shop(true));
+    let guard = "shop/stillmesh_waypoint_only_page";
+    let allow = targeted("p", PAGE, "rules: [{to: [{operation: {methods: [GET]}}]}]");
+    assert_eq!(
+        world.set(&allow),
+        [
+            "access AuthorizationPolicy shop/p",
+            "policy shop/stillmesh_waypoint_only_page",
+            "workload Kubernetes//Pod/shop/page-0",
+            "workload Kubernetes//Pod/shop/page-1",
+        ],
+        "the guard comes before those that name it"
+    );
+    assert_eq!((world.policies("page-0"), world.policies("details-0").len()), (vec![guard.to_owned()], 0));
+    let policy = &world.builder.policies[&PolicyKey::new("shop", "stillmesh_waypoint_only_page")];
+    let matched = &policy.rules[0].clauses[0].matches[0];
+    assert_eq!(matched.not_principals[0].to_string(), "cluster.local/ns/shop/sa/gate");
+    assert_eq!(matched.destination_ports, [8080], "the port that the service names");
+    // A pod that defines the name otherwise.
+    let other = pod("page-2", "page", "n1", "10.0.0.4").replace("8080", "9090");
+    assert_eq!(world.set(&other), ["policy shop/stillmesh_waypoint_only_page", "workload Kubernetes//Pod/shop/page-2"]);
+    assert_eq!(world.remove(Kind::Pod, "shop", "page-2").len(), 2);
+    // Opted out, and back.
+    let bypass = "labels: {istio.io/use-waypoint: gate}, annotations: {stillmesh.io/waypoint-bypass: allow}}";
+    let opted = service("page", "page", 80).replace("namespace: shop}", &format!("namespace: shop, {bypass}"));
+    world.set(&opted);
+    assert!(world.policies("page-0").is_empty());
+    world.set(&bound_shop(true));
+    assert_eq!(world.policies("page-0"), [guard]);
+    assert!(world.remove(Kind::AuthorizationPolicy, "shop", "p").contains(&format!("no policy {guard}")));
+    assert!(world.policies("page-0").is_empty());
+    // What only writes things down guards nothing; what is attached to the waypoint guards all behind it.
+    world.set(&targeted("q", PAGE, "action: AUDIT, rules: [{}]"));
+    assert!(world.policies("page-0").is_empty());
+    world.set(&targeted("q", GATE, "action: DENY, rules: [{to: [{operation: {methods: [PUT]}}]}]"));
+    assert_eq!(world.policies("page-0"), [guard]);
+}
+
+#[test]
+fn a_guarded_service_is_never_reached_round_its_waypoint() {
+    let around = |text: String| {
+        text.replace(
+            "name: gate, namespace: shop,",
+            "name: gate, namespace: shop, annotations: {stillmesh.io/waypoint-fallback: direct},",
+        )
+    };
+    let mut world = World::new(&around(bound_shop(false)));
+    let bound = |world: &World| world.builder.services[&("shop".into(), "page".into())].waypoint.is_some();
+    assert!(!bound(&world), "it falls back while the waypoint is not ready");
+    world.set(&targeted("p", PAGE, "rules: [{}]"));
+    assert!(bound(&world));
+    world.remove(Kind::AuthorizationPolicy, "shop", "p");
+    assert!(!bound(&world));
+    world.set(&policy(
+        "istio-system",
+        "all",
+        "{targetRefs: [{group: gateway.networking.k8s.io, kind: GatewayClass, name: istio-waypoint}]}",
+    ));
+    assert!(bound(&world));
+}
+
+#[test]
+fn statuses_of_targeted_policies_follow_what_they_are_attached_to() {
+    let mut world = World::new(&shop());
+    let mine = targeted("p", PAGE, "rules: [{}]");
+    assert!(said(&mut world, &mine)[0].starts_with("WaypointAccepted False AncestorNotBound"));
+    assert_eq!(said(&mut world, &bound_shop(true)), ["WaypointAccepted True Accepted bound to shop/gate"]);
+    let key = ObjectKey::new(Kind::Gateway, "shop", "gate");
+    let built = world.builder.apply(&update("", &[key]));
+    let reasons: Vec<_> = built.verdicts.iter().filter_map(|one| Some(one.condition.as_ref()?.reason)).collect();
+    assert!(reasons.contains(&"AncestorNotBound"), "{reasons:?}");
+    let told = said(&mut world, &targeted("q", GATE, "action: ALLOW"));
+    let missing = "WaypointAccepted False TargetNotFound Gateway shop/gate is not there".to_owned();
+    assert!(told.contains(&missing), "{told:?}");
+    world.set(&bound_shop(true));
+    assert!(world.set(&targeted("q", GATE, "action: DENY")).contains(&"access AuthorizationPolicy shop/q".to_owned()));
+}
+
+#[test]
+fn a_targeted_policy_that_cannot_be_read_refuses_where_it_is_attached() {
+    let mut world = World::new(&bound_shop(true));
+    let attached = r#""targetRefs": [{"kind": "Service", "name": "page"}], "action": "ODD""#;
+    let odd = broken(1).replace(r#""selector": {"matchLabels": {"app": "page"}}, "action": "ODD""#, attached);
+    assert!(odd.contains("targetRefs"));
+    let unusable = unusable(&odd);
+    let built = world.builder.apply(&unusable);
+    let access = built.changes.iter().find_map(|change| match change {
+        Change::Access(access) => Some(access.clone()),
+        _ => None,
+    });
+    assert!(access.is_some_and(|access| access.unreadable().is_some_and(|why| why.contains("ODD"))));
+    let condition = built.verdicts.iter().find_map(|one| one.condition.as_ref()).unwrap();
+    assert_eq!((condition.type_, condition.status, condition.reason), ("WaypointAccepted", "False", "Invalid"));
+    // Read once, it stays as it was.
+    let good = targeted("p", PAGE, "action: ALLOW, rules: [{}]");
+    world.set(&good);
+    assert!(world.builder.apply(&unusable).changes.is_empty());
+}
+
+#[test]
+fn paths_are_normalized_as_the_meshs_config_says() {
+    let mut world = World::new(&shop());
+    let config = |level: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata: {{mesh: 'pathNormalization: {{normalization: {level}}}'}}\n"
+        )
+    };
+    assert_eq!(world.set(&config("NONE")), ["access MeshConfig istio-system/istio"]);
+    assert_eq!(world.set(&config("NONE")), [""; 0]);
+    assert_eq!(world.set(&config("BASE")), ["no access MeshConfig istio-system/istio"]);
 }
