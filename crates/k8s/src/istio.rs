@@ -307,10 +307,8 @@ pub struct StatusCondition {
     /// `True`, `False` or `Unknown`.
     pub status: String,
     /// One word.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub reason: String,
-    /// A sentence for people.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    /// A sentence for people; some definitions ask for it even where it is empty.
     pub message: String,
     /// When `status` changed last.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -9,7 +9,7 @@ pub struct Own {
     pub name: &'static str,
     /// Who runs its Gateways.
     pub controller: &'static str,
-    /// What it says about itself.
+    /// What it says about itself; at most 64 bytes are allowed.
     pub description: &'static str,
 }
 
@@ -18,12 +18,12 @@ pub const WAYPOINTS: [Own; 2] = [
     Own {
         name: "istio-waypoint",
         controller: "istio.io/mesh-controller",
-        description: "Waypoints of the mesh: L7 routing and policies for a namespace, run by Stillmesh",
+        description: "Waypoints: L7 routing and policies, run by Stillmesh",
     },
     Own {
         name: "stillmesh-waypoint",
         controller: "stillmesh.io/waypoint-controller",
-        description: "Waypoints of the mesh: L7 routing and policies for a namespace",
+        description: "Waypoints: L7 routing and policies",
     },
 ];
 
@@ -65,6 +65,12 @@ mod tests {
 
     fn of(controller: &str) -> GatewayClass {
         GatewayClass::new("any", GatewayClassSpec { controller_name: controller.into(), ..GatewayClassSpec::default() })
+    }
+
+    #[test]
+    fn what_is_said_is_as_the_gateway_apis_definitions_allow() {
+        assert!(WAYPOINTS.iter().all(|own| own.description.len() <= 64));
+        assert!(FEATURES.len() <= 64 && FEATURES.is_sorted());
     }
 
     #[test]

@@ -51,7 +51,9 @@ pub struct World {
 impl World {
     pub async fn new() -> Self {
         let turn = ONE.lock().await;
-        if std::env::vars().any(|(key, _)| key == "API_LOG") { let _ = stillmesh_runtime::telemetry::init("test"); }
+        if std::env::vars().any(|(key, _)| key == "API_LOG") {
+            let _ = stillmesh_runtime::telemetry::init("test");
+        }
         let file = std::env::vars().find(|(key, _)| key == "KUBECONFIG").map(|(_, value)| PathBuf::from(value));
         let file = file.expect("KUBECONFIG names an API server: tests/kubernetes/api/run starts one");
         let read = Kubeconfig::read_from(&file).unwrap();
