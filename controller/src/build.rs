@@ -280,8 +280,8 @@ impl Builder {
                 let named = Named { namespace: key.namespace.clone(), name: key.name.clone() };
                 self.take_gateway(&named, content!(Gateway));
             }
-            Kind::GrpcRoute | Kind::HttpRoute => {
-                self.world.routes.replace(key, object.cloned());
+            Kind::GrpcRoute | Kind::HttpRoute | Kind::VirtualService => {
+                self.world.routes.replace(key, object.cloned(), &self.mesh);
                 self.dirty.routes.insert(key.clone());
             }
             Kind::ReferenceGrant => {

@@ -40,6 +40,7 @@ pub(crate) fn watches(root_namespace: &str) -> Vec<Watch> {
         Kind::Gateway,
         Kind::GrpcRoute,
         Kind::HttpRoute,
+        Kind::VirtualService,
         Kind::ReferenceGrant,
     ];
     let mesh = Watch::named(Kind::ConfigMap, root_namespace, mesh_config::CONFIG_MAP);

@@ -263,6 +263,7 @@ impl Metrics {
             | Kind::ConfigMap
             | Kind::Gateway
             | Kind::GrpcRoute
+            | Kind::VirtualService
             | Kind::HttpRoute
             | Kind::ReferenceGrant
             | Kind::GatewayClass => &self.events,

@@ -16,6 +16,7 @@ use stillmesh_cluster::{Cluster, Leader};
 use stillmesh_k8s::gateway::condition;
 use stillmesh_k8s::gateway::grpc_route::GrpcRoute;
 use stillmesh_k8s::gateway::http_route::HttpRoute;
+use stillmesh_k8s::istio::virtual_service::VirtualService;
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication};
 use stillmesh_k8s::{Kind, ObjectKey, status};
 use stillmesh_runtime::Backoff;
@@ -216,13 +217,14 @@ impl Writer for Api {
                 Kind::PeerAuthentication => ApiResource::erase::<PeerAuthentication>(&()),
                 Kind::Service => ApiResource::erase::<Service>(&()),
                 Kind::GrpcRoute => ApiResource::erase::<GrpcRoute>(&()),
+                Kind::VirtualService => ApiResource::erase::<VirtualService>(&()),
                 Kind::HttpRoute => ApiResource::erase::<HttpRoute>(&()),
                 _ => return Ok(()),
             };
             let api: kube::Api<DynamicObject> =
                 kube::Api::namespaced_with(self.cluster.client(), &key.namespace, &resource);
             // Lists are replaced whole by a merge: with the version that was read, nobody else's condition is lost.
-            if matches!(key.kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication) {
+            if matches!(key.kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::VirtualService) {
                 status["observedGeneration"] = verdict.generation.into();
             }
             let patch = json!({"metadata": {"resourceVersion": verdict.version}, "status": status});

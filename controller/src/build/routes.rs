@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stillmesh_core::model::Str;
 use stillmesh_core::model::http::{self as model, RouteParent};
 use stillmesh_core::snapshot::Change;
@@ -11,14 +10,14 @@ use stillmesh_k8s::gateway::binding::{Binding, Target};
 use stillmesh_k8s::gateway::http_route::{
     BackendRef, HttpBackendRef, HttpFilter, ParentRef, ReferenceGrant, RouteStatus,
 };
-use stillmesh_k8s::translate::{self, Mesh, References, Routed};
+use stillmesh_k8s::translate::{self, Mesh, References, Routed, Virtual};
 use stillmesh_k8s::{Kind, Object, ObjectKey};
 
 use super::world::{Grouped, Name, World};
 use super::{Builder, Dirty, Parents, Verdict};
 
 /// The kinds of routes. What GRPCRoutes take decides about the others.
-const KINDS: [Kind; 2] = [Kind::GrpcRoute, Kind::HttpRoute];
+const KINDS: [Kind; 3] = [Kind::GrpcRoute, Kind::HttpRoute, Kind::VirtualService];
 
 /// The routes, and what was made of them.
 #[derive(Debug, Default)]
@@ -28,6 +27,8 @@ pub(super) struct Routes {
     /// The routes that name a Service, as parent or backend.
     naming: HashMap<Name, BTreeSet<ObjectKey>>,
     published: HashMap<ObjectKey, Vec<Arc<model::HttpRoute>>>,
+    /// Those that may mean Services which they do not name.
+    wild: BTreeSet<ObjectKey>,
     /// What GRPCRoutes take of Services: for whose clients, and which port.
     taken_by_grpc: HashMap<Name, BTreeMap<ObjectKey, Vec<Taken>>>,
 }
@@ -37,14 +38,18 @@ type Taken = (Option<Str>, Option<u16>);
 
 impl Routes {
     /// A route came, changed or went.
-    pub fn replace(&mut self, key: &ObjectKey, route: Option<Object>) {
-        let named = |route: &Object| read(route).map(|route| route.services(key)).unwrap_or_default();
-        let new = route.as_ref().map(named).unwrap_or_default();
+    pub fn replace(&mut self, key: &ObjectKey, route: Option<Object>, mesh: &Mesh) {
+        let named = |route: &Object| names(key, route, mesh);
+        let (new, is_wild) = route.as_ref().map(named).unwrap_or_default();
+        match is_wild {
+            true => self.wild.insert(key.clone()),
+            false => self.wild.remove(key),
+        };
         let old = match route {
             Some(route) => self.written.insert(key.clone(), route),
             None => self.written.remove(key),
         };
-        for service in old.iter().flat_map(named) {
+        for service in old.iter().flat_map(|old| named(old).0) {
             if let Some(routes) = self.naming.get_mut(&service) {
                 routes.remove(key);
                 if routes.is_empty() {
@@ -76,22 +81,18 @@ impl Routes {
     }
 
     /// Takes what was made of a route. What changes is told; a route whose new version is refused stays as it was.
-    fn publish(
-        &mut self,
-        key: &ObjectKey,
-        routed: Option<&mut Routed>,
-        set: &mut Vec<Change>,
-        removed: &mut Vec<Change>,
-    ) {
+    fn publish(&mut self, key: &ObjectKey, made: &mut Meaning, set: &mut Vec<Change>, removed: &mut Vec<Change>) {
         let old = self.published.remove(key).unwrap_or_default();
-        let new: Vec<Arc<model::HttpRoute>> = match routed {
-            Some(routed) if routed.refused && !old.is_empty() => {
-                routed.stays_as_it_was();
-                old.clone()
-            }
-            Some(routed) => std::mem::take(&mut routed.routes).into_iter().map(Arc::new).collect(),
-            None => Vec::new(),
+        let (new, refused): (Vec<model::HttpRoute>, bool) = match made {
+            Meaning::Nothing => (Vec::new(), false),
+            Meaning::Route(routed) => (std::mem::take(&mut routed.routes), routed.refused),
+            Meaning::Virtual(read) => (read.route.take().into_iter().collect(), read.refused),
         };
+        let stays = refused && !old.is_empty();
+        if stays {
+            made.stays_as_it_was();
+        }
+        let new = if stays { old.clone() } else { new.into_iter().map(Arc::new).collect() };
         let gone = old.iter().filter(|old| !new.iter().any(|new| new.key == old.key));
         removed.extend(gone.map(|old| Change::RouteRemoved(old.key.clone())));
         set.extend(new.iter().filter(|new| !old.contains(new)).map(|new| Change::Route(Arc::clone(new))));
@@ -138,9 +139,33 @@ fn name_of(parent: &RouteParent) -> Name {
     (parent.service.namespace.clone(), name.into())
 }
 
-/// A route as it is written, of whatever kind.
+/// What was made of a route.
+enum Meaning {
+    Nothing,
+    Route(Routed),
+    Virtual(Virtual),
+}
+
+impl Meaning {
+    fn stays_as_it_was(&mut self) {
+        match self {
+            Self::Nothing => {}
+            Self::Route(routed) => routed.stays_as_it_was(),
+            Self::Virtual(read) => read.stays_as_it_was(),
+        }
+    }
+}
+
+/// The Services that a route names, and whether it may mean others besides.
+fn names(key: &ObjectKey, route: &Object, mesh: &Mesh) -> (Vec<Name>, bool) {
+    match route {
+        Object::VirtualService(written) => translate::virtual_service_names(written, mesh),
+        route => (read(route).map(|route| route.services(key)).unwrap_or_default(), false),
+    }
+}
+
+/// A route of the Gateway API as it is written, of whatever kind.
 struct Written<'a> {
-    metadata: &'a ObjectMeta,
     parents: &'a [ParentRef],
     status: Option<&'a RouteStatus>,
     /// Filters and backends of each rule.
@@ -152,7 +177,6 @@ fn read(object: &Object) -> Option<Written<'_>> {
     macro_rules! written {
         ($route:expr) => {
             Written {
-                metadata: &$route.metadata,
                 parents: &$route.spec.parent_refs,
                 status: $route.status.as_ref(),
                 rules: $route.spec.rules.iter().map(|rule| (&*rule.filters, &*rule.backend_refs)).collect(),
@@ -193,8 +217,10 @@ impl Builder {
         verdicts: &mut Vec<Verdict>,
     ) {
         // What a route says depends on its Services, and what is said of it on what these are bound to.
-        let named = dirty.services.iter().flat_map(|name| self.world.routes.naming(name));
-        let mut all: BTreeSet<ObjectKey> = dirty.routes.iter().chain(named).cloned().collect();
+        let routes = &self.world.routes;
+        let named = dirty.services.iter().flat_map(|name| routes.naming(name));
+        let wild = routes.wild.iter().filter(|_| !dirty.services.is_empty());
+        let mut all: BTreeSet<ObjectKey> = dirty.routes.iter().chain(named).chain(wild).cloned().collect();
         for kind in KINDS {
             let of_kind: Vec<ObjectKey> = all.iter().filter(|key| key.kind == kind).cloned().collect();
             for key in of_kind {
@@ -209,25 +235,40 @@ impl Builder {
     fn build_route(&mut self, key: &ObjectKey, set: &mut Vec<Change>, removed: &mut Vec<Change>) -> Verdict {
         let object = self.world.routes.written.get(key).cloned();
         let known = Known { world: &self.world, mesh: &self.mesh };
-        let mut routed = match &object {
-            Some(Object::GrpcRoute(route)) => Some(translate::grpc_route(route, &known, &self.mesh)),
-            Some(Object::HttpRoute(route)) => Some(translate::http_route(route, &known, &self.mesh)),
-            _ => None,
+        let mut made = match &object {
+            Some(Object::GrpcRoute(route)) => Meaning::Route(translate::grpc_route(route, &known, &self.mesh)),
+            Some(Object::HttpRoute(route)) => Meaning::Route(translate::http_route(route, &known, &self.mesh)),
+            Some(Object::VirtualService(written)) => {
+                Meaning::Virtual(translate::virtual_service(written, &known, &self.mesh))
+            }
+            _ => Meaning::Nothing,
         };
-        self.world.routes.publish(key, routed.as_mut(), set, removed);
-        let written = object.as_ref().and_then(read);
-        let metadata = written.as_ref().map(|written| written.metadata);
-        let status = written.as_ref().and_then(|written| written.status);
-        let existing = status.map(|status| status.parents.clone()).unwrap_or_default();
-        Verdict {
+        self.world.routes.publish(key, &mut made, set, removed);
+        let metadata = object.as_ref().map(Object::metadata);
+        let mut verdict = Verdict {
             object: key.clone(),
             condition: None,
             retracted: None,
             generation: metadata.and_then(|metadata| metadata.generation),
             version: metadata.and_then(|metadata| metadata.resource_version.clone()),
             existing: Vec::new(),
-            parents: routed.map(|routed| Parents { said: routed.parents, existing }),
+            parents: None,
+        };
+        match (made, &object) {
+            (Meaning::Route(routed), Some(object)) => {
+                let existing = read(object).and_then(|written| written.status);
+                let existing = existing.map(|status| status.parents.clone()).unwrap_or_default();
+                verdict.parents = Some(Parents { said: routed.parents, existing });
+            }
+            (Meaning::Virtual(read), Some(Object::VirtualService(written))) => {
+                let existing = written.status.as_ref().map(|status| status.conditions.clone());
+                verdict.existing = existing.unwrap_or_default();
+                verdict.retracted = read.condition.is_none().then_some(translate::WAYPOINT_ACCEPTED);
+                verdict.condition = read.condition;
+            }
+            _ => {}
         }
+        verdict
     }
 }
 
@@ -241,6 +282,10 @@ impl References for Known<'_> {
         let service = self.world.services.get(&(namespace.into(), name.into()))?;
         let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref()).into_iter().flatten();
         Some(ports.filter_map(|port| u16::try_from(port.port).ok()).collect())
+    }
+
+    fn services(&self) -> Vec<(Str, Str)> {
+        self.world.services.all().map(|(name, _)| name).collect()
     }
 
     fn binding(&self, namespace: &str, name: &str) -> Binding {

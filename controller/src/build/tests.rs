@@ -132,6 +132,13 @@ fn grpc_route(name: &str, parent: &str, backend: &str) -> String {
     route(name, parent, backend).replace("HTTPRoute", "GRPCRoute")
 }
 
+fn virtual_service(name: &str, host: &str, destination: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  hosts: \
+         ['{host}']\n  http: [{{route: [{{destination: {{host: {destination}}}}}]}}]\n"
+    )
+}
+
 fn grant(namespace: &str, name: &str) -> String {
     format!(
         "---\napiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: \
@@ -218,6 +225,61 @@ fn an_http_route_gives_way_to_grpc_routes_on_its_port_and_comes_back() {
     assert_eq!(world.set(&grpc_route("g", "name: page, port: 90", to)), back, "the Service has no such port");
     assert_eq!(world.set(&grpc), ["route GRPCRoute shop/g", "no route HTTPRoute shop/h"]);
     assert_eq!(world.remove(Kind::GrpcRoute, "shop", "g"), back);
+}
+
+#[test]
+fn a_virtual_service_follows_the_services_that_its_hosts_mean_and_their_waypoints() {
+    let abroad = service("abroad", "x", 81).replace("namespace: shop", "namespace: other");
+    let mut world = World::new(&(shop() + &abroad));
+    let parents = |world: &World| {
+        let mut all = world.builder.published().filter_map(|change| match change {
+            Change::Route(route) => Some(route),
+            _ => None,
+        });
+        let parents =
+            all.next().map(|route| route.parents.iter().map(|one| one.service.to_string()).collect::<Vec<_>>());
+        parents.unwrap_or_default()
+    };
+    let said = |built: &Built| {
+        let verdict = built.verdicts.iter().find(|one| one.object.kind == Kind::VirtualService).unwrap();
+        verdict.condition.as_ref().map(|one| (one.status, one.reason, one.message.clone()))
+    };
+    let named = virtual_service("v", "page", "details");
+    let built = world.builder.apply(&update(&named, &[]));
+    assert_eq!(told(&built.changes), ["route VirtualService shop/v"]);
+    let (status, reason, message) = said(&built).unwrap();
+    assert_eq!((status, reason), ("False", "AncestorNotBound"));
+    assert!(message.contains("\"details\" is not a Service here"), "{message}");
+    let built = world.builder.apply(&update(&(service("details", "details", 90) + ASKING), &[]));
+    assert!(told(&built.changes).contains(&"route VirtualService shop/v".to_owned()), "its destination is there");
+    let of = gateway("shop", "w", "istio-waypoint", "service", "{from: All}", true);
+    let built = world.builder.apply(&update(&of, &[]));
+    assert_eq!(said(&built).unwrap(), ("True", "Accepted", "bound to shop/w".to_owned()));
+    // Any Service that one of its namespace's waypoints serves.
+    world.set(&virtual_service("v", "*", "details"));
+    let own = ["shop/details.shop.svc.cluster.local", "shop/page.shop.svc.cluster.local"];
+    assert_eq!(parents(&world), own);
+    let asks = "namespace: other, labels: {istio.io/use-waypoint: w, istio.io/use-waypoint-namespace: shop}";
+    assert_eq!(world.set(&abroad.replace("namespace: other", asks)).last().unwrap(), "route VirtualService shop/v");
+    assert_eq!(parents(&world)[0], "other/abroad.other.svc.cluster.local");
+    let elsewhere = named.replace("hosts:", "gateways: [ingress]\n  hosts:");
+    let built = world.builder.apply(&update(&elsewhere, &[]));
+    assert_eq!((told(&built.changes), said(&built)), (vec!["no route VirtualService shop/v".to_owned()], None));
+    assert_eq!(built.verdicts[0].retracted, Some("WaypointAccepted"));
+}
+
+#[test]
+fn a_virtual_service_that_is_refused_stays_as_it_was() {
+    let mut world = World::new(&shop());
+    let good = virtual_service("v", "page", "page");
+    assert_eq!(world.set(&good), ["route VirtualService shop/v"]);
+    let bad = good.replace("http: [{route:", "http: [{fault: {abort: {http2Error: x}}, route:");
+    let built = world.builder.apply(&update(&bad, &[]));
+    assert_eq!(told(&built.changes), [""; 0]);
+    let condition = built.verdicts[0].condition.as_ref().unwrap();
+    assert_eq!((condition.status, condition.reason), ("False", "Invalid"));
+    assert!(condition.message.ends_with("its last accepted version stays in force"), "{}", condition.message);
+    assert_eq!(world.remove(Kind::VirtualService, "shop", "v"), ["no route VirtualService shop/v"]);
 }
 
 #[test]
@@ -575,6 +637,13 @@ fn any_object() -> impl Strategy<Value = (String, ObjectKey)> {
             let backend = format!("name: s{backend}, namespace: {abroad}, port: {port}");
             (route(&name, &format!("name: s{parent}"), &backend), ObjectKey::new(Kind::HttpRoute, "shop", &name))
         }),
+        (0..2_u8, prop_oneof![Just("s0"), Just("s1.shop.svc.cluster.local"), Just("*"), Just("*.other.svc.cluster.local")], 0..3_u8).prop_map(
+            |(name, host, destination)| {
+                let name = format!("v{name}");
+                let text = virtual_service(&name, host, &format!("s{destination}"));
+                (text, ObjectKey::new(Kind::VirtualService, "shop", &name))
+            }
+        ),
         (0..2_u8, 0..3_u8, 0..3_u8, 80..83_u16, any::<bool>()).prop_map(|(name, parent, backend, port, any)| {
             let name = format!("q{name}");
             let parent = if any { format!("name: s{parent}") } else { format!("name: s{parent}, port: {port}") };
@@ -618,11 +687,12 @@ fn any_object() -> impl Strategy<Value = (String, ObjectKey)> {
 }
 
 /// What was last said of each route that is there.
-fn said_of_routes(before: &mut BTreeMap<ObjectKey, Parents>, built: &Built) {
-    for verdict in built.verdicts.iter().filter(|one| matches!(one.object.kind, Kind::GrpcRoute | Kind::HttpRoute)) {
-        match &verdict.parents {
-            Some(parents) => drop(before.insert(verdict.object.clone(), parents.clone())),
-            None => drop(before.remove(&verdict.object)),
+fn said_of_routes(before: &mut BTreeMap<ObjectKey, String>, built: &Built) {
+    let is_route = |kind| matches!(kind, Kind::GrpcRoute | Kind::HttpRoute | Kind::VirtualService);
+    for verdict in built.verdicts.iter().filter(|one| is_route(one.object.kind)) {
+        match (&verdict.parents, &verdict.condition) {
+            (None, None) => drop(before.remove(&verdict.object)),
+            said => drop(before.insert(verdict.object.clone(), format!("{said:?}"))),
         }
     }
 }

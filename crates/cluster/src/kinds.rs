@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use stillmesh_k8s::gateway::grpc_route::GrpcRoute;
 use stillmesh_k8s::gateway::http_route::{HttpRoute, ReferenceGrant};
 use stillmesh_k8s::gateway::{Gateway, GatewayClass};
+use stillmesh_k8s::istio::virtual_service::VirtualService;
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication};
 use stillmesh_k8s::{Kind, Position, Unusable, parse};
 use tokio::task::JoinSet;
@@ -101,6 +102,7 @@ pub(crate) fn spawn(
         Kind::GatewayClass => checked!(GatewayClass),
         Kind::Gateway => checked!(Gateway),
         Kind::GrpcRoute => checked!(GrpcRoute),
+        Kind::VirtualService => checked!(VirtualService),
         Kind::HttpRoute => checked!(HttpRoute),
         Kind::ReferenceGrant => checked!(ReferenceGrant),
     }

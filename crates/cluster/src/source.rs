@@ -359,7 +359,15 @@ fn identify(meta: &ObjectMeta) -> (ObjectName, String) {
 /// Kinds without which the mesh works as it did before there were any of them. Policies are not among them: one that cannot
 /// be seen is one that is not enforced.
 fn is_optional(kind: Kind) -> bool {
-    matches!(kind, Kind::GatewayClass | Kind::Gateway | Kind::GrpcRoute | Kind::HttpRoute | Kind::ReferenceGrant)
+    matches!(
+        kind,
+        Kind::GatewayClass
+            | Kind::Gateway
+            | Kind::GrpcRoute
+            | Kind::HttpRoute
+            | Kind::VirtualService
+            | Kind::ReferenceGrant
+    )
 }
 
 fn is_forbidden(error: &watcher::Error) -> bool {

@@ -2,6 +2,7 @@
 //! types: see [`crds`].
 
 mod rules;
+pub mod virtual_service;
 
 use std::collections::BTreeMap;
 

@@ -8,6 +8,7 @@
 //! `stillmesh-core`), [`status`] (conditions to write back).
 #![forbid(unsafe_code)]
 
+mod duration;
 pub mod finding;
 pub mod gateway;
 pub mod istio;

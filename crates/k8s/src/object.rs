@@ -13,6 +13,7 @@ use crate::finding::Position;
 use crate::gateway::grpc_route::GrpcRoute;
 use crate::gateway::http_route::{HttpRoute, ReferenceGrant};
 use crate::gateway::{Gateway, GatewayClass};
+use crate::istio::virtual_service::VirtualService;
 use crate::istio::{AuthorizationPolicy, PeerAuthentication};
 
 /// The namespace of an object that names none.
@@ -100,6 +101,11 @@ kinds! {
     Gateway { "Gateway", &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"], true },
     GrpcRoute { "GRPCRoute", &["gateway.networking.k8s.io/v1"], true },
     HttpRoute { "HTTPRoute", &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"], true },
+    VirtualService {
+        "VirtualService",
+        &["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"],
+        true
+    },
     ReferenceGrant {
         "ReferenceGrant", &["gateway.networking.k8s.io/v1beta1", "gateway.networking.k8s.io/v1"], true
     },

@@ -7,6 +7,7 @@
 mod check;
 mod check_gateway;
 mod check_istio;
+mod check_virtual;
 mod names;
 mod node;
 mod read;
@@ -24,8 +25,10 @@ use crate::finding::{Finding, Position, Severity};
 use crate::gateway::grpc_route::GrpcRoute;
 use crate::gateway::http_route::{HttpRoute, ReferenceGrant};
 use crate::gateway::{Gateway, GatewayClass};
+use crate::istio::virtual_service::VirtualService;
 use crate::istio::{AuthorizationPolicy, PeerAuthentication};
 use crate::object::{DEFAULT_NAMESPACE, Kind, Object, ObjectKey, Placed};
+use crate::translate::{self, Mesh};
 use check::Flaws;
 use node::{Node, Place};
 use read::{Mismatch, Unknown};
@@ -196,7 +199,8 @@ impl Reading {
         }
         match typed(kind, root) {
             Ok((mut object, mut unknown)) => {
-                let strict = matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication);
+                let strict =
+                    matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::VirtualService);
                 // A status is written by controllers, not by the one who reads these messages.
                 unknown.retain(|field| !field.path.starts_with("status."));
                 let severity = if strict { Severity::Error } else { Severity::Warning };
@@ -208,6 +212,7 @@ impl Reading {
                 if broken {
                     return;
                 }
+                self.flaws_of_rules(&object, root, title);
                 if kind.namespaced() {
                     let namespace = &mut object.metadata_mut().namespace;
                     if namespace.as_deref().unwrap_or_default().is_empty() {
@@ -226,6 +231,20 @@ impl Reading {
                     self.error("MAN005", at, title, &path, [&message, &hint]);
                 }
             }
+        }
+    }
+}
+
+impl Reading {
+    /// Rules that the translation refuses: they are refused with a status, and told here with their place.
+    fn flaws_of_rules(&mut self, object: &Object, root: &Node, title: &str) {
+        let Object::VirtualService(written) = object else { return };
+        let rules = root.at_path(&["spec", "http"]).map_or(&[][..], Node::items);
+        for (index, problem) in translate::virtual_service_flaws(written, &Mesh::default()) {
+            let at = rules.get(index).map_or(root.at, |rule| rule.at);
+            let hint = "waypoints do not take it; the last version that they took stays in force";
+            let path = format!("spec.http[{index}]");
+            self.add(Severity::Warning, "MAN020", at, title, &path, [&problem, hint]);
         }
     }
 }
@@ -250,6 +269,7 @@ fn typed(kind: Kind, root: &Node) -> Result<(Object, Vec<Unknown>), Mismatch> {
         Kind::Gateway => read::<Gateway>(root),
         Kind::GrpcRoute => read::<GrpcRoute>(root),
         Kind::HttpRoute => read::<HttpRoute>(root),
+        Kind::VirtualService => read::<VirtualService>(root),
         Kind::ReferenceGrant => read::<ReferenceGrant>(root),
     }
 }

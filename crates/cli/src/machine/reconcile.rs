@@ -599,6 +599,10 @@ impl Reconciler {
                 Arc::make_mut(&mut route).status = status.and_then(read);
                 Object::GrpcRoute(route)
             }
+            Object::VirtualService(mut written) => {
+                Arc::make_mut(&mut written).status = status.and_then(read);
+                Object::VirtualService(written)
+            }
             Object::HttpRoute(mut route) => {
                 Arc::make_mut(&mut route).status = status.and_then(read);
                 Object::HttpRoute(route)

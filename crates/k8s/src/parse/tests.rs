@@ -349,3 +349,37 @@ proptest! {
         prop_assert!(found.objects.len() + found.findings.len() > 0);
     }
 }
+
+#[test]
+fn a_virtual_service_is_told_what_is_wrong_where_it_is() {
+    let of = |http: &str| {
+        let head = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v}\n";
+        let found = documents("v.yaml", &format!("{head}spec:\n  hosts: [a]\n  http:\n{http}"));
+        let findings: Vec<String> = found.findings.iter().map(ToString::to_string).collect();
+        (findings.join("\n"), found.objects.len())
+    };
+    for (http, place, part) in [
+        ("  - name: x\n", "v.yaml:7:5", "spec.http[0]: the rule does nothing"),
+        ("  - {redirect: {uri: /}, route: [{destination: {host: a}}]}\n", "v.yaml:7:5", "both route and redirect"),
+        ("  - route: [{destination: {}}]\n", "v.yaml:7:27", "destination.host: the host is missing"),
+        ("  - route: [{destination: {host: a, port: {number: 0}}}]\n", "v.yaml:7:52", "0 is not a port"),
+        ("  - {timeout: 5, route: [{destination: {host: a}}]}\n", "v.yaml:7:15", "spec.http[0].timeout"),
+        ("  - {timeout: 5x, route: [{destination: {host: a}}]}\n", "v.yaml:7:15", "\"5x\" is not a duration"),
+        ("  - {timeuot: 5s, route: [{destination: {host: a}}]}\n", "v.yaml:7:6", "is timeout meant?"),
+    ] {
+        let (findings, objects) = of(http);
+        assert!(findings.starts_with(place) && findings.contains(part), "{http}: {findings}");
+        assert_eq!(objects, 0, "{http}");
+    }
+    let (findings, objects) =
+        of("  - route: [{destination: {host: a}}]\n  - {route: [{destination: {host: a}}], delegate: {name: d}}\n");
+    assert!(findings.contains("both route and delegate"), "{findings}");
+    assert_eq!(objects, 0);
+    let (findings, objects) = of("  - route: [{destination: {host: a}}]\n  - delegate: {name: d}\n");
+    assert_eq!(objects, 1, "it is there, and its status says that it is not carried out: {findings}");
+    assert!(
+        findings.starts_with("v.yaml:8:5") && findings.contains("spec.http[1]: delegate is not supported"),
+        "{findings}"
+    );
+    assert_eq!(of("  - route: [{destination: {host: a, port: {number: 80}}, weight: 1}]\n"), (String::new(), 1));
+}

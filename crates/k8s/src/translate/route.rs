@@ -22,6 +22,8 @@ pub(super) use filters::Filters;
 pub trait References {
     /// The ports of a Service; `None` where there is none of that name.
     fn service_ports(&self, namespace: &str, name: &str) -> Option<Vec<u16>>;
+    /// All Services, by namespace and name.
+    fn services(&self) -> Vec<(Str, Str)>;
     /// Which waypoint a Service is bound to.
     fn binding(&self, namespace: &str, name: &str) -> Binding;
     /// Whether GRPCRoutes take a port of a Service, or all of them: HTTPRoutes have none of it then. For everybody's

@@ -228,11 +228,12 @@ fn durations_are_those_of_the_gateway_api() {
 #[test]
 fn an_http_route_gives_way_to_what_grpc_routes_take() {
     let of = |parent: Value| translated(json!({"parentRefs": [parent], "rules": [{}]}));
-    let on = |port: u16| of(json!({"group": "", "kind": "Service", "name": "page", "port": port}));
+    let mixed = || json!({"group": "", "kind": "Service", "name": "mixed"});
+    let on = |port: u16| of(json!({"group": "", "kind": "Service", "name": "mixed", "port": port}));
     assert_eq!(said(&on(8080))[0], ("Accepted", "False", "Conflicted"));
-    assert!(on(8080).routes.is_empty() && message(&on(8080)).contains("page, port 8080 has GRPCRoutes"));
+    assert!(on(8080).routes.is_empty() && message(&on(8080)).contains("mixed, port 8080 has GRPCRoutes"));
     assert_eq!(said(&on(80))[0], ("Accepted", "True", "Accepted"));
-    assert_eq!(said(&of(page()))[0], ("Accepted", "True", "Accepted"), "a port is left");
+    assert_eq!(said(&of(mixed()))[0], ("Accepted", "True", "Accepted"), "a port is left");
     let consumed = of(json!({"group": "", "kind": "Service", "name": "page", "namespace": "closed"}));
     assert_eq!(said(&consumed)[0], ("Accepted", "False", "Conflicted"));
 }

@@ -2,29 +2,47 @@
 
 use serde_json::{Value, json};
 
+use stillmesh_core::model::{Gateway, GatewayDestination, NetworkAddress, Str};
+
 use super::{References, Routed};
-use crate::gateway::binding::Binding;
+use crate::gateway::binding::{Binding, Named};
 use crate::object::Kind;
 
-/// Services `page` (80, 8080) and `details` (9080) of namespace `shop`, `page` of `else`, which is open to HTTPRoutes of `shop`.
-/// GRPCRoutes take port 8080 of `page`, and all of it for clients of namespace `shop`.
+/// Services `page` (80, 8080), `mixed` (80, 8080) and `details` (9080) of namespace `shop`; `page` of `else`, which is open to
+/// HTTPRoutes of `shop` and bound to a waypoint of `shop`, and of `closed`. GRPCRoutes take port 8080 of `mixed`, and all of
+/// `page` in `closed` for clients of `shop`.
 pub(in crate::translate) struct World;
 
 impl References for World {
     fn service_ports(&self, namespace: &str, name: &str) -> Option<Vec<u16>> {
         match (namespace, name) {
-            ("shop" | "else" | "closed", "page") => Some(vec![80, 8080]),
+            ("shop" | "else" | "closed", "page") | ("shop", "mixed") => Some(vec![80, 8080]),
             ("shop", "details") => Some(vec![9080]),
             _ => None,
         }
     }
 
-    fn binding(&self, _: &str, _: &str) -> Binding {
-        Binding::Unasked
+    fn services(&self) -> Vec<(Str, Str)> {
+        let all = [("shop", "page"), ("shop", "mixed"), ("shop", "details"), ("else", "page"), ("closed", "page")];
+        all.map(|(namespace, name)| (namespace.into(), name.into())).into()
+    }
+
+    fn binding(&self, namespace: &str, name: &str) -> Binding {
+        let waypoint = match (namespace, name) {
+            ("shop", "details") => Named { namespace: "shop".into(), name: "w".into() },
+            ("else", _) => Named { namespace: "shop".into(), name: "other".into() },
+            _ => return Binding::Unasked,
+        };
+        let address = NetworkAddress::new("", [10, 0, 0, 9].into());
+        let destination = Gateway {
+            destination: GatewayDestination::Address(address),
+            hbone_mtls_port: 15008.try_into().expect("a port"),
+        };
+        Binding::Bound { waypoint, destination, ready: true }
     }
 
     fn is_taken_by_grpc(&self, consumer: Option<&str>, namespace: &str, name: &str, port: Option<u16>) -> bool {
-        (consumer, namespace, name, port) == (None, "shop", "page", Some(8080))
+        (consumer, namespace, name, port) == (None, "shop", "mixed", Some(8080))
             || (consumer, namespace, name) == (Some("shop"), "closed", "page")
     }
 

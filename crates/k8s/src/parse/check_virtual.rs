@@ -1,0 +1,69 @@
+//! What Istio's validating webhook refuses of a VirtualService: rules that say nothing, or two things at once.
+
+use super::check::{Flaws, Least, each, one_of, ports};
+use super::node::Node;
+use crate::duration;
+
+/// What a rule does, of which it does one.
+const ACTIONS: [&str; 4] = ["route", "redirect", "directResponse", "delegate"];
+
+pub(super) fn virtual_service(root: &Node, flaws: &mut Flaws) {
+    let spec = root.get("spec");
+    let hosts = spec.and_then(|spec| spec.get("hosts"));
+    if hosts.is_none_or(|hosts| hosts.items().is_empty()) {
+        let at = hosts.or(spec).map_or(root.at, |node| node.at);
+        flaws.add("MAN005", at, "spec.hosts", "no host", "the name of a Service, short or whole, or *");
+    }
+    each(root, "spec.http[]", &mut |rule, path| {
+        let there: Vec<&str> = ACTIONS.into_iter().filter(|key| rule.get(key).is_some_and(is_something)).collect();
+        match there.as_slice() {
+            [_] => {}
+            [] => {
+                let hint = "a route with a destination, a redirect or a directResponse is needed";
+                flaws.add("MAN005", rule.at, path, "the rule does nothing", hint);
+            }
+            [one, other, ..] => {
+                let hint = "a rule does one thing";
+                flaws.add("MAN005", rule.at, path, format!("both {one} and {other}"), hint);
+            }
+        }
+    });
+    for path in [
+        "spec.http[].timeout",
+        "spec.http[].retries.perTryTimeout",
+        "spec.http[].retries.backoff",
+        "spec.http[].fault.delay.fixedDelay",
+        "spec.http[].corsPolicy.maxAge",
+    ] {
+        each(root, path, &mut |node, path| {
+            if let Some(text) = node.text()
+                && duration::istio(text).is_err()
+            {
+                let hint = "a duration such as 1h30m, 10s, 0.5s or 500ms is accepted";
+                flaws.add("MAN005", node.at, path, format!("{text:?} is not a duration"), hint);
+            }
+        });
+    }
+    for path in [
+        "spec.http[].match[].port",
+        "spec.http[].route[].destination.port.number",
+        "spec.http[].mirror.port.number",
+        "spec.http[].mirrors[].destination.port.number",
+        "spec.http[].redirect.port",
+    ] {
+        ports(root, path, Least::One, flaws);
+    }
+    one_of(root, "spec.http[].redirect.derivePort", &["FROM_PROTOCOL_DEFAULT", "FROM_REQUEST_PORT"], flaws);
+    for path in ["spec.http[].route[].destination", "spec.http[].mirrors[].destination"] {
+        each(root, path, &mut |node, path| {
+            if node.get("host").and_then(Node::text).unwrap_or_default().is_empty() {
+                let hint = "the name of a Service, short or whole";
+                flaws.add("MAN005", node.at, &format!("{path}.host"), "the host is missing", hint);
+            }
+        });
+    }
+}
+
+fn is_something(node: &Node) -> bool {
+    !node.is_null() && (node.items().is_empty() != node.entries().is_empty() || node.text().is_some())
+}

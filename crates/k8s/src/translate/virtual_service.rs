@@ -1,0 +1,251 @@
+//! Istio's VirtualServices to routes for waypoints (contract 7.4), and what is to be said about them.
+//!
+//! A VirtualService holds at a waypoint for Services whose hostnames its hosts match, from the Service's namespace or the
+//! waypoint's. One with a part that is not supported is refused as a whole; a destination that is not there is answered 500
+//! for its share, and said.
+
+mod action;
+mod matching;
+
+use std::collections::BTreeSet;
+
+use stillmesh_core::model::http::{HttpRoute, Pattern, RouteKey, RouteKind, RouteParent, RouteRule};
+use stillmesh_core::model::{ServiceKey, Str};
+
+use super::route::References;
+use super::{Mesh, service_key};
+use crate::gateway::binding::Binding;
+use crate::istio::virtual_service::VirtualService;
+use crate::object::{DEFAULT_NAMESPACE, Kind};
+use crate::status::Condition;
+
+/// The type of the condition that says whether waypoints carry out a VirtualService.
+pub const WAYPOINT_ACCEPTED: &str = "WaypointAccepted";
+/// As it is called where it holds inside the mesh.
+const MESH: &str = "mesh";
+
+/// What a VirtualService means.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Virtual {
+    /// For waypoints; none where it is for none of the Services here.
+    pub route: Option<HttpRoute>,
+    /// What its status says; nothing where it is not for the mesh.
+    pub condition: Option<Condition>,
+    /// It cannot be carried out: the last version that could be stays, if there is one.
+    pub refused: bool,
+}
+
+impl Virtual {
+    /// Says that an earlier version stays in force.
+    pub fn stays_as_it_was(&mut self) {
+        if let Some(condition) = &mut self.condition {
+            condition.message.push_str("; its last accepted version stays in force");
+        }
+    }
+}
+
+/// Translates a VirtualService.
+pub fn virtual_service(written: &VirtualService, references: &impl References, mesh: &Mesh) -> Virtual {
+    let namespace = written.metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
+    let spec = &written.spec;
+    if !spec.gateways.is_empty() && !spec.gateways.iter().any(|gateway| gateway == MESH) {
+        return Virtual { route: None, condition: None, refused: false };
+    }
+    let mut reader = Reader { namespace, references, mesh, notes: BTreeSet::new() };
+    let rules: Result<Vec<RouteRule>, String> = spec
+        .http
+        .iter()
+        .enumerate()
+        .filter_map(|(at, rule)| reader.rule(rule).map_err(|why| format!("spec.http[{at}]: {why}")).transpose())
+        .collect();
+    for (kind, there) in [("tls", !spec.tls.is_empty()), ("tcp", !spec.tcp.is_empty())] {
+        if there {
+            reader.notes.insert(format!("spec.{kind} is not supported: without effect"));
+        }
+    }
+    let rules = match rules {
+        Ok(rules) => rules,
+        Err(why) => {
+            return Virtual { route: None, condition: Some(said("False", "Invalid", why)), refused: true };
+        }
+    };
+    let found = reader.hosts(&spec.hosts, &spec.export_to);
+    let condition = reader.condition(&found);
+    let created = written.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
+    let parents: Vec<RouteParent> =
+        found.services.iter().map(|service| RouteParent { service: service.clone(), port: None }).collect();
+    let route = HttpRoute {
+        key: RouteKey {
+            kind: RouteKind::VirtualService,
+            namespace: namespace.into(),
+            name: written.metadata.name.as_deref().unwrap_or_default().into(),
+        },
+        parents,
+        consumer: None,
+        created,
+        rules,
+    };
+    let is_for_somebody = !route.parents.is_empty() && !spec.http.is_empty();
+    Virtual { route: is_for_somebody.then_some(route), condition: Some(condition), refused: false }
+}
+
+/// The Services that a VirtualService names, and whether it may mean others besides.
+pub fn virtual_service_names(written: &VirtualService, mesh: &Mesh) -> (Vec<(Str, Str)>, bool) {
+    let namespace = written.metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
+    let routes = &written.spec.http;
+    let destinations = routes.iter().flat_map(|route| {
+        let routed = route.route.iter().map(|one| &one.destination);
+        routed.chain(&route.mirror).chain(route.mirrors.iter().map(|one| &one.destination))
+    });
+    let hosts = written.spec.hosts.iter().chain(destinations.map(|one| &one.host));
+    let named = hosts.filter_map(|host| resolve(host, namespace, mesh)).collect();
+    (named, written.spec.hosts.iter().any(|host| host.starts_with('*')))
+}
+
+/// What is wrong with its rules, or not supported, whatever else there is: each by its place.
+pub(crate) fn virtual_service_flaws(written: &VirtualService, mesh: &Mesh) -> Vec<(usize, String)> {
+    let namespace = written.metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
+    let mut reader = Reader { namespace, references: &Nothing, mesh, notes: BTreeSet::new() };
+    let rules = written.spec.http.iter().enumerate();
+    rules.filter_map(|(at, rule)| Some((at, reader.rule(rule).err()?))).collect()
+}
+
+/// Where nothing is known of what a route refers to.
+struct Nothing;
+
+impl References for Nothing {
+    fn service_ports(&self, _: &str, _: &str) -> Option<Vec<u16>> {
+        None
+    }
+
+    fn services(&self) -> Vec<(Str, Str)> {
+        Vec::new()
+    }
+
+    fn binding(&self, _: &str, _: &str) -> Binding {
+        Binding::Unasked
+    }
+
+    fn is_taken_by_grpc(&self, _: Option<&str>, _: &str, _: &str, _: Option<u16>) -> bool {
+        false
+    }
+
+    fn is_granted(&self, _: Kind, _: &str, _: &str, _: &str) -> bool {
+        false
+    }
+}
+
+/// The Service behind a host, as Istio resolves it: a name without dots is one of the own namespace.
+fn resolve(host: &str, namespace: &str, mesh: &Mesh) -> Option<(Str, Str)> {
+    if !host.contains('.') {
+        return Some((namespace.into(), host.into()));
+    }
+    let inner = host.strip_suffix(&*mesh.domain)?.strip_suffix(".svc.")?;
+    let (name, namespace) = inner.split_once('.')?;
+    (!namespace.contains('.')).then(|| (namespace.into(), name.into()))
+}
+
+fn said(status: &'static str, reason: &'static str, message: String) -> Condition {
+    Condition { type_: WAYPOINT_ACCEPTED, status, reason, message }
+}
+
+/// A regular expression, or what is wrong with it.
+fn pattern(text: &str) -> Result<Pattern, String> {
+    Pattern::new(text).map_err(|error| error.to_string())
+}
+
+struct Reader<'a, R> {
+    namespace: &'a str,
+    references: &'a R,
+    mesh: &'a Mesh,
+    /// What has no effect, or is not there.
+    notes: BTreeSet<String>,
+}
+
+/// What the hosts of a VirtualService come to.
+#[derive(Default)]
+struct Hosts {
+    services: BTreeSet<ServiceKey>,
+    /// The waypoints of these.
+    waypoints: BTreeSet<String>,
+    /// Services that are there and for which it does not hold from where it is.
+    elsewhere: BTreeSet<String>,
+}
+
+impl<R: References> Reader<'_, R> {
+    fn hosts(&mut self, hosts: &[String], export_to: &[String]) -> Hosts {
+        let mut found = Hosts::default();
+        for host in hosts {
+            let matching: Vec<(Str, Str)> = match host.strip_prefix('*') {
+                Some(end) => {
+                    let all = self.references.services().into_iter();
+                    all.filter(|(namespace, name)| {
+                        let hostname = service_key(namespace, name, self.mesh).hostname;
+                        hostname.len() > end.len() && hostname.ends_with(end)
+                    })
+                    .collect()
+                }
+                None => resolve(host, self.namespace, self.mesh)
+                    .filter(|(namespace, name)| self.references.service_ports(namespace, name).is_some())
+                    .into_iter()
+                    .collect(),
+            };
+            for (namespace, name) in matching {
+                self.host(&namespace, &name, export_to, host.starts_with('*'), &mut found);
+            }
+        }
+        found
+    }
+
+    fn host(&mut self, namespace: &str, name: &str, export_to: &[String], is_wild: bool, found: &mut Hosts) {
+        let binding = self.references.binding(namespace, name);
+        let waypoint = match &binding {
+            Binding::Bound { waypoint, .. } => Some(waypoint),
+            _ => None,
+        };
+        let waypoints_namespace = waypoint.map(|one| &*one.namespace);
+        let holds = namespace == self.namespace || waypoints_namespace == Some(self.namespace);
+        let is_seen = export_to.is_empty()
+            || waypoints_namespace.is_none_or(|whose| {
+                export_to.iter().any(|one| one == "*" || one == whose || (one == "." && whose == self.namespace))
+            });
+        if holds && is_seen {
+            found.services.insert(service_key(namespace, name, self.mesh));
+            found.waypoints.extend(waypoint.map(ToString::to_string));
+        } else if !is_wild {
+            found.elsewhere.insert(format!("{namespace}/{name}"));
+        }
+    }
+
+    fn condition(&self, found: &Hosts) -> Condition {
+        let list = |texts: &BTreeSet<String>| texts.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        if found.services.is_empty() {
+            let message = match found.elsewhere.is_empty() {
+                true => "none of its hosts is a Service here".to_owned(),
+                false => format!(
+                    "it holds for none of its Services ({}): a VirtualService holds from the namespace of the Service, or of \
+                     its waypoint, to which it must be exported",
+                    list(&found.elsewhere)
+                ),
+            };
+            return said("False", "TargetNotFound", message);
+        }
+        let mut notes: Vec<String> = self.notes.iter().cloned().collect();
+        if !found.elsewhere.is_empty() {
+            notes.push(format!("it does not hold for {}", list(&found.elsewhere)));
+        }
+        let bound = match found.waypoints.is_empty() {
+            true => "none of its Services is bound to a waypoint, which would carry it out".to_owned(),
+            false => format!("bound to {}", list(&found.waypoints)),
+        };
+        let message = [bound].into_iter().chain(notes.iter().cloned()).collect::<Vec<_>>().join("; ");
+        match (found.waypoints.is_empty(), notes.is_empty()) {
+            (true, _) => said("False", "AncestorNotBound", message),
+            (false, true) => said("True", "Accepted", message),
+            (false, false) => said("False", "PartiallyInvalid", message),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
