@@ -263,7 +263,7 @@ impl Builder {
             (Meaning::Virtual(read), Some(Object::VirtualService(written))) => {
                 let existing = written.status.as_ref().map(|status| status.conditions.clone());
                 verdict.existing = existing.unwrap_or_default();
-                verdict.retracted = read.condition.is_none().then_some(translate::WAYPOINT_ACCEPTED);
+                verdict.retracted = read.condition.is_none().then_some(translate::ACCEPTED);
                 verdict.condition = read.condition;
             }
             _ => {}

@@ -338,6 +338,6 @@ pub struct CorsPolicy {
     pub max_age: Option<String>,
     /// Whether with credentials.
     pub allow_credentials: Option<bool>,
-    /// `FORWARD` (where absent); `IGNORE` is not supported.
+    /// What becomes of questions that no origin matches: `FORWARD` (where absent) or `IGNORE`.
     pub unmatched_preflights: Option<String>,
 }

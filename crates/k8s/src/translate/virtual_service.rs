@@ -13,14 +13,13 @@ use stillmesh_core::model::http::{HttpRoute, Pattern, RouteKey, RouteKind, Route
 use stillmesh_core::model::{ServiceKey, Str};
 
 use super::route::References;
+use super::targets::ACCEPTED;
 use super::{Mesh, service_key};
 use crate::gateway::binding::Binding;
 use crate::istio::virtual_service::VirtualService;
 use crate::object::{DEFAULT_NAMESPACE, Kind};
 use crate::status::Condition;
 
-/// The type of the condition that says whether waypoints carry out a VirtualService.
-pub const WAYPOINT_ACCEPTED: &str = "WaypointAccepted";
 /// As it is called where it holds inside the mesh.
 const MESH: &str = "mesh";
 
@@ -146,7 +145,7 @@ fn resolve(host: &str, namespace: &str, mesh: &Mesh) -> Option<(Str, Str)> {
 }
 
 fn said(status: &'static str, reason: &'static str, message: String) -> Condition {
-    Condition { type_: WAYPOINT_ACCEPTED, status, reason, message }
+    Condition { type_: ACCEPTED, status, reason, message }
 }
 
 /// A regular expression, or what is wrong with it.

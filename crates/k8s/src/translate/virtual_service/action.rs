@@ -334,9 +334,13 @@ fn retry_on(word: &str) -> Result<Option<RetryOn>, String> {
 }
 
 fn cors(written: &written::CorsPolicy) -> Result<Cors, String> {
-    if written.unmatched_preflights.as_deref().is_some_and(|word| !matches!(word, "FORWARD" | "UNSPECIFIED")) {
-        return Err("corsPolicy: unmatchedPreflights other than FORWARD is not supported".to_owned());
-    }
+    let forward_unmatched = match written.unmatched_preflights.as_deref() {
+        None | Some("FORWARD" | "UNSPECIFIED") => true,
+        Some("IGNORE") => false,
+        Some(other) => {
+            return Err(format!("corsPolicy: unmatchedPreflights {other:?}: FORWARD and IGNORE are accepted"));
+        }
+    };
     let origin = |matched: TextMatch| match &matched {
         TextMatch::Exact(text) if **text == *"*" => TextMatch::Present,
         _ => matched,
@@ -353,5 +357,6 @@ fn cors(written: &written::CorsPolicy) -> Result<Cors, String> {
         expose: texts(&written.expose_headers),
         max_age,
         credentials: written.allow_credentials.unwrap_or(false),
+        forward_unmatched,
     })
 }

@@ -298,6 +298,8 @@ fn times_retries_faults_mirrors_and_cors_are_read() {
         "allowMethods": ["GET"], "allowHeaders": ["x-a"], "exposeHeaders": ["x-b"], "maxAge": "24h", "allowCredentials": true}}),
     );
     let cors = cors.cors.unwrap();
+    assert!(cors.forward_unmatched);
+    assert!(!rule(json!({"corsPolicy": {"unmatchedPreflights": "IGNORE"}})).cors.unwrap().forward_unmatched);
     let expected = [TextMatch::Exact("https://a".into()), TextMatch::Present, TextMatch::Prefix("http://".into())];
     assert_eq!(
         (cors.origins, cors.max_age, cors.credentials),
@@ -323,7 +325,7 @@ fn what_is_not_supported_refuses_the_whole_and_says_where() {
         (json!({"fault": {"delay": {"exponentialDelay": "1s"}}}), "exponentialDelay"),
         (json!({"fault": {"abort": {"http2Error": "x"}}}), "grpcStatus is needed"),
         (json!({"fault": {"abort": {"httpStatus": 503, "percentage": {"value": 101}}}}), "101 is not a percentage"),
-        (json!({"corsPolicy": {"unmatchedPreflights": "IGNORE"}}), "unmatchedPreflights"),
+        (json!({"corsPolicy": {"unmatchedPreflights": "ODD"}}), "unmatchedPreflights"),
         (json!({"redirect": {"redirectCode": 200}}), "status 200"),
         (json!({"directResponse": {"status": 200, "body": {"bytes": "AA=="}}}), "bytes"),
         (json!({"rewrite": {"uri": "/", "uriRegexRewrite": {"match": "/", "rewrite": "/"}}}), "do not go together"),
