@@ -92,8 +92,17 @@ pub struct Limits {
     /// How long a client's first bytes are waited for where a port does not say what it speaks. From then on whoever speaks
     /// first decides: a client that speaks HTTP, or a server.
     pub detection: Duration,
-    /// How long a client's HTTP/1.1 connection may be idle.
+    /// How long a client's HTTP connection may be idle.
     pub idle: Duration,
+    /// How long a request's head may take from its first byte; HTTP/1.1. One that begins right behind another request has as
+    /// long as a connection may be idle.
+    pub head: Duration,
+    /// How long nothing may pass on a client's HTTP connection while requests are under way: what is stuck, or held back by a
+    /// client that does not read, ends.
+    pub stream_idle: Duration,
+    /// From about then on (up to a tenth earlier, at random) a client's connection, its tunnel included, takes no new requests:
+    /// further replicas get their share.
+    pub client_age: Duration,
     /// How long an idle HTTP/1.1 connection is left to its client once a drain has begun, at most half of the time that is
     /// left. HTTP/1.1 has no way to say that it ends but in an answer: closed at once, it would break the request that is
     /// on its way.
@@ -180,6 +189,9 @@ fn limits(env: &mut Reader) -> Limits {
         own_workload: Duration::from_secs(5),
         detection: env.duration("PROTOCOL_DETECTION_TIMEOUT", Duration::from_millis(100)),
         idle: env.duration("IDLE_TIMEOUT", Duration::from_secs(300)),
+        head: env.duration("HEADER_TIMEOUT", Duration::from_secs(10)),
+        stream_idle: env.duration("STREAM_IDLE_TIMEOUT", Duration::from_secs(3600)),
+        client_age: env.duration("CLIENT_CONNECTION_AGE", Duration::from_secs(300)),
         quiet: env.duration("DRAIN_QUIET_PERIOD", Duration::from_secs(5)),
         upstream_idle: env.duration("UPSTREAM_IDLE_TIMEOUT", Duration::from_secs(60)),
         upstream_age: Duration::from_secs(600),
@@ -187,7 +199,14 @@ fn limits(env: &mut Reader) -> Limits {
         replay_bytes: within(env, "MAX_REPLAY_BYTES", 64 << 10, 0, 1 << 20),
         mirrors: within(env, "MAX_MIRRORED_REQUESTS", 1024, 0, 65_536),
         retry_percent: within(env, "RETRY_BUDGET_PERCENT", 20, 0, 100),
-        concurrent: 100,
+        concurrent: crate::upstream::connections::CONCURRENT,
+    }
+}
+
+impl Limits {
+    /// How old one client's connection may become.
+    pub fn client_age(&self) -> Duration {
+        self.client_age.mul_f64(rand::random_range(0.9..=1.0))
     }
 }
 

@@ -8,6 +8,7 @@ pub mod forward;
 pub mod http;
 mod last_words;
 mod mirror;
+mod pace;
 pub mod plan;
 pub mod replay;
 mod reply;
@@ -28,8 +29,10 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 
 use crate::capture::Downstream;
+use crate::config::Limits;
 use crate::record;
 pub use error::PathError;
+pub use pace::UnderWay;
 pub use replay::RequestBody;
 pub use response::ResponseBody;
 pub use rewound::{Bytes, Rewound};
@@ -65,14 +68,21 @@ pub async fn carry(downstream: Arc<Downstream>, incoming: Incoming) {
             Err(_) => Seen::Other,
         },
         // The port says that it is HTTP: there is time, and what is no HTTP is answered as such.
-        _ => match timeout(downstream.waypoint().config.limits.idle, look(&mut stream)).await {
-            Ok(Seen::Two) => Seen::Two,
-            Ok(Seen::Gone) => return,
-            Ok(_) => Seen::One,
-            Err(_) => return,
+        _ => match begins(&mut stream, &downstream.waypoint().config.limits).await {
+            Some(Seen::Two) => Seen::Two,
+            Some(Seen::Gone) | None => return,
+            Some(_) => Seen::One,
         },
     };
     go_on(&downstream, stream, seen).await;
+}
+
+/// How a client begins that is known to speak HTTP: it may be idle before, and then is as quick as any head has to be.
+async fn begins(stream: &mut Rewound<Stream>, limits: &Limits) -> Option<Seen> {
+    if timeout(limits.idle, read(stream)).await.ok()?.is_none() {
+        return Some(Seen::Gone);
+    }
+    timeout(limits.head, look(stream)).await.ok()
 }
 
 /// Carries what was seen for what it is.
@@ -104,11 +114,22 @@ async fn look(stream: &mut Rewound<Stream>) -> Seen {
             Seen::Unclear => {}
             clear => return clear,
         }
-        let mut piece = bytes::BytesMut::with_capacity(sniff::LONGEST_LINE);
-        match stream.get_mut().read_buf(&mut piece).await {
-            Ok(0) | Err(_) if stream.seen().is_empty() => return Seen::Gone,
-            Ok(0) | Err(_) => return Seen::Other,
-            Ok(_) => stream.keep(&piece),
+        match read(stream).await {
+            None if stream.seen().is_empty() => return Seen::Gone,
+            None => return Seen::Other,
+            Some(()) => {}
+        }
+    }
+}
+
+/// Reads a piece; `None`: there is no more. Cancel-safe.
+async fn read(stream: &mut Rewound<Stream>) -> Option<()> {
+    let mut piece = bytes::BytesMut::with_capacity(sniff::LONGEST_LINE);
+    match stream.get_mut().read_buf(&mut piece).await {
+        Ok(0) | Err(_) => None,
+        Ok(_) => {
+            stream.keep(&piece);
+            Some(())
         }
     }
 }

@@ -12,6 +12,6 @@ pub mod routes;
 mod world;
 
 pub use app::{App, Counts, body_of};
-pub use client::{Client, Http};
+pub use client::{Body, Client, Http};
 pub use endpoint::Endpoint;
 pub use world::{PATIENCE, World};

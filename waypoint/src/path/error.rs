@@ -108,6 +108,12 @@ pub enum PathError {
         /// The route's timeout.
         limit: Duration,
     },
+    /// The endpoint answered, and does not speak the protocol that the client wants to go on in.
+    #[error("the endpoint did not switch protocols: it answered {status}")]
+    NotSwitched {
+        /// Its answer.
+        status: http::StatusCode,
+    },
     /// The request cannot be forwarded.
     #[error("{what}")]
     BadRequest {
@@ -156,7 +162,7 @@ impl PathError {
                 Flag::UpstreamFailure
             }
             Self::Upstream { source } if is_reset(source) => Flag::UpstreamReset,
-            Self::Upstream { .. } | Self::Broken { .. } => Flag::UpstreamTermination,
+            Self::Upstream { .. } | Self::Broken { .. } | Self::NotSwitched { .. } => Flag::UpstreamTermination,
             Self::Handshake(_) | Self::Serve(_) | Self::NotConnect { .. } | Self::ClientGone { .. } => {
                 Flag::DownstreamTermination
             }
@@ -231,6 +237,7 @@ impl Diagnose for PathError {
             Self::Broken { .. } => "WAY009",
             Self::BadRequest { .. } => "WAY010",
             Self::TimedOut { .. } => "WAY011",
+            Self::NotSwitched { .. } => "WAY012",
         }
     }
 
@@ -249,6 +256,7 @@ impl Diagnose for PathError {
             | Self::Resolve { .. }
             | Self::Upstream { .. }
             | Self::TimedOut { .. }
+            | Self::NotSwitched { .. }
             | Self::Broken { .. } => Fault::Upstream,
         }
     }
@@ -268,7 +276,7 @@ impl Diagnose for PathError {
                 "check that the endpoint runs and that no NetworkPolicy blocks it"
             }
             Self::Resolve { .. } => "check the endpoint's name and the resolver of the waypoint",
-            Self::Upstream { .. } | Self::Broken { .. } => "see the endpoint's log",
+            Self::Upstream { .. } | Self::Broken { .. } | Self::NotSwitched { .. } => "see the endpoint's log",
             Self::TimedOut { .. } => "see why the endpoint is slow, or allow more in the route's timeouts",
             Self::NotConnect { .. } => "dial this port through ztunnel",
             Self::ClientGone { .. } => "see the client's log",

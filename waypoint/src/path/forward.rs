@@ -3,10 +3,12 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, Method, Uri};
+use http::{HeaderMap, Method, Request, Uri};
 use stillmesh_core::model::Identity;
 
 use super::{PathError, Version};
@@ -60,6 +62,22 @@ pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let asked = listed(headers, header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"));
     let is_h2c = protocol.to_str().is_ok_and(|text| text.split(',').any(|one| one.trim().eq_ignore_ascii_case("h2c")));
     (asked && !is_h2c).then(|| protocol.clone())
+}
+
+/// A client's CONNECT by which it wants to speak another protocol on a stream of HTTP/2 (RFC 8441), made the HTTP/1.1 request
+/// that asks for the same; says what the stream is to become. Other requests stay as they are.
+pub fn extended_connect<B>(request: &mut Request<B>, bits: u128) -> Option<HeaderValue> {
+    if request.method() != Method::CONNECT {
+        return None;
+    }
+    let protocol = request.extensions_mut().remove::<hyper::ext::Protocol>()?;
+    let protocol = HeaderValue::try_from(protocol.as_str()).ok()?;
+    *request.method_mut() = Method::GET;
+    if protocol.as_bytes().eq_ignore_ascii_case(b"websocket") {
+        let key = HeaderValue::try_from(STANDARD.encode(bits.to_be_bytes())).ok()?;
+        request.headers_mut().insert(header::SEC_WEBSOCKET_KEY, key);
+    }
+    Some(protocol)
 }
 
 /// Takes out what is meant for the next hop only (RFC 9110 section 7.6.1).
@@ -165,6 +183,8 @@ pub fn target(head: &mut Parts, version: Version) -> Result<(), PathError> {
         }
     };
     head.headers.remove(header::HOST);
+    // HTTP/2 endpoints are sent bodies unasked.
+    head.headers.remove(header::EXPECT);
     let mut parts = http::uri::Parts::default();
     parts.scheme = Some(head.uri.scheme().cloned().unwrap_or(Scheme::HTTP));
     parts.authority = Some(authority);

@@ -2,6 +2,7 @@
 //! Bodies stream both ways; neither side is read faster than the other takes.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use stillmesh_core::decide::Target;
+use stillmesh_core::model::AppProtocol;
 use stillmesh_hbone::Stream;
 use stillmesh_runtime::drain::Watch;
 use tokio::io::copy_bidirectional;
@@ -23,42 +25,44 @@ use tokio::time::sleep;
 use super::cors::Crossed;
 use super::exchange::Exchange;
 use super::last_words::LastWords;
+use super::pace::Pace;
 use super::plan::{self, Action, Plan, Taken};
 use super::replay::Replay;
 use super::response::Overdue;
 use super::{PathError, ResponseBody, Rewound, Version, fault, forward, mirror, reply};
 use crate::capture::Downstream;
+use crate::config::Limits;
 use crate::record::request::Request as Record;
 use crate::upstream::connections::{CONNECTION_WINDOW, Owned, SEND_BUFFER, STREAM_WINDOW};
 
 /// Serves one client's HTTP connection to its end.
 pub async fn serve(downstream: Arc<Downstream>, stream: Rewound<Stream>, version: Version) {
     let waypoint = downstream.waypoint().clone();
-    let limits = waypoint.config.limits;
-    let service = service_fn(move |request: Request<Incoming>| {
-        let downstream = downstream.clone();
-        async move { Ok::<_, Infallible>(answer(downstream, request, version).await) }
+    let (limits, watch) = (waypoint.config.limits, &waypoint.watch);
+    let pace = Pace::new(stream.bytes());
+    let service = service_fn({
+        let pace = pace.clone();
+        move |request: Request<Incoming>| {
+            let (downstream, pace) = (downstream.clone(), pace.clone());
+            async move { Ok::<_, Infallible>(answer(downstream, request, version, &pace).await) }
+        }
     });
-    let watch = &waypoint.watch;
     let ended = match version {
         Version::One => {
-            let (stream, clean) = LastWords::new(stream);
-            let io = TokioIo::new(stream);
-            let mut connection = std::pin::pin!(
-                http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(limits.idle)
-                    .max_buf_size(limits.head_bytes)
-                    .serve_connection(io, service)
-                    .with_upgrades()
-            );
-            let ended = tokio::select! {
-                ended = connection.as_mut() => ended,
-                () = quiet(watch, limits.quiet) => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.as_mut().await
+            let (stream, clean) = LastWords::new(stream, pace.clone(), limits.head);
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(limits.idle)
+                .max_buf_size(limits.head_bytes)
+                .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades();
+            let leave = async {
+                tokio::select! {
+                    () = quiet(watch, limits.quiet) => {}
+                    () = grow_old(&pace, limits.client_age()) => {}
                 }
             };
+            let ended = run(std::pin::pin!(connection), |one| one.graceful_shutdown(), leave, &pace, &limits).await;
             if ended.as_ref().is_err_and(hyper::Error::is_parse) {
                 // It was answered: what was wrong is the client's to know.
                 clean.set();
@@ -66,29 +70,80 @@ pub async fn serve(downstream: Arc<Downstream>, stream: Rewound<Stream>, version
             ended
         }
         Version::Two => {
-            let io = TokioIo::new(stream);
-            let mut connection = std::pin::pin!(
-                http2::Builder::new(Owned(waypoint.tasks.clone()))
-                    .timer(TokioTimer::new())
-                    .initial_stream_window_size(STREAM_WINDOW)
-                    .initial_connection_window_size(CONNECTION_WINDOW)
-                    .max_send_buf_size(SEND_BUFFER)
-                    .max_concurrent_streams(limits.concurrent)
-                    .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
-                    .serve_connection(io, service)
-            );
-            tokio::select! {
-                ended = connection.as_mut() => ended,
-                _ = watch.signaled() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
+            let connection = http2::Builder::new(Owned(waypoint.tasks.clone()))
+                .timer(TokioTimer::new())
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_frame_size(FRAME)
+                .max_send_buf_size(SEND_BUFFER)
+                .max_concurrent_streams(limits.concurrent)
+                .max_pending_accept_reset_streams(MOST_RESET)
+                .max_local_error_reset_streams(MOST_ERRORS)
+                .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+                .enable_connect_protocol()
+                .serve_connection(TokioIo::new(stream), service);
+            let leave = async {
+                tokio::select! {
+                    _ = watch.signaled() => {}
+                    () = pace.idle(limits.idle) => {}
+                    () = sleep(limits.client_age()) => {}
                 }
-            }
+            };
+            run(std::pin::pin!(connection), |two| two.graceful_shutdown(), leave, &pace, &limits).await
         }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a client's HTTP connection ended early");
     }
+}
+
+/// Largest frame taken from a client, bytes.
+const FRAME: u32 = 16 << 10;
+
+/// Streams that a client may have opened and reset before anybody looked at them; more end its connection («rapid reset»,
+/// CVE-2023-44487).
+const MOST_RESET: usize = 20;
+
+/// Streams that the server may have reset because the client broke the protocol; more end its connection (CVE-2025-8671).
+const MOST_ERRORS: usize = 100;
+
+/// How long a connection that was told to end may go on without requests.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+
+/// Runs a connection to its end; after `leave` it takes no new requests. One on which nothing passes any more is cut.
+async fn run<C>(
+    mut connection: Pin<&mut C>,
+    graceful: impl Fn(Pin<&mut C>),
+    leave: impl Future<Output = ()>,
+    pace: &Pace,
+    limits: &Limits,
+) -> hyper::Result<()>
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let (mut leave, mut is_leaving) = (std::pin::pin!(leave), false);
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => return ended,
+            () = leave.as_mut(), if !is_leaving => {
+                is_leaving = true;
+                graceful(connection.as_mut());
+            }
+            () = pace.stalled(limits.stream_idle) => {
+                pace.cut();
+                return Ok(());
+            }
+            () = pace.idle(LAST_WORDS), if is_leaving => return Ok(()),
+        }
+    }
+}
+
+/// An HTTP/1.1 connection that is old ends with its next answer: closed at once, it would break the request that may be on
+/// its way. Never ends.
+async fn grow_old(pace: &Pace, age: Duration) {
+    sleep(age).await;
+    pace.leave();
+    std::future::pending().await
 }
 
 /// Waits until idle HTTP/1.1 connections are to be closed.
@@ -102,15 +157,20 @@ async fn answer(
     downstream: Arc<Downstream>,
     mut request: Request<Incoming>,
     version: Version,
+    pace: &Arc<Pace>,
 ) -> Response<ResponseBody> {
-    let asked = (version == Version::One).then(|| forward::upgrade(request.headers())).flatten();
+    let under_way = pace.begin();
+    let asked = match version {
+        Version::One => forward::upgrade(request.headers()),
+        Version::Two => forward::extended_connect(&mut request, rand::random()),
+    };
     let client = asked.as_ref().map(|_| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();
     let id = forward::request_id(&mut head.headers, rand::random());
     let waypoint = downstream.waypoint().clone();
     let replay = Replay::new(body, waypoint.config.limits.replay_bytes);
     let is_grpc = reply::is_grpc(&head.headers);
-    let mut record = Record::new(downstream.clone(), &head, version, id, replay.received());
+    let mut record = Record::new(downstream.clone(), &head, version, id, replay.received(), under_way);
     let entropy = rand::random();
     let planned = forward::check(&head, version).and_then(|()| {
         let snapshot = waypoint.snapshots.load();
@@ -147,7 +207,7 @@ async fn answer(
     };
     if version == Version::One
         && response.status() != StatusCode::SWITCHING_PROTOCOLS
-        && waypoint.watch.started().is_some()
+        && (pace.is_leaving() || waypoint.watch.started().is_some())
     {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
@@ -179,11 +239,19 @@ async fn forward(
     let Asked { mut head, replay, version, is_grpc, upgrade, client, entropy } = asked;
     let waypoint = downstream.waypoint();
     let rule = taken.forward();
+    let client_version = version;
+    let version = upstream_version(target, version, upgrade.as_ref());
+    if client_version == Version::Two && version == Version::Two && upgrade.is_some() {
+        let what = "CONNECT is not forwarded to a port that speaks HTTP/2";
+        return reply::refuse(&PathError::BadRequest { what }, is_grpc, record);
+    }
+    // HTTP/2 knows no upgrade; it may be left out (RFC 9110 section 7.8).
+    let upgrade = upgrade.filter(|_| version == Version::One);
     if let Err(error) = prepare(downstream, &mut head, version, upgrade.as_ref()) {
         return reply::refuse(&error, is_grpc, record);
     }
     if let Some(rule) = rule.filter(|rule| upgrade.is_none() && !rule.mirrors.is_empty()) {
-        mirror::send(downstream, &rule.mirrors, taken.is_virtual_service(), (&head, &replay), version, entropy);
+        mirror::send(downstream, &rule.mirrors, taken.is_virtual_service(), (&head, &replay), client_version, entropy);
     }
     let patience = rule.and_then(|rule| rule.timeout);
     let deadline = is_grpc.then(|| forward::grpc_timeout(&head.headers)).flatten();
@@ -203,9 +271,21 @@ async fn forward(
         Ok((response, in_use)) => {
             record.active(active);
             let body = |body, record| ResponseBody::of(body, in_use, record, overdue, is_grpc);
-            deliver(downstream, response, body, client, record)
+            deliver(downstream, response, body, client.map(|client| (client, client_version)), record)
         }
         Err(error) => reply::refuse(&error, is_grpc, record),
+    }
+}
+
+/// The endpoint's HTTP version: its port's where that is HTTP/2, else the client's. What turns its connection into something
+/// else does so in HTTP/1.1.
+pub fn upstream_version(target: &Target, client: Version, upgrade: Option<&HeaderValue>) -> Version {
+    match target {
+        Target::Service { port, .. } if matches!(port.protocol(), AppProtocol::Http2 | AppProtocol::Grpc) => {
+            Version::Two
+        }
+        _ if upgrade.is_some() => Version::One,
+        _ => client,
     }
 }
 
@@ -283,12 +363,12 @@ fn deliver(
     downstream: &Arc<Downstream>,
     mut response: Response<Incoming>,
     make: impl FnOnce(Incoming, Record) -> ResponseBody,
-    client: Option<OnUpgrade>,
+    client: Option<(OnUpgrade, Version)>,
     mut record: Record,
 ) -> Response<ResponseBody> {
     record.answered(response.status(), response.headers());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let Some(client) = client else {
+        let Some((client, version)) = client else {
             return reply::refuse(
                 &PathError::BadRequest { what: "the endpoint switched protocols unasked" },
                 false,
@@ -299,15 +379,28 @@ fn deliver(
         let (mut head, _) = response.into_parts();
         let protocol = head.headers.get(header::UPGRADE).cloned();
         forward::strip(&mut head.headers);
-        head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        if let Some(protocol) = protocol {
-            head.headers.insert(header::UPGRADE, protocol);
+        if version == Version::Two {
+            // A CONNECT is answered 200, and the client has sent no key (RFC 8441 section 5).
+            head.status = StatusCode::OK;
+            head.version = http::Version::HTTP_2;
+            head.headers.remove(header::SEC_WEBSOCKET_ACCEPT);
+        } else {
+            head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            if let Some(protocol) = protocol {
+                head.headers.insert(header::UPGRADE, protocol);
+            }
         }
         downstream.waypoint().tasks.spawn("upgraded", tunnel(client, endpoint, record));
         return Response::from_parts(head, ResponseBody::empty());
     }
+    if matches!(client, Some((_, Version::Two))) && response.status().is_success() {
+        // To a CONNECT this would say that it is open.
+        return reply::refuse(&PathError::NotSwitched { status: response.status() }, false, record);
+    }
     let (mut head, body) = response.into_parts();
     forward::strip(&mut head.headers);
+    // The client's connection has its own.
+    head.version = http::Version::default();
     Response::from_parts(head, make(body, record))
 }
 

@@ -1,22 +1,31 @@
-//! A client's stream under an HTTP/1.1 server: when the server gives up on what the client sends, its answer still arrives.
+//! A client's stream under an HTTP/1.1 server: when the server gives up on what the client sends, its answer still arrives;
+//! and a head that began comes whole within its time, or the stream ends.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use stillmesh_hbone::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 use super::Rewound;
+use super::pace::Pace;
 
 /// The stream. Dropped as it is, it is reset; after [`Clean::set`] it is ended instead.
 #[derive(Debug)]
 pub struct LastWords {
     stream: Rewound<Stream>,
     clean: Clean,
+    pace: Arc<Pace>,
+    /// How long a head may take.
+    limit: Duration,
+    /// A head that has begun: after how many requests, and when it is too late.
+    head: Option<(u64, Pin<Box<Sleep>>)>,
 }
 
 /// Says that everything was said.
@@ -32,9 +41,28 @@ impl Clean {
 
 impl LastWords {
     /// Over a stream.
-    pub fn new(stream: Rewound<Stream>) -> (Self, Clean) {
+    pub fn new(stream: Rewound<Stream>, pace: Arc<Pace>, limit: Duration) -> (Self, Clean) {
         let clean = Clean::default();
-        (Self { stream, clean: clean.clone() }, clean)
+        (Self { stream, clean: clean.clone(), pace, limit, head: None }, clean)
+    }
+
+    /// What is read between requests is a head.
+    fn began(&mut self) {
+        let begun = self.pace.begun();
+        if !self.pace.is_busy() && self.head.as_ref().is_none_or(|(before, _)| *before != begun) {
+            self.head = Some((begun, Box::pin(sleep(self.limit))));
+        }
+    }
+
+    /// Ends when a head takes too long.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.head {
+            Some((before, late)) if *before == self.pace.begun() && !self.pace.is_busy() => late.as_mut().poll(cx),
+            _ => {
+                self.head = None;
+                Poll::Pending
+            }
+        }
     }
 }
 
@@ -49,7 +77,16 @@ impl Drop for LastWords {
 
 impl AsyncRead for LastWords {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        match Pin::new(&mut self.stream).poll_read(cx, buffer) {
+            Poll::Ready(read) => {
+                if buffer.filled().len() > before {
+                    self.began();
+                }
+                Poll::Ready(read)
+            }
+            Poll::Pending => self.poll_late(cx).map(|()| Err(io::ErrorKind::TimedOut.into())),
+        }
     }
 }
 

@@ -19,9 +19,10 @@ use stillmesh_core::decide::route::{Chance, is_hit};
 use stillmesh_core::model::http::Mirror;
 use tokio::time::{Instant, timeout};
 
+use super::http::upstream_version;
 use super::plan;
 use super::replay::Replay;
-use super::{PathError, Version};
+use super::{PathError, Version, forward};
 use crate::capture::Downstream;
 use crate::upstream;
 
@@ -38,7 +39,7 @@ pub fn send(
     mirrors: &[Mirror],
     is_marked: bool,
     (head, replay): (&Parts, &Replay),
-    version: Version,
+    client: Version,
     entropy: u64,
 ) {
     let waypoint = downstream.waypoint();
@@ -59,6 +60,11 @@ pub fn send(
         head.headers.remove(header::EXPECT);
         if is_marked {
             mark(&mut head);
+        }
+        let version = upstream_version(&target, client, None);
+        forward::strip(&mut head.headers);
+        if forward::target(&mut head, version).is_err() {
+            continue;
         }
         let (downstream, copy) = (downstream.clone(), replay.copy());
         waypoint.background.spawn("mirror", async move {

@@ -62,6 +62,7 @@ pub fn refuse(error: &PathError, is_grpc: bool, mut record: Record) -> Response<
         PathError::Full { .. } => (StatusCode::SERVICE_UNAVAILABLE, "too many requests at a time"),
         PathError::Refused(_) => (StatusCode::SERVICE_UNAVAILABLE, "no endpoint"),
         PathError::Upstream { .. } => (StatusCode::SERVICE_UNAVAILABLE, "the endpoint broke off before its answer"),
+        PathError::NotSwitched { .. } => (StatusCode::BAD_GATEWAY, "the endpoint did not switch protocols"),
         PathError::TimedOut { .. } => (StatusCode::GATEWAY_TIMEOUT, "the request took too long"),
         _ => (StatusCode::SERVICE_UNAVAILABLE, "no endpoint was reached"),
     };

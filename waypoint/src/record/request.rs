@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{Ends, Flag, Flags, RequestLabels};
 use crate::capture::Downstream;
-use crate::path::{PathError, Version};
+use crate::path::{PathError, UnderWay, Version};
 use crate::upstream::budget::Active;
 
 /// What is known of a request.
@@ -39,6 +39,7 @@ pub struct Request {
     error: Option<String>,
     permit: Option<OwnedSemaphorePermit>,
     active: Option<Active>,
+    under_way: UnderWay,
 }
 
 /// Longest text of a client's that is logged, bytes.
@@ -52,6 +53,7 @@ impl Request {
         version: Version,
         id: HeaderValue,
         received: Arc<AtomicU64>,
+        under_way: UnderWay,
     ) -> Self {
         let short = |text: &str| text.chars().take(LONGEST).collect::<String>();
         let header = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
@@ -76,6 +78,7 @@ impl Request {
             error: None,
             permit: None,
             active: None,
+            under_way,
             downstream,
         }
     }
@@ -156,7 +159,11 @@ impl Request {
 impl Drop for Request {
     fn drop(&mut self) {
         let duration = self.began.elapsed();
-        let flags = self.flags.and(self.end);
+        let end = match self.end {
+            Some(Flag::DownstreamTermination) if self.under_way.is_cut() => Some(Flag::StreamIdle),
+            end => end,
+        };
+        let flags = self.flags.and(end);
         let received = self.received.load(Ordering::Relaxed);
         let status = self.status.map_or(0, |status| status.as_u16());
         let labels = RequestLabels {

@@ -233,11 +233,13 @@ impl Connections {
 }
 
 /// Receive windows and buffers of HTTP/2 inside the tunnels, bytes.
-pub const STREAM_WINDOW: u32 = 256 << 10;
-/// See [`STREAM_WINDOW`].
-pub const CONNECTION_WINDOW: u32 = 1 << 20;
+pub const STREAM_WINDOW: u32 = 128 << 10;
+/// See [`STREAM_WINDOW`]. All streams together fit into it: one whose reader has stopped never stops its neighbours.
+pub const CONNECTION_WINDOW: u32 = STREAM_WINDOW * CONCURRENT;
 /// See [`STREAM_WINDOW`].
 pub const SEND_BUFFER: usize = 128 << 10;
+/// Requests at a time on one HTTP/2 connection, either side.
+pub const CONCURRENT: u32 = 100;
 
 impl Default for Slot {
     fn default() -> Self {

@@ -1,5 +1,4 @@
 //! Faults, copies and cross-origin answers.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
