@@ -7,10 +7,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use stillmesh_api::ca;
 use stillmesh_api::xds::{Client, NodeInfo};
-use stillmesh_core::snapshot::{Snapshot, Touched};
+use stillmesh_core::snapshot::Snapshot;
 use stillmesh_identity::ca::OwnIdentity;
 use stillmesh_identity::{Revocations, SecretLimits, Secrets, SystemClock};
-use stillmesh_proxy::{Pass, Readiness, Snapshots, Writer, readiness, revocations};
+use stillmesh_proxy::{Readiness, Snapshots, Writer, readiness, revocations};
 use stillmesh_runtime::drain::{self, Mode, Watch};
 use stillmesh_runtime::sys::socket;
 use stillmesh_runtime::tasks::Tasks;
@@ -19,6 +19,7 @@ use stillmesh_runtime::telemetry::metrics::Metrics as Registered;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::clients::{Clients, Enforcer};
 use crate::config::Config;
 use crate::record::Metrics;
 use crate::waypoint::{Parts, Waypoint};
@@ -90,14 +91,6 @@ pub async fn run(config: Config, watch: Watch) -> anyhow::Result<()> {
     serve(config, listeners, watch).await
 }
 
-/// Nothing that is open is decided again yet: a connection that is open stays as it was decided.
-#[derive(Debug)]
-struct Nothing;
-
-impl Pass for Nothing {
-    async fn pass(&mut self, _snapshot: &Snapshot, _touched: Touched) {}
-}
-
 /// [`run`] with ports that are taken already.
 pub async fn serve(config: Config, listeners: Listeners, watch: Watch) -> anyhow::Result<()> {
     let tasks = Tasks::new("waypoint");
@@ -110,8 +103,10 @@ pub async fn serve(config: Config, listeners: Listeners, watch: Watch) -> anyhow
     let initial = Snapshot::empty(config.network.as_str());
     let snapshots = Arc::new(Snapshots::new(initial.clone()));
     let xds_metrics = metrics.xds.clone();
+    let open = Arc::new(Clients::default());
+    let enforcer = Enforcer { clients: open.clone(), config: config.clone() };
     let (writer, publisher) =
-        Writer::new(initial, config.unknown_policies, snapshots.clone(), Nothing, xds_metrics.clone());
+        Writer::new(initial, config.unknown_policies, snapshots.clone(), enforcer, xds_metrics.clone());
     tasks.spawn("snapshots", writer.run());
 
     let secrets = secrets(&config, &tasks);
@@ -123,8 +118,9 @@ pub async fn serve(config: Config, listeners: Listeners, watch: Watch) -> anyhow
 
     let clients = tasks.child("clients");
     let upstream = tasks.child("upstream");
-    let waypoint =
-        Waypoint::new(Parts { config, snapshots, secrets, metrics, watch: watch.clone(), tasks: clients, upstream });
+    let watched = watch.clone();
+    let parts = Parts { config, snapshots, secrets, metrics, open, watch: watched, tasks: clients, upstream };
+    let waypoint = Waypoint::new(parts);
     let (servers_end, servers) = drain::channel();
     let Listeners { hbone, admin, stats, readiness: ready } = listeners;
     tasks.spawn("admin", admin::server(waypoint.clone()).serve(admin, servers.clone()));

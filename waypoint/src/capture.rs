@@ -15,7 +15,9 @@ use stillmesh_runtime::accept::{Acceptor, Permit};
 use stillmesh_runtime::sys::socket;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
+use crate::clients::Peer;
 use crate::path::{self, PathError};
 use crate::record;
 use crate::waypoint::Waypoint;
@@ -63,16 +65,21 @@ async fn session(
     }
     let leaf = waypoint.secrets.leaf(&waypoint.config.identity).await?;
     let now = waypoint.secrets.clock().now();
-    let session = accept_tls(stream, &leaf, now, waypoint.config.limits.handshake).await?;
+    let mut session = accept_tls(stream, &leaf, now, waypoint.config.limits.handshake).await?;
     drop(handshake);
     let limits = waypoint.limits();
-    let client =
-        Arc::new(Client { waypoint: waypoint.clone(), address: peer, local, identity: session.peer().clone() });
+    session.retire(Instant::now() + waypoint.config.limits.client_age());
+    let identity = session.peer().clone();
+    let entered = waypoint.clients.enter(Peer { address: peer, local, identity: identity.clone() });
+    let client = Arc::new(Client { waypoint: waypoint.clone(), address: peer, local, identity });
     let served = serve(session, &limits, &waypoint.tasks, waypoint.watch.clone(), move |incoming| {
         let client = client.clone();
         async move { client.take(incoming).await }
     });
-    Ok(served.await?)
+    tokio::select! {
+        served = served => Ok(served?),
+        refusal = entered.refused() => Err(refusal.into()),
+    }
 }
 
 /// Who is at the other end of a connection.
@@ -112,6 +119,8 @@ impl Client {
     async fn downstream(self: &Arc<Self>, incoming: &Incoming, authority: &Authority) -> Result<Downstream, PathError> {
         let own = self.waypoint.own().await?;
         let snapshot = self.waypoint.snapshots.load();
+        let peer = Peer { address: self.address, local: self.local, identity: self.identity.clone() };
+        peer.admit(&snapshot, &own)?;
         let attrs = ConnectAttrs { destination: &own, local_ip: self.local.ip(), authority };
         let target = decide::waypoint(&snapshot, &attrs)?;
         let described = incoming.headers().baggage.map(Party::from).unwrap_or_default();

@@ -10,6 +10,7 @@
 pub mod admin;
 pub mod app;
 pub mod capture;
+pub mod clients;
 pub mod config;
 pub mod path;
 pub mod record;

@@ -12,6 +12,7 @@ use stillmesh_runtime::drain::Watch;
 use stillmesh_runtime::tasks::Tasks;
 use tokio::sync::Semaphore;
 
+use crate::clients::Clients;
 use crate::config::Config;
 use crate::path::PathError;
 use crate::record::Metrics;
@@ -33,6 +34,8 @@ pub struct Waypoint {
     pub connections: Arc<Connections>,
     /// What share of requests may be retries.
     pub budget: Arc<Budget>,
+    /// Who is connected.
+    pub clients: Arc<Clients>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What all tunnels may hold together.
@@ -58,6 +61,7 @@ pub struct Parts {
     pub snapshots: Arc<Snapshots>,
     pub secrets: Secrets,
     pub metrics: Arc<Metrics>,
+    pub open: Arc<Clients>,
     pub watch: Watch,
     /// Owns what clients opened.
     pub tasks: Tasks,
@@ -68,7 +72,7 @@ pub struct Parts {
 impl Waypoint {
     /// Puts a waypoint together.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { config, snapshots, secrets, metrics, watch, tasks, upstream } = parts;
+        let Parts { config, snapshots, secrets, metrics, open, watch, tasks, upstream } = parts;
         let memory = Memory::new(config.hbone.memory_bytes);
         let dial = Arc::new(Plain { keepalive: config.keepalive });
         let limits = Self::tunnel_limits(&config, &memory);
@@ -84,6 +88,7 @@ impl Waypoint {
             config,
             snapshots,
             secrets,
+            clients: open,
             metrics,
             watch,
             tasks,
@@ -106,22 +111,21 @@ impl Waypoint {
     /// The waypoint's own workload, waited for: a client may be faster than the control plane.
     pub async fn own(&self) -> Result<Arc<Workload>, PathError> {
         let limit = self.config.limits.own_workload;
-        let found = self.snapshots.wait_for(limit, |snapshot| self.own_in(snapshot)).await;
+        let found = self.snapshots.wait_for(limit, |snapshot| own_in(&self.config, snapshot)).await;
         found.ok_or_else(|| PathError::NoOwnWorkload {
             pod: format!("{}/{}", self.config.pod_namespace, self.config.pod_name),
             limit,
         })
     }
+}
 
-    /// By its pod, else by its address and identity.
-    fn own_in(&self, snapshot: &Snapshot) -> Option<Arc<Workload>> {
-        let config = &self.config;
-        let account = &config.identity.service_account;
-        let by_pod = snapshot.local_workload(&config.node, &config.pod_namespace, &config.pod_name, account);
-        let at = |ip: IpAddr| snapshot.workload_at(&NetworkAddress::new(config.network.as_str(), ip));
-        let by_address = || config.instance_ip.and_then(at).filter(|own| own.identity() == config.identity);
-        by_pod.or_else(by_address).cloned()
-    }
+/// The waypoint's own workload: by its pod, else by its address and identity.
+pub fn own_in(config: &Config, snapshot: &Snapshot) -> Option<Arc<Workload>> {
+    let account = &config.identity.service_account;
+    let by_pod = snapshot.local_workload(&config.node, &config.pod_namespace, &config.pod_name, account);
+    let at = |ip: IpAddr| snapshot.workload_at(&NetworkAddress::new(config.network.as_str(), ip));
+    let by_address = || config.instance_ip.and_then(at).filter(|own| own.identity() == config.identity);
+    by_pod.or_else(by_address).cloned()
 }
 
 impl std::fmt::Debug for Waypoint {

@@ -42,6 +42,11 @@ impl<IO> Session<IO> {
     pub fn peer(&self) -> &Identity {
         &self.peer
     }
+
+    /// Takes no new streams from then on; open ones go on. Never later than the certificates want it.
+    pub fn retire(&mut self, at: Instant) {
+        self.drain_at = self.drain_at.min(at);
+    }
 }
 
 /// Does the handshake as the holder of `leaf`. Errors: see [`TlsError`]; a peer that is silent or slow ends at `deadline`.

@@ -8,7 +8,9 @@ use std::time::Duration;
 use http::StatusCode;
 use parking_lot::Mutex;
 use stillmesh_core::fixtures;
-use stillmesh_core::model::{NetworkAddress, PortMapping, Service, TunnelProtocol, Workload, WorkloadUid};
+use stillmesh_core::model::{
+    NetworkAddress, Policy, PolicyKey, PortMapping, Service, TunnelProtocol, Workload, WorkloadUid,
+};
 use stillmesh_core::snapshot::Change;
 use stillmesh_runtime::admin::client::{Client as Admin, Endpoint as At};
 use stillmesh_runtime::drain::{self, Mode};
@@ -44,6 +46,16 @@ struct Running {
     waypoint: Task<Result<(), String>>,
 }
 
+/// The waypoint's own workload.
+fn own(policies: &[PolicyKey]) -> Workload {
+    let mut own = fixtures::workload("gate/w");
+    own.addresses = vec![WAYPOINT.into()];
+    let front = fixtures::service("gate/w", &[(15008, 15008)]);
+    own.services.push((front.key.clone(), front.ports.iter().map(|port| port.mapping).collect()));
+    own.authorization_policies = policies.to_vec();
+    own
+}
+
 impl World {
     /// A control plane that knows of the waypoint alone, which does not run yet.
     pub async fn new() -> Self {
@@ -51,12 +63,16 @@ impl World {
         drop(stillmesh_runtime::telemetry::init("test"));
         let tasks = Tasks::new("test world");
         let control = Control::start(&tasks, Duration::from_secs(3600)).await;
-        let mut own = fixtures::workload("gate/w");
-        own.addresses = vec![WAYPOINT.into()];
         let front = fixtures::service("gate/w", &[(15008, 15008)]);
-        own.services.push((front.key.clone(), front.ports.iter().map(|port| port.mapping).collect()));
-        control.store.publish(vec![Change::Service(Arc::new(front)), Change::Workload(Arc::new(own))]);
+        control.store.publish(vec![Change::Service(Arc::new(front)), Change::Workload(Arc::new(own(&[])))]);
         Self { control, tasks, running: None, workloads: 0, published: Mutex::default() }
+    }
+
+    /// Has these policies, and no others, select the waypoint itself.
+    pub fn guard(&self, policies: &[Policy]) {
+        let keys: Vec<PolicyKey> = policies.iter().map(|policy| policy.key.clone()).collect();
+        let new = policies.iter().map(|policy| Change::Policy(Arc::new(policy.clone())));
+        self.control.store.publish(new.chain([Change::Workload(Arc::new(own(&keys)))]).collect());
     }
 
     /// A workload `shop/name` at an address of its own, with a tunnel; not published yet, and with nothing that listens.

@@ -175,6 +175,7 @@ impl PathError {
     pub fn word(&self) -> &'static str {
         match self {
             Self::NoOwnWorkload { .. } => "own_workload",
+            Self::Refused(refusal) if refusal.reason.is_denial() => "denied",
             Self::Refused(_) => "not_bound",
             Self::Full { .. } => "full",
             Self::Handshake(_) => "tls",

@@ -7,7 +7,7 @@ use super::Verdict;
 use super::matching::{Seen, matching_rule};
 use crate::attrs::InboundAttrs;
 use crate::explain::{NAMED_POLICIES, Reason};
-use crate::model::{Action, Policy, PolicyKey, Workload};
+use crate::model::{Action, Policy, PolicyKey, Scope, Workload};
 use crate::snapshot::{Snapshot, UnknownPolicies};
 
 /// Whether `attrs` may pass under the policies of `snapshot`. For an open connection, ask again and take
@@ -20,9 +20,19 @@ use crate::snapshot::{Snapshot, UnknownPolicies};
 /// Where `snapshot` knows the destination, its version counts and not the caller's, which may be older: a policy that
 /// was attached meanwhile is not missed.
 pub fn authorize(snapshot: &Snapshot, attrs: &InboundAttrs<'_>) -> Verdict {
+    judge(snapshot, attrs, |_| true)
+}
+
+/// [`authorize`] for a waypoint's own port, where what arrives is for others: only policies that select the waypoint itself
+/// are asked. Those of its namespace and of the mesh are meant for what is behind it (contract 7.4).
+pub fn authorize_at_waypoint(snapshot: &Snapshot, attrs: &InboundAttrs<'_>) -> Verdict {
+    judge(snapshot, attrs, |policy| policy.scope == Scope::WorkloadSelector)
+}
+
+fn judge(snapshot: &Snapshot, attrs: &InboundAttrs<'_>, counts: impl Fn(&Policy) -> bool) -> Verdict {
     let seen = Seen::new(attrs);
     let destination = snapshot.newest(attrs.destination);
-    let mut policies: Vec<&Arc<Policy>> = snapshot.policies_of(destination).collect();
+    let mut policies: Vec<&Arc<Policy>> = snapshot.policies_of(destination).filter(|policy| counts(policy)).collect();
     policies.sort_unstable_by(|one, other| one.key.cmp(&other.key));
     policies.dedup_by(|one, other| one.key == other.key);
     let (dry_run, enforced): (Vec<_>, Vec<_>) = policies.into_iter().partition(|policy| policy.dry_run);

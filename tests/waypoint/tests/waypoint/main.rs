@@ -1,5 +1,6 @@
 //! What clients see of a waypoint, and what its endpoints see.
 
+mod clients;
 mod filters;
 mod hostile;
 mod http;
@@ -7,4 +8,5 @@ mod lifecycle;
 mod protocols;
 mod retries;
 mod routes;
+mod smuggling;
 mod ways;

@@ -353,3 +353,26 @@ fn a_policy_that_was_attached_since_the_caller_looked_the_workload_up_counts() {
     assert!(asked(&old.snapshot(), &stale, &peer).allowed);
     assert!(!asked(&old.policy_ref("b", "ns/p").snapshot(), &stale, &peer).allowed);
 }
+
+#[test]
+fn at_a_waypoint_only_policies_that_select_it_are_asked() {
+    let chosen = policy("ns/chosen", Scope::WorkloadSelector, Action::Deny, vec![from("ns/evil")]);
+    let world = World::new()
+        .workload("b")
+        .policy(policy("ns/nobody", Scope::Namespace, Action::Allow, vec![]))
+        .policy(policy("istio-system/nobody", Scope::Global, Action::Allow, vec![]))
+        .policy(chosen)
+        .policy_ref("b", "ns/chosen");
+    let destination = world.get("b");
+    for (name, expected) in [("ns/good", true), ("ns/evil", false)] {
+        let identity = workload(name).identity();
+        let attrs = InboundAttrs {
+            destination: &destination,
+            upstream: (world.address("b", false), 15008).into(),
+            source_ip: "10.0.0.9".parse().unwrap(),
+            source_identity: Some(&identity),
+        };
+        assert_eq!(authorize_at_waypoint(&world.snapshot(), &attrs).allowed, expected, "{name}");
+        assert!(!authorize(&world.snapshot(), &attrs).allowed, "elsewhere all of them are");
+    }
+}
