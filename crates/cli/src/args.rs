@@ -15,6 +15,7 @@ use crate::cluster::check::Check;
 use crate::cluster::install::{Install, Manifest};
 use crate::cluster::uninstall::Uninstall;
 use crate::cluster::version::Version;
+use crate::cluster::waypoint::Waypoint;
 use crate::cluster::zc::Zc;
 use crate::demo::Demo;
 use crate::shop::Shop;
@@ -62,6 +63,9 @@ pub(crate) enum Command {
     /// Show what a node tunnel knows: workloads, services, policies, certificates, connections
     #[command(visible_alias = "ztunnel-config")]
     Zc(Zc),
+    /// Waypoints of a cluster: HTTP routing and L7 authorization for a namespace
+    #[command(subcommand)]
+    Waypoint(Waypoint),
     /// Measure the mesh on this machine against raw TCP
     Bench(Bench),
     /// Try every operation that a mesh on this machine needs, and say what to change where one is refused

@@ -18,4 +18,5 @@ pub(crate) mod uninstall;
 mod value;
 pub(crate) mod version;
 mod view;
+pub(crate) mod waypoint;
 pub(crate) mod zc;

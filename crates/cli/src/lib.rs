@@ -85,6 +85,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check(args) => return runtime()?.block_on(cluster::check::run(&args)),
         Command::Version(args) => return runtime()?.block_on(cluster::version::run(&args)),
         Command::Manifest(args) => return cluster::install::manifest(&args),
+        Command::Waypoint(args) => return runtime()?.block_on(cluster::waypoint::run(&args)),
         Command::Zc(args) => return runtime()?.block_on(cluster::zc::run(&args)),
         Command::Capture(args) => return runtime()?.block_on(commands::capture(&args)),
     }
