@@ -24,3 +24,4 @@ mod scene;
 mod shell;
 mod support;
 mod traffic;
+mod waypoint;

@@ -165,6 +165,15 @@ mesh_ready() {
 		k -n "$SYSTEM" rollout status daemonset/ztunnel --timeout="${1:-120}s"
 }
 
+# The Gateway API's own definitions, which users install themselves.
+gateway_api() {
+	local module file files=()
+	module=$("$here/gateway-api") || return 1
+	for file in "$module"/config/crd/standard/*{gateways,gatewayclasses,routes,referencegrants}.yaml; do files+=(-f "$file"); done
+	k apply --server-side --force-conflicts "${files[@]}" >/dev/null &&
+		k wait --for=condition=Established crd --all --timeout=60s
+}
+
 # Logs of the pods concerned, after a failed scenario.
 evidence() {
 	local p

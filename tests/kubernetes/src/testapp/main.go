@@ -13,14 +13,19 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
 const usage = `usage: testapp COMMAND
   serve [-http :8080] [-tcp :9000]    answers over HTTP who was asked by whom; echoes bytes on the other port
-  get [-n 1] [-timeout 5s] URL        one new connection per request; exits 1 when one fails
+  get [-n 1] [-timeout 5s] [-H k:v] [-i] URL   one new connection per request; -i shows headers; exits 1 when one fails
+  ask [-rate 200] [-connections 16] URL   requests at a steady rate over kept connections, for ever; prints each that is not
+                                      answered 2xx, and a line of totals every second, with who answered
   lookup NAME...                      addresses by DNS
   tcp ADDRESS TEXT                    says one line to an echoing server, prints the answer
   hold ADDRESS                        one connection, a line every 100 ms; ends with 1 when it breaks
@@ -40,6 +45,8 @@ func main() {
 		serve(args)
 	case "get":
 		get(args)
+	case "ask":
+		ask(args)
 	case "lookup":
 		for _, name := range args {
 			found, err := net.DefaultResolver.LookupHost(context.Background(), name)
@@ -87,6 +94,7 @@ func serve(args []string) {
 	flags := flag.NewFlagSet("serve", flag.ExitOnError)
 	addr := flags.String("http", ":8080", "")
 	tcp := flags.String("tcp", ":9000", "")
+	linger := flags.Duration("linger", 0, "goes on serving for so long after SIGTERM")
 	flags.Parse(args)
 	listener, err := net.Listen("tcp", *tcp)
 	must(err)
@@ -111,21 +119,43 @@ func serve(args []string) {
 		host, _ := os.Hostname()
 		body, _ := io.ReadAll(io.LimitReader(r.Body, 1<<20))
 		json.NewEncoder(w).Encode(map[string]any{"pod": host, "node": os.Getenv("NODE_NAME"), "remote": r.RemoteAddr,
-			"local": r.Context().Value(http.LocalAddrContextKey).(net.Addr).String(), "path": r.URL.Path, "body": string(body)})
+			"local": r.Context().Value(http.LocalAddrContextKey).(net.Addr).String(), "path": r.URL.Path, "body": string(body),
+			"headers": r.Header})
 	})
 	log.Print("serving on ", *addr, " and ", *tcp)
-	must(http.ListenAndServe(*addr, nil))
+	server := &http.Server{Addr: *addr}
+	go func() { must(server.ListenAndServe()) }()
+	// As applications do that drain: still there while everybody learns that it goes, then open requests end.
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGTERM)
+	<-ended
+	time.Sleep(*linger)
+	must(server.Shutdown(context.Background()))
 }
 
 func get(args []string) {
 	flags := flag.NewFlagSet("get", flag.ExitOnError)
 	n := flags.Int("n", 1, "")
 	timeout := flags.Duration("timeout", 5*time.Second, "")
+	shown := flags.Bool("i", false, "shows the answer's headers")
+	header := http.Header{}
+	flags.Func("H", "a header, name:value", func(text string) error {
+		name, value, _ := strings.Cut(text, ":")
+		header.Add(name, strings.TrimSpace(value))
+		return nil
+	})
 	flags.Parse(args)
-	client := &http.Client{Timeout: *timeout, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := &http.Client{Timeout: *timeout, Transport: &http.Transport{DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	bad := 0
 	for range *n {
-		r, err := client.Get(flags.Arg(0))
+		request, err := http.NewRequest("GET", flags.Arg(0), nil)
+		must(err)
+		request.Header = header.Clone()
+		if host := header.Get("Host"); host != "" {
+			request.Host = host
+		}
+		r, err := client.Do(request)
 		if err != nil {
 			fmt.Println(err)
 			bad++
@@ -134,6 +164,9 @@ func get(args []string) {
 		body, err := io.ReadAll(r.Body)
 		r.Body.Close()
 		fmt.Println(r.StatusCode, strings.TrimSpace(string(body)))
+		if *shown {
+			r.Header.Write(os.Stdout)
+		}
 		if err != nil || r.StatusCode >= 400 {
 			bad++
 		}
@@ -141,6 +174,60 @@ func get(args []string) {
 	if bad > 0 {
 		os.Exit(1)
 	}
+}
+
+// ask does not wait for answers before it asks again: each of its connections asks at its own steady times.
+func ask(args []string) {
+	flags := flag.NewFlagSet("ask", flag.ExitOnError)
+	rate := flags.Int("rate", 200, "requests a second")
+	connections := flags.Int("connections", 16, "")
+	flags.Parse(args)
+	var total, failed atomic.Int64
+	var mutex sync.Mutex
+	by := map[string]int{}
+	pause := time.Second * time.Duration(*connections) / time.Duration(*rate)
+	for i := range *connections {
+		client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{MaxConnsPerHost: 1}}
+		go func() {
+			time.Sleep(pause * time.Duration(i) / time.Duration(*connections))
+			for range time.Tick(pause) {
+				pod, err := answer(client, flags.Arg(0))
+				total.Add(1)
+				if err != nil {
+					failed.Add(1)
+					log.Printf("FAILED %v", err)
+					continue
+				}
+				mutex.Lock()
+				by[pod]++
+				mutex.Unlock()
+			}
+		}()
+	}
+	for range time.Tick(time.Second) {
+		mutex.Lock()
+		log.Printf("TOTAL %d BY %v FAILED %d", total.Load(), by, failed.Load())
+		mutex.Unlock()
+	}
+}
+
+// answer says who answered a request.
+func answer(client *http.Client, url string) (string, error) {
+	r, err := client.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer r.Body.Close()
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return "", err
+	}
+	if r.StatusCode/100 != 2 {
+		return "", fmt.Errorf("%s: %s", r.Status, body)
+	}
+	var said struct{ Pod string }
+	err = json.Unmarshal(body, &said)
+	return said.Pod, err
 }
 
 // exchange says one line and wants it back, within 5 seconds.
