@@ -36,6 +36,9 @@ enum Part {
         /// Which edition of reviews this is.
         #[arg(long, default_value = "v1")]
         edition: String,
+        /// Answers one of so many requests with 503, as a failing service does; 0: none.
+        #[arg(long, default_value_t = 0)]
+        failing: u64,
     },
     /// Serves a book's ratings.
     Ratings(Listen),
@@ -77,7 +80,7 @@ impl Shop {
         match self.part {
             Part::Page(listen) => serve::page(listen).await,
             Part::Details(listen) => serve::details(listen).await,
-            Part::Reviews { listen, edition } => serve::reviews(listen, edition).await,
+            Part::Reviews { listen, edition, failing } => serve::reviews(listen, edition, failing).await,
             Part::Ratings(listen) => serve::ratings(listen).await,
             Part::Visitor(visitor) => visitor.run().await,
             Part::Fetch(fetch) => fetch.run().await,

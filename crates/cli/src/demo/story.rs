@@ -1,5 +1,7 @@
 //! The story: what is claimed and how it is checked.
 
+mod waypoint;
+
 use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
@@ -69,6 +71,7 @@ pub(super) fn tell(mesh: &mut Mesh, teller: &mut Teller) -> anyhow::Result<()> {
     })?;
     strictness(mesh, teller)?;
     policy(mesh, teller)?;
+    waypoint::tell(mesh, teller)?;
     teller.check("certificates are renewed under load without an error", || {
         let first = serials(mesh)?;
         let rotated = until(|| {

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -43,13 +44,16 @@ pub(super) async fn details(listen: Listen) -> anyhow::Result<()> {
     .await
 }
 
-pub(super) async fn reviews(listen: Listen, version: String) -> anyhow::Result<()> {
+pub(super) async fn reviews(listen: Listen, version: String, failing: u64) -> anyhow::Result<()> {
     let tasks = Tasks::new("shop");
     let ratings = upstream("ratings", &listen, &tasks);
     let version: Arc<str> = version.into();
+    let asked = Arc::new(AtomicU64::new(0));
     serve(&listen, tasks, move |_path| {
         let (ratings, version) = (ratings.clone(), version.clone());
+        let turn = asked.fetch_add(1, Ordering::Relaxed);
         async move {
+            anyhow::ensure!(failing == 0 || turn % failing != 0, "failing on purpose");
             let text = "An extremely entertaining play by Shakespeare";
             let mut answer = json!({ "text": text, "version": &*version, "served-by": pod() });
             if &*version != "v1" {
@@ -81,7 +85,7 @@ fn pod() -> String {
     nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// Answers every request with what `answer` makes of its path: 200 and JSON, or 502 and the error.
+/// Answers every request with what `answer` makes of its path: 200 and JSON, or 503 and the error.
 async fn serve<F, Fut>(listen: &Listen, tasks: Tasks, answer: F) -> anyhow::Result<()>
 where
     F: Fn(String) -> Fut + Clone + Send + Sync + 'static,
@@ -105,7 +109,7 @@ where
             async move {
                 let (status, body) = match answer.await {
                     Ok(value) => (StatusCode::OK, value),
-                    Err(error) => (StatusCode::BAD_GATEWAY, json!({ "error": format!("{error:#}") })),
+                    Err(error) => (StatusCode::SERVICE_UNAVAILABLE, json!({ "error": format!("{error:#}") })),
                 };
                 let body = Full::new(Bytes::from(body.to_string()));
                 Response::builder().status(status).header("content-type", "application/json").body(body)
