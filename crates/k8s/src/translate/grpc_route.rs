@@ -13,9 +13,9 @@ use crate::object::Kind;
 
 /// Translates a route; as [`super::http_route`] does.
 pub fn grpc_route(written: &GrpcRoute, references: &impl References, mesh: &Mesh) -> Routed {
-    let mut reader = Reader::new(Kind::GrpcRoute, &written.metadata, references, mesh);
+    let mut reader = Reader::new(Kind::GrpcRoute, &written.metadata, &written.spec.parent_refs, references, mesh);
     let rules = written.spec.rules.iter().map(|written| rule(&mut reader, written)).collect();
-    reader.finish(rules, &written.spec.parent_refs)
+    reader.finish(rules)
 }
 
 fn rule<R: References>(reader: &mut Reader<'_, R>, written: &GrpcRule) -> Result<RouteRule, Problem> {

@@ -17,9 +17,9 @@ use crate::object::Kind;
 /// A route with a part that is not supported is not accepted as a whole: to leave out what a user asked for would be
 /// worse than the last good version. A backend that is not there is: its share of the requests is answered 500.
 pub fn http_route(written: &HttpRoute, references: &impl References, mesh: &Mesh) -> Routed {
-    let mut reader = Reader::new(Kind::HttpRoute, &written.metadata, references, mesh);
+    let mut reader = Reader::new(Kind::HttpRoute, &written.metadata, &written.spec.parent_refs, references, mesh);
     let rules = written.spec.rules.iter().map(|written| rule(&mut reader, written)).collect();
-    reader.finish(rules, &written.spec.parent_refs)
+    reader.finish(rules)
 }
 
 fn rule<R: References>(reader: &mut Reader<'_, R>, written: &HttpRule) -> Result<RouteRule, Problem> {

@@ -73,6 +73,7 @@ pub(super) struct Reader<'a, R> {
     kind: Kind,
     metadata: &'a ObjectMeta,
     namespace: &'a str,
+    parents: &'a [ParentRef],
     references: &'a R,
     mesh: &'a Mesh,
     /// What of its backends is not there, the first of all.
@@ -81,16 +82,31 @@ pub(super) struct Reader<'a, R> {
 
 impl<'a, R: References> Reader<'a, R> {
     /// Begins to read a route of a kind.
-    pub fn new(kind: Kind, metadata: &'a ObjectMeta, references: &'a R, mesh: &'a Mesh) -> Self {
+    pub fn new(
+        kind: Kind,
+        metadata: &'a ObjectMeta,
+        parents: &'a [ParentRef],
+        references: &'a R,
+        mesh: &'a Mesh,
+    ) -> Self {
         let namespace = metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
-        Self { kind, metadata, namespace, references, mesh, unresolved: None }
+        Self { kind, metadata, namespace, parents, references, mesh, unresolved: None }
     }
 
-    /// Ends with its rules and its parents.
-    pub fn finish(self, rules: Result<Vec<RouteRule>, Problem>, written: &[ParentRef]) -> Routed {
+    /// Whether the route is about one Service, and this is it: its requests go there anyway.
+    fn is_only_parent(&self, namespace: &str, name: &str) -> bool {
+        let is_it = |parent: &ParentRef| {
+            let place = parent.namespace.as_deref().unwrap_or(self.namespace);
+            parent.is_service() && place == namespace && parent.name == name
+        };
+        !self.parents.is_empty() && self.parents.iter().all(is_it)
+    }
+
+    /// Ends with its rules.
+    pub fn finish(self, rules: Result<Vec<RouteRule>, Problem>) -> Routed {
         let mut parents = Vec::new();
         let (mut own, mut consumed) = (Vec::new(), Vec::new());
-        for parent in written.iter().filter(|parent| parent.is_service()) {
+        for parent in self.parents.iter().filter(|parent| parent.is_service()) {
             let taken = rules.as_ref().map(|_| ()).map_err(Clone::clone).and_then(|()| self.parent(parent));
             match &taken {
                 Ok(found) if parent.namespace.as_deref().is_none_or(|other| other == self.namespace) => {

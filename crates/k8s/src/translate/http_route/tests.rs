@@ -121,6 +121,20 @@ fn a_backend_that_cannot_be_used_is_500_for_its_share_and_said() {
 }
 
 #[test]
+fn a_consumers_route_leads_to_its_one_parent_without_a_grant_and_to_nothing_else_there() {
+    let page = json!({"group": "", "kind": "Service", "name": "page", "namespace": "closed"});
+    let details = json!({"group": "", "kind": "Service", "name": "details"});
+    let resolved = |parents: Value| {
+        let backend = json!({"name": "page", "namespace": "closed", "port": 80});
+        said(&translated(json!({"parentRefs": parents, "rules": [{"backendRefs": [backend]}]})))[1].2
+    };
+    assert_eq!(resolved(json!([page])), "ResolvedRefs");
+    assert_eq!(resolved(json!([details])), "RefNotPermitted");
+    // What is sent to another parent would go there too.
+    assert_eq!(resolved(json!([page, details])), "RefNotPermitted");
+}
+
+#[test]
 fn filters_become_edits_mirrors_rewrites_redirects_and_cors() {
     let read = rule(json!({"filters": [
         {"type": "ResponseHeaderModifier", "responseHeaderModifier": {"add": [{"name": "A", "value": "1"}], "remove": ["B"]}},

@@ -50,7 +50,10 @@ impl<R: References> Reader<'_, R> {
             let message = format!("{kind} of group {group:?} cannot take requests: a Service can");
             return Err(Problem::new("InvalidKind", message));
         }
-        if namespace != self.namespace && !self.references.is_granted(self.kind, self.namespace, namespace, name) {
+        let is_open = namespace == self.namespace
+            || self.is_only_parent(namespace, name)
+            || self.references.is_granted(self.kind, self.namespace, namespace, name);
+        if !is_open {
             let message = format!(
                 "Service {namespace}/{name} is not open to routes of namespace {}: a ReferenceGrant in {namespace} is needed",
                 self.namespace
