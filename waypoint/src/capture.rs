@@ -1,6 +1,8 @@
 //! Takes CONNECTs: accepts ztunnels' connections, does the handshake, and finds out what each CONNECT is for. What is not
 //! bound to this waypoint is refused with the reason.
 
+use std::convert::Infallible;
+use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -16,10 +18,12 @@ use stillmesh_runtime::sys::socket;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::clients::Peer;
 use crate::path::{self, PathError};
 use crate::record;
+use crate::record::series::Known;
 use crate::waypoint::Waypoint;
 
 /// Accepts until the future is dropped. What was accepted lives on in the waypoint's tasks.
@@ -71,7 +75,13 @@ async fn session(
     session.retire(Instant::now() + waypoint.config.limits.client_age());
     let identity = session.peer().clone();
     let entered = waypoint.clients.enter(Peer { address: peer, local, identity: identity.clone() });
-    let client = Arc::new(Client { waypoint: waypoint.clone(), address: peer, local, identity });
+    let leave = session.leave();
+    let client = Arc::new(Client { waypoint: waypoint.clone(), address: peer, local, identity, leave: leave.clone() });
+    let moves = async {
+        entered.moves().await;
+        leave.cancel();
+        pending::<Infallible>().await
+    };
     let served = serve(session, &limits, &waypoint.tasks, waypoint.watch.clone(), move |incoming| {
         let client = client.clone();
         async move { client.take(incoming).await }
@@ -79,6 +89,7 @@ async fn session(
     tokio::select! {
         served = served => Ok(served?),
         refusal = entered.refused() => Err(refusal.into()),
+        never = moves => match never {},
     }
 }
 
@@ -93,6 +104,8 @@ pub struct Client {
     pub local: SocketAddr,
     /// Who it is, by its certificate.
     pub identity: Identity,
+    /// Cancelled when it is to connect anew: what is open takes no new requests.
+    pub leave: CancellationToken,
 }
 
 impl Client {
@@ -129,7 +142,14 @@ impl Client {
             Some(workload) => Party::from(workload.as_ref()),
             None => Party { namespace: Some(self.identity.namespace.clone()), ..described },
         };
-        Ok(Downstream { client: self.clone(), own, target, authority: authority.clone(), party })
+        Ok(Downstream {
+            client: self.clone(),
+            own,
+            target,
+            authority: authority.clone(),
+            party,
+            series: Known::default(),
+        })
     }
 }
 
@@ -146,6 +166,8 @@ pub struct Downstream {
     pub authority: Authority,
     /// What its client is called in telemetry.
     pub party: Party,
+    /// What its requests are counted in.
+    pub series: Known,
 }
 
 impl Downstream {

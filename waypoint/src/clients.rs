@@ -1,10 +1,12 @@
 //! Who is connected: whether policies that select the waypoint itself let a client in, decided for each CONNECT, and again for
-//! open connections when what was decided by changes. Those now denied are closed before the change is acknowledged.
+//! open connections when what was decided by changes. Those now denied are closed before the change is acknowledged. When
+//! replicas are added, as many clients as are theirs are asked to connect anew.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use stillmesh_core::attrs::InboundAttrs;
@@ -12,6 +14,7 @@ use stillmesh_core::decide::{self, Refusal, Verdict};
 use stillmesh_core::model::{Identity, Workload};
 use stillmesh_core::snapshot::{Snapshot, Touched};
 use stillmesh_proxy::Pass;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -63,6 +66,7 @@ pub struct Clients {
 struct Open {
     peer: Peer,
     cut: CancellationToken,
+    moves: CancellationToken,
     refusal: Mutex<Option<Refusal>>,
 }
 
@@ -70,7 +74,8 @@ impl Clients {
     /// A connection that opens; it is known until what is returned is dropped.
     pub fn enter(self: &Arc<Self>, peer: Peer) -> Entered {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let open = Arc::new(Open { peer, cut: CancellationToken::new(), refusal: Mutex::default() });
+        let (cut, moves) = (CancellationToken::new(), CancellationToken::new());
+        let open = Arc::new(Open { peer, cut, moves, refusal: Mutex::default() });
         self.open.lock().insert(number, open.clone());
         Entered { clients: self.clone(), number, open }
     }
@@ -102,6 +107,17 @@ impl Entered {
     }
 }
 
+impl Entered {
+    /// Waits until this client had better connect anew, a little later than others that had.
+    pub async fn moves(&self) {
+        self.open.moves.cancelled().await;
+        sleep(SPREAD.mul_f64(rand::random_range(0.0..1.0))).await;
+    }
+}
+
+/// Within what time all clients that are asked to are asked to connect anew.
+const SPREAD: Duration = Duration::from_secs(4);
+
 impl Drop for Entered {
     fn drop(&mut self) {
         self.clients.open.lock().remove(&self.number);
@@ -115,12 +131,38 @@ pub struct Enforcer {
     pub clients: Arc<Clients>,
     /// Says which workload the waypoint is.
     pub config: Config,
+    /// Replicas of it, as of the last pass.
+    pub replicas: usize,
+}
+
+impl Enforcer {
+    /// Over what is open.
+    pub fn new(clients: Arc<Clients>, config: Config) -> Self {
+        Self { clients, config, replicas: 0 }
+    }
+
+    /// Where there are more replicas than before, each client is asked to connect anew with the chance that it belongs to one
+    /// of the new ones.
+    fn share(&mut self, snapshot: &Snapshot, own: &Workload) {
+        let services = own.services.iter();
+        let replicas = services.map(|(service, _)| snapshot.endpoints(service).count()).max().unwrap_or_default();
+        let before = std::mem::replace(&mut self.replicas, replicas);
+        if before == 0 || replicas <= before {
+            return;
+        }
+        for open in self.clients.all() {
+            if rand::random_range(0..replicas) >= before {
+                open.moves.cancel();
+            }
+        }
+    }
 }
 
 impl Pass for Enforcer {
     async fn pass(&mut self, snapshot: &Snapshot, touched: Touched) {
         // As with ztunnel, a workload that is gone keeps its connections.
         let Some(own) = own_in(&self.config, snapshot) else { return };
+        self.share(snapshot, &own);
         if !touched.everything && !touched.namespaces.contains(&own.namespace) && !touched.workloads.contains(&own.uid)
         {
             return;

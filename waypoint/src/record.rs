@@ -6,6 +6,7 @@ mod flags;
 mod labels;
 mod metrics;
 pub mod request;
+pub mod series;
 
 use std::net::SocketAddr;
 

@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::headers::{self, ConnectHeaders};
 use crate::link::Link;
@@ -35,6 +36,7 @@ pub struct Session<IO> {
     ids: CertificateIds,
     revocations: Arc<Revocations>,
     drain_at: Instant,
+    leave: CancellationToken,
 }
 
 impl<IO> Session<IO> {
@@ -46,6 +48,11 @@ impl<IO> Session<IO> {
     /// Takes no new streams from then on; open ones go on. Never later than the certificates want it.
     pub fn retire(&mut self, at: Instant) {
         self.drain_at = self.drain_at.min(at);
+    }
+
+    /// Cancelled, it has the session take no new streams; open ones go on.
+    pub fn leave(&self) -> CancellationToken {
+        self.leave.clone()
     }
 }
 
@@ -63,7 +70,14 @@ where
     let peer = peer_identity(chain).ok_or(TlsError::NoIdentity)?;
     let drain_at = drain_at(expiry(chain).into_iter().chain([leaf.not_after()]), now)?;
     let ids = CertificateIds::of(chain);
-    Ok(Session { tls, peer, ids, revocations: Arc::clone(leaf.revocations()), drain_at })
+    Ok(Session {
+        tls,
+        peer,
+        ids,
+        revocations: Arc::clone(leaf.revocations()),
+        drain_at,
+        leave: CancellationToken::new(),
+    })
 }
 
 /// How an HTTP/2 connection ended before its time.
@@ -215,6 +229,10 @@ where
                 deadline = Some(signal.deadline);
             }
             () = sleep_until(session.drain_at), if !draining => {
+                draining = true;
+                connection.graceful_shutdown();
+            }
+            () = session.leave.cancelled(), if !draining => {
                 draining = true;
                 connection.graceful_shutdown();
             }

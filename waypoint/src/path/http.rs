@@ -21,6 +21,7 @@ use stillmesh_hbone::Stream;
 use stillmesh_runtime::drain::Watch;
 use tokio::io::copy_bidirectional;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::cors::Crossed;
 use super::exchange::Exchange;
@@ -40,6 +41,7 @@ pub async fn serve(downstream: Arc<Downstream>, stream: Rewound<Stream>, version
     let waypoint = downstream.waypoint().clone();
     let (limits, watch) = (waypoint.config.limits, &waypoint.watch);
     let pace = Pace::new(stream.bytes());
+    let moves = downstream.client.leave.clone();
     let service = service_fn({
         let pace = pace.clone();
         move |request: Request<Incoming>| {
@@ -59,7 +61,7 @@ pub async fn serve(downstream: Arc<Downstream>, stream: Rewound<Stream>, version
             let leave = async {
                 tokio::select! {
                     () = quiet(watch, limits.quiet) => {}
-                    () = grow_old(&pace, limits.client_age()) => {}
+                    () = last_answer(&pace, limits.client_age(), &moves) => {}
                 }
             };
             let ended = run(std::pin::pin!(connection), |one| one.graceful_shutdown(), leave, &pace, &limits).await;
@@ -87,6 +89,7 @@ pub async fn serve(downstream: Arc<Downstream>, stream: Rewound<Stream>, version
                     _ = watch.signaled() => {}
                     () = pace.idle(limits.idle) => {}
                     () = sleep(limits.client_age()) => {}
+                    () = moves.cancelled() => {}
                 }
             };
             run(std::pin::pin!(connection), |two| two.graceful_shutdown(), leave, &pace, &limits).await
@@ -138,10 +141,13 @@ where
     }
 }
 
-/// An HTTP/1.1 connection that is old ends with its next answer: closed at once, it would break the request that may be on
-/// its way. Never ends.
-async fn grow_old(pace: &Pace, age: Duration) {
-    sleep(age).await;
+/// An HTTP/1.1 connection that is old, or whose client had better go to another replica, ends with its next answer: closed at
+/// once, it would break the request that may be on its way. Never ends.
+async fn last_answer(pace: &Pace, age: Duration, moves: &CancellationToken) {
+    tokio::select! {
+        () = sleep(age) => {}
+        () = moves.cancelled() => {}
+    }
     pace.leave();
     std::future::pending().await
 }

@@ -88,7 +88,11 @@ async fn open(downstream: &Arc<Downstream>, record: &mut Connection) -> Result<O
     let permit = waypoint.requests.clone().try_acquire_owned();
     let limit = waypoint.config.limits.requests;
     record.hold(permit.map_err(|_| PathError::Full { what: "requests and connections", limit })?);
-    upstream::open(downstream, |plan| record.learn(plan)).await
+    let opened = upstream::open(downstream, |plan| record.learn(plan)).await;
+    if opened.as_ref().is_err_and(PathError::may_repick) {
+        record.exhausted();
+    }
+    opened
 }
 
 async fn copy(mut stream: Rewound<Stream>, mut opened: Opened, mut record: Connection) {

@@ -62,7 +62,7 @@ impl Connection {
         self.downstream.waypoint().metrics.tcp_opened.get_or_create(&labels).inc();
     }
 
-    /// As many endpoints as may be were tried.
+    /// As many endpoints as there are, or as may be, were tried.
     pub fn exhausted(&mut self) {
         self.flags = self.flags.with(Flag::RetryLimit);
     }

@@ -11,6 +11,7 @@ use stillmesh_proxy::labels::Word;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use super::series::{Counted, Kind};
 use super::{Ends, Flag, Flags, RequestLabels};
 use crate::capture::Downstream;
 use crate::path::{PathError, UnderWay, Version};
@@ -30,7 +31,7 @@ pub struct Request {
     received: Arc<AtomicU64>,
     sent: u64,
     status: Option<StatusCode>,
-    grpc_status: Option<String>,
+    grpc_status: Option<u8>,
     service: Option<Arc<Service>>,
     endpoint: Option<Arc<Workload>>,
     /// Until it has ended otherwise, its client has broken off.
@@ -120,9 +121,7 @@ impl Request {
         }
         let code = trailers.get("grpc-status").and_then(|value| value.to_str().ok());
         // Codes are small numbers; anything else would be a label for everybody to invent.
-        if let Some(code) = code.and_then(|code| code.parse::<u8>().ok()).filter(|code| *code <= 16) {
-            self.grpc_status = Some(code.to_string());
-        }
+        self.grpc_status = code.and_then(|code| code.parse().ok()).filter(|code| *code <= 16).or(self.grpc_status);
     }
 
     /// Bytes of the response's body went to the client.
@@ -133,7 +132,7 @@ impl Request {
     /// The waypoint answers itself.
     pub fn refused(&mut self, status: StatusCode, grpc_status: Option<&str>) {
         self.status = Some(status);
-        self.grpc_status = grpc_status.map(str::to_owned);
+        self.grpc_status = grpc_status.and_then(|code| code.parse().ok());
     }
 
     /// Why it failed.
@@ -166,18 +165,23 @@ impl Drop for Request {
         let flags = self.flags.and(end);
         let received = self.received.load(Ordering::Relaxed);
         let status = self.status.map_or(0, |status| status.as_u16());
-        let labels = RequestLabels {
-            ends: Ends::new(&self.downstream, self.service.as_deref(), self.endpoint.as_deref()),
-            request_protocol: Word(if self.is_grpc { "grpc" } else { "http" }),
-            response_code: status,
-            grpc_response_status: self.grpc_status.clone().unwrap_or_default(),
-            response_flags: flags,
+        let kind = Kind {
+            service: self.service.clone(),
+            endpoint: self.endpoint.clone(),
+            is_grpc: self.is_grpc,
+            status,
+            grpc_status: self.grpc_status,
+            flags,
         };
-        let metrics = &self.downstream.waypoint().metrics;
-        metrics.requests.get_or_create(&labels).inc();
-        metrics.request_duration.get_or_create(&labels).observe(duration.as_secs_f64() * 1000.0);
-        metrics.request_bytes.get_or_create(&labels).observe(received as f64);
-        metrics.response_bytes.get_or_create(&labels).observe(self.sent as f64);
+        let labels = |kind: &Kind| RequestLabels {
+            ends: Ends::new(&self.downstream, kind.service.as_deref(), kind.endpoint.as_deref()),
+            request_protocol: Word(if kind.is_grpc { "grpc" } else { "http" }),
+            response_code: kind.status,
+            grpc_response_status: kind.grpc_status.map(|code| code.to_string()).unwrap_or_default(),
+            response_flags: kind.flags,
+        };
+        let counted = Counted { milliseconds: duration.as_secs_f64() * 1000.0, received, sent: self.sent };
+        self.downstream.series.count(&self.downstream.waypoint().metrics, kind, labels, counted);
         let source = &self.downstream;
         tracing::event!(
             target: "access",
@@ -195,7 +199,7 @@ impl Drop for Request {
             path = self.path.as_str(),
             protocol = match self.version { Version::One => "HTTP/1.1", Version::Two => "HTTP/2" },
             status,
-            grpc.status = self.grpc_status.as_deref(),
+            grpc.status = self.grpc_status,
             %flags,
             bytes_recv = received,
             bytes_sent = self.sent,

@@ -1,0 +1,103 @@
+//! The series that a request adds to, kept per CONNECT: to find them anew by their two dozen labels would cost more than all
+//! else that is written down of a request.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
+use stillmesh_core::model::{Service, Workload};
+
+use super::{Flags, Metrics, RequestLabels};
+
+/// What requests of one client differ in, as labels tell.
+#[derive(Clone, Debug)]
+pub struct Kind {
+    /// Where it went.
+    pub service: Option<Arc<Service>>,
+    /// Who took it.
+    pub endpoint: Option<Arc<Workload>>,
+    /// Whether it is gRPC.
+    pub is_grpc: bool,
+    /// The response's status.
+    pub status: u16,
+    /// The response's gRPC status.
+    pub grpc_status: Option<u8>,
+    /// How it ended.
+    pub flags: Flags,
+}
+
+impl Kind {
+    /// Whether both have the same labels for certain: a workload or service that was published anew is another one.
+    fn is(&self, other: &Self) -> bool {
+        let numbers = |kind: &Self| (kind.is_grpc, kind.status, kind.grpc_status, kind.flags);
+        numbers(self) == numbers(other)
+            && same(self.service.as_ref(), other.service.as_ref())
+            && same(self.endpoint.as_ref(), other.endpoint.as_ref())
+    }
+}
+
+fn same<T>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+/// What requests of one kind add to.
+#[derive(Clone, Debug)]
+struct Series {
+    requests: Counter,
+    duration: Histogram,
+    received: Histogram,
+    sent: Histogram,
+}
+
+/// Kinds that are kept at a time; the oldest goes.
+const MOST: usize = 32;
+
+/// The series of one CONNECT.
+#[derive(Debug, Default)]
+pub struct Known(Mutex<Vec<(Kind, Series)>>);
+
+/// One request, as it is counted.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted {
+    /// Milliseconds that it took.
+    pub milliseconds: f64,
+    /// Bytes of its body.
+    pub received: u64,
+    /// Bytes of its response's body.
+    pub sent: u64,
+}
+
+impl Known {
+    /// Counts a request; `labels` are those of its kind.
+    pub fn count(&self, metrics: &Metrics, kind: Kind, labels: impl FnOnce(&Kind) -> RequestLabels, counted: Counted) {
+        let series = self.series(metrics, kind, labels);
+        series.requests.inc();
+        series.duration.observe(counted.milliseconds);
+        series.received.observe(counted.received as f64);
+        series.sent.observe(counted.sent as f64);
+    }
+
+    fn series(&self, metrics: &Metrics, kind: Kind, labels: impl FnOnce(&Kind) -> RequestLabels) -> Series {
+        let mut known = self.0.lock();
+        if let Some((_, series)) = known.iter().find(|(known, _)| known.is(&kind)) {
+            return series.clone();
+        }
+        let labels = labels(&kind);
+        let series = Series {
+            requests: metrics.requests.get_or_create(&labels).clone(),
+            duration: metrics.request_duration.get_or_create(&labels).clone(),
+            received: metrics.request_bytes.get_or_create(&labels).clone(),
+            sent: metrics.response_bytes.get_or_create(&labels).clone(),
+        };
+        if known.len() >= MOST {
+            known.remove(0);
+        }
+        known.push((kind, series.clone()));
+        series
+    }
+}
