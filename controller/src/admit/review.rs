@@ -48,6 +48,7 @@ pub(super) fn review(body: &[u8], mesh: &Mesh) -> Result<Reviewed, String> {
     let kind = match object.get("kind").and_then(Value::as_str) {
         Some("AuthorizationPolicy") => "AuthorizationPolicy",
         Some("PeerAuthentication") => "PeerAuthentication",
+        Some("VirtualService") if is_for_the_mesh(object) => "VirtualService",
         _ => return Ok(passes()),
     };
     let found = parse::documents("", &named(object, text("namespace")).to_string());
@@ -75,6 +76,12 @@ pub(super) fn review(body: &[u8], mesh: &Mesh) -> Result<Reviewed, String> {
     });
     let answer = answer(json!({"allowed": false, "status": status, "warnings": warnings}));
     Ok(Reviewed { answer, checked: Some((kind, false)) })
+}
+
+/// Whether a VirtualService is for waypoints too: one that is only for somebody else's gateways is theirs to judge.
+fn is_for_the_mesh(object: &Value) -> bool {
+    let gateways = object.pointer("/spec/gateways").and_then(Value::as_array);
+    gateways.is_none_or(|gateways| gateways.is_empty() || gateways.iter().any(|gateway| gateway == "mesh"))
 }
 
 /// The object with a name and its namespace: one that is to be given a name has none yet.
@@ -171,6 +178,28 @@ mod tests {
             let warnings = reviewed.answer["response"]["warnings"].to_string();
             assert!(warnings.contains(word), "{warnings}");
         }
+    }
+
+    #[test]
+    fn a_virtual_service_for_the_mesh_is_judged_and_others_are_not() {
+        let of = |spec: &Value| {
+            let metadata = json!({"name": "v", "namespace": "shop"});
+            let api = "networking.istio.io/v1";
+            json!({"apiVersion": api, "kind": "VirtualService", "metadata": metadata, "spec": spec})
+        };
+        let route = json!([{"destination": {"host": "a"}}]);
+        let spec = |rule: Value| json!({"hosts": ["a"], "http": [rule]});
+        assert!(allowed(&asked("CREATE", &of(&spec(json!({"route": route}))), &Value::Null)));
+        let bad = spec(json!({"route": route, "redirect": {"uri": "/"}}));
+        let reviewed = asked("CREATE", &of(&bad), &Value::Null);
+        assert_eq!(reviewed.checked, Some(("VirtualService", false)));
+        assert!(reviewed.answer["response"]["status"]["message"].as_str().unwrap().contains("both route and redirect"));
+        let unsupported = asked("CREATE", &of(&spec(json!({"delegate": {"name": "d"}}))), &Value::Null);
+        assert!(allowed(&unsupported), "it may be what others carry out");
+        assert!(unsupported.answer["response"]["warnings"].to_string().contains("delegate is not supported"));
+        let mut elsewhere = bad;
+        elsewhere["gateways"] = json!(["ingress"]);
+        assert!(allowed(&asked("CREATE", &of(&elsewhere), &Value::Null)));
     }
 
     #[test]

@@ -346,7 +346,7 @@ fn int_or_string(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({"x-kubernetes-int-or-string": true})
 }
 
-/// The CustomResourceDefinitions of this module's kinds, by file name: `v1` is stored, `v1beta1` served beside it.
+/// The CustomResourceDefinitions of this module's kinds, by file name: `v1` is stored, older ones are served beside it.
 pub fn crds() -> Vec<CustomResourceDefinition> {
     let mut crds = vec![AuthorizationPolicy::crd(), PeerAuthentication::crd()];
     for crd in &mut crds {
@@ -357,6 +357,7 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
             crd.spec.versions.push(older);
         }
     }
+    crds.extend(virtual_service::crd());
     crds
 }
 

@@ -2,11 +2,51 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResource;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Status;
+
+/// Its CustomResourceDefinition. It takes whatever Istio's takes; what is wrong is told by the webhook, and in the status.
+pub(super) fn crd() -> Option<CustomResourceDefinition> {
+    let anything = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    let column = |name: &str, kind: &str, description: &str, path: &str| json!({"name": name, "type": kind, "description": description, "jsonPath": path});
+    let columns = [
+        column(
+            "Gateways",
+            "string",
+            "The names of gateways and sidecars that should apply these routes.",
+            ".spec.gateways",
+        ),
+        column("Hosts", "string", "The destination hosts to which traffic is being sent.", ".spec.hosts"),
+        column("Age", "date", "When it was created.", ".metadata.creationTimestamp"),
+    ];
+    let version = |name: &str| {
+        json!({
+            "name": name, "served": true, "storage": name == "v1", "subresources": {"status": {}},
+            "additionalPrinterColumns": columns,
+            "schema": {"openAPIV3Schema": {
+                "type": "object", "title": "VirtualService", "description": "What becomes of requests to hosts.",
+                "properties": {"spec": anything, "status": anything},
+            }},
+        })
+    };
+    let versions = ["v1", "v1beta1", "v1alpha3"].map(version);
+    let crd = json!({
+        "metadata": {"name": "virtualservices.networking.istio.io"},
+        "spec": {
+            "group": "networking.istio.io", "scope": "Namespaced",
+            "names": {
+                "kind": "VirtualService", "plural": "virtualservices", "singular": "virtualservice",
+                "listKind": "VirtualServiceList", "shortNames": ["vs"], "categories": ["istio-io", "networking-istio-io"],
+            },
+            "versions": versions,
+        },
+    });
+    serde_json::from_value(crd).ok()
+}
 
 /// What becomes of requests to hosts.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]

@@ -74,12 +74,10 @@ pub(super) fn definitions(view: &View) -> Vec<Fact> {
     let mut facts = Vec::new();
     let there: Vec<&Value> = view.list("CustomResourceDefinition").iter().collect();
     let of_group = |group: &str| there.iter().copied().filter(|one| one["spec"]["group"] == group).collect::<Vec<_>>();
-    let ours = of_group("security.istio.io");
+    let mut ours = of_group("security.istio.io");
+    ours.extend(there.iter().copied().filter(|one| name(one) == "virtualservices.networking.istio.io"));
     if ours.is_empty() {
-        facts.push(Fact::good(
-            "definitions",
-            "the kinds of security.istio.io are not there: the installation brings them",
-        ));
+        facts.push(Fact::good("definitions", "the kinds of policies are not there: the installation brings them"));
     }
     for definition in ours {
         let versions: Vec<&str> = list(&definition["spec"]["versions"]).map(|version| text(&version["name"])).collect();

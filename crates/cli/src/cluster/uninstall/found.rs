@@ -91,16 +91,18 @@ fn written_by_us(map: &Value) -> bool {
     applied_by(map, CONTROLLER)
 }
 
-/// Our definitions of policies.
+/// Our definitions.
 pub(super) async fn definitions(objects: &Objects) -> anyhow::Result<Vec<Value>> {
     objects.list(&Resource::new("apiextensions.k8s.io/v1", "CustomResourceDefinition"), "", &own_labels()).await
 }
 
-/// Every policy of our kinds.
+/// Every policy and route of the kinds that we have defined: they go with the definitions.
 pub(super) async fn policies(objects: &Objects) -> anyhow::Result<Vec<Value>> {
     let mut policies = Vec::new();
-    for kind in ["AuthorizationPolicy", "PeerAuthentication"] {
-        policies.extend(objects.list(&Resource::new("security.istio.io/v1", kind), "", "").await?);
+    for definition in definitions(objects).await? {
+        let spec = &definition["spec"];
+        let api_version = format!("{}/v1", text(&spec["group"]));
+        policies.extend(objects.list(&Resource::new(&api_version, text(&spec["names"]["kind"])), "", "").await?);
     }
     policies.sort_by_key(|policy| {
         (text(&policy["kind"]).to_owned(), namespace(policy).to_owned(), name(policy).to_owned())
