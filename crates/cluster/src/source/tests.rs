@@ -225,16 +225,15 @@ async fn a_kind_that_stays_forbidden_is_done_without_and_told_but_policies_are_w
     let (routes, policies) = (follower(&shared, Kind::HttpRoute), follower(&shared, Kind::AuthorizationPolicy));
     let errors = |count: usize| stream::iter((0..count).flat_map(move |_| [Ok(Event::Init), forbidden()]));
     let later = stream::iter([Ok(Event::<DynamicObject>::Init), Ok(Event::InitDone)]);
-    let routes = tokio::spawn(routes.follow(errors(10).chain(stream::pending::<Result<Event<DynamicObject>, _>>())));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(routes.follow(errors(10).chain(stream::pending::<Result<Event<DynamicObject>, _>>())));
     let start = tokio::time::Instant::now();
-    let policies = tokio::spawn(policies.follow(errors(20).chain(later)));
+    tasks.spawn(policies.follow(errors(20).chain(later)));
     let update = source.next().await.unwrap();
     assert!(start.elapsed() > Duration::from_secs(60), "twenty waits for the policies");
     let findings: Vec<String> = update.findings.unwrap().iter().map(|one| one.to_string()).collect();
     assert_eq!(findings.len(), 1, "{findings:?}");
     assert!(findings[0].contains("HTTPRoute") && findings[0].contains("does not let the controller see"));
-    routes.abort();
-    policies.abort();
 }
 
 #[tokio::test(start_paused = true)]
@@ -244,7 +243,8 @@ async fn a_kind_that_is_forbidden_for_a_moment_is_waited_for() {
     let shared = Arc::new(Shared::default());
     let mut source = source(&shared);
     let later = stream::iter([forbidden, Ok(Event::<DynamicObject>::Init), Ok(Event::InitDone)]);
-    tokio::spawn(follower(&shared, Kind::HttpRoute).follow(later.chain(stream::pending())));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(follower(&shared, Kind::HttpRoute).follow(later.chain(stream::pending())));
     let update = source.next().await.unwrap();
     assert!(update.findings.is_none_or(|all| all.is_empty()));
 }
