@@ -87,9 +87,10 @@ fn a_head_that_dribbles_is_cut_and_a_connection_that_is_idle_is_not() {
 #[test]
 fn what_is_stuck_ends_and_is_written_down_as_such() {
     isolated_async(|| async {
-        let Shop { world, web, apps } = shop(1, &[("STREAM_IDLE_TIMEOUT", "200ms")], vec![]).await;
+        let Shop { world, web, apps } = shop(1, &[("STREAM_IDLE_TIMEOUT", "2s")], vec![]).await;
         let client = world.client("page", 1);
         for (count, mut http) in [(1, client.http1(web).await), (2, client.http2(web).await)] {
+            assert_eq!(http.get("/name").await.0, StatusCode::OK, "the way is open");
             http.send(http.request("GET", "/wait", "")).await.unwrap_err();
             while apps[0].counts.cancelled.load(Ordering::Relaxed) < count {
                 apps[0].counts.dropped.notified().await;
