@@ -19,6 +19,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Namespace, Service as KubeService};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::{Value, json};
+use stillmesh_core::model::access::AccessKind;
 use stillmesh_core::model::{Policy, PolicyKey, Service, Str, Workload, WorkloadUid};
 use stillmesh_core::snapshot::Change;
 use stillmesh_k8s::gateway::binding::Named;
@@ -103,6 +104,7 @@ struct Dirty {
     slices: BTreeSet<Name>,
     policies: BTreeSet<Name>,
     peers: BTreeSet<Name>,
+    authentications: BTreeSet<Name>,
     routes: BTreeSet<ObjectKey>,
     mesh: bool,
     /// What holds for all requests.
@@ -245,6 +247,11 @@ impl Builder {
                 self.take_policy(name, content!(AuthorizationPolicy));
             }
             Kind::PeerAuthentication => self.take_peer(name, content!(PeerAuthentication)),
+            Kind::RequestAuthentication => {
+                self.world.authentications.replace(&name, content!(RequestAuthentication));
+                self.attach(AccessKind::RequestAuthentication, &name);
+                self.dirty.authentications.insert(name);
+            }
             Kind::Namespace => {
                 let (namespace, new) = (key.name.clone(), content!(Namespace));
                 let its_labels =
@@ -336,7 +343,7 @@ impl Builder {
                 self.touch_pods(&name.0, &selector.match_labels);
             }
         }
-        self.attach(&name);
+        self.attach(AccessKind::AuthorizationPolicy, &name);
         self.dirty.policies.insert(name);
     }
 

@@ -36,6 +36,7 @@ pub(crate) fn watches(root_namespace: &str) -> Vec<Watch> {
         Kind::EndpointSlice,
         Kind::AuthorizationPolicy,
         Kind::PeerAuthentication,
+        Kind::RequestAuthentication,
         Kind::GatewayClass,
         Kind::Gateway,
         Kind::GrpcRoute,

@@ -17,7 +17,7 @@ use stillmesh_k8s::gateway::condition;
 use stillmesh_k8s::gateway::grpc_route::GrpcRoute;
 use stillmesh_k8s::gateway::http_route::HttpRoute;
 use stillmesh_k8s::istio::virtual_service::VirtualService;
-use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication};
+use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use stillmesh_k8s::{Kind, ObjectKey, status};
 use stillmesh_runtime::Backoff;
 use stillmesh_runtime::admin::client::Client;
@@ -215,6 +215,7 @@ impl Writer for Api {
             let resource = match key.kind {
                 Kind::AuthorizationPolicy => ApiResource::erase::<AuthorizationPolicy>(&()),
                 Kind::PeerAuthentication => ApiResource::erase::<PeerAuthentication>(&()),
+                Kind::RequestAuthentication => ApiResource::erase::<RequestAuthentication>(&()),
                 Kind::Service => ApiResource::erase::<Service>(&()),
                 Kind::GrpcRoute => ApiResource::erase::<GrpcRoute>(&()),
                 Kind::VirtualService => ApiResource::erase::<VirtualService>(&()),
@@ -224,7 +225,13 @@ impl Writer for Api {
             let api: kube::Api<DynamicObject> =
                 kube::Api::namespaced_with(self.cluster.client(), &key.namespace, &resource);
             // Lists are replaced whole by a merge: with the version that was read, nobody else's condition is lost.
-            if matches!(key.kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::VirtualService) {
+            if matches!(
+                key.kind,
+                Kind::AuthorizationPolicy
+                    | Kind::PeerAuthentication
+                    | Kind::RequestAuthentication
+                    | Kind::VirtualService
+            ) {
                 status["observedGeneration"] = verdict.generation.into();
             }
             let patch = json!({"metadata": {"resourceVersion": verdict.version}, "status": status});

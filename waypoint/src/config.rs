@@ -15,6 +15,8 @@ use stillmesh_proxy::settings::{
 };
 use stillmesh_runtime::env::{Problems, Reader};
 
+use crate::authenticate::Settings as KeySettings;
+
 /// What the waypoint runs with.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -46,6 +48,11 @@ pub struct Config {
     pub identity: Identity,
     /// Whose `x-forwarded-for` and `x-forwarded-client-cert` are believed: this mesh's gateways.
     pub gateways: Vec<Identity>,
+    /// File of further roots that hosts of issuers' keys are trusted by, beside the system's.
+    pub keys_root: Option<PathBuf>,
+    /// When issuers' keys are fetched.
+    #[serde(skip)]
+    pub keys: KeySettings,
     /// File of revoked certificates.
     pub crl: Option<PathBuf>,
     /// Life asked for certificates.
@@ -161,6 +168,12 @@ impl Config {
             gateways: env
                 .parse_with("GATEWAY_IDENTITIES", "spiffe://… URIs, with commas between them", identities)
                 .unwrap_or_default(),
+            keys_root: text(env, "JWKS_ROOT_CA").map(Into::into),
+            keys: KeySettings {
+                refresh: env.duration("JWKS_REFRESH_INTERVAL", Duration::from_secs(300)),
+                rotation: env.duration("JWKS_UNKNOWN_KEY_INTERVAL", Duration::from_secs(10)),
+                ..KeySettings::default()
+            },
             crl: text(env, "CRL_PATH").map(Into::into),
             secret_ttl: secret_ttl(env),
             hbone: hbone(env),

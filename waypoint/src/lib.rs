@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod authenticate;
 pub mod capture;
 pub mod clients;
 pub mod config;

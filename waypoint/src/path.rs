@@ -1,5 +1,6 @@
 //! What a CONNECT's bytes are, and how they are carried: [`http`] request by request, [`tcp`] as they are.
 
+mod authorize;
 mod cors;
 mod error;
 mod exchange;

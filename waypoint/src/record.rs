@@ -3,6 +3,7 @@
 
 pub mod connection;
 mod flags;
+pub mod judged;
 mod labels;
 mod metrics;
 pub mod request;

@@ -12,6 +12,7 @@ use stillmesh_runtime::drain::Watch;
 use stillmesh_runtime::tasks::Tasks;
 use tokio::sync::Semaphore;
 
+use crate::authenticate::Keys;
 use crate::clients::Clients;
 use crate::config::Config;
 use crate::path::PathError;
@@ -34,6 +35,8 @@ pub struct Waypoint {
     pub connections: Arc<Connections>,
     /// What share of requests may be retries.
     pub budget: Arc<Budget>,
+    /// Whose tokens are believed.
+    pub keys: Arc<Keys>,
     /// Who is connected.
     pub clients: Arc<Clients>,
     /// What is counted.
@@ -80,6 +83,7 @@ impl Waypoint {
             pool: Pool::new(limits, secrets.clone(), dial, upstream.clone()),
             background: upstream.child("background"),
             mirrors: Arc::new(Semaphore::new(config.limits.mirrors)),
+            keys: Keys::new(config.keys, config.keys_root.as_deref(), upstream.clone()),
             connections: Connections::new(config.limits, upstream),
             handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
             requests: Arc::new(Semaphore::new(config.limits.requests)),

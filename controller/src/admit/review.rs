@@ -48,6 +48,7 @@ pub(super) fn review(body: &[u8], mesh: &Mesh) -> Result<Reviewed, String> {
     let kind = match object.get("kind").and_then(Value::as_str) {
         Some("AuthorizationPolicy") => "AuthorizationPolicy",
         Some("PeerAuthentication") => "PeerAuthentication",
+        Some("RequestAuthentication") => "RequestAuthentication",
         Some("VirtualService") if is_for_the_mesh(object) => "VirtualService",
         _ => return Ok(passes()),
     };

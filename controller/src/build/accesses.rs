@@ -15,42 +15,46 @@ use stillmesh_k8s::mesh_config;
 use stillmesh_k8s::status::Condition;
 use stillmesh_k8s::translate::{self, Mesh, Target as Attached, Targets};
 use stillmesh_k8s::unusable::LastGood;
+use stillmesh_k8s::{Kind, ObjectKey};
 
 use super::waypoints::Asker;
 use super::world::{Name, World, wanted_by};
-use super::{Builder, Dirty};
+use super::{Builder, Dirty, Verdict};
+
+/// Something that is attached to something.
+pub(super) type Object = (AccessKind, Name);
 
 /// What is attached to what, and what was made of it.
 #[derive(Debug, Default)]
 pub(super) struct Accesses {
-    attached: HashMap<Attached, BTreeSet<Name>>,
-    targets: HashMap<Name, Vec<Attached>>,
+    attached: HashMap<Attached, BTreeSet<Object>>,
+    targets: HashMap<Object, Vec<Attached>>,
     published: HashMap<AccessKey, Arc<Access>>,
 }
 
 impl Accesses {
-    /// The policies that are attached to something.
-    pub fn attached_to(&self, target: &Attached) -> impl Iterator<Item = &Name> {
+    /// What is attached to something.
+    pub fn attached_to(&self, target: &Attached) -> impl Iterator<Item = &Object> {
         self.attached.get(target).into_iter().flatten()
     }
 
     /// A policy came, changed or went: what it was attached to, and what it is.
-    fn replace(&mut self, name: &Name, targets: Vec<Attached>) -> BTreeSet<Attached> {
-        let old = self.targets.remove(name).unwrap_or_default();
+    fn replace(&mut self, object: &Object, targets: Vec<Attached>) -> BTreeSet<Attached> {
+        let old = self.targets.remove(object).unwrap_or_default();
         for target in &old {
             if let Some(policies) = self.attached.get_mut(target) {
-                policies.remove(name);
+                policies.remove(object);
                 if policies.is_empty() {
                     self.attached.remove(target);
                 }
             }
         }
         for target in &targets {
-            self.attached.entry(target.clone()).or_default().insert(name.clone());
+            self.attached.entry(target.clone()).or_default().insert(object.clone());
         }
         let concerned = old.into_iter().chain(targets.iter().cloned()).collect();
         if !targets.is_empty() {
-            self.targets.insert(name.clone(), targets);
+            self.targets.insert(object.clone(), targets);
         }
         concerned
     }
@@ -78,13 +82,34 @@ impl Accesses {
     }
 }
 
+impl Dirty {
+    /// What is attached to something that changed is built again.
+    pub(super) fn attached(&mut self, objects: impl IntoIterator<Item = Object>) {
+        for (kind, name) in objects {
+            match kind {
+                AccessKind::AuthorizationPolicy => drop(self.policies.insert(name)),
+                AccessKind::RequestAuthentication => drop(self.authentications.insert(name)),
+                AccessKind::MeshConfig => {}
+            }
+        }
+    }
+}
+
 impl Builder {
     /// A policy's targets are what they are: whoever is concerned is built again.
-    pub(super) fn attach(&mut self, name: &Name) {
-        let written = self.world.policies.get(name);
-        let targets = written.map(|policy| translate::policy_targets(policy, &self.mesh)).unwrap_or_default();
-        let targets = targets.into_iter().filter_map(Result::ok).collect();
-        for target in self.world.accesses.replace(name, targets) {
+    pub(super) fn attach(&mut self, kind: AccessKind, name: &Name) {
+        let targets = match kind {
+            AccessKind::AuthorizationPolicy => {
+                self.world.policies.get(name).map(|policy| translate::policy_targets(policy, &self.mesh))
+            }
+            AccessKind::RequestAuthentication => {
+                let written = self.world.authentications.get(name);
+                written.map(|written| translate::authentication_targets(written, &self.mesh))
+            }
+            AccessKind::MeshConfig => None,
+        };
+        let targets = targets.into_iter().flatten().filter_map(Result::ok).collect();
+        for target in self.world.accesses.replace(&(kind, name.clone()), targets) {
             match target {
                 Attached::Service(named) => drop(self.dirty.services.insert((named.namespace, named.name))),
                 Attached::Gateway(named) => self.touch_bound(&named),
@@ -114,7 +139,8 @@ impl Builder {
     /// The policies that are attached to a Gateway of this class are built again.
     pub(super) fn touch_attached(&mut self, named: &Named, class: &str) {
         for target in [Attached::Gateway(named.clone()), Attached::Class(class.into())] {
-            self.dirty.policies.extend(self.world.accesses.attached_to(&target).cloned());
+            let attached: Vec<Object> = self.world.accesses.attached_to(&target).cloned().collect();
+            self.dirty.attached(attached);
         }
     }
 
@@ -160,6 +186,34 @@ impl Builder {
         });
         self.world.accesses.publish(key, policy, set, removed);
         condition
+    }
+
+    /// What waypoints are told of a RequestAuthentication, and what its status says.
+    pub(super) fn build_authentication(
+        &mut self,
+        name: &Name,
+        set: &mut Vec<Change>,
+        removed: &mut Vec<Change>,
+    ) -> Verdict {
+        let known = Known { world: &self.world, mesh: &self.mesh };
+        let written = self.world.authentications.get(name);
+        let answer = written.and_then(|written| translate::request_authentication(written, &known, &self.mesh));
+        let (access, condition) = answer.map(|(model, condition)| (Access::Authentication(model), condition)).unzip();
+        let metadata = written.map(|written| &written.metadata);
+        let status = written.and_then(|written| written.status.as_ref());
+        let verdict = Verdict {
+            object: ObjectKey::new(Kind::RequestAuthentication, &name.0, &name.1),
+            condition,
+            retracted: None,
+            generation: metadata.and_then(|metadata| metadata.generation),
+            version: metadata.and_then(|metadata| metadata.resource_version.clone()),
+            existing: status.map(|status| status.conditions.clone()).unwrap_or_default(),
+            parents: None,
+        };
+        let key =
+            AccessKey { kind: AccessKind::RequestAuthentication, key: PolicyKey::new(name.0.clone(), name.1.clone()) };
+        self.world.accesses.publish(key, access, set, removed);
+        verdict
     }
 
     /// What holds for all requests.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use stillmesh_core::model::access::AccessKind;
 use stillmesh_core::model::{Policy, PolicyKey, PortMapping, ServiceKey, Str};
 use stillmesh_core::snapshot::Change;
 use stillmesh_k8s::gateway::binding::{self, Named, Target};
@@ -23,9 +24,9 @@ impl Builder {
         self.build_mesh();
         let mut dirty = std::mem::take(&mut self.dirty);
         // What is said of a policy depends on what its Services are bound to.
-        for (namespace, name) in &dirty.services {
-            let target = translate::Target::Service(Named { namespace: namespace.clone(), name: name.clone() });
-            dirty.policies.extend(self.world.accesses.attached_to(&target).cloned());
+        for (namespace, name) in dirty.services.clone() {
+            let target = translate::Target::Service(Named { namespace, name });
+            dirty.attached(self.world.accesses.attached_to(&target).cloned());
         }
         let (mut set, mut removed) = (Vec::new(), Vec::new());
         let mut verdicts = Vec::new();
@@ -33,6 +34,9 @@ impl Builder {
             self.build_settings(&mut set, &mut removed);
         }
         self.build_policies(&dirty, &mut set, &mut removed, &mut verdicts);
+        for name in &dirty.authentications {
+            verdicts.push(self.build_authentication(name, &mut set, &mut removed));
+        }
         for name in &dirty.services.clone() {
             self.build_guard(name, &mut dirty, &mut set, &mut removed);
         }
@@ -83,7 +87,10 @@ impl Builder {
             self.dirty.slices.extend(self.world.slices.all().map(|(name, _)| name));
             let policies: Vec<Name> = self.world.policies.all().map(|(name, _)| name).collect();
             // Whose root namespace it is decides what may be attached to what.
-            policies.iter().for_each(|name| self.attach(name));
+            policies.iter().for_each(|name| self.attach(AccessKind::AuthorizationPolicy, name));
+            let authentications: Vec<Name> = self.world.authentications.all().map(|(name, _)| name).collect();
+            authentications.iter().for_each(|name| self.attach(AccessKind::RequestAuthentication, name));
+            self.dirty.authentications.extend(authentications);
             self.dirty.policies.extend(policies);
             self.dirty.peers.extend(self.world.peers.all().map(|(name, _)| name));
             self.dirty.routes.extend(self.world.routes.keys().cloned());

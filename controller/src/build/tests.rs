@@ -662,6 +662,10 @@ fn any_object() -> impl Strategy<Value = (String, ObjectKey)> {
             let name = format!("m{name}");
             (peer(namespace, &name, spec), ObjectKey::new(Kind::PeerAuthentication, namespace, &name))
         }),
+        (space(), 0..2_u8).prop_map(|(namespace, name)| {
+            let name = format!("j{name}");
+            (authentication(namespace, &name, "{kind: Service, name: s2}"), ObjectKey::new(Kind::RequestAuthentication, namespace, &name))
+        }),
         (0..3_u8, 0..3_u8).prop_map(|(name, zone)| {
             let text = format!("---\napiVersion: v1\nkind: Node\nmetadata: {{name: n{name}, labels: {{topology.kubernetes.io/zone: z{zone}}}}}\n");
             (text, ObjectKey::new(Kind::Node, "", &format!("n{name}")))
@@ -949,4 +953,26 @@ fn paths_are_normalized_as_the_meshs_config_says() {
     assert_eq!(world.set(&config("NONE")), ["access MeshConfig istio-system/istio"]);
     assert_eq!(world.set(&config("NONE")), [""; 0]);
     assert_eq!(world.set(&config("BASE")), ["no access MeshConfig istio-system/istio"]);
+}
+
+fn authentication(namespace: &str, name: &str, target: &str) -> String {
+    let rule = "{issuer: 'https://i', jwks: '{}'}";
+    format!(
+        "---\napiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec: {{targetRefs: [{target}], jwtRules: [{rule}]}}\n"
+    )
+}
+
+#[test]
+fn whose_tokens_are_believed_reaches_waypoints_and_guards() {
+    let mut world = World::new(&bound_shop(true));
+    let told = world.set(&authentication("shop", "jwt", PAGE));
+    assert_eq!(told[..2], ["access RequestAuthentication shop/jwt", "policy shop/stillmesh_waypoint_only_page"]);
+    assert_eq!(world.policies("page-0"), ["shop/stillmesh_waypoint_only_page"]);
+    let built = world.builder.apply(&update(&authentication("shop", "jwt", GATE), &[]));
+    let said = built.verdicts.iter().find(|one| one.object.kind == Kind::RequestAuthentication).unwrap();
+    assert_eq!(said.condition.as_ref().map(|one| one.message.as_str()), Some("bound to shop/gate"));
+    let told = world.remove(Kind::RequestAuthentication, "shop", "jwt");
+    assert!(told.contains(&"no access RequestAuthentication shop/jwt".to_owned()), "{told:?}");
+    assert!(world.policies("page-0").is_empty());
 }

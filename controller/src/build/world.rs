@@ -7,9 +7,10 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stillmesh_core::model::Str;
+use stillmesh_core::model::access::AccessKind;
 use stillmesh_k8s::gateway::GatewayClass;
 use stillmesh_k8s::gateway::binding::{self, Binding, Named, Target, Why};
-use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication};
+use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use stillmesh_k8s::labels::{self, Labels};
 use stillmesh_k8s::object::DEFAULT_NAMESPACE;
 use stillmesh_k8s::translate::{self, Mesh, Target as Attached};
@@ -85,6 +86,7 @@ pub(super) struct World {
     pub slices: Grouped<EndpointSlice>,
     pub policies: Grouped<AuthorizationPolicy>,
     pub peers: Grouped<PeerAuthentication>,
+    pub authentications: Grouped<RequestAuthentication>,
     pub classes: HashMap<Str, Arc<GatewayClass>>,
     pub waypoints: Waypoints,
     pub routes: Routes,
@@ -122,8 +124,11 @@ impl World {
         let of_service = service.map(Attached::Service);
         let targets = of_service.into_iter().chain([Attached::Gateway(waypoint.clone())]);
         targets.chain(class.map(|class| Attached::Class(class.into()))).any(|one| {
-            let policies = self.accesses.attached_to(&one);
-            policies.filter_map(|name| self.policies.get(name)).any(|policy| translate::guards(policy))
+            self.accesses.attached_to(&one).any(|(kind, name)| match kind {
+                AccessKind::AuthorizationPolicy => self.policies.get(name).is_some_and(|one| translate::guards(one)),
+                AccessKind::RequestAuthentication => self.authentications.get(name).is_some(),
+                AccessKind::MeshConfig => false,
+            })
         })
     }
 

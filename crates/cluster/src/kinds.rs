@@ -16,7 +16,7 @@ use stillmesh_k8s::gateway::grpc_route::GrpcRoute;
 use stillmesh_k8s::gateway::http_route::{HttpRoute, ReferenceGrant};
 use stillmesh_k8s::gateway::{Gateway, GatewayClass};
 use stillmesh_k8s::istio::virtual_service::VirtualService;
-use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication};
+use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use stillmesh_k8s::{Kind, Position, Unusable, parse};
 use tokio::task::JoinSet;
 
@@ -99,6 +99,7 @@ pub(crate) fn spawn(
         Kind::EndpointSlice => namespaced!(EndpointSlice),
         Kind::AuthorizationPolicy => checked!(AuthorizationPolicy),
         Kind::PeerAuthentication => checked!(PeerAuthentication),
+        Kind::RequestAuthentication => checked!(RequestAuthentication),
         Kind::GatewayClass => checked!(GatewayClass),
         Kind::Gateway => checked!(Gateway),
         Kind::GrpcRoute => checked!(GrpcRoute),

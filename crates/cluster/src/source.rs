@@ -357,7 +357,7 @@ fn identify(meta: &ObjectMeta) -> (ObjectName, String) {
 }
 
 /// Kinds without which the mesh works as it did before there were any of them. Policies are not among them: one that cannot
-/// be seen is one that is not enforced.
+/// be seen is one that is not enforced. Without a RequestAuthentication no token is believed.
 fn is_optional(kind: Kind) -> bool {
     matches!(
         kind,
@@ -367,6 +367,7 @@ fn is_optional(kind: Kind) -> bool {
             | Kind::HttpRoute
             | Kind::VirtualService
             | Kind::ReferenceGrant
+            | Kind::RequestAuthentication
     )
 }
 

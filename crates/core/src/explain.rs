@@ -62,6 +62,11 @@ pub enum Reason {
         /// What in it cannot be read.
         detail: Str,
     },
+    /// The request's token does not hold.
+    TokenRefused {
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// Carried to a mesh workload over HBONE.
     ToWorkload {
         /// The workload.
@@ -178,6 +183,7 @@ impl fmt::Display for Reason {
             Self::PolicyUnreadable { policy, detail } => {
                 write!(f, "policy {policy} applies and cannot be read: {detail}")
             }
+            Self::TokenRefused { problem } => write!(f, "the request's token does not hold: {problem}"),
             Self::ToWorkload { workload } => write!(f, "carried to workload {workload}"),
             Self::ToEndpoint { service, workload } => {
                 write!(f, "carried to endpoint {workload} of service {service}")

@@ -1,6 +1,7 @@
 //! Istio's security resources, `security.istio.io/v1` (and `v1beta1`, which is the same). CRD YAML comes from these
 //! types: see [`crds`].
 
+mod request_authentication;
 mod rules;
 pub mod virtual_service;
 
@@ -12,6 +13,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{CustomResource, CustomResourceExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
+
+pub use request_authentication::{ClaimToHeader, JwtHeader, JwtRule, RequestAuthentication, RequestAuthenticationSpec};
 
 /// Who may connect to which workloads.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -348,7 +351,7 @@ fn int_or_string(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
 
 /// The CustomResourceDefinitions of this module's kinds, by file name: `v1` is stored, older ones are served beside it.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    let mut crds = vec![AuthorizationPolicy::crd(), PeerAuthentication::crd()];
+    let mut crds = vec![AuthorizationPolicy::crd(), PeerAuthentication::crd(), RequestAuthentication::crd()];
     for crd in &mut crds {
         rules::add(crd);
         if let Some(mut older) = crd.spec.versions.first().cloned() {

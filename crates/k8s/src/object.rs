@@ -14,7 +14,7 @@ use crate::gateway::grpc_route::GrpcRoute;
 use crate::gateway::http_route::{HttpRoute, ReferenceGrant};
 use crate::gateway::{Gateway, GatewayClass};
 use crate::istio::virtual_service::VirtualService;
-use crate::istio::{AuthorizationPolicy, PeerAuthentication};
+use crate::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 
 /// The namespace of an object that names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -97,6 +97,9 @@ kinds! {
     EndpointSlice { "EndpointSlice", &["discovery.k8s.io/v1"], true },
     AuthorizationPolicy { "AuthorizationPolicy", &["security.istio.io/v1", "security.istio.io/v1beta1"], true },
     PeerAuthentication { "PeerAuthentication", &["security.istio.io/v1", "security.istio.io/v1beta1"], true },
+    RequestAuthentication {
+        "RequestAuthentication", &["security.istio.io/v1", "security.istio.io/v1beta1"], true
+    },
     GatewayClass { "GatewayClass", &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"], false },
     Gateway { "Gateway", &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"], true },
     GrpcRoute { "GRPCRoute", &["gateway.networking.k8s.io/v1"], true },

@@ -26,7 +26,7 @@ use crate::gateway::grpc_route::GrpcRoute;
 use crate::gateway::http_route::{HttpRoute, ReferenceGrant};
 use crate::gateway::{Gateway, GatewayClass};
 use crate::istio::virtual_service::VirtualService;
-use crate::istio::{AuthorizationPolicy, PeerAuthentication};
+use crate::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use crate::object::{DEFAULT_NAMESPACE, Kind, Object, ObjectKey, Placed};
 use crate::translate::{self, Mesh};
 use check::Flaws;
@@ -199,8 +199,13 @@ impl Reading {
         }
         match typed(kind, root) {
             Ok((mut object, mut unknown)) => {
-                let strict =
-                    matches!(kind, Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::VirtualService);
+                let strict = matches!(
+                    kind,
+                    Kind::AuthorizationPolicy
+                        | Kind::PeerAuthentication
+                        | Kind::RequestAuthentication
+                        | Kind::VirtualService
+                );
                 // A status is written by controllers, not by the one who reads these messages.
                 unknown.retain(|field| !field.path.starts_with("status."));
                 let severity = if strict { Severity::Error } else { Severity::Warning };
@@ -265,6 +270,7 @@ fn typed(kind: Kind, root: &Node) -> Result<(Object, Vec<Unknown>), Mismatch> {
         Kind::EndpointSlice => read::<EndpointSlice>(root),
         Kind::AuthorizationPolicy => read::<AuthorizationPolicy>(root),
         Kind::PeerAuthentication => read::<PeerAuthentication>(root),
+        Kind::RequestAuthentication => read::<RequestAuthentication>(root),
         Kind::GatewayClass => read::<GatewayClass>(root),
         Kind::Gateway => read::<Gateway>(root),
         Kind::GrpcRoute => read::<GrpcRoute>(root),

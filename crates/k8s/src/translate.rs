@@ -9,6 +9,7 @@ mod endpoints;
 mod grpc_route;
 mod http_route;
 mod peer_authentication;
+mod request_authentication;
 mod request_authorization;
 mod route;
 mod service;
@@ -25,6 +26,7 @@ pub use peer_authentication::{
     Level, attached_policy, level, oldest, parent_is_strict, port_policy, port_policy_key, static_strict_key,
     static_strict_policy,
 };
+pub use request_authentication::{authentication_targets, request_authentication};
 pub use request_authorization::{RequestAuthorization, guards, policy_targets, request_authorization};
 pub use route::{References, Routed};
 pub use service::{service, service_key};

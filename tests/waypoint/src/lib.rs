@@ -5,9 +5,11 @@
 //! Everything here panics when it cannot do its part: a test that cannot run has failed.
 #![expect(clippy::panic, clippy::expect_used, reason = "a test that cannot run fails with the reason")]
 
+pub mod access;
 mod app;
 mod client;
 mod endpoint;
+pub mod issuer;
 pub mod routes;
 mod world;
 

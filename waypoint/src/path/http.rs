@@ -30,7 +30,7 @@ use super::pace::Pace;
 use super::plan::{self, Action, Plan, Taken};
 use super::replay::Replay;
 use super::response::Overdue;
-use super::{PathError, ResponseBody, Rewound, Version, fault, forward, mirror, reply};
+use super::{PathError, ResponseBody, Rewound, Version, authorize, fault, forward, mirror, reply};
 use crate::capture::Downstream;
 use crate::config::Limits;
 use crate::record::request::Request as Record;
@@ -178,9 +178,13 @@ async fn answer(
     let is_grpc = reply::is_grpc(&head.headers);
     let mut record = Record::new(downstream.clone(), &head, version, id, replay.received(), under_way);
     let entropy = rand::random();
-    let planned = forward::check(&head, version).and_then(|()| {
-        let snapshot = waypoint.snapshots.load();
-        plan::plan(&downstream, &snapshot, &mut head, version, entropy)
+    let admitted = match forward::check(&head, version) {
+        Ok(()) => authorize::admit(&downstream, &mut head, &mut record).await,
+        Err(error) => Err(error),
+    };
+    let planned = admitted.and_then(|refused| match refused {
+        Some(answer) => Ok(Plan::answered(answer)),
+        None => plan::plan(&downstream, &waypoint.snapshots.load(), &mut head, version, entropy),
     });
     let permit = waypoint.requests.clone().try_acquire_owned();
     let limit = waypoint.config.limits.requests;
@@ -357,7 +361,7 @@ fn prepare(
     let from = forward::From {
         address: client.address.ip(),
         identity: &client.identity,
-        is_gateway: config.gateways.contains(&client.identity),
+        is_gateway: authorize::is_believed(downstream, &downstream.waypoint().snapshots.load()),
         own: &config.identity,
     };
     forward::introduce(&mut head.headers, from);

@@ -64,6 +64,11 @@ pub struct Answer {
 }
 
 impl Plan {
+    /// The waypoint's own answer, before any rule was asked.
+    pub fn answered(answer: Answer) -> Self {
+        Self { taken: Taken::default(), action: Action::Answer(answer) }
+    }
+
     fn to_dialled(target: &Target) -> Self {
         Self { taken: Taken::default(), action: Action::Forward(target.clone()) }
     }
@@ -211,7 +216,7 @@ impl Headers for Seen<'_> {
 }
 
 /// The authority that a request is for; the target's counts before Host (RFC 9112 section 3.2.2).
-fn authority(head: &Parts) -> Cow<'_, str> {
+pub fn authority(head: &Parts) -> Cow<'_, str> {
     let host = || head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
     head.uri.authority().map(Authority::as_str).or_else(host).unwrap_or_default().into()
 }

@@ -22,6 +22,9 @@ pub fn own(answer: Answer, is_grpc: bool, mut record: Record) -> Response<Respon
         record.met(flag);
     }
     let code = grpc.or(is_grpc.then(|| grpc_status(status)).flatten()).filter(|_| is_grpc);
+    if code.is_none() {
+        headers.remove("grpc-message");
+    }
     let (status, body) = match code {
         Some(code) => {
             let code = HeaderValue::from(code);

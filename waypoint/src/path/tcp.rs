@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, copy_bidirectional_with_sizes};
 use tokio::time::timeout;
 
 use super::sniff::{self, Seen};
-use super::{PathError, Rewound, go_on};
+use super::{PathError, Rewound, authorize, go_on};
 use crate::capture::{Downstream, status};
 use crate::record::connection::Connection;
 use crate::upstream::{self, Opened};
@@ -47,6 +47,12 @@ pub async fn after_accept(downstream: &Arc<Downstream>, stream: Rewound<Stream>)
 /// whoever speaks first decides: a server's first byte makes it TCP; a client that comes late with HTTP is still served as
 /// such, so that being slow is no way round what HTTP requests are subject to.
 pub async fn or_http(downstream: &Arc<Downstream>, mut stream: Rewound<Stream>) {
+    if authorize::connection(downstream).is_err() {
+        // Nobody is connected to for it; requests may pass where a connection as such may not.
+        let limit = downstream.waypoint().config.limits.idle;
+        let seen = timeout(limit, super::look(&mut stream)).await.unwrap_or(Seen::Gone);
+        return Box::pin(go_on(downstream, stream, seen)).await;
+    }
     let mut record = Connection::new(downstream);
     let mut opened = match open(downstream, &mut record).await {
         Ok(opened) => opened,
@@ -84,6 +90,7 @@ pub async fn or_http(downstream: &Arc<Downstream>, mut stream: Rewound<Stream>) 
 }
 
 async fn open(downstream: &Arc<Downstream>, record: &mut Connection) -> Result<Opened, PathError> {
+    authorize::connection(downstream)?;
     let waypoint = downstream.waypoint();
     let permit = waypoint.requests.clone().try_acquire_owned();
     let limit = waypoint.config.limits.requests;

@@ -9,15 +9,24 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use stillmesh_core::explain::Reason;
 use stillmesh_hbone::Memory;
 use stillmesh_proxy::control::XdsMetrics;
 use stillmesh_proxy::labels::Word;
 
+use super::judged::Judged;
 use super::{RequestLabels, TcpLabels};
 
 /// Label of refused work.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Refused {
+    reason: Word,
+}
+
+/// Label of decisions.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Authorized {
+    verdict: Word,
     reason: Word,
 }
 
@@ -39,6 +48,7 @@ pub struct Metrics {
     pub repicked: Counter,
     pub retried: Counter,
     pub mirrored: Counter,
+    authorized: Family<Authorized, Counter>,
     refused: Family<Refused, Counter>,
     memory_held: Gauge,
     memory_limit: Gauge,
@@ -93,6 +103,7 @@ impl Metrics {
             repicked: Counter::default(),
             retried: Counter::default(),
             mirrored: Counter::default(),
+            authorized: Family::default(),
             refused: Family::default(),
             memory_held: Gauge::default(),
             memory_limit: Gauge::default(),
@@ -122,6 +133,7 @@ impl Metrics {
         own.register("repicked", "Requests and connections sent to a further endpoint", self.repicked.clone());
         own.register("retried", "Requests sent again because a rule asks for it", self.retried.clone());
         own.register("mirrored", "Copies of requests that were answered", self.mirrored.clone());
+        own.register("authorizations", "Decisions of policies", self.authorized.clone());
         own.register("refused", "Work refused", self.refused.clone());
         own.register("memory_bytes", "Bytes that tunnels hold", self.memory_held.clone());
         own.register("memory_limit_bytes", "Bytes that they may hold", self.memory_limit.clone());
@@ -131,6 +143,17 @@ impl Metrics {
             "Streams broken because they held more than their share",
             self.memory_broken.clone(),
         );
+    }
+
+    /// Counts a decision, and what dry-run policies would have made of it. What no policy applies to is not counted.
+    pub fn judged(&self, judged: &Judged) {
+        let count = |verdict, reason: &Reason| {
+            self.authorized.get_or_create(&Authorized { verdict: Word(verdict), reason: Word(reason.code()) }).inc();
+        };
+        if judged.reason != Reason::NoPolicy {
+            count(if judged.allowed { "allowed" } else { "denied" }, &judged.reason);
+        }
+        judged.dry_run.iter().for_each(|reason| count("dry_run", reason));
     }
 
     /// Counts work that was refused.

@@ -11,6 +11,7 @@ use stillmesh_proxy::labels::Word;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use super::judged::Judged;
 use super::series::{Counted, Kind};
 use super::{Ends, Flag, Flags, RequestLabels};
 use crate::capture::Downstream;
@@ -41,6 +42,7 @@ pub struct Request {
     permit: Option<OwnedSemaphorePermit>,
     active: Option<Active>,
     under_way: UnderWay,
+    judged: Option<Judged>,
 }
 
 /// Longest text of a client's that is logged, bytes.
@@ -80,6 +82,7 @@ impl Request {
             permit: None,
             active: None,
             under_way,
+            judged: None,
             downstream,
         }
     }
@@ -92,6 +95,11 @@ impl Request {
     /// Its place among the requests of its service, likewise.
     pub fn active(&mut self, active: Active) {
         self.active = Some(active);
+    }
+
+    /// What was decided about it.
+    pub fn judged(&mut self, judged: Judged) {
+        self.judged = Some(judged);
     }
 
     /// It has met something beside how it ends.
@@ -183,6 +191,7 @@ impl Drop for Request {
         let counted = Counted { milliseconds: duration.as_secs_f64() * 1000.0, received, sent: self.sent };
         self.downstream.series.count(&self.downstream.waypoint().metrics, kind, labels, counted);
         let source = &self.downstream;
+        let judged = self.judged.as_ref();
         tracing::event!(
             target: "access",
             tracing::Level::INFO,
@@ -204,6 +213,12 @@ impl Drop for Request {
             bytes_recv = received,
             bytes_sent = self.sent,
             duration = format!("{}ms", duration.as_millis()).as_str(),
+            details = judged.and_then(Judged::details).as_deref(),
+            decision.id = judged.and_then(|judged| judged.id.as_deref()),
+            decision.reason = judged.and_then(Judged::why).as_deref(),
+            decision.misses = judged.and_then(Judged::misses).as_deref(),
+            decision.dry_run = judged.and_then(Judged::dry_run).as_deref(),
+            decision.audited = judged.and_then(Judged::audited).as_deref(),
             error = self.error.as_deref(),
             request.id = self.id.to_str().unwrap_or_default(),
             "request complete"

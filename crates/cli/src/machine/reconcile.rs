@@ -595,6 +595,10 @@ impl Reconciler {
                 Arc::make_mut(&mut policy).status = status.and_then(read);
                 Object::PeerAuthentication(policy)
             }
+            Object::RequestAuthentication(mut policy) => {
+                Arc::make_mut(&mut policy).status = status.and_then(read);
+                Object::RequestAuthentication(policy)
+            }
             Object::GrpcRoute(mut route) => {
                 Arc::make_mut(&mut route).status = status.and_then(read);
                 Object::GrpcRoute(route)

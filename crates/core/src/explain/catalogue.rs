@@ -62,6 +62,12 @@ const POLICY_UNREADABLE: Entry = refuses(
     "A policy that applies has content that this version cannot read, and no earlier version is known.",
     "bring the node parts to the controller's version; open connections are not cut",
 );
+const TOKEN_REFUSED: Entry = refuses(
+    "TOKEN_REFUSED",
+    Fault::Downstream,
+    "A request carries a token that does not hold under the RequestAuthentications of what it asks for.",
+    "see the problem: issuer, audience, time, signature, or keys of the issuer that cannot be had",
+);
 const TO_WORKLOAD: Entry = carries("TO_WORKLOAD", "Carried to the workload that was dialled.");
 const TO_ENDPOINT: Entry = carries("TO_ENDPOINT", "Carried to an endpoint of the service that was dialled.");
 const TO_WAYPOINT: Entry = carries("TO_WAYPOINT", "Carried to the waypoint of what was dialled.");
@@ -125,6 +131,7 @@ impl Reason {
             Self::MutualTlsRequired { .. } => &MUTUAL_TLS_REQUIRED,
             Self::PolicyUnknown { .. } => &POLICY_UNKNOWN,
             Self::PolicyUnreadable { .. } => &POLICY_UNREADABLE,
+            Self::TokenRefused { .. } => &TOKEN_REFUSED,
             Self::ToWorkload { .. } => &TO_WORKLOAD,
             Self::ToEndpoint { .. } => &TO_ENDPOINT,
             Self::ToWaypoint { .. } => &TO_WAYPOINT,
@@ -148,7 +155,7 @@ pub struct Catalogue(&'static [Entry]);
 
 /// Every kind of reason, those that carry first.
 pub fn catalogue() -> Catalogue {
-    const ALL: [Entry; 19] = [
+    const ALL: [Entry; 20] = [
         NO_POLICY,
         ALLOWED_BY,
         TO_WORKLOAD,
@@ -160,6 +167,7 @@ pub fn catalogue() -> Catalogue {
         MUTUAL_TLS_REQUIRED,
         POLICY_UNKNOWN,
         POLICY_UNREADABLE,
+        TOKEN_REFUSED,
         NO_HEALTHY_ENDPOINT,
         NO_SERVICE_PORT,
         WAYPOINT_UNAVAILABLE,

@@ -33,6 +33,10 @@ fn rules(kind: &str) -> &'static [(&'static str, &'static str)] {
                 "a key of portLevelMtls is a port, a number from 1 to 65535",
             ),
         ],
+        "RequestAuthentication" => &[(
+            "!has(self.selector) || (!has(self.targetRef) && (!has(self.targetRefs) || size(self.targetRefs) == 0))",
+            "a RequestAuthentication has a selector, or targetRefs, or neither",
+        )],
         _ => &[],
     }
 }
@@ -95,7 +99,8 @@ mod tests {
             for version in &mut crd.spec.versions {
                 let root = version.schema.as_mut().unwrap().open_api_v3_schema.as_mut().unwrap();
                 let spec = at(root, &["spec"]).unwrap();
-                assert_eq!(spec.x_kubernetes_validations.as_ref().unwrap().len(), 2, "{kind}");
+                assert_eq!(spec.x_kubernetes_validations.as_ref().unwrap().len(), rules(&kind).len(), "{kind}");
+                assert!(!rules(&kind).is_empty(), "{kind}");
                 let places: &[&[&str]] = match kind.as_str() {
                     "AuthorizationPolicy" => &[
                         &["spec", "rules", "[]", "to", "[]", "operation", "ports", "[]"],

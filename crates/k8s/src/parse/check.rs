@@ -47,6 +47,7 @@ pub(super) fn object(kind: Kind, root: &Node, flaws: &mut Flaws) {
         Kind::EndpointSlice => endpoint_slice(root, flaws),
         Kind::AuthorizationPolicy => super::check_istio::authorization_policy(root, flaws),
         Kind::PeerAuthentication => super::check_istio::peer_authentication(root, flaws),
+        Kind::RequestAuthentication => super::check_istio::request_authentication(root, flaws),
         Kind::GatewayClass => super::check_gateway::gateway_class(root, flaws),
         Kind::Gateway => super::check_gateway::gateway(root, flaws),
         Kind::GrpcRoute => super::check_gateway::grpc_route(root, flaws),

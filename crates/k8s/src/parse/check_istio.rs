@@ -65,6 +65,19 @@ pub(super) fn authorization_policy(root: &Node, flaws: &mut Flaws) {
     });
 }
 
+pub(super) fn request_authentication(root: &Node, flaws: &mut Flaws) {
+    let spec = root.get("spec");
+    let has = |key: &str| spec.and_then(|spec| spec.get(key)).is_some_and(|node| !node.is_null());
+    if has("selector") && (has("targetRef") || has("targetRefs")) {
+        let hint = "a RequestAuthentication has a selector, or targetRefs, or neither";
+        flaws.add("MAN012", root.at, "spec.selector", "both a selector and targetRefs", hint);
+    }
+    if !has("targetRef") && !has("targetRefs") {
+        let hint = "attach it to a Service, Gateway or GatewayClass by targetRefs";
+        flaws.warn("MAN016", root.at, "spec", "only waypoints see requests: this is enforced nowhere", hint);
+    }
+}
+
 pub(super) fn peer_authentication(root: &Node, flaws: &mut Flaws) {
     let Some(spec) = root.get("spec") else { return };
     let Some(ports) = spec.get("portLevelMtls").filter(|ports| !ports.is_null()) else { return };

@@ -1,5 +1,7 @@
 //! What clients see of a waypoint, and what its endpoints see.
 
+mod authentication;
+mod authorization;
 mod clients;
 mod filters;
 mod hostile;
