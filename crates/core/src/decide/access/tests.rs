@@ -237,14 +237,14 @@ fn deny_comes_first_then_what_cannot_be_read_then_allow() {
     let other = policy("ns/other", RequestAction::Allow, vec![post()]);
 
     assert_eq!(ask(&[], &asked).reason, Reason::NoPolicy);
-    let one = ask(&[allow.clone()], &asked);
+    let one = ask(std::slice::from_ref(&allow), &asked);
     assert_eq!((one.allowed, one.reason), (true, Reason::AllowedBy { policy: policy_key("ns/allow"), rule: 0 }));
     let one = ask(&[allow.clone(), deny.clone(), broken.clone()], &asked);
     assert_eq!((one.allowed, one.reason), (false, Reason::DeniedBy { policy: policy_key("ns/deny"), rule: 1 }));
     let one = ask(&[allow.clone(), broken.clone()], &asked);
     assert_eq!(one.reason, Reason::PolicyUnreadable { policy: policy_key("ns/odd"), detail: "odd".into() });
     assert!(!one.allowed);
-    let one = ask(&[other.clone()], &asked);
+    let one = ask(std::slice::from_ref(&other), &asked);
     assert_eq!((one.allowed, one.reason), (false, Reason::NoAllowMatched { policies: vec![policy_key("ns/other")] }));
     assert!(ask(&[other, allow], &asked).allowed);
     // An ALLOW without rules lets nothing pass, a DENY without rules refuses nothing.
@@ -263,7 +263,7 @@ fn dry_run_and_audit_decide_nothing_and_are_told() {
     assert!(one.allowed);
     assert_eq!(one.dry_run, [Reason::DeniedBy { policy: policy_key("ns/dry"), rule: 0 }]);
     let dry = RequestPolicy { dry_run: true, ..policy("ns/dry", RequestAction::Allow, vec![]) };
-    let one = ask(&[dry.clone()], &asked);
+    let one = ask(std::slice::from_ref(&dry), &asked);
     assert_eq!(one.dry_run, [Reason::NoAllowMatched { policies: vec![policy_key("ns/dry")] }]);
     // Beside another allow policy, one more could only let more pass.
     let one = ask(&[dry, policy("ns/allow", RequestAction::Allow, vec![get()])], &asked);
@@ -303,7 +303,7 @@ fn what_cannot_be_read_keeps_its_last_good_version() {
     let good = policy("ns/p", RequestAction::Allow, vec![of(Wanted::Method(texts(&["GET"])))]);
     let broken = RequestPolicy { unreadable: Some("odd".into()), attached: Attachment::Everything, ..good.clone() };
     assert!(ask(&[good.clone(), broken.clone()], &Asked::default()).allowed);
-    assert!(!ask(&[broken.clone()], &Asked::default()).allowed);
+    assert!(!ask(std::slice::from_ref(&broken), &Asked::default()).allowed);
     assert!(ask(&[broken.clone(), good.clone()], &Asked::default()).allowed);
     let snapshot = world(&[good.clone(), broken]);
     let removed = snapshot.apply(&[Change::AccessRemoved(Access::Policy(good).key())]).0;
