@@ -157,7 +157,8 @@ async fn tokens_are_found_where_rules_say_and_taken_out() {
     let (query, cookie) = (format!("/a?x=1&access_token={token}&y=2"), format!("a=b; session={token}; c=d"));
     let spaced = format!("Token {token}");
     let bearer = format!("bearer {token}");
-    let table: Vec<(JwtRule, String, Vec<(&'static str, &str)>, bool)> = vec![
+    type Row<'a> = (JwtRule, String, Vec<(&'static str, &'a str)>, bool);
+    let table: Vec<Row<'_>> = vec![
         (from(vec![]), "/".into(), vec![("authorization", &bearer)], true),
         (from(vec![]), query.clone(), vec![], true),
         (from(vec![]), "/".into(), vec![("x-token", &token)], false),

@@ -53,7 +53,7 @@ pub(super) async fn reviews(listen: Listen, version: String, failing: u64) -> an
         let (ratings, version) = (ratings.clone(), version.clone());
         let turn = asked.fetch_add(1, Ordering::Relaxed);
         async move {
-            anyhow::ensure!(failing == 0 || turn % failing != 0, "failing on purpose");
+            anyhow::ensure!(failing == 0 || !turn.is_multiple_of(failing), "failing on purpose");
             let text = "An extremely entertaining play by Shakespeare";
             let mut answer = json!({ "text": text, "version": &*version, "served-by": pod() });
             if &*version != "v1" {

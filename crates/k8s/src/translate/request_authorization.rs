@@ -172,7 +172,7 @@ impl Reading<'_> {
     fn operation(&mut self, one: &istio::Operation) -> Alternative {
         let mut all = Vec::new();
         let into = &mut all;
-        self.both(into, &one.hosts, &one.not_hosts, string, |values| Wanted::host(values));
+        self.both(into, &one.hosts, &one.not_hosts, string, Wanted::host);
         self.both(into, &one.ports, &one.not_ports, port, Wanted::DestinationPort);
         self.both(into, &one.methods, &one.not_methods, string, Wanted::Method);
         self.both(into, &one.paths, &one.not_paths, path, Wanted::Path);
