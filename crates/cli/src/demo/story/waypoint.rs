@@ -1,4 +1,4 @@
-//! The chapter about waypoints: the shop's HTTP goes through one, which splits and retries.
+//! The chapter about waypoints: the shop's HTTP goes through one, which splits, retries and refuses by what requests are.
 
 use anyhow::{Context, ensure};
 
@@ -10,6 +10,7 @@ const WAYPOINT: &str = include_str!("../manifests/waypoint.yaml");
 const CANARY: &str = include_str!("../manifests/canary.yaml");
 const FAILING: &str = include_str!("../manifests/failing.yaml");
 const RETRY: &str = include_str!("../manifests/retry.yaml");
+const READERS: &str = include_str!("../manifests/readers.yaml");
 /// So many requests are counted before a share is believed.
 const COUNTED: usize = 150;
 
@@ -63,7 +64,33 @@ pub(super) fn tell(mesh: &Mesh, teller: &mut Teller) -> anyhow::Result<()> {
     })?;
     mesh.delete("canary.yaml")?;
     mesh.delete("failing.yaml")?;
+    let curious = |authority: &str, path: &str| mesh.fetch("shop", "curious", authority, path);
+    teller.check("a policy refuses what a request asks for, not who asks", || {
+        until(|| curious("details:9080", "/details/secret"))?;
+        mesh.apply("readers.yaml", READERS)?;
+        let refused = until(|| match curious("details:9080", "/details/secret") {
+            Ok(_) => anyhow::bail!("/details/secret is still answered"),
+            Err(error) if format!("{error:#}").contains("403") => Ok(format!("{error:#}")),
+            Err(error) => Err(error),
+        })?;
+        curious("details:9080", "/details").context("what is not forbidden")?;
+        goes_on(mesh, &before)?;
+        Ok(refused.lines().last().unwrap_or_default().to_owned())
+    })?;
+    teller.check("and going to the pod itself is no way round", || {
+        let pods = mesh.pods("shop")?;
+        let details = pods.iter().find(|pod| pod["metadata"]["name"] == "details").context("no pod details")?;
+        let address = details["status"]["podIP"].as_str().context("details has no address")?;
+        until(|| match curious(&format!("{address}:9080"), "/details/secret") {
+            Ok(_) => anyhow::bail!("{address}:9080 still answers"),
+            Err(_) => Ok(()),
+        })?;
+        until(|| curious("details:9080", "/details")).context("through the waypoint")?;
+        goes_on(mesh, &before)?;
+        Ok(format!("{address}:9080 answers nobody but the waypoint"))
+    })?;
     teller.check("without the waypoint the shop goes on as before", || {
+        mesh.delete("readers.yaml")?;
         mesh.apply("namespaces.yaml", &ambient())?;
         let now = Apps::look(mesh)?;
         mesh.delete("waypoint.yaml")?;
