@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn other_kinds_and_objects_without_a_name_yet_pass() {
-        let other = json!({"apiVersion": "security.istio.io/v1", "kind": "RequestAuthentication", "spec": {"x": 1}});
+        let other = json!({"apiVersion": "telemetry.istio.io/v1", "kind": "Telemetry", "spec": {"x": 1}});
         assert!(allowed(&asked("CREATE", &other, &Value::Null)));
         let mut nameless = policy(&json!({}));
         nameless["metadata"] = json!({"generateName": "p-"});

@@ -28,6 +28,7 @@ fn all() -> Vec<Reason> {
         Reason::MutualTlsRequired { policy: policy.clone() },
         Reason::PolicyUnknown { policy: policy.clone() },
         Reason::PolicyUnreadable { policy, detail: "unknown field 14".into() },
+        Reason::TokenRefused { problem: "expired" },
         Reason::NoHealthyEndpoint { service: service_key("web") },
         Reason::NoServicePort { service: service_key("web"), port: 81 },
         Reason::WaypointUnavailable { waypoint: "ns/gate".into() },
@@ -45,8 +46,8 @@ fn codes_are_unique_and_stable() {
     #[rustfmt::skip]
     assert_eq!(codes, [
         "NO_POLICY", "ALLOWED_BY", "TO_WORKLOAD", "TO_ENDPOINT", "TO_WAYPOINT", "UNMANAGED", "DENIED_BY",
-        "NO_ALLOW_MATCHED", "MUTUAL_TLS_REQUIRED", "POLICY_UNKNOWN", "POLICY_UNREADABLE", "NO_HEALTHY_ENDPOINT",
-        "NO_SERVICE_PORT", "WAYPOINT_UNAVAILABLE", "WORKLOAD_GONE", "NETWORK_UNREACHABLE", "PROXY_PORT", "FOREIGN_AUTHORITY",
+        "NO_ALLOW_MATCHED", "MUTUAL_TLS_REQUIRED", "POLICY_UNKNOWN", "POLICY_UNREADABLE", "TOKEN_REFUSED",
+        "NO_HEALTHY_ENDPOINT", "NO_SERVICE_PORT", "WAYPOINT_UNAVAILABLE", "WORKLOAD_GONE", "NETWORK_UNREACHABLE", "PROXY_PORT", "FOREIGN_AUTHORITY",
         "UNKNOWN_AUTHORITY",
     ]);
     assert_eq!(codes.iter().collect::<BTreeSet<_>>().len(), codes.len());
