@@ -29,13 +29,14 @@ pub const WAYPOINTS: [Own; 2] = [
 
 /// What waypoints can do, as the Gateway API calls it (contract 8.1), in order of name: said in their classes' statuses,
 /// and tried by its conformance tests. Only what is carried out is here.
-pub const FEATURES: [&str; 17] = [
+pub const FEATURES: [&str; 18] = [
     "GRPCRoute",
     "HTTPRoute",
     "HTTPRoute303RedirectStatusCode",
     "HTTPRoute307RedirectStatusCode",
     "HTTPRoute308RedirectStatusCode",
     "HTTPRouteParentRefPort",
+    "HTTPRouteResponseHeaderModification",
     "Mesh",
     "MeshClusterIPMatching",
     "MeshConsumerRoute",
@@ -71,6 +72,13 @@ mod tests {
     fn what_is_said_is_as_the_gateway_apis_definitions_allow() {
         assert!(WAYPOINTS.iter().all(|own| own.description.len() <= 64));
         assert!(FEATURES.len() <= 64 && FEATURES.is_sorted());
+    }
+
+    #[test]
+    fn what_the_conformance_suite_is_asked_for_is_what_classes_say() {
+        for feature in include_str!("../../../../tests/conformance/features").lines() {
+            assert!(FEATURES.contains(&feature), "{feature}");
+        }
     }
 
     #[test]
