@@ -14,6 +14,7 @@ mod waypoints;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Service as KubeService};
@@ -109,6 +110,32 @@ struct Dirty {
     mesh: bool,
     /// What holds for all requests.
     settings: bool,
+}
+
+/// Takes what was made of something into what is published; what changes is told, in the words for what is there and what
+/// is gone.
+fn publish<K: Eq + Hash, T: PartialEq>(
+    published: &mut HashMap<K, Arc<T>>,
+    key: K,
+    new: Option<T>,
+    is: fn(Arc<T>) -> Change,
+    is_gone: fn(K) -> Change,
+    set: &mut Vec<Change>,
+    removed: &mut Vec<Change>,
+) {
+    match new {
+        Some(new) if published.get(&key).is_none_or(|old| **old != new) => {
+            let new = Arc::new(new);
+            published.insert(key, Arc::clone(&new));
+            set.push(is(new));
+        }
+        Some(_) => {}
+        None => {
+            if published.remove(&key).is_some() {
+                removed.push(is_gone(key));
+            }
+        }
+    }
 }
 
 impl Builder {

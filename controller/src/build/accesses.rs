@@ -19,7 +19,7 @@ use stillmesh_k8s::{Kind, ObjectKey};
 
 use super::waypoints::Asker;
 use super::world::{Name, World, wanted_by};
-use super::{Builder, Dirty, Verdict};
+use super::{Builder, Dirty, Verdict, publish};
 
 /// Something that is attached to something.
 pub(super) type Object = (AccessKind, Name);
@@ -61,19 +61,7 @@ impl Accesses {
 
     /// Takes what was made of something; what changes is told.
     fn publish(&mut self, key: AccessKey, new: Option<Access>, set: &mut Vec<Change>, removed: &mut Vec<Change>) {
-        match new {
-            Some(new) if self.published.get(&key).is_none_or(|old| **old != new) => {
-                let new = Arc::new(new);
-                self.published.insert(key, Arc::clone(&new));
-                set.push(Change::Access(new));
-            }
-            Some(_) => {}
-            None => {
-                if self.published.remove(&key).is_some() {
-                    removed.push(Change::AccessRemoved(key));
-                }
-            }
-        }
+        publish(&mut self.published, key, new, Change::Access, Change::AccessRemoved, set, removed);
     }
 
     /// All that is published.

@@ -16,7 +16,7 @@ use stillmesh_k8s::translate::{self, Attached, Level};
 use stillmesh_k8s::{Kind, ObjectKey, Position, labels};
 
 use super::world::{self, Name};
-use super::{Builder, Built, Dirty, Verdict, findings};
+use super::{Builder, Built, Dirty, Verdict, findings, publish};
 
 impl Builder {
     /// Builds what is dirty.
@@ -170,19 +170,7 @@ impl Builder {
         set: &mut Vec<Change>,
         removed: &mut Vec<Change>,
     ) {
-        match policy {
-            Some(policy) if self.policies.get(&key).is_none_or(|old| **old != policy) => {
-                let policy = Arc::new(policy);
-                self.policies.insert(key, Arc::clone(&policy));
-                set.push(Change::Policy(policy));
-            }
-            Some(_) => {}
-            None => {
-                if self.policies.remove(&key).is_some() {
-                    removed.push(Change::PolicyRemoved(key));
-                }
-            }
-        }
+        publish(&mut self.policies, key, policy, Change::Policy, Change::PolicyRemoved, set, removed);
     }
 
     fn build_service(
