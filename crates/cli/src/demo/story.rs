@@ -121,7 +121,7 @@ fn strictness(mesh: &Mesh, teller: &mut Teller) -> anyhow::Result<()> {
         until(|| Apps::look(mesh)?.busier_than(&before))?;
         Apps::look(mesh)?.unharmed_since(&before)?;
         let line = until(|| logged(mesh, "node2", &["MUTUAL_TLS_REQUIRED"]))?;
-        Ok(format!("the outsider is refused: {}", brief(&line)))
+        Ok(format!("the outsider is refused: {}", brief(&line, REFUSAL)))
     })?;
     mesh.delete("strict.yaml")
 }
@@ -140,7 +140,7 @@ fn policy(mesh: &Mesh, teller: &mut Teller) -> anyhow::Result<()> {
         let line = until(|| logged(mesh, "node2", &words))?;
         until(|| Apps::look(mesh)?.busier_than(&before))?;
         Apps::look(mesh)?.unharmed_since(&before)?;
-        Ok(brief(&line))
+        Ok(brief(&line, REFUSAL))
     })?;
     teller.check("the policy's file is deleted: traffic flows again", || {
         mesh.delete("policy.yaml")?;
@@ -180,15 +180,23 @@ fn older(mesh: &Mesh) -> anyhow::Result<BTreeMap<String, u64>> {
 /// The last line of a node's tunnel log that has all these words.
 fn logged(mesh: &Mesh, node: &str, words: &[&str]) -> anyhow::Result<String> {
     let log = mesh.must(&["logs", "-n", "istio-system", &format!("ztunnel-{node}")])?;
-    let line = log.lines().rev().find(|line| words.iter().all(|word| line.contains(word)));
-    line.map(str::to_owned).with_context(|| format!("no line with {words:?} in the log of ztunnel-{node}"))
+    last_line(&log, &format!("ztunnel-{node}"), words)
 }
 
-/// The telling part of a log line.
-fn brief(line: &str) -> String {
-    let at = line.find("error=").or_else(|| line.find("\"error\"")).unwrap_or(0);
+/// The last line of somebody's log that has all these words.
+fn last_line(log: &str, whose: &str, words: &[&str]) -> anyhow::Result<String> {
+    let line = log.lines().rev().find(|line| words.iter().all(|word| line.contains(word)));
+    line.map(str::to_owned).with_context(|| format!("no line with {words:?} in the log of {whose}"))
+}
+
+/// The telling part of a log line: from the first of these marks that it has.
+fn brief(line: &str, marks: &[&str]) -> String {
+    let at = marks.iter().find_map(|mark| line.find(mark)).unwrap_or(0);
     line.get(at..).unwrap_or(line).chars().take(220).collect()
 }
+
+/// What refuses begins so in a log line.
+const REFUSAL: &[&str] = &["error=", "\"error\""];
 
 /// Serial numbers of the leaf certificates on node1, by identity.
 fn serials(mesh: &Mesh) -> anyhow::Result<BTreeMap<String, String>> {

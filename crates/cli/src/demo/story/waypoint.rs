@@ -1,8 +1,9 @@
 //! The chapter about waypoints: the shop's HTTP goes through one, which splits, retries and refuses by what requests are.
 
 use anyhow::{Context, ensure};
+use serde_json::Value;
 
-use super::{Apps, ambient, captured};
+use super::{Apps, ambient, brief, captured, last_line};
 use crate::demo::Teller;
 use crate::driver::{Mesh, until};
 
@@ -21,9 +22,9 @@ pub(super) fn tell(mesh: &Mesh, teller: &mut Teller) -> anyhow::Result<()> {
         mesh.apply("waypoint.yaml", WAYPOINT)?;
         let pod = until(|| running(mesh))?;
         mesh.apply("namespaces.yaml", &bound())?;
-        let line = until(|| through(mesh, &["path=\"/reviews\"", "status=200"]))?;
+        let line = until(|| last_line(&log(mesh)?, "the waypoint", &["path=\"/reviews\"", "status=200"]))?;
         goes_on(mesh, &before)?;
-        Ok(format!("{pod}: {}", brief(&line)))
+        Ok(format!("{pod}: {}", brief(&line, &["src.identity="])))
     })?;
     teller.check("a canary: one request in ten goes to reviews v2", || {
         mesh.apply("canary.yaml", CANARY)?;
@@ -120,30 +121,26 @@ fn goes_on(mesh: &Mesh, before: &Apps) -> anyhow::Result<()> {
 /// The waypoint's pod.
 fn running(mesh: &Mesh) -> anyhow::Result<String> {
     let pods = mesh.pods("shop")?;
-    let name = |pod: &serde_json::Value| pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let name = |pod: &Value| pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let found = pods.iter().find(|pod| name(pod).starts_with("waypoint-")).context("the waypoint has no pod")?;
-    let conditions = found["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    ensure!(conditions.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"), "it is not ready");
+    is_ready(found)?;
     Ok(name(found))
 }
 
 fn ready(mesh: &Mesh, name: &str) -> anyhow::Result<()> {
     let pods = mesh.pods("shop")?;
-    let pod = pods.iter().find(|pod| pod["metadata"]["name"] == name).with_context(|| format!("no pod {name}"))?;
-    let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    ensure!(conditions.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"), "{name} is not ready");
+    is_ready(pods.iter().find(|pod| pod["metadata"]["name"] == name).with_context(|| format!("no pod {name}"))?)
+}
+
+fn is_ready(pod: &Value) -> anyhow::Result<()> {
+    let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+    let ready = conditions.into_iter().any(|one| one["type"] == "Ready" && one["status"] == "True");
+    ensure!(ready, "pod {} is not ready", pod["metadata"]["name"]);
     Ok(())
 }
 
 fn log(mesh: &Mesh) -> anyhow::Result<String> {
     mesh.must(&["logs", "-n", "shop", &running(mesh)?])
-}
-
-/// The last line of the waypoint's log that has all these words.
-fn through(mesh: &Mesh, words: &[&str]) -> anyhow::Result<String> {
-    let log = log(mesh)?;
-    let line = log.lines().rev().find(|line| words.iter().all(|word| line.contains(word)));
-    line.map(str::to_owned).with_context(|| format!("no line with {words:?} in the waypoint's log"))
 }
 
 /// The pods that have answered for reviews, in order.
@@ -159,10 +156,4 @@ fn retried(mesh: &Mesh) -> anyhow::Result<u64> {
     let mut counts = page.lines().filter_map(|line| line.strip_prefix("stillmesh_waypoint_retried_total "));
     let count = counts.next().context("the waypoint counts no retries")?;
     count.trim().parse().with_context(|| format!("{count:?} retries"))
-}
-
-/// The telling part of a log line.
-fn brief(line: &str) -> String {
-    let at = line.find("src.identity=").unwrap_or(0);
-    line.get(at..).unwrap_or(line).chars().take(220).collect()
 }
