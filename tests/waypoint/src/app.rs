@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
@@ -128,6 +128,9 @@ async fn answer(mut request: Request<Incoming>, name: &str, counts: &Arc<Counts>
     (head.method, head.uri) = (request.method().clone(), request.uri().clone());
     head.headers.clone_from(request.headers());
     *counts.last.lock() = Some(head);
+    if request.method() == Method::HEAD {
+        return Response::new(full(""));
+    }
     match request.uri().path() {
         // Who answers, and what it was asked.
         "/who" => {

@@ -6,9 +6,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
+use http::{Method, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -176,6 +176,7 @@ async fn answer(
     let waypoint = downstream.waypoint().clone();
     let replay = Replay::new(body, waypoint.config.limits.replay_bytes);
     let is_grpc = reply::is_grpc(&head.headers);
+    let is_head = head.method == Method::HEAD;
     let mut record = Record::new(downstream.clone(), &head, version, id, replay.received(), under_way);
     let entropy = rand::random();
     let admitted = match forward::check(&head, version) {
@@ -215,6 +216,10 @@ async fn answer(
             response
         }
     };
+    if is_head && let Some(length) = response.body_mut().silence() {
+        // HTTP/2 would send the words all the same, and break the connection by it.
+        response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
     if version == Version::One
         && response.status() != StatusCode::SWITCHING_PROTOCOLS
         && (pace.is_leaving() || waypoint.watch.started().is_some())

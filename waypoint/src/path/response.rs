@@ -74,6 +74,14 @@ impl ResponseBody {
         Self { source: Source::Own(None), record: None, overdue: None, is_grpc: false }
     }
 
+    /// Takes the waypoint's own words away, as an answer to HEAD has none; says how many bytes they were.
+    pub fn silence(&mut self) -> Option<usize> {
+        match &mut self.source {
+            Source::Own(words) => words.take().map(|words| words.len()),
+            Source::Endpoint { .. } => None,
+        }
+    }
+
     /// It has taken too long. A gRPC client is told so in trailers; the endpoint's stream is ended.
     fn cut(&mut self, limit: Duration) -> Option<Result<Frame<Bytes>, ResponseError>> {
         self.source = Source::Own(None);

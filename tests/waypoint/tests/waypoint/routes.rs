@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
+use http_body_util::BodyExt as _;
 use stillmesh_core::model::http::{
     Forward, HeaderEdit, HeaderMatch, PathRewrite, Redirect, RedirectPort, RequestMatch, Respond, Rewrite, RouteAction,
     RouteBackend, RouteKey, RouteKind, RouteRule, TextMatch, WeightedBackend,
@@ -160,6 +161,24 @@ fn a_route_that_changes_holds_for_the_next_request_of_an_open_connection() {
         world.control.store.publish(vec![Change::RouteRemoved(key)]);
         while http.get("/name").await.1 != "web" {
             assert!(begin.elapsed() < stillmesh_waypoint_tests::PATIENCE, "the removal arrives");
+        }
+    });
+}
+
+#[test]
+fn own_answers_to_head_have_no_body_in_either_version() {
+    isolated_async(|| async {
+        let respond = RouteAction::Respond(Respond { status: 200, body: "hello".into() });
+        let (world, web) = routed(vec![route("r", None, vec![rule(path("/own"), respond)])]).await;
+        let client = world.client("page", 1);
+        for mut http in [client.http1(web).await, client.http2(web).await] {
+            for (path, length) in [("/own", Some("5")), ("/none", None)] {
+                let response = http.send(http.request("HEAD", path, "")).await.unwrap();
+                let told = response.headers().get("content-length").map(|value| value.to_str().unwrap());
+                assert!(length.is_none() || told == length, "{path}: {told:?}");
+                assert_eq!(response.collect().await.unwrap().to_bytes().len(), 0);
+            }
+            assert_eq!(http.get("/own").await.1, "hello", "on the same connection");
         }
     });
 }
