@@ -16,9 +16,13 @@ use stillmesh_core::attrs::Authority;
 use stillmesh_core::model::{Identity, TrustDomain};
 use stillmesh_hbone::headers::ConnectHeaders;
 use stillmesh_hbone::{Dial, Dialling, Key, Limits, Pool, Stream, Transport, TunnelError};
+use stillmesh_identity::tls::{client_config, dummy_server_name};
 use stillmesh_identity::{Issuer, SecretLimits, Secrets, Sign, SignFailure, SystemClock};
 use stillmesh_runtime::tasks::Tasks;
 use stillmesh_waypoint::upstream::connections::Owned;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::World;
 
@@ -26,6 +30,7 @@ use crate::World;
 pub struct Client {
     pool: Pool,
     key: Key,
+    secrets: Secrets,
     tasks: Tasks,
 }
 
@@ -62,7 +67,7 @@ impl Client {
         let tasks = world.tasks.clone();
         let signer = Arc::new(Local(world.control.issuer.clone()));
         let secrets = Secrets::new(signer, Arc::new(SystemClock), SecretLimits::default(), &tasks);
-        let pool = Pool::new(Limits::default(), secrets, Arc::new(From(address)), tasks.clone());
+        let pool = Pool::new(Limits::default(), secrets.clone(), Arc::new(From(address)), tasks.clone());
         let identity = |namespace: &str, account: &str| Identity::new(TrustDomain::default(), namespace, account);
         let key = Key {
             source: identity("shop", name),
@@ -70,7 +75,7 @@ impl Client {
             destination: waypoint,
             expected: vec![identity("gate", "w")],
         };
-        Self { pool, key, tasks }
+        Self { pool, key, secrets, tasks }
     }
 
     /// Sends a CONNECT.
@@ -82,6 +87,14 @@ impl Client {
     /// A CONNECT that is answered.
     pub async fn stream(&self, to: SocketAddr) -> Stream {
         self.open(to).await.expect("the waypoint to take it")
+    }
+
+    /// Mutual TLS to the waypoint, before HTTP/2 begins in it: for a test that speaks HBONE by itself.
+    pub async fn raw(&self) -> TlsStream<TcpStream> {
+        let leaf = self.secrets.leaf(&self.key.source).await.expect("a certificate");
+        let config = client_config(&leaf, &self.key.expected).expect("a TLS configuration");
+        let stream = TcpStream::connect(self.key.destination).await.expect("the waypoint to listen");
+        TlsConnector::from(config).connect(dummy_server_name(), stream).await.expect("a TLS handshake")
     }
 
     /// HTTP/1.1 in a CONNECT.

@@ -1,0 +1,98 @@
+//! h2spec (RFC 7540 and 7541, all cases, strict ones too) against the two places where a waypoint takes HTTP/2: a client's
+//! HTTP in a CONNECT, and the HBONE connection around it.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use stillmesh_waypoint_tests::routes::{Shop, shop};
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::listener::{Way, listen};
+
+/// What the command is told.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The program.
+    #[arg(long)]
+    h2spec: PathBuf,
+}
+
+/// How long one run may take.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// How many cases there are.
+const CASES: usize = 146;
+
+/// A case that cannot hold at a place, and why that is as it should be. One that holds all the same fails the run.
+type Exception = (&'static str, &'static str);
+
+const HTTP: &[Exception] = &[(
+    "2: Sends invalid connection preface",
+    "the port takes HTTP/1.1 too: what does not begin as HTTP/2 is answered «400» in HTTP/1.1, and ended",
+)];
+
+const HBONE: &[Exception] = &[
+    (
+        "2: Sends a WINDOW_UPDATE frame on half-closed (remote) stream",
+        "a body is waited for: a refused CONNECT has none",
+    ),
+    ("3: Sends a PRIORITY frame on half-closed (remote) stream", "a body is waited for: a refused CONNECT has none"),
+    (
+        "3: Sends a large size HEADERS frame that exceeds the SETTINGS_MAX_FRAME_SIZE",
+        "20 KB are taken for too large, and HBONE's frames may have 1 MiB",
+    ),
+];
+
+/// Runs it at both places.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let Shop { world, web, .. } = shop(1, &[], vec![]).await;
+    let client = Arc::new(world.client("page", 1));
+    let mut unexpected = 0;
+    for (what, way, exceptions) in [("HTTP in a CONNECT", Way::Connect(web), HTTP), ("HBONE", Way::Raw, HBONE)] {
+        let port = listen(client.clone(), way, &world.tasks).await.port().to_string();
+        let run = Command::new(&args.h2spec)
+            // An application that answers once it has the whole request.
+            .args(["--strict", "--host", "127.0.0.1", "--timeout", "3", "--path", "/length", "--port", &port])
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = timeout(PATIENCE, run).await.context("h2spec does not end")?.context("h2spec does not start")?;
+        unexpected += judge(what, &String::from_utf8_lossy(&output.stdout), exceptions)?;
+    }
+    ensure!(unexpected == 0, "{unexpected} cases of h2spec are not as they should be");
+    Ok(())
+}
+
+/// How many cases came out otherwise than they should have.
+fn judge(what: &str, text: &str, exceptions: &[Exception]) -> anyhow::Result<usize> {
+    let summary =
+        text.lines().rfind(|line| line.contains(" tests, ")).with_context(|| format!("no result:\n{text}"))?;
+    let count = |word: &str| {
+        let parts = summary.split(", ").find_map(|part| part.strip_suffix(word));
+        parts.and_then(|number| number.trim().parse::<usize>().ok())
+    };
+    let (all, failed) = (count("tests"), count("failed").context("no number of failures")?);
+    ensure!(all == Some(CASES), "{CASES} cases were to be run: {summary}");
+    let failures = text.split_once("Failures:").map_or("", |(_, failures)| failures);
+    let failing: Vec<&str> = failures.lines().filter_map(|line| line.trim().strip_prefix("× ")).collect();
+    ensure!(failing.len() == failed, "{failed} failures, and {} are told of:\n{text}", failing.len());
+    let (excepted, wrong): (Vec<&str>, Vec<&str>) =
+        failing.into_iter().partition(|case| exceptions.iter().any(|(title, _)| title == case));
+    println!("{what}: {summary}");
+    for case in &excepted {
+        let why = exceptions.iter().find(|(title, _)| title == case).map_or("", |(_, why)| why);
+        println!("  as it should be: «{case}» fails: {why}");
+    }
+    if !wrong.is_empty() {
+        println!("{failures}");
+    }
+    let right = exceptions.iter().filter(|(title, _)| !excepted.contains(title));
+    for (title, _) in right.clone() {
+        println!("  no exception any more: «{title}»");
+    }
+    Ok(wrong.len() + right.count())
+}
