@@ -72,6 +72,28 @@ pub struct RequestAttrs<'a> {
     pub port: u16,
 }
 
+/// A connection that arrives at a waypoint and is carried as it is.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamAttrs<'a> {
+    /// What was dialled.
+    pub target: &'a Target,
+    /// The client's namespace, by its certificate.
+    pub client_namespace: &'a str,
+    /// How its client begins.
+    pub opening: Opening<'a>,
+    /// Uniform random bits for this connection.
+    pub entropy: u64,
+}
+
+/// How a client begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening<'a> {
+    /// With anything, or not at all.
+    Bytes,
+    /// With TLS, asking for this name, in lower case.
+    Tls(Option<&'a str>),
+}
+
 /// A request's headers, however they are held.
 pub trait Headers {
     /// The value of a header, by its name in lower case; several of one name joined by commas (RFC 9110 section 5.3).

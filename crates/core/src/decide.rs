@@ -10,6 +10,7 @@ pub(crate) mod matching;
 mod outbound;
 pub mod retry;
 pub mod route;
+pub mod stream;
 mod waypoint;
 
 use std::net::SocketAddr;

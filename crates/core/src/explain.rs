@@ -98,6 +98,20 @@ pub enum Reason {
         /// The port asked for.
         port: u16,
     },
+    /// Routes are attached to the port, and none of them takes the connection.
+    NoRoute {
+        /// The service.
+        service: ServiceKey,
+        /// The port that was dialled.
+        port: u16,
+    },
+    /// The route that takes the connection leads nowhere.
+    BackendInvalid {
+        /// The route, with its kind.
+        route: Str,
+        /// What is wrong with its backend.
+        problem: Str,
+    },
     /// A waypoint is bound and cannot be reached.
     WaypointUnavailable {
         /// The waypoint as it is bound: `namespace/hostname` or `network/ip`.
@@ -192,6 +206,10 @@ impl fmt::Display for Reason {
             Self::Unmanaged => f.write_str("the destination is not in the mesh: passed on unchanged"),
             Self::NoHealthyEndpoint { service } => write!(f, "service {service} has no endpoint that takes traffic"),
             Self::NoServicePort { service, port } => write!(f, "service {service} has no port {port}"),
+            Self::NoRoute { service, port } => {
+                write!(f, "routes are attached to port {port} of service {service}, and none takes this connection")
+            }
+            Self::BackendInvalid { route, problem } => write!(f, "{route} leads nowhere: {problem}"),
             Self::WaypointUnavailable { waypoint } => {
                 write!(f, "waypoint {waypoint} is bound and has no endpoint that takes traffic")
             }

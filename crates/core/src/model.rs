@@ -10,6 +10,7 @@ mod identity;
 mod name;
 mod policy;
 mod service;
+pub mod stream;
 mod workload;
 
 pub use address::{NetworkAddress, NetworkCidr};

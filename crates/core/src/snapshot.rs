@@ -13,6 +13,7 @@ mod routes;
 mod shards;
 mod sorted;
 mod stage;
+mod streams;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ pub use routes::{Entry, RouteTable, Routes};
 use serde::Serialize;
 use sorted::{Few, Sorted};
 pub use stage::{Stage, UnknownPolicies};
+pub use streams::{StreamEntry, StreamTable};
 
 use crate::model::access::{Access, AccessKey, RequestAuthentication, RequestPolicy, RequestSettings};
 use crate::model::http::{HttpRoute, RouteKey};
@@ -281,6 +283,11 @@ impl Snapshot {
     /// to it, and requests go to the service itself.
     pub fn routes(&self, service: &ServiceKey, port: u16, client_namespace: Option<&str>) -> Option<&RouteTable> {
         self.tables.routes.table(service, port, client_namespace)
+    }
+
+    /// As [`Snapshot::routes`], for connections that are no HTTP.
+    pub fn streams(&self, service: &ServiceKey, port: u16, client_namespace: Option<&str>) -> Option<&StreamTable> {
+        self.tables.routes.streams(service, port, client_namespace)
     }
 
     /// The route with this key.

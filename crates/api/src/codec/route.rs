@@ -13,12 +13,16 @@ use stillmesh_core::model::http::{
     QueryMatch, Redirect, RedirectPort, RequestMatch, Respond, Retry, RetryOn, Rewrite, RouteAction, RouteBackend,
     RouteKey, RouteKind, RouteParent, RouteRule, Share, Substitution, TextMatch, WeightedBackend,
 };
+use stillmesh_core::model::stream::{ServerName, StreamBackend, StreamMatch, StreamRule};
 use stillmesh_core::model::{ServiceKey, Str};
 pub use write::encode;
 
 use super::{CodecError, FieldError, fields};
 use crate::proto::google::protobuf::Duration as WireDuration;
 use crate::proto::stillmesh::config::v1 as wire;
+
+/// The field of backends.
+const BACKENDS: &str = "rules.forward.backends";
 
 /// The name under which a route travels: `<kind>/<namespace>/<name>`.
 pub fn name(key: &RouteKey) -> String {
@@ -29,9 +33,7 @@ pub fn name(key: &RouteKey) -> String {
 pub fn key(name: &str) -> Option<RouteKey> {
     let (kind, rest) = name.split_once('/')?;
     let (namespace, name) = rest.split_once('/')?;
-    let kind = [RouteKind::Http, RouteKind::Grpc, RouteKind::VirtualService]
-        .into_iter()
-        .find(|known| known.to_string() == kind)?;
+    let kind = RouteKind::ALL.into_iter().find(|known| known.to_string() == kind)?;
     let whole = !namespace.is_empty() && !name.is_empty() && !name.contains('/');
     whole.then(|| RouteKey { kind, namespace: namespace.into(), name: name.into() })
 }
@@ -52,7 +54,9 @@ fn read(resource: &str, bytes: Bytes) -> Result<HttpRoute, FieldError> {
         Ok(wire::RouteKind::HttpRoute) => RouteKind::Http,
         Ok(wire::RouteKind::GrpcRoute) => RouteKind::Grpc,
         Ok(wire::RouteKind::VirtualService) => RouteKind::VirtualService,
-        Err(_) => return Err(FieldError::new("kind", format!("{}: 0 to 2 are known", wire.kind))),
+        Ok(wire::RouteKind::TlsRoute) => RouteKind::Tls,
+        Ok(wire::RouteKind::TcpRoute) => RouteKind::Tcp,
+        Err(_) => return Err(FieldError::new("kind", format!("{}: 0 to 4 are known", wire.kind))),
     };
     let own = RouteKey { kind, namespace: wire.namespace.into(), name: wire.name.into() };
     if key(resource).as_ref() != Some(&own) {
@@ -64,6 +68,7 @@ fn read(resource: &str, bytes: Bytes) -> Result<HttpRoute, FieldError> {
         consumer: text(wire.consumer),
         created: wire.created,
         rules: wire.rules.into_iter().map(rule).collect::<Result<_, _>>()?,
+        streams: wire.streams.into_iter().map(stream).collect::<Result<_, _>>()?,
     })
 }
 
@@ -129,6 +134,34 @@ fn rule(wire: wire::Rule) -> Result<RouteRule, FieldError> {
     })
 }
 
+fn stream(wire: wire::StreamRule) -> Result<StreamRule, FieldError> {
+    let matched = |wire: wire::StreamMatch| {
+        let server_names = wire.server_names.into_iter().map(server_name).collect::<Result<_, _>>()?;
+        let port = port("streams.matches.port", wire.port)?.map(NonZeroU16::get);
+        Ok::<_, FieldError>(StreamMatch { server_names, port })
+    };
+    let weighted = |wire: wire::StreamBackend| {
+        let backend = backend("streams.backends", wire.backend)?;
+        Ok::<_, FieldError>(StreamBackend { backend, weight: wire.weight })
+    };
+    Ok(StreamRule {
+        name: text(wire.name),
+        matches: wire.matches.into_iter().map(matched).collect::<Result<_, _>>()?,
+        backends: wire.backends.into_iter().map(weighted).collect::<Result<_, _>>()?,
+    })
+}
+
+fn server_name(wire: wire::ServerName) -> Result<ServerName, FieldError> {
+    use wire::server_name::Kind;
+    let field = "streams.matches.server_names";
+    match needed(field, wire.kind)? {
+        Kind::Exact(name) => Ok(ServerName::Exact(name.into())),
+        Kind::Suffix(suffix) => Ok(ServerName::Suffix(suffix.into())),
+        Kind::Any(true) => Ok(ServerName::Any),
+        Kind::Any(false) => Err(FieldError::new(field, "any is true, or another kind is set")),
+    }
+}
+
 fn request_match(wire: wire::RequestMatch) -> Result<RequestMatch, FieldError> {
     let one = |field: &str, wire: Option<wire::TextMatch>| wire.map(|wire| text_match(field, wire)).transpose();
     let header = |wire: wire::NamedMatch| {
@@ -192,7 +225,7 @@ fn strings(wire: Vec<String>) -> Vec<Str> {
 
 fn forward(wire: wire::Forward) -> Result<Forward, FieldError> {
     let mirror = |wire: wire::Mirror| {
-        let backend = backend(wire.backend)?;
+        let backend = backend(BACKENDS, wire.backend)?;
         Ok::<_, FieldError>(Mirror { backend, share: Share::parts_per_million(wire.parts_per_million) })
     };
     Ok(Forward {
@@ -206,7 +239,7 @@ fn forward(wire: wire::Forward) -> Result<Forward, FieldError> {
 
 fn weighted_backend(wire: wire::WeightedBackend) -> Result<WeightedBackend, FieldError> {
     Ok(WeightedBackend {
-        backend: backend(wire.backend)?,
+        backend: backend(BACKENDS, wire.backend)?,
         weight: wire.weight,
         request_headers: headers(wire.request_headers),
         response_headers: headers(wire.response_headers),
@@ -214,9 +247,8 @@ fn weighted_backend(wire: wire::WeightedBackend) -> Result<WeightedBackend, Fiel
     })
 }
 
-fn backend(wire: Option<wire::Backend>) -> Result<RouteBackend, FieldError> {
+fn backend(field: &str, wire: Option<wire::Backend>) -> Result<RouteBackend, FieldError> {
     use wire::backend::Target;
-    let field = "rules.forward.backends";
     Ok(match needed(field, wire.and_then(|wire| wire.target))? {
         Target::Service(wire) => RouteBackend::Service {
             service: service(field, wire.service)?,

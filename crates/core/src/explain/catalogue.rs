@@ -84,6 +84,18 @@ const NO_SERVICE_PORT: Entry = refuses(
     "The service was dialled on a port that it does not have.",
     "dial one of the service's ports, or add this one to the Service",
 );
+const NO_ROUTE: Entry = refuses(
+    "NO_ROUTE",
+    Fault::Config,
+    "Routes are attached to the port that was dialled, and none of them takes the connection.",
+    "ask for a server name (TLS) that a route names, or add a route that takes the rest",
+);
+const BACKEND_INVALID: Entry = refuses(
+    "BACKEND_INVALID",
+    Fault::Config,
+    "The route that takes the connection has no backend, or one that is not there or not permitted.",
+    "see the route's status: its ResolvedRefs condition, or Accepted of a VirtualService, names the backend",
+);
 const WAYPOINT_UNAVAILABLE: Entry = refuses(
     "WAYPOINT_UNAVAILABLE",
     Fault::Upstream,
@@ -138,6 +150,8 @@ impl Reason {
             Self::Unmanaged => &UNMANAGED,
             Self::NoHealthyEndpoint { .. } => &NO_HEALTHY_ENDPOINT,
             Self::NoServicePort { .. } => &NO_SERVICE_PORT,
+            Self::NoRoute { .. } => &NO_ROUTE,
+            Self::BackendInvalid { .. } => &BACKEND_INVALID,
             Self::WaypointUnavailable { .. } => &WAYPOINT_UNAVAILABLE,
             Self::WorkloadGone { .. } => &WORKLOAD_GONE,
             Self::NetworkUnreachable { .. } => &NETWORK_UNREACHABLE,
@@ -155,7 +169,7 @@ pub struct Catalogue(&'static [Entry]);
 
 /// Every kind of reason, those that carry first.
 pub fn catalogue() -> Catalogue {
-    const ALL: [Entry; 20] = [
+    const ALL: [Entry; 22] = [
         NO_POLICY,
         ALLOWED_BY,
         TO_WORKLOAD,
@@ -170,6 +184,8 @@ pub fn catalogue() -> Catalogue {
         TOKEN_REFUSED,
         NO_HEALTHY_ENDPOINT,
         NO_SERVICE_PORT,
+        NO_ROUTE,
+        BACKEND_INVALID,
         WAYPOINT_UNAVAILABLE,
         WORKLOAD_GONE,
         NETWORK_UNREACHABLE,

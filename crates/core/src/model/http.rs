@@ -1,5 +1,6 @@
 //! HTTP as a waypoint is told to treat it: routes, in one form for Gateway API's HTTPRoute and GRPCRoute and Istio's
-//! VirtualService (contract 7.4). One user's object is one value; [`crate::decide::route`] joins and orders them.
+//! VirtualService (contract 7.4). One user's object is one value; [`crate::decide::route`] joins and orders them. Rules for
+//! connections that are no HTTP ([`super::stream`]) are in the same values: a VirtualService has both.
 
 mod action;
 mod matching;
@@ -15,6 +16,7 @@ pub use matching::{
 };
 use serde::Serialize;
 
+use super::stream::StreamRule;
 use super::{ServiceKey, Str};
 
 /// Names a route object: its kind, namespace and name.
@@ -44,15 +46,28 @@ pub enum RouteKind {
     /// Gateway API.
     #[serde(rename = "GRPCRoute")]
     Grpc,
+    /// Gateway API.
+    #[serde(rename = "TLSRoute")]
+    Tls,
+    /// Gateway API.
+    #[serde(rename = "TCPRoute")]
+    Tcp,
     /// Istio.
     VirtualService,
 }
 
 impl RouteKind {
-    /// Whether routes of this kind are without effect on a port of a service that has routes of another: gRPC says more
-    /// than HTTP (Gateway API, GEP-1294). A VirtualService stands beside both, after them.
-    pub fn gives_way_to(self, other: Self) -> bool {
-        (self, other) == (Self::Http, Self::Grpc)
+    /// Every kind.
+    pub const ALL: [Self; 5] = [Self::Http, Self::Grpc, Self::Tls, Self::Tcp, Self::VirtualService];
+
+    /// The kind beside whose routes those of this kind are without effect on a port of a service: gRPC says more than HTTP,
+    /// and TLS more than TCP (Gateway API, GEP-1294). A VirtualService stands beside all, after them.
+    pub fn gives_way_to(self) -> Option<Self> {
+        match self {
+            Self::Http => Some(Self::Grpc),
+            Self::Tcp => Some(Self::Tls),
+            Self::Grpc | Self::Tls | Self::VirtualService => None,
+        }
     }
 }
 
@@ -61,12 +76,14 @@ impl fmt::Display for RouteKind {
         f.write_str(match self {
             Self::Http => "HTTPRoute",
             Self::Grpc => "GRPCRoute",
+            Self::Tls => "TLSRoute",
+            Self::Tcp => "TCPRoute",
             Self::VirtualService => "VirtualService",
         })
     }
 }
 
-/// One route object: rules for the requests of some services.
+/// One route object: rules for the requests of some services, and for connections that are no HTTP.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpRoute {
@@ -79,8 +96,30 @@ pub struct HttpRoute {
     pub consumer: Option<Str>,
     /// When it was created, seconds since 1970: the older of two equal ones counts.
     pub created: i64,
-    /// The rules.
+    /// The rules for requests.
     pub rules: Vec<RouteRule>,
+    /// The rules for connections that are carried as they are.
+    pub streams: Vec<StreamRule>,
+}
+
+impl HttpRoute {
+    /// Whether it says what becomes of requests, be it that there are none for it.
+    pub fn is_for_requests(&self) -> bool {
+        match self.key.kind {
+            RouteKind::Http | RouteKind::Grpc => true,
+            RouteKind::Tls | RouteKind::Tcp => false,
+            RouteKind::VirtualService => !self.rules.is_empty() || self.streams.is_empty(),
+        }
+    }
+
+    /// Whether it says what becomes of connections that are no HTTP.
+    pub fn is_for_streams(&self) -> bool {
+        match self.key.kind {
+            RouteKind::Http | RouteKind::Grpc => false,
+            RouteKind::Tls | RouteKind::Tcp => true,
+            RouteKind::VirtualService => !self.streams.is_empty(),
+        }
+    }
 }
 
 /// What a route is attached to.

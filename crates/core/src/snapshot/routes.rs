@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::shards::Shards;
+use super::streams::StreamTable;
 use crate::model::http::{HttpRoute, PathMatch, RequestMatch, RouteKey, RouteKind, RouteRule};
 use crate::model::{ServiceKey, Str};
 
@@ -30,13 +31,12 @@ impl Routes {
     /// The routes for requests of `client_namespace` to a port of a service: a route of the client's own namespace
     /// stands in place of the service's own.
     pub fn table(&self, service: &ServiceKey, port: u16, client_namespace: Option<&str>) -> Option<&RouteTable> {
-        let routes = self.by_service.get(service)?;
-        let of = |consumer: &Option<Str>| {
-            let ports = routes.tables.get(consumer)?;
-            ports.get(&Some(port)).or_else(|| ports.get(&None))
-        };
-        let own = client_namespace.and_then(|namespace| of(&Some(namespace.into())));
-        own.or_else(|| of(&None))
+        of_client(&self.by_service.get(service)?.tables, port, client_namespace)
+    }
+
+    /// As [`Routes::table`], for connections that are no HTTP.
+    pub fn streams(&self, service: &ServiceKey, port: u16, client_namespace: Option<&str>) -> Option<&StreamTable> {
+        of_client(&self.by_service.get(service)?.streams, port, client_namespace)
     }
 
     /// Puts routes in and takes them out; joins each touched service once.
@@ -74,12 +74,24 @@ impl Routes {
     }
 }
 
+/// By whose clients they are for (`None`: everybody's), then by port (`None`: every other port).
+type Tables<T> = HashMap<Option<Str>, HashMap<Option<u16>, T>>;
+
+fn of_client<'a, T>(tables: &'a Tables<T>, port: u16, client_namespace: Option<&str>) -> Option<&'a T> {
+    let of = |consumer: &Option<Str>| {
+        let ports = tables.get(consumer)?;
+        ports.get(&Some(port)).or_else(|| ports.get(&None))
+    };
+    let own = client_namespace.and_then(|namespace| of(&Some(namespace.into())));
+    own.or_else(|| of(&None))
+}
+
 /// The routes of one service.
 #[derive(Debug)]
 struct ServiceRoutes {
     routes: Vec<Arc<HttpRoute>>,
-    /// By whose clients they are for (`None`: everybody's), then by port (`None`: every other port).
-    tables: HashMap<Option<Str>, HashMap<Option<u16>, RouteTable>>,
+    tables: Tables<RouteTable>,
+    streams: Tables<StreamTable>,
 }
 
 impl PartialEq for ServiceRoutes {
@@ -91,29 +103,43 @@ impl PartialEq for ServiceRoutes {
 
 impl ServiceRoutes {
     fn new(service: &ServiceKey, routes: Vec<Arc<HttpRoute>>) -> Self {
-        let ports_of = |route: &HttpRoute| -> Vec<Option<u16>> {
-            route.parents.iter().filter(|parent| parent.service == *service).map(|parent| parent.port).collect()
-        };
-        let mut consumers: BTreeMap<Option<Str>, Vec<&Arc<HttpRoute>>> = BTreeMap::new();
-        for route in &routes {
-            consumers.entry(route.consumer.clone()).or_default().push(route);
-        }
-        let tables = consumers.into_iter().map(|(consumer, routes)| {
-            let ports: BTreeSet<Option<u16>> = routes.iter().flat_map(|route| ports_of(route)).collect();
-            let table = |port: Option<u16>| {
-                let on = |route: &&&Arc<HttpRoute>| {
-                    ports_of(route).into_iter().any(|of_route| of_route.is_none() || of_route == port)
-                };
-                let there: Vec<&Arc<HttpRoute>> = routes.iter().filter(on).copied().collect();
-                let counts =
-                    |route: &&&Arc<HttpRoute>| !there.iter().any(|other| route.key.kind.gives_way_to(other.key.kind));
-                (port, RouteTable::new(there.iter().filter(counts).map(|route| Arc::clone(route))))
-            };
-            (consumer, ports.into_iter().map(table).collect())
-        });
-        let tables = tables.collect();
-        Self { routes, tables }
+        let of_requests = routes.iter().filter(|route| route.is_for_requests());
+        let of_streams = routes.iter().filter(|route| route.is_for_streams());
+        let tables = joined(service, of_requests, |routes| RouteTable::new(routes.into_iter()));
+        let streams = joined(service, of_streams, |routes| StreamTable::new(routes.into_iter()));
+        Self { routes, tables, streams }
     }
+}
+
+/// The routes of a service by whose clients and which port they are for.
+fn joined<'a, T>(
+    service: &ServiceKey,
+    routes: impl Iterator<Item = &'a Arc<HttpRoute>>,
+    table: impl Fn(Vec<Arc<HttpRoute>>) -> T,
+) -> Tables<T> {
+    let ports_of = |route: &HttpRoute| -> Vec<Option<u16>> {
+        route.parents.iter().filter(|parent| parent.service == *service).map(|parent| parent.port).collect()
+    };
+    let mut consumers: BTreeMap<Option<Str>, Vec<&Arc<HttpRoute>>> = BTreeMap::new();
+    for route in routes {
+        consumers.entry(route.consumer.clone()).or_default().push(route);
+    }
+    let tables = consumers.into_iter().map(|(consumer, routes)| {
+        let ports: BTreeSet<Option<u16>> = routes.iter().flat_map(|route| ports_of(route)).collect();
+        let on_port = |port: Option<u16>| {
+            let on = |route: &&&Arc<HttpRoute>| {
+                ports_of(route).into_iter().any(|of_route| of_route.is_none() || of_route == port)
+            };
+            let there: Vec<&Arc<HttpRoute>> = routes.iter().filter(on).copied().collect();
+            let counts = |route: &&&Arc<HttpRoute>| {
+                let before = route.key.kind.gives_way_to();
+                before.is_none_or(|kind| there.iter().all(|other| other.key.kind != kind))
+            };
+            (port, table(there.iter().filter(counts).map(|route| Arc::clone(route)).collect()))
+        };
+        (consumer, ports.into_iter().map(on_port).collect())
+    });
+    tables.collect()
 }
 
 /// Matches in the order in which they are asked.

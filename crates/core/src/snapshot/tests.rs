@@ -360,7 +360,9 @@ fn routes_come_and_go_with_snapshots() {
     use crate::model::http::{HttpRoute, RouteKey, RouteKind, RouteParent};
     let key = RouteKey { kind: RouteKind::Http, namespace: "ns".into(), name: "r".into() };
     let parents = vec![RouteParent { service: service_key("ns/web"), port: None }];
-    let route = Arc::new(HttpRoute { key: key.clone(), parents, consumer: None, created: 0, rules: Vec::new() });
+    let route =
+        HttpRoute { key: key.clone(), parents, consumer: None, created: 0, rules: Vec::new(), streams: Vec::new() };
+    let route = Arc::new(route);
     let empty = Snapshot::empty("");
     let (known, touched) = empty.apply(&[Change::Route(route.clone())]);
     assert!(touched.is_empty(), "open connections are not decided again for a route");

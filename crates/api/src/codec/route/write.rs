@@ -8,6 +8,7 @@ use stillmesh_core::model::http::{
     Abort, Cors, Fault, Forward, HeaderEdit, HttpRoute, PathMatch, PathRewrite, Redirect, RedirectPort, RequestMatch,
     Retry, RetryOn, RouteAction, RouteBackend, RouteKind, RouteParent, RouteRule, TextMatch, WeightedBackend,
 };
+use stillmesh_core::model::stream::{ServerName, StreamBackend, StreamMatch, StreamRule};
 use stillmesh_core::model::{ServiceKey, Str};
 
 use crate::proto::google::protobuf::Duration as WireDuration;
@@ -19,6 +20,8 @@ pub fn encode(route: &HttpRoute) -> Vec<u8> {
         RouteKind::Http => wire::RouteKind::HttpRoute,
         RouteKind::Grpc => wire::RouteKind::GrpcRoute,
         RouteKind::VirtualService => wire::RouteKind::VirtualService,
+        RouteKind::Tls => wire::RouteKind::TlsRoute,
+        RouteKind::Tcp => wire::RouteKind::TcpRoute,
     };
     wire::HttpRoute {
         kind: kind.into(),
@@ -28,6 +31,7 @@ pub fn encode(route: &HttpRoute) -> Vec<u8> {
         consumer: text(route.consumer.as_ref()),
         created: route.created,
         rules: route.rules.iter().map(rule).collect(),
+        streams: route.streams.iter().map(stream).collect(),
     }
     .encode_to_vec()
 }
@@ -77,6 +81,29 @@ fn rule(rule: &RouteRule) -> wire::Rule {
         response_headers: headers(&rule.response_headers),
         fault: rule.fault.as_ref().map(fault),
         cors: rule.cors.as_ref().map(cors),
+    }
+}
+
+fn stream(rule: &StreamRule) -> wire::StreamRule {
+    use wire::server_name::Kind;
+    let name = |name: &ServerName| {
+        let kind = match name {
+            ServerName::Exact(name) => Kind::Exact(name.to_string()),
+            ServerName::Suffix(suffix) => Kind::Suffix(suffix.to_string()),
+            ServerName::Any => Kind::Any(true),
+        };
+        wire::ServerName { kind: Some(kind) }
+    };
+    let matched = |matched: &StreamMatch| wire::StreamMatch {
+        server_names: matched.server_names.iter().map(name).collect(),
+        port: matched.port.map_or(0, u32::from),
+    };
+    let weighted =
+        |one: &StreamBackend| wire::StreamBackend { backend: Some(backend(&one.backend)), weight: one.weight };
+    wire::StreamRule {
+        name: text(rule.name.as_ref()),
+        matches: rule.matches.iter().map(matched).collect(),
+        backends: rule.backends.iter().map(weighted).collect(),
     }
 }
 

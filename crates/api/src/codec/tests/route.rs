@@ -7,6 +7,7 @@ use proptest::option;
 use proptest::prelude::*;
 use prost::Message as _;
 use stillmesh_core::model::http::*;
+use stillmesh_core::model::stream::{ServerName, StreamBackend, StreamMatch, StreamRule};
 use stillmesh_core::model::{ServiceKey, Str};
 use stillmesh_core::snapshot::Change;
 
@@ -173,16 +174,30 @@ prop_compose! {
     }
 }
 
+fn stream() -> impl Strategy<Value = StreamRule> {
+    let name =
+        prop_oneof![word().prop_map(ServerName::Exact), word().prop_map(ServerName::Suffix), Just(ServerName::Any),];
+    let matched =
+        (vec(name, 0..3), option::of(1..=u16::MAX)).prop_map(|(server_names, port)| StreamMatch { server_names, port });
+    let weighted = (backend(), any::<u32>()).prop_map(|(backend, weight)| StreamBackend { backend, weight });
+    (option::of(word()), vec(matched, 0..3), vec(weighted, 0..3)).prop_map(|(name, matches, backends)| StreamRule {
+        name,
+        matches,
+        backends,
+    })
+}
+
 prop_compose! {
     fn http_route()(
-        kind in prop::sample::select(vec![RouteKind::Http, RouteKind::Grpc, RouteKind::VirtualService]),
+        kind in prop::sample::select(RouteKind::ALL.to_vec()),
         namespace in word(), name in word(), parents in vec((service(), option::of(1..=u16::MAX)), 0..3),
         consumer in option::of(word()), created in any::<i64>(), rules in vec(rule(), 0..3),
+        streams in vec(stream(), 0..3),
     ) -> HttpRoute {
         HttpRoute {
             key: RouteKey { kind, namespace, name },
             parents: parents.into_iter().map(|(service, port)| RouteParent { service, port }).collect(),
-            consumer, created, rules,
+            consumer, created, rules, streams,
         }
     }
 }
@@ -217,6 +232,7 @@ fn plain() -> HttpRoute {
         consumer: None,
         created: 7,
         rules: Vec::new(),
+        streams: Vec::new(),
     }
 }
 
@@ -272,5 +288,31 @@ fn parts_without_meaning_are_refused_with_their_field() {
     ] {
         let error = with(rule);
         assert!(field.split('|').any(|field| error.contains(field)), "{error}");
+    }
+}
+
+#[test]
+fn parts_of_rules_for_connections_without_meaning_are_refused_with_their_field() {
+    use crate::proto::stillmesh::config::v1 as wire;
+    let with = |streams: Vec<wire::StreamRule>| {
+        let (namespace, name) = ("shop".to_owned(), "page".to_owned());
+        let kind = wire::RouteKind::TlsRoute.into();
+        let route = wire::HttpRoute { kind, namespace, name, streams, ..wire::HttpRoute::default() };
+        refused("TLSRoute/shop/page", route.encode_to_vec())
+    };
+    let matched = |kind, port| wire::StreamRule {
+        matches: vec![wire::StreamMatch { server_names: vec![wire::ServerName { kind }], port }],
+        ..wire::StreamRule::default()
+    };
+    let any = |any| Some(wire::server_name::Kind::Any(any));
+    let to_nobody = wire::StreamRule { backends: vec![wire::StreamBackend::default()], ..wire::StreamRule::default() };
+    for (rule, field) in [
+        (matched(None, 0), "streams.matches.server_names"),
+        (matched(any(false), 0), "streams.matches.server_names"),
+        (matched(any(true), 65536), "streams.matches.port"),
+        (to_nobody, "streams.backends"),
+    ] {
+        let error = with(vec![rule]);
+        assert!(error.contains(field), "{error}");
     }
 }

@@ -59,6 +59,7 @@ fn object(kind: RouteKind, name: &str, rules: Vec<RouteRule>) -> HttpRoute {
         consumer: None,
         created: 1000,
         rules,
+        streams: Vec::new(),
     }
 }
 
