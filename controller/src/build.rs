@@ -314,7 +314,7 @@ impl Builder {
                 let named = Named { namespace: key.namespace.clone(), name: key.name.clone() };
                 self.take_gateway(&named, content!(Gateway));
             }
-            Kind::GrpcRoute | Kind::HttpRoute | Kind::VirtualService => {
+            Kind::GrpcRoute | Kind::HttpRoute | Kind::TlsRoute | Kind::TcpRoute | Kind::VirtualService => {
                 self.world.routes.replace(key, object.cloned(), &self.mesh);
                 self.dirty.routes.insert(key.clone());
             }

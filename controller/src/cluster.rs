@@ -41,6 +41,8 @@ pub(crate) fn watches(root_namespace: &str) -> Vec<Watch> {
         Kind::Gateway,
         Kind::GrpcRoute,
         Kind::HttpRoute,
+        Kind::TlsRoute,
+        Kind::TcpRoute,
         Kind::VirtualService,
         Kind::ReferenceGrant,
     ];

@@ -265,6 +265,8 @@ impl Metrics {
             | Kind::GrpcRoute
             | Kind::VirtualService
             | Kind::HttpRoute
+            | Kind::TlsRoute
+            | Kind::TcpRoute
             | Kind::ReferenceGrant
             | Kind::GatewayClass => &self.events,
             _ => &self.registry_events,

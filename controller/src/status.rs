@@ -16,6 +16,7 @@ use stillmesh_cluster::{Cluster, Leader};
 use stillmesh_k8s::gateway::condition;
 use stillmesh_k8s::gateway::grpc_route::GrpcRoute;
 use stillmesh_k8s::gateway::http_route::HttpRoute;
+use stillmesh_k8s::gateway::stream_route::{TcpRoute, TlsRoute};
 use stillmesh_k8s::istio::virtual_service::VirtualService;
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use stillmesh_k8s::{Kind, ObjectKey, status};
@@ -220,6 +221,8 @@ impl Writer for Api {
                 Kind::GrpcRoute => ApiResource::erase::<GrpcRoute>(&()),
                 Kind::VirtualService => ApiResource::erase::<VirtualService>(&()),
                 Kind::HttpRoute => ApiResource::erase::<HttpRoute>(&()),
+                Kind::TlsRoute => ApiResource::erase::<TlsRoute>(&()),
+                Kind::TcpRoute => ApiResource::erase::<TcpRoute>(&()),
                 _ => return Ok(()),
             };
             let api: kube::Api<DynamicObject> =

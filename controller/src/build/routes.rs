@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use stillmesh_core::model::Str;
-use stillmesh_core::model::http::{self as model, RouteParent};
+use stillmesh_core::model::http::{self as model, RouteKind, RouteParent};
+use stillmesh_core::model::{AppProtocol, Str};
 use stillmesh_core::snapshot::Change;
 use stillmesh_k8s::gateway::binding::{Binding, Target};
 use stillmesh_k8s::gateway::http_route::{
@@ -16,8 +16,17 @@ use stillmesh_k8s::{Kind, Object, ObjectKey};
 use super::world::{Grouped, Name, World};
 use super::{Builder, Dirty, Parents, Verdict};
 
-/// The kinds of routes. What GRPCRoutes take decides about the others.
-const KINDS: [Kind; 3] = [Kind::GrpcRoute, Kind::HttpRoute, Kind::VirtualService];
+/// The kinds of routes. What some take decides about those after them.
+const KINDS: [Kind; 5] = [Kind::GrpcRoute, Kind::HttpRoute, Kind::TlsRoute, Kind::TcpRoute, Kind::VirtualService];
+
+/// The kind that is without effect beside routes of another.
+fn gives_way_to(kind: Kind) -> Option<Kind> {
+    match kind {
+        Kind::GrpcRoute => Some(Kind::HttpRoute),
+        Kind::TlsRoute => Some(Kind::TcpRoute),
+        _ => None,
+    }
+}
 
 /// The routes, and what was made of them.
 #[derive(Debug, Default)]
@@ -29,8 +38,8 @@ pub(super) struct Routes {
     published: HashMap<ObjectKey, Vec<Arc<model::HttpRoute>>>,
     /// Those that may mean Services which they do not name.
     wild: BTreeSet<ObjectKey>,
-    /// What GRPCRoutes take of Services: for whose clients, and which port.
-    taken_by_grpc: HashMap<Name, BTreeMap<ObjectKey, Vec<Taken>>>,
+    /// What routes take of Services beside which others are without effect: for whose clients, and which port.
+    taken: HashMap<Name, BTreeMap<ObjectKey, Vec<Taken>>>,
 }
 
 /// For clients of one namespace, or for everybody; one port, or all of them.
@@ -101,8 +110,9 @@ impl Routes {
         }
     }
 
-    /// Notes what a GRPCRoute takes now. The HTTPRoutes that it may concern.
-    fn note_grpc(&mut self, key: &ObjectKey) -> BTreeSet<ObjectKey> {
+    /// Notes what a route takes now. The routes that it may concern, of the kind that gives way to its own.
+    fn note_taken(&mut self, key: &ObjectKey) -> BTreeSet<ObjectKey> {
+        let Some(concerned_kind) = gives_way_to(key.kind) else { return BTreeSet::new() };
         let mut now: HashMap<Name, Vec<Taken>> = HashMap::new();
         for route in self.published.get(key).into_iter().flatten() {
             for parent in &route.parents {
@@ -110,7 +120,7 @@ impl Routes {
             }
         }
         let mut concerned: BTreeSet<Name> = BTreeSet::new();
-        self.taken_by_grpc.retain(|service, takers| {
+        self.taken.retain(|service, takers| {
             if takers.get(key).is_some_and(|before| now.get(service) != Some(before)) {
                 takers.remove(key);
                 concerned.insert(service.clone());
@@ -118,13 +128,13 @@ impl Routes {
             !takers.is_empty()
         });
         for (service, taken) in now {
-            let takers = self.taken_by_grpc.entry(service.clone()).or_default();
+            let takers = self.taken.entry(service.clone()).or_default();
             if takers.insert(key.clone(), taken).is_none() {
                 concerned.insert(service);
             }
         }
-        let http = concerned.iter().flat_map(|service| self.naming(service));
-        http.filter(|key| key.kind == Kind::HttpRoute).cloned().collect()
+        let naming = concerned.iter().flat_map(|service| self.naming(service));
+        naming.filter(|key| key.kind == concerned_kind).cloned().collect()
     }
 
     /// All that is published.
@@ -168,24 +178,30 @@ fn names(key: &ObjectKey, route: &Object, mesh: &Mesh) -> (Vec<Name>, bool) {
 struct Written<'a> {
     parents: &'a [ParentRef],
     status: Option<&'a RouteStatus>,
-    /// Filters and backends of each rule.
-    rules: Vec<(&'a [HttpFilter], &'a [HttpBackendRef])>,
+    /// The backends of all rules, mirrors included.
+    backends: Vec<&'a BackendRef>,
 }
 
 /// Reads an object as a route.
 fn read(object: &Object) -> Option<Written<'_>> {
+    fn of_requests<'a>(filters: &'a [HttpFilter], backends: &'a [HttpBackendRef]) -> Vec<&'a BackendRef> {
+        let mirrors = filters.iter().filter_map(|filter| Some(&filter.request_mirror.as_ref()?.backend_ref));
+        backends.iter().map(|one| &one.backend).chain(mirrors).collect()
+    }
     macro_rules! written {
-        ($route:expr) => {
+        ($route:expr, $backends:expr) => {
             Written {
                 parents: &$route.spec.parent_refs,
                 status: $route.status.as_ref(),
-                rules: $route.spec.rules.iter().map(|rule| (&*rule.filters, &*rule.backend_refs)).collect(),
+                backends: $route.spec.rules.iter().flat_map($backends).collect(),
             }
         };
     }
     match object {
-        Object::GrpcRoute(route) => Some(written!(route)),
-        Object::HttpRoute(route) => Some(written!(route)),
+        Object::GrpcRoute(route) => Some(written!(route, |rule| of_requests(&rule.filters, &rule.backend_refs))),
+        Object::HttpRoute(route) => Some(written!(route, |rule| of_requests(&rule.filters, &rule.backend_refs))),
+        Object::TlsRoute(route) => Some(written!(route, |rule| rule.backend_refs.iter().map(|one| &one.backend))),
+        Object::TcpRoute(route) => Some(written!(route, |rule| rule.backend_refs.iter().map(|one| &one.backend))),
         _ => None,
     }
 }
@@ -197,13 +213,8 @@ impl Written<'_> {
             (namespace.map_or_else(|| key.namespace.clone(), |other| other.as_str().into()), service.into())
         };
         let parents = self.parents.iter().map(|parent| named(parent.namespace.as_ref(), &parent.name));
-        let mirrored =
-            |filter: &'_ HttpFilter| -> Option<BackendRef> { Some(filter.request_mirror.clone()?.backend_ref) };
-        let backends = self.rules.iter().flat_map(|(filters, backends)| {
-            let mirrors = filters.iter().filter_map(mirrored);
-            backends.iter().map(|one| one.backend.clone()).chain(mirrors)
-        });
-        parents.chain(backends.map(|one| named(one.namespace.as_ref(), &one.name))).collect()
+        let backends = self.backends.iter().map(|one| named(one.namespace.as_ref(), &one.name));
+        parents.chain(backends).collect()
     }
 }
 
@@ -225,9 +236,7 @@ impl Builder {
             let of_kind: Vec<ObjectKey> = all.iter().filter(|key| key.kind == kind).cloned().collect();
             for key in of_kind {
                 verdicts.push(self.build_route(&key, set, removed));
-                if kind == Kind::GrpcRoute {
-                    all.extend(self.world.routes.note_grpc(&key));
-                }
+                all.extend(self.world.routes.note_taken(&key));
             }
         }
     }
@@ -238,6 +247,8 @@ impl Builder {
         let mut made = match &object {
             Some(Object::GrpcRoute(route)) => Meaning::Route(translate::grpc_route(route, &known, &self.mesh)),
             Some(Object::HttpRoute(route)) => Meaning::Route(translate::http_route(route, &known, &self.mesh)),
+            Some(Object::TlsRoute(route)) => Meaning::Route(translate::tls_route(route, &known, &self.mesh)),
+            Some(Object::TcpRoute(route)) => Meaning::Route(translate::tcp_route(route, &known, &self.mesh)),
             Some(Object::VirtualService(written)) => {
                 Meaning::Virtual(translate::virtual_service(written, &known, &self.mesh))
             }
@@ -284,6 +295,11 @@ impl References for Known<'_> {
         Some(ports.filter_map(|port| u16::try_from(port.port).ok()).collect())
     }
 
+    fn protocol(&self, namespace: &str, name: &str, port: u16) -> AppProtocol {
+        let service = self.world.services.get(&(namespace.into(), name.into()));
+        service.map_or(AppProtocol::Unknown, |service| translate::port_protocol(service, port))
+    }
+
     fn services(&self) -> Vec<(Str, Str)> {
         self.world.services.all().map(|(name, _)| name).collect()
     }
@@ -293,11 +309,16 @@ impl References for Known<'_> {
         service.map_or(Binding::Unasked, |service| self.world.bound(Target::Service, &service.metadata, self.mesh))
     }
 
-    fn is_taken_by_grpc(&self, consumer: Option<&str>, namespace: &str, name: &str, port: Option<u16>) -> bool {
-        let takers = self.world.routes.taken_by_grpc.get(&(namespace.into(), name.into()));
+    fn is_taken(&self, by: RouteKind, consumer: Option<&str>, namespace: &str, name: &str, port: Option<u16>) -> bool {
+        let takers = self.world.routes.taken.get(&(namespace.into(), name.into()));
+        let of_kind = |(key, _): &(&ObjectKey, &Vec<Taken>)| match by {
+            RouteKind::Grpc => key.kind == Kind::GrpcRoute,
+            RouteKind::Tls => key.kind == Kind::TlsRoute,
+            RouteKind::Http | RouteKind::Tcp | RouteKind::VirtualService => false,
+        };
         let taken: Vec<Option<u16>> = takers
             .into_iter()
-            .flat_map(|takers| takers.values().flatten())
+            .flat_map(|takers| takers.iter().filter(of_kind).flat_map(|(_, taken)| taken))
             .filter(|(whose, _)| whose.as_deref() == consumer)
             .map(|(_, port)| *port)
             .collect();

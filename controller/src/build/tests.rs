@@ -132,6 +132,10 @@ fn grpc_route(name: &str, parent: &str, backend: &str) -> String {
     route(name, parent, backend).replace("HTTPRoute", "GRPCRoute")
 }
 
+fn stream_route(kind: Kind, name: &str, parent: &str, backend: &str) -> String {
+    route(name, parent, backend).replace("HTTPRoute", kind.as_str())
+}
+
 fn virtual_service(name: &str, host: &str, destination: &str) -> String {
     format!(
         "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  hosts: \
@@ -225,6 +229,22 @@ fn an_http_route_gives_way_to_grpc_routes_on_its_port_and_comes_back() {
     assert_eq!(world.set(&grpc_route("g", "name: page, port: 90", to)), back, "the Service has no such port");
     assert_eq!(world.set(&grpc), ["route GRPCRoute shop/g", "no route HTTPRoute shop/h"]);
     assert_eq!(world.remove(Kind::GrpcRoute, "shop", "g"), back);
+}
+
+#[test]
+fn a_tcp_route_gives_way_to_tls_routes_on_its_port_and_both_to_what_the_port_says() {
+    let mut world = World::new(&shop());
+    let (parent, to) = ("name: page, port: 80", "name: page, port: 80");
+    let tcp = stream_route(Kind::TcpRoute, "c", parent, to);
+    assert_eq!(world.set(&tcp), ["route TCPRoute shop/c"]);
+    let tls = stream_route(Kind::TlsRoute, "s", parent, to);
+    assert_eq!(world.set(&tls), ["route TLSRoute shop/s", "no route TCPRoute shop/c"]);
+    assert_eq!(world.set(&grpc_route("g", parent, to)), ["route GRPCRoute shop/g"], "requests are something else");
+    let http = service("page", "page", 80).replace("port: 80,", "port: 80, appProtocol: http,");
+    assert!(world.set(&http).contains(&"no route TLSRoute shop/s".to_owned()));
+    let tcp_port = http.replace("appProtocol: http", "appProtocol: tcp");
+    assert!(world.set(&tcp_port).contains(&"route TCPRoute shop/c".to_owned()));
+    assert_eq!(world.remove(Kind::TcpRoute, "shop", "c"), ["no route TCPRoute shop/c"]);
 }
 
 #[test]
@@ -650,6 +670,12 @@ fn any_object() -> impl Strategy<Value = (String, ObjectKey)> {
             let text = grpc_route(&name, &parent, &format!("name: s{backend}, port: {port}"));
             (text, ObjectKey::new(Kind::GrpcRoute, "shop", &name))
         }),
+        (0..2_u8, 0..3_u8, 80..83_u16, any::<bool>(), any::<bool>()).prop_map(|(name, parent, port, any, is_tls)| {
+            let parent = if any { format!("name: s{parent}") } else { format!("name: s{parent}, port: {port}") };
+            let kind = if is_tls { Kind::TlsRoute } else { Kind::TcpRoute };
+            let name = format!("t{name}");
+            (stream_route(kind, &name, &parent, "name: s0, port: 80"), ObjectKey::new(kind, "shop", &name))
+        }),
         (space(), 0..2_u8).prop_map(|(namespace, name)| {
             let name = format!("g{name}");
             (grant(namespace, &name), ObjectKey::new(Kind::ReferenceGrant, namespace, &name))
@@ -690,9 +716,12 @@ fn any_object() -> impl Strategy<Value = (String, ObjectKey)> {
     ]
 }
 
+const KINDS_OF_ROUTES: [Kind; 5] =
+    [Kind::GrpcRoute, Kind::HttpRoute, Kind::TlsRoute, Kind::TcpRoute, Kind::VirtualService];
+
 /// What was last said of each route that is there.
 fn said_of_routes(before: &mut BTreeMap<ObjectKey, String>, built: &Built) {
-    let is_route = |kind| matches!(kind, Kind::GrpcRoute | Kind::HttpRoute | Kind::VirtualService);
+    let is_route = |kind| KINDS_OF_ROUTES.contains(&kind);
     for verdict in built.verdicts.iter().filter(|one| is_route(one.object.kind)) {
         match (&verdict.parents, &verdict.condition) {
             (None, None) => drop(before.remove(&verdict.object)),

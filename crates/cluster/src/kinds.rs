@@ -14,6 +14,7 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use stillmesh_k8s::gateway::grpc_route::GrpcRoute;
 use stillmesh_k8s::gateway::http_route::{HttpRoute, ReferenceGrant};
+use stillmesh_k8s::gateway::stream_route::{TcpRoute, TlsRoute};
 use stillmesh_k8s::gateway::{Gateway, GatewayClass};
 use stillmesh_k8s::istio::virtual_service::VirtualService;
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
@@ -105,6 +106,8 @@ pub(crate) fn spawn(
         Kind::GrpcRoute => checked!(GrpcRoute),
         Kind::VirtualService => checked!(VirtualService),
         Kind::HttpRoute => checked!(HttpRoute),
+        Kind::TlsRoute => checked!(TlsRoute),
+        Kind::TcpRoute => checked!(TcpRoute),
         Kind::ReferenceGrant => checked!(ReferenceGrant),
     }
 }

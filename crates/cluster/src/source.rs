@@ -365,6 +365,8 @@ fn is_optional(kind: Kind) -> bool {
             | Kind::Gateway
             | Kind::GrpcRoute
             | Kind::HttpRoute
+            | Kind::TlsRoute
+            | Kind::TcpRoute
             | Kind::VirtualService
             | Kind::ReferenceGrant
             | Kind::RequestAuthentication

@@ -10,6 +10,7 @@ pub mod condition;
 pub mod generate;
 pub mod grpc_route;
 pub mod http_route;
+pub mod stream_route;
 
 use std::collections::BTreeMap;
 

@@ -12,6 +12,7 @@ use serde::{Serialize, Serializer};
 use crate::finding::Position;
 use crate::gateway::grpc_route::GrpcRoute;
 use crate::gateway::http_route::{HttpRoute, ReferenceGrant};
+use crate::gateway::stream_route::{TcpRoute, TlsRoute};
 use crate::gateway::{Gateway, GatewayClass};
 use crate::istio::virtual_service::VirtualService;
 use crate::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
@@ -104,6 +105,16 @@ kinds! {
     Gateway { "Gateway", &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"], true },
     GrpcRoute { "GRPCRoute", &["gateway.networking.k8s.io/v1"], true },
     HttpRoute { "HTTPRoute", &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"], true },
+    TlsRoute {
+        "TLSRoute",
+        &[
+            "gateway.networking.k8s.io/v1",
+            "gateway.networking.k8s.io/v1alpha3",
+            "gateway.networking.k8s.io/v1alpha2"
+        ],
+        true
+    },
+    TcpRoute { "TCPRoute", &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"], true },
     VirtualService {
         "VirtualService",
         &["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"],

@@ -24,6 +24,7 @@ use serde_saphyr::options::DuplicateKeyPolicy;
 use crate::finding::{Finding, Position, Severity};
 use crate::gateway::grpc_route::GrpcRoute;
 use crate::gateway::http_route::{HttpRoute, ReferenceGrant};
+use crate::gateway::stream_route::{TcpRoute, TlsRoute};
 use crate::gateway::{Gateway, GatewayClass};
 use crate::istio::virtual_service::VirtualService;
 use crate::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
@@ -244,11 +245,11 @@ impl Reading {
     /// Rules that the translation refuses: they are refused with a status, and told here with their place.
     fn flaws_of_rules(&mut self, object: &Object, root: &Node, title: &str) {
         let Object::VirtualService(written) = object else { return };
-        let rules = root.at_path(&["spec", "http"]).map_or(&[][..], Node::items);
-        for (index, problem) in translate::virtual_service_flaws(written, &Mesh::default()) {
+        for (list, index, problem) in translate::virtual_service_flaws(written, &Mesh::default()) {
+            let rules = root.at_path(&["spec", list]).map_or(&[][..], Node::items);
             let at = rules.get(index).map_or(root.at, |rule| rule.at);
             let hint = "waypoints do not take it; the last version that they took stays in force";
-            let path = format!("spec.http[{index}]");
+            let path = format!("spec.{list}[{index}]");
             self.add(Severity::Warning, "MAN020", at, title, &path, [&problem, hint]);
         }
     }
@@ -275,6 +276,8 @@ fn typed(kind: Kind, root: &Node) -> Result<(Object, Vec<Unknown>), Mismatch> {
         Kind::Gateway => read::<Gateway>(root),
         Kind::GrpcRoute => read::<GrpcRoute>(root),
         Kind::HttpRoute => read::<HttpRoute>(root),
+        Kind::TlsRoute => read::<TlsRoute>(root),
+        Kind::TcpRoute => read::<TcpRoute>(root),
         Kind::VirtualService => read::<VirtualService>(root),
         Kind::ReferenceGrant => read::<ReferenceGrant>(root),
     }

@@ -13,6 +13,7 @@ mod request_authentication;
 mod request_authorization;
 mod route;
 mod service;
+mod stream_route;
 mod targets;
 mod virtual_service;
 mod waypoint_only;
@@ -29,7 +30,8 @@ pub use peer_authentication::{
 pub use request_authentication::{authentication_targets, request_authentication};
 pub use request_authorization::{RequestAuthorization, guards, policy_targets, request_authorization};
 pub use route::{References, Routed};
-pub use service::{service, service_key};
+pub use service::{port_protocol, service, service_key};
+pub use stream_route::{tcp_route, tls_route};
 pub use targets::{ACCEPTED, MOST_TARGETS, Target, Targets, targets};
 pub(crate) use virtual_service::virtual_service_flaws;
 pub use virtual_service::{Virtual, virtual_service, virtual_service_names};

@@ -607,6 +607,14 @@ impl Reconciler {
                 Arc::make_mut(&mut written).status = status.and_then(read);
                 Object::VirtualService(written)
             }
+            Object::TlsRoute(mut route) => {
+                Arc::make_mut(&mut route).status = status.and_then(read);
+                Object::TlsRoute(route)
+            }
+            Object::TcpRoute(mut route) => {
+                Arc::make_mut(&mut route).status = status.and_then(read);
+                Object::TcpRoute(route)
+            }
             Object::HttpRoute(mut route) => {
                 Arc::make_mut(&mut route).status = status.and_then(read);
                 Object::HttpRoute(route)

@@ -75,10 +75,10 @@ pub struct VirtualServiceSpec {
     pub http: Vec<HttpRoute>,
     /// For TLS that is passed through.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub tls: Vec<Value>,
+    pub tls: Vec<TlsRoute>,
     /// For TCP.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub tcp: Vec<Value>,
+    pub tcp: Vec<TcpRoute>,
     /// The namespaces that see it: `*` (where absent), `.` or names.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub export_to: Vec<String>,
@@ -155,6 +155,74 @@ pub struct HttpMatch {
     pub ignore_uri_case: bool,
     /// For telemetry of others.
     pub stat_prefix: String,
+}
+
+/// Where connections of TLS go that is passed through.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TlsRoute {
+    /// Any of them.
+    #[serde(rename = "match")]
+    pub matches: Vec<TlsMatch>,
+    /// Where connections go.
+    pub route: Vec<TcpDestination>,
+}
+
+/// What is asked of a connection of TLS: all that is set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TlsMatch {
+    /// Names that clients ask for; `*.example` for all that end so.
+    pub sni_hosts: Vec<String>,
+    /// Addresses that are dialled; not supported.
+    pub destination_subnets: Vec<String>,
+    /// The port that was dialled.
+    pub port: Option<u16>,
+    /// Labels of the client; a match with them is left out at waypoints.
+    pub source_labels: BTreeMap<String, String>,
+    /// The client's namespace; a match with it is left out at waypoints.
+    pub source_namespace: String,
+    /// Where it holds.
+    pub gateways: Vec<String>,
+}
+
+/// Where connections go.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TcpRoute {
+    /// Any of them; every connection where there is none.
+    #[serde(rename = "match")]
+    pub matches: Vec<TcpMatch>,
+    /// Where connections go.
+    pub route: Vec<TcpDestination>,
+}
+
+/// What is asked of a connection: all that is set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TcpMatch {
+    /// Addresses that are dialled; not supported.
+    pub destination_subnets: Vec<String>,
+    /// Addresses of clients; not supported.
+    pub source_subnet: String,
+    /// The port that was dialled.
+    pub port: Option<u16>,
+    /// Labels of the client; a match with them is left out at waypoints.
+    pub source_labels: BTreeMap<String, String>,
+    /// The client's namespace; a match with it is left out at waypoints.
+    pub source_namespace: String,
+    /// Where it holds.
+    pub gateways: Vec<String>,
+}
+
+/// A destination with its share of the connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct TcpDestination {
+    /// The destination.
+    pub destination: Destination,
+    /// Its share, beside the others' weights.
+    pub weight: Option<u32>,
 }
 
 /// How a text is compared; with nothing set, it must be there.

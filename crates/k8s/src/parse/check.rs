@@ -52,6 +52,8 @@ pub(super) fn object(kind: Kind, root: &Node, flaws: &mut Flaws) {
         Kind::Gateway => super::check_gateway::gateway(root, flaws),
         Kind::GrpcRoute => super::check_gateway::grpc_route(root, flaws),
         Kind::HttpRoute => super::check_gateway::http_route(root, flaws),
+        Kind::TlsRoute => super::check_gateway::tls_route(root, flaws),
+        Kind::TcpRoute => super::check_gateway::tcp_route(root, flaws),
         Kind::VirtualService => super::check_virtual::virtual_service(root, flaws),
         Kind::ReferenceGrant => super::check_gateway::reference_grant(root, flaws),
         Kind::Namespace | Kind::Node | Kind::ServiceAccount | Kind::ConfigMap | Kind::Secret => {}

@@ -102,7 +102,28 @@ pub(super) fn grpc_route(root: &Node, flaws: &mut Flaws) {
     });
 }
 
-/// What all kinds of routes have.
+pub(super) fn tls_route(root: &Node, flaws: &mut Flaws) {
+    let name = |text: &str| !text.contains('*') && Rule::Subdomain.accepts(text);
+    each(root, "spec.hostnames[]", &mut |node, path| {
+        if let Some(text) = node.text().filter(|text| !name(text.strip_prefix("*.").unwrap_or(text))) {
+            let hint = "a name such as a.example, or *.example";
+            flaws.add("MAN005", node.at, path, format!("{text:?} is not a hostname"), hint);
+        }
+    });
+    tcp_route(root, flaws);
+}
+
+pub(super) fn tcp_route(root: &Node, flaws: &mut Flaws) {
+    ports(root, "spec.parentRefs[].port", Least::One, flaws);
+    ports(root, "spec.rules[].backendRefs[].port", Least::One, flaws);
+    let rules = root.at_path(&["spec", "rules"]);
+    if rules.map_or(&[][..], Node::items).is_empty() {
+        let at = rules.or(root.get("spec")).map_or(root.at, |node| node.at);
+        flaws.add("MAN005", at, "spec.rules", "no rule", "a rule with backendRefs is needed");
+    }
+}
+
+/// What all kinds of routes for requests have.
 fn route(root: &Node, filters: &str, flaws: &mut Flaws) {
     ports(root, "spec.parentRefs[].port", Least::One, flaws);
     ports(root, "spec.rules[].backendRefs[].port", Least::One, flaws);

@@ -53,8 +53,32 @@ pub(super) fn virtual_service(root: &Node, flaws: &mut Flaws) {
     ] {
         ports(root, path, Least::One, flaws);
     }
+    for list in ["tls", "tcp"] {
+        for path in ["match[].port", "route[].destination.port.number"] {
+            ports(root, &format!("spec.{list}[].{path}"), Least::One, flaws);
+        }
+        each(root, &format!("spec.{list}[]"), &mut |rule, path| {
+            if rule.get("route").is_none_or(|route| route.items().is_empty()) {
+                let hint = "a route with a destination is needed";
+                flaws.add("MAN005", rule.at, path, "the rule does nothing", hint);
+            }
+        });
+    }
+    each(root, "spec.tls[]", &mut |rule, path| {
+        let matches = rule.get("match").map_or(&[][..], Node::items);
+        let names = |matched: &Node| matched.get("sniHosts").is_some_and(|names| !names.items().is_empty());
+        if matches.is_empty() || !matches.iter().all(names) {
+            let hint = "each match has sniHosts: names that clients of TLS ask for";
+            flaws.add("MAN005", rule.at, path, "no sniHosts", hint);
+        }
+    });
     one_of(root, "spec.http[].redirect.derivePort", &["FROM_PROTOCOL_DEFAULT", "FROM_REQUEST_PORT"], flaws);
-    for path in ["spec.http[].route[].destination", "spec.http[].mirrors[].destination"] {
+    for path in [
+        "spec.http[].route[].destination",
+        "spec.http[].mirrors[].destination",
+        "spec.tls[].route[].destination",
+        "spec.tcp[].route[].destination",
+    ] {
         each(root, path, &mut |node, path| {
             if node.get("host").and_then(Node::text).unwrap_or_default().is_empty() {
                 let hint = "the name of a Service, short or whole";

@@ -6,7 +6,7 @@ use stillmesh_core::model::http::{Forward, PathMatch, RequestMatch, RouteAction,
 
 use super::Mesh;
 use super::http_route::headers;
-use super::route::{Filters, Problem, Reader, References, Routed, unsupported};
+use super::route::{Filters, Problem, Reader, References, Routed, Rules, unsupported};
 use crate::gateway::grpc_route::{GrpcMatch, GrpcMethod, GrpcRoute, GrpcRule};
 use crate::gateway::http_route::HttpFilter;
 use crate::object::Kind;
@@ -14,8 +14,8 @@ use crate::object::Kind;
 /// Translates a route; as [`super::http_route`] does.
 pub fn grpc_route(written: &GrpcRoute, references: &impl References, mesh: &Mesh) -> Routed {
     let mut reader = Reader::new(Kind::GrpcRoute, &written.metadata, &written.spec.parent_refs, references, mesh);
-    let rules = written.spec.rules.iter().map(|written| rule(&mut reader, written)).collect();
-    reader.finish(rules)
+    let rules: Result<_, _> = written.spec.rules.iter().map(|written| rule(&mut reader, written)).collect();
+    reader.finish(rules.map(Rules::requests))
 }
 
 fn rule<R: References>(reader: &mut Reader<'_, R>, written: &GrpcRule) -> Result<RouteRule, Problem> {

@@ -8,7 +8,7 @@ use stillmesh_core::model::http::{
 };
 
 use super::Mesh;
-use super::route::{Filters, Problem, Reader, References, Routed, lower, pattern, unsupported};
+use super::route::{Filters, Problem, Reader, References, Routed, Rules, lower, pattern, unsupported};
 use crate::gateway::http_route::{HttpMatch, HttpRetry, HttpRoute, HttpRule, HttpTimeouts, NamedValue};
 use crate::object::Kind;
 
@@ -18,8 +18,8 @@ use crate::object::Kind;
 /// worse than the last good version. A backend that is not there is: its share of the requests is answered 500.
 pub fn http_route(written: &HttpRoute, references: &impl References, mesh: &Mesh) -> Routed {
     let mut reader = Reader::new(Kind::HttpRoute, &written.metadata, &written.spec.parent_refs, references, mesh);
-    let rules = written.spec.rules.iter().map(|written| rule(&mut reader, written)).collect();
-    reader.finish(rules)
+    let rules: Result<_, _> = written.spec.rules.iter().map(|written| rule(&mut reader, written)).collect();
+    reader.finish(rules.map(Rules::requests))
 }
 
 fn rule<R: References>(reader: &mut Reader<'_, R>, written: &HttpRule) -> Result<RouteRule, Problem> {

@@ -1,5 +1,6 @@
 //! What the Gateway API's kinds of routes on Services («GAMMA», contract 7.4) have in common: parents, backends, what is said
-//! of them. Their rules are in [`super::http_route`] and [`super::grpc_route`].
+//! of them. Their rules are in [`super::http_route`], [`super::grpc_route`] and
+//! [`super::stream_route`].
 
 mod backends;
 mod filters;
@@ -7,8 +8,9 @@ mod filters;
 pub(super) mod fixtures;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use stillmesh_core::model::Str;
 use stillmesh_core::model::http::{HttpRoute, Pattern, RouteKey, RouteKind, RouteParent, RouteRule};
+use stillmesh_core::model::stream::StreamRule;
+use stillmesh_core::model::{AppProtocol, Str};
 
 use super::{Mesh, service_key};
 use crate::gateway::binding::Binding;
@@ -22,13 +24,15 @@ pub(super) use filters::Filters;
 pub trait References {
     /// The ports of a Service; `None` where there is none of that name.
     fn service_ports(&self, namespace: &str, name: &str) -> Option<Vec<u16>>;
+    /// What is spoken at a port of a Service, as far as it says so.
+    fn protocol(&self, namespace: &str, name: &str, port: u16) -> AppProtocol;
     /// All Services, by namespace and name.
     fn services(&self) -> Vec<(Str, Str)>;
     /// Which waypoint a Service is bound to.
     fn binding(&self, namespace: &str, name: &str) -> Binding;
-    /// Whether GRPCRoutes take a port of a Service, or all of them: HTTPRoutes have none of it then. For everybody's
-    /// requests, or for those of a namespace's clients.
-    fn is_taken_by_grpc(&self, consumer: Option<&str>, namespace: &str, name: &str, port: Option<u16>) -> bool;
+    /// Whether routes of a kind take a port of a Service, or all of them: those that give way to it have none of it then.
+    /// For everybody's requests, or for those of a namespace's clients.
+    fn is_taken(&self, by: RouteKind, consumer: Option<&str>, namespace: &str, name: &str, port: Option<u16>) -> bool;
     /// Whether a ReferenceGrant lets routes of a kind and namespace refer to a Service of another namespace.
     fn is_granted(&self, kind: Kind, from: &str, namespace: &str, name: &str) -> bool;
 }
@@ -68,6 +72,25 @@ impl Problem {
     }
 }
 
+/// The rules of a route.
+#[derive(Default)]
+pub(super) struct Rules {
+    requests: Vec<RouteRule>,
+    streams: Vec<StreamRule>,
+}
+
+impl Rules {
+    /// Rules for requests.
+    pub fn requests(requests: Vec<RouteRule>) -> Self {
+        Self { requests, ..Self::default() }
+    }
+
+    /// Rules for connections that are no HTTP.
+    pub fn streams(streams: Vec<StreamRule>) -> Self {
+        Self { streams, ..Self::default() }
+    }
+}
+
 /// A route as it is being read.
 pub(super) struct Reader<'a, R> {
     kind: Kind,
@@ -103,7 +126,7 @@ impl<'a, R: References> Reader<'a, R> {
     }
 
     /// Ends with its rules.
-    pub fn finish(self, rules: Result<Vec<RouteRule>, Problem>) -> Routed {
+    pub fn finish(self, rules: Result<Rules, Problem>) -> Routed {
         let mut parents = Vec::new();
         let (mut own, mut consumed) = (Vec::new(), Vec::new());
         for parent in self.parents.iter().filter(|parent| parent.is_service()) {
@@ -127,7 +150,8 @@ impl<'a, R: References> Reader<'a, R> {
             parents,
             consumer,
             created,
-            rules: rules.clone(),
+            rules: rules.requests.clone(),
+            streams: rules.streams.clone(),
         };
         // No object's name has an `@`.
         let own = (!own.is_empty()).then(|| route("", own, None));
@@ -136,7 +160,12 @@ impl<'a, R: References> Reader<'a, R> {
     }
 
     fn route_kind(&self) -> RouteKind {
-        if self.kind == Kind::GrpcRoute { RouteKind::Grpc } else { RouteKind::Http }
+        match self.kind {
+            Kind::GrpcRoute => RouteKind::Grpc,
+            Kind::TlsRoute => RouteKind::Tls,
+            Kind::TcpRoute => RouteKind::Tcp,
+            _ => RouteKind::Http,
+        }
     }
 
     /// What is said to a parent.
@@ -167,19 +196,42 @@ impl<'a, R: References> Reader<'a, R> {
             let message = format!("sectionName {section:?}: a Service is attached to by its port");
             return Err(Problem::new("NoMatchingParent", message));
         }
-        let consumer = (namespace != self.namespace).then_some(self.namespace);
-        let there = RouteKind::Grpc;
-        if self.route_kind().gives_way_to(there)
-            && self.references.is_taken_by_grpc(consumer, namespace, &parent.name, parent.port)
+        let kind = self.route_kind();
+        let at = parent.port.map_or_else(String::new, |port| format!(", port {port}"));
+        let spoken = |port: &u16| self.references.protocol(namespace, &parent.name, *port);
+        if !ports
+            .iter()
+            .filter(|port| parent.port.is_none_or(|only| only == **port))
+            .any(|port| fits(kind, spoken(port)))
         {
-            let port = parent.port.map_or_else(String::new, |port| format!(", port {port}"));
+            let needed = if kind == RouteKind::Tls { "TLS" } else { "TCP or TLS" };
             let message = format!(
-                "Service {namespace}/{}{port} has GRPCRoutes, beside which an HTTPRoute means nothing",
+                "Service {namespace}/{}{at} is by its appProtocol or name no {needed}, which a {kind} is for",
+                parent.name
+            );
+            return Err(Problem::new("NoMatchingParent", message));
+        }
+        let consumer = (namespace != self.namespace).then_some(self.namespace);
+        if let Some(other) = kind.gives_way_to()
+            && self.references.is_taken(other, consumer, namespace, &parent.name, parent.port)
+        {
+            let article = if kind == RouteKind::Http { "an" } else { "a" };
+            let message = format!(
+                "Service {namespace}/{}{at} has {other}s, beside which {article} {kind} means nothing",
                 parent.name
             );
             return Err(Problem::new("Conflicted", message));
         }
         Ok(RouteParent { service: service_key(namespace, &parent.name, self.mesh), port: parent.port })
+    }
+}
+
+/// Whether connections to a port may be such that routes of a kind are for them.
+fn fits(kind: RouteKind, spoken: AppProtocol) -> bool {
+    match kind {
+        RouteKind::Tls => matches!(spoken, AppProtocol::Tls | AppProtocol::Unknown),
+        RouteKind::Tcp => matches!(spoken, AppProtocol::Tcp | AppProtocol::Tls | AppProtocol::Unknown),
+        RouteKind::Http | RouteKind::Grpc | RouteKind::VirtualService => true,
     }
 }
 

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{Namespace, Service as Written, ServicePort as WrittenPort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use stillmesh_core::model::{
-    Gateway, HealthPolicy, IpFamilies, LoadBalancing, Mode, NetworkAddress, PortMapping, RoutingScope, Service,
-    ServiceKey, ServicePort, Visibility,
+    AppProtocol, Gateway, HealthPolicy, IpFamilies, LoadBalancing, Mode, NetworkAddress, PortMapping, RoutingScope,
+    Service, ServiceKey, ServicePort, Visibility,
 };
 
 use super::Mesh;
@@ -67,6 +67,13 @@ fn service_port(port: &WrittenPort) -> Option<ServicePort> {
         Some(IntOrString::String(_)) => 0,
     };
     Some(ServicePort { mapping: PortMapping { service_port, target_port }, app_protocol: app_protocol(port) })
+}
+
+/// What is spoken at a port of a Service, as far as it says so.
+pub fn port_protocol(written: &Written, port: u16) -> AppProtocol {
+    let ports = written.spec.iter().flat_map(tcp_ports).filter_map(service_port);
+    let found = ports.into_iter().find(|one| one.mapping.service_port == port);
+    found.map_or(AppProtocol::Unknown, |port| port.protocol())
 }
 
 /// As numbered on the wire, from `appProtocol` or else from the start of the port's name.

@@ -6,11 +6,12 @@
 
 mod action;
 mod matching;
+mod streams;
 
 use std::collections::BTreeSet;
 
 use stillmesh_core::model::http::{HttpRoute, Pattern, RouteKey, RouteKind, RouteParent, RouteRule};
-use stillmesh_core::model::{ServiceKey, Str};
+use stillmesh_core::model::{AppProtocol, ServiceKey, Str};
 
 use super::route::References;
 use super::targets::ACCEPTED;
@@ -57,13 +58,9 @@ pub fn virtual_service(written: &VirtualService, references: &impl References, m
         .enumerate()
         .filter_map(|(at, rule)| reader.rule(rule).map_err(|why| format!("spec.http[{at}]: {why}")).transpose())
         .collect();
-    for (kind, there) in [("tls", !spec.tls.is_empty()), ("tcp", !spec.tcp.is_empty())] {
-        if there {
-            reader.notes.insert(format!("spec.{kind} is not supported: without effect"));
-        }
-    }
-    let rules = match rules {
-        Ok(rules) => rules,
+    let rules = rules.and_then(|rules| Ok((rules, reader.streams(spec)?)));
+    let (rules, streams) = match rules {
+        Ok(read) => read,
         Err(why) => {
             return Virtual { route: None, condition: Some(said("False", "Invalid", why)), refused: true };
         }
@@ -83,8 +80,9 @@ pub fn virtual_service(written: &VirtualService, references: &impl References, m
         consumer: None,
         created,
         rules,
+        streams,
     };
-    let is_for_somebody = !route.parents.is_empty() && !spec.http.is_empty();
+    let is_for_somebody = !route.parents.is_empty() && (!spec.http.is_empty() || route.is_for_streams());
     Virtual { route: is_for_somebody.then_some(route), condition: Some(condition), refused: false }
 }
 
@@ -96,17 +94,30 @@ pub fn virtual_service_names(written: &VirtualService, mesh: &Mesh) -> (Vec<(Str
         let routed = route.route.iter().map(|one| &one.destination);
         routed.chain(&route.mirror).chain(route.mirrors.iter().map(|one| &one.destination))
     });
-    let hosts = written.spec.hosts.iter().chain(destinations.map(|one| &one.host));
+    let tls = written.spec.tls.iter().flat_map(|rule| &rule.route);
+    let streams = tls.chain(written.spec.tcp.iter().flat_map(|rule| &rule.route)).map(|one| &one.destination);
+    let hosts = written.spec.hosts.iter().chain(destinations.chain(streams).map(|one| &one.host));
     let named = hosts.filter_map(|host| resolve(host, namespace, mesh)).collect();
     (named, written.spec.hosts.iter().any(|host| host.starts_with('*')))
 }
 
-/// What is wrong with its rules, or not supported, whatever else there is: each by its place.
-pub(crate) fn virtual_service_flaws(written: &VirtualService, mesh: &Mesh) -> Vec<(usize, String)> {
+/// What is wrong with its rules, or not supported, whatever else there is: each by its list and its place in it.
+pub(crate) fn virtual_service_flaws(written: &VirtualService, mesh: &Mesh) -> Vec<(&'static str, usize, String)> {
     let namespace = written.metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
     let mut reader = Reader { namespace, references: &Nothing, mesh, notes: BTreeSet::new() };
-    let rules = written.spec.http.iter().enumerate();
-    rules.filter_map(|(at, rule)| Some((at, reader.rule(rule).err()?))).collect()
+    let spec = &written.spec;
+    let mut flaws = Vec::new();
+    let mut note = |list, at, flaw: Option<String>| flaws.extend(flaw.map(|flaw| (list, at, flaw)));
+    for (at, rule) in spec.http.iter().enumerate() {
+        note("http", at, reader.rule(rule).err());
+    }
+    for (at, rule) in spec.tls.iter().enumerate() {
+        note("tls", at, reader.tls(rule).err());
+    }
+    for (at, rule) in spec.tcp.iter().enumerate() {
+        note("tcp", at, reader.tcp(rule).err());
+    }
+    flaws
 }
 
 /// Where nothing is known of what a route refers to.
@@ -125,7 +136,11 @@ impl References for Nothing {
         Binding::Unasked
     }
 
-    fn is_taken_by_grpc(&self, _: Option<&str>, _: &str, _: &str, _: Option<u16>) -> bool {
+    fn protocol(&self, _: &str, _: &str, _: u16) -> AppProtocol {
+        AppProtocol::Unknown
+    }
+
+    fn is_taken(&self, _: RouteKind, _: Option<&str>, _: &str, _: &str, _: Option<u16>) -> bool {
         false
     }
 

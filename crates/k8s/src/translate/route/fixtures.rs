@@ -2,15 +2,17 @@
 
 use serde_json::{Value, json};
 
-use stillmesh_core::model::{Gateway, GatewayDestination, NetworkAddress, Str};
+use stillmesh_core::model::http::RouteKind;
+use stillmesh_core::model::{AppProtocol, Gateway, GatewayDestination, NetworkAddress, Str};
 
 use super::{References, Routed};
 use crate::gateway::binding::{Binding, Named};
 use crate::object::Kind;
 
 /// Services `page` (80, 8080), `mixed` (80, 8080) and `details` (9080) of namespace `shop`; `page` of `else`, which is open to
-/// HTTPRoutes of `shop` and bound to a waypoint of `shop`, and of `closed`. GRPCRoutes take port 8080 of `mixed`, and all of
-/// `page` in `closed` for clients of `shop`.
+/// HTTPRoutes and TLSRoutes of `shop` and bound to a waypoint of `shop`, and of `closed`. GRPCRoutes and TLSRoutes take port
+/// 8080 of `mixed`, and all of `page` in `closed` for clients of `shop`. Port 80 of `page` is HTTP, that of `mixed` TCP, and
+/// 8080 of `mixed` TLS.
 pub(in crate::translate) struct World;
 
 impl References for World {
@@ -19,6 +21,15 @@ impl References for World {
             ("shop" | "else" | "closed", "page") | ("shop", "mixed") => Some(vec![80, 8080]),
             ("shop", "details") => Some(vec![9080]),
             _ => None,
+        }
+    }
+
+    fn protocol(&self, namespace: &str, name: &str, port: u16) -> AppProtocol {
+        match (namespace, name, port) {
+            ("shop", "page", 80) => AppProtocol::Http1,
+            ("shop", "mixed", 80) => AppProtocol::Tcp,
+            ("shop", "mixed", 8080) => AppProtocol::Tls,
+            _ => AppProtocol::Unknown,
         }
     }
 
@@ -41,13 +52,14 @@ impl References for World {
         Binding::Bound { waypoint, destination, ready: true }
     }
 
-    fn is_taken_by_grpc(&self, consumer: Option<&str>, namespace: &str, name: &str, port: Option<u16>) -> bool {
-        (consumer, namespace, name, port) == (None, "shop", "mixed", Some(8080))
-            || (consumer, namespace, name) == (Some("shop"), "closed", "page")
+    fn is_taken(&self, by: RouteKind, consumer: Option<&str>, namespace: &str, name: &str, port: Option<u16>) -> bool {
+        matches!(by, RouteKind::Grpc | RouteKind::Tls)
+            && ((consumer, namespace, name, port) == (None, "shop", "mixed", Some(8080))
+                || (consumer, namespace, name) == (Some("shop"), "closed", "page"))
     }
 
     fn is_granted(&self, kind: Kind, from: &str, namespace: &str, name: &str) -> bool {
-        (kind, from, namespace, name) == (Kind::HttpRoute, "shop", "else", "page")
+        matches!(kind, Kind::HttpRoute | Kind::TlsRoute) && (from, namespace, name) == ("shop", "else", "page")
     }
 }
 

@@ -73,8 +73,7 @@ impl<R: References> Reader<'_, R> {
             let edits = Edits::read(one.headers.as_ref())?;
             backends.push(WeightedBackend {
                 backend: self.destination(&one.destination),
-                // Without weights nothing is said about shares but of a single one.
-                weight: one.weight.filter(|weight| !alone || *weight > 0).unwrap_or(u32::from(alone)),
+                weight: weight(one.weight, alone),
                 request_headers: edits.request,
                 response_headers: edits.response,
                 authority: edits.authority,
@@ -125,8 +124,13 @@ impl<R: References> Reader<'_, R> {
 
     /// Where requests go; what is not there is noted.
     fn destination(&mut self, written: &written::Destination) -> RouteBackend {
+        self.resolved_or(written, "answered 500")
+    }
+
+    /// Where something goes; what is not there is noted, with what becomes of its share.
+    pub(super) fn resolved_or(&mut self, written: &written::Destination, else_: &str) -> RouteBackend {
         self.resolved(written).unwrap_or_else(|problem| {
-            self.notes.insert(format!("{problem}: its share is answered 500"));
+            self.notes.insert(format!("{problem}: its share is {else_}"));
             RouteBackend::Invalid { problem: problem.into() }
         })
     }
@@ -149,6 +153,11 @@ impl<R: References> Reader<'_, R> {
         let subset = written.subset.as_deref().filter(|subset| !subset.is_empty()).map(Str::from);
         Ok(RouteBackend::Service { service: service_key(&namespace, &name, self.mesh), port, subset })
     }
+}
+
+/// The share of a destination. Without weights nothing is said about shares but of a single one.
+pub(super) fn weight(written: Option<u32>, alone: bool) -> u32 {
+    written.filter(|weight| !alone || *weight > 0).unwrap_or(u32::from(alone))
 }
 
 /// Changes of headers, and of the host, which is written as one.

@@ -348,7 +348,4 @@ fn what_is_not_supported_refuses_the_whole_and_says_where() {
             told(&read).2
         );
     }
-    let others = translated(json!({"hosts": ["details"], "http": [{"route": to_details()}], "tls": [{}], "tcp": [{}]}));
-    assert_eq!(told(&others).1, "PartiallyInvalid");
-    assert!(others.route.is_some() && told(&others).2.contains("spec.tls is not supported"));
 }
