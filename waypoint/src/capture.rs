@@ -180,9 +180,13 @@ impl Downstream {
 /// The answer to a CONNECT that fails (contract 3.2). What another waypoint might take is 503.
 pub fn status(error: &PathError) -> StatusCode {
     match error.reason() {
-        Some(Reason::ForeignAuthority { .. } | Reason::NoServicePort { .. } | Reason::ProxyPort { .. }) => {
-            StatusCode::BAD_REQUEST
-        }
+        Some(
+            Reason::ForeignAuthority { .. }
+            | Reason::NoServicePort { .. }
+            | Reason::NoRoute { .. }
+            | Reason::BackendInvalid { .. }
+            | Reason::ProxyPort { .. },
+        ) => StatusCode::BAD_REQUEST,
         Some(reason) if reason.is_denial() => StatusCode::UNAUTHORIZED,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     }

@@ -6,6 +6,7 @@ mod error;
 mod exchange;
 mod fault;
 pub mod forward;
+mod hello;
 pub mod http;
 mod last_words;
 mod mirror;
@@ -21,6 +22,7 @@ pub mod tcp;
 use std::sync::Arc;
 
 use stillmesh_core::decide::Target;
+use stillmesh_core::decide::stream::{self, Asked};
 use stillmesh_core::model::AppProtocol;
 use stillmesh_hbone::Stream;
 use stillmesh_hbone::headers::ConnectHeaders;
@@ -33,6 +35,7 @@ use crate::capture::Downstream;
 use crate::config::Limits;
 use crate::record;
 pub use error::PathError;
+use hello::Hello;
 pub use pace::UnderWay;
 pub use replay::RequestBody;
 pub use response::ResponseBody;
@@ -54,11 +57,21 @@ pub async fn carry(downstream: Arc<Downstream>, incoming: Incoming) {
         Target::Service { port, .. } => port.protocol(),
         Target::Workload { .. } => AppProtocol::Unknown,
     };
+    let asked = asked(&downstream);
+    let is_tcp = match protocol {
+        AppProtocol::Tcp | AppProtocol::Tls => true,
+        // Somebody says what becomes of its connections, and nobody what becomes of requests.
+        AppProtocol::Unknown => asked != Asked::Nothing && !has_routes_of_requests(&downstream),
+        AppProtocol::Http1 | AppProtocol::Http2 | AppProtocol::Grpc => false,
+    };
     // Bytes are carried only once there is somebody to carry them to: until the 200 the client's side may choose anew.
-    if matches!(protocol, AppProtocol::Tcp | AppProtocol::Tls) {
+    if is_tcp && asked != Asked::Opening {
         return tcp::carry(&downstream, incoming).await;
     }
     let Some(stream) = accept(&downstream, incoming) else { return };
+    if is_tcp {
+        return tcp::after_accept(&downstream, Rewound::new(stream)).await;
+    }
     let mut stream = Rewound::new(stream);
     let limit = downstream.waypoint().config.limits.detection;
     let seen = match protocol {
@@ -76,6 +89,20 @@ pub async fn carry(downstream: Arc<Downstream>, incoming: Incoming) {
         },
     };
     go_on(&downstream, stream, seen).await;
+}
+
+/// What of a connection decides where it goes, where it is no HTTP.
+fn asked(downstream: &Downstream) -> Asked {
+    let snapshot = downstream.waypoint().snapshots.load();
+    stream::asked(&snapshot, &downstream.target, &downstream.client.identity.namespace)
+}
+
+/// Whether routes say what becomes of requests to what was dialled.
+fn has_routes_of_requests(downstream: &Downstream) -> bool {
+    let Target::Service { service, port, .. } = &downstream.target else { return false };
+    let snapshot = downstream.waypoint().snapshots.load();
+    let client = &*downstream.client.identity.namespace;
+    snapshot.routes(&service.key, port.mapping.service_port, Some(client)).is_some()
 }
 
 /// How a client begins that is known to speak HTTP: it may be idle before, and then is as quick as any head has to be.
@@ -119,6 +146,20 @@ async fn look(stream: &mut Rewound<Stream>) -> Seen {
             None if stream.seen().is_empty() => return Seen::Gone,
             None => return Seen::Other,
             Some(()) => {}
+        }
+    }
+}
+
+/// Reads until it is clear whether the client begins with TLS, and which name it asks for. Cancel-safe: what was read stays.
+async fn greeting(stream: &mut Rewound<Stream>) -> Hello {
+    let mut reader = hello::Reader::default();
+    loop {
+        match reader.look(stream.seen()) {
+            Hello::Unclear => {}
+            clear => return clear,
+        }
+        if read(stream).await.is_none() {
+            return Hello::Other;
         }
     }
 }

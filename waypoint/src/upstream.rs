@@ -35,13 +35,17 @@ pub fn choose(downstream: &Downstream, target: &Target, tried: &[WorkloadUid]) -
 
 /// Opens a way for a connection that is carried as it is. What fails before the endpoint has taken it is tried at
 /// another, within one deadline for all. `learn` is told of each endpoint.
-pub async fn open(downstream: &Downstream, mut learn: impl FnMut(&OutboundPlan)) -> Result<Opened, PathError> {
+pub async fn open(
+    downstream: &Downstream,
+    target: &Target,
+    mut learn: impl FnMut(&OutboundPlan),
+) -> Result<Opened, PathError> {
     let waypoint = downstream.waypoint();
     let deadline = Instant::now() + waypoint.config.limits.connect;
     let mut tried: Vec<WorkloadUid> = Vec::new();
     let mut first_error = None;
     loop {
-        let plan = match (choose(downstream, &downstream.target, &tried), first_error.take()) {
+        let plan = match (choose(downstream, target, &tried), first_error.take()) {
             (Ok(plan), None) => plan,
             (Ok(plan), Some(_)) if is_new(&plan, &tried) => plan,
             // Without a further way the failure before is what the user should read.

@@ -57,6 +57,7 @@ pub fn route(name: &str, consumer: Option<&str>, rules: Vec<RouteRule>) -> Chang
         consumer: consumer.map(Into::into),
         created: 0,
         rules,
+        streams: Vec::new(),
     }))
 }
 

@@ -90,8 +90,9 @@ fn unauthorized(problem: Problem, head: &Parts) -> Answer {
     answer
 }
 
-/// Lets a connection pass that is no HTTP, by what of the policies is about connections.
-pub fn connection(downstream: &Downstream) -> Result<(), PathError> {
+/// Lets a connection pass that is no HTTP, by what of the policies is about connections. `server_name` is what a client of
+/// TLS asks for, where that was looked for.
+pub fn connection(downstream: &Downstream, server_name: Option<&str>) -> Result<(), PathError> {
     let snapshot = downstream.waypoint().snapshots.load();
     let client = &downstream.client;
     let attrs = AccessAttrs {
@@ -100,7 +101,7 @@ pub fn connection(downstream: &Downstream) -> Result<(), PathError> {
         source_identity: Some(&client.identity),
         source_ip: client.address.ip(),
         remote_ip: client.address.ip(),
-        server_name: None,
+        server_name,
         request: None,
         token: None,
     };

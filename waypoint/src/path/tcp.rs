@@ -1,14 +1,19 @@
-//! TCP: an endpoint is picked, another one where it does not take the connection, and bytes are carried until both sides
-//! have ended.
+//! TCP, and TLS that is passed through: routes say to which service (core's [`stillmesh_core::decide::stream`]), an endpoint
+//! is picked, another one where it does not take the connection, and bytes are carried until both sides have ended.
 
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use stillmesh_core::attrs::{Opening, StreamAttrs};
+use stillmesh_core::decide::stream::Asked;
+use stillmesh_core::decide::{self, Target};
+use stillmesh_core::model::AppProtocol;
 use stillmesh_hbone::Stream;
 use stillmesh_hbone::server::Incoming;
 use tokio::io::{AsyncReadExt as _, copy_bidirectional_with_sizes};
 use tokio::time::timeout;
 
+use super::hello::Hello;
 use super::sniff::{self, Seen};
 use super::{PathError, Rewound, authorize, go_on};
 use crate::capture::{Downstream, status};
@@ -21,7 +26,7 @@ const PIECE: usize = 16 << 10;
 /// A port that is TCP: the client's tunnel is opened when the endpoint is reached.
 pub async fn carry(downstream: &Arc<Downstream>, incoming: Incoming) {
     let mut record = Connection::new(downstream);
-    let opened = match open(downstream, &mut record).await {
+    let opened = match open(downstream, &mut record, Opening::Bytes).await {
         Ok(opened) => opened,
         Err(error) => {
             incoming.refuse(status(&error));
@@ -35,9 +40,17 @@ pub async fn carry(downstream: &Arc<Downstream>, incoming: Incoming) {
 }
 
 /// A client whose tunnel is open and that speaks no HTTP.
-pub async fn after_accept(downstream: &Arc<Downstream>, stream: Rewound<Stream>) {
+pub async fn after_accept(downstream: &Arc<Downstream>, mut stream: Rewound<Stream>) {
     let mut record = Connection::new(downstream);
-    match open(downstream, &mut record).await {
+    let hello = match super::asked(downstream) {
+        Asked::Opening => hello(downstream, &mut stream).await,
+        Asked::Nothing | Asked::Port => Hello::Other,
+    };
+    let opening = match &hello {
+        Hello::Tls(name) => Opening::Tls(name.as_deref()),
+        Hello::Other | Hello::Unclear => Opening::Bytes,
+    };
+    match open(downstream, &mut record, opening).await {
         Ok(opened) => copy(stream, opened, record).await,
         Err(error) => fail(stream, record, &error),
     }
@@ -47,14 +60,14 @@ pub async fn after_accept(downstream: &Arc<Downstream>, stream: Rewound<Stream>)
 /// whoever speaks first decides: a server's first byte makes it TCP; a client that comes late with HTTP is still served as
 /// such, so that being slow is no way round what HTTP requests are subject to.
 pub async fn or_http(downstream: &Arc<Downstream>, mut stream: Rewound<Stream>) {
-    if authorize::connection(downstream).is_err() {
+    if authorize::connection(downstream, None).is_err() {
         // Nobody is connected to for it; requests may pass where a connection as such may not.
         let limit = downstream.waypoint().config.limits.idle;
         let seen = timeout(limit, super::look(&mut stream)).await.unwrap_or(Seen::Gone);
         return Box::pin(go_on(downstream, stream, seen)).await;
     }
     let mut record = Connection::new(downstream);
-    let mut opened = match open(downstream, &mut record).await {
+    let mut opened = match open(downstream, &mut record, Opening::Bytes).await {
         Ok(opened) => opened,
         Err(error) => return fail(stream, record, &error),
     };
@@ -89,13 +102,39 @@ pub async fn or_http(downstream: &Arc<Downstream>, mut stream: Rewound<Stream>) 
     copy(stream, opened, record).await;
 }
 
-async fn open(downstream: &Arc<Downstream>, record: &mut Connection) -> Result<Opened, PathError> {
-    authorize::connection(downstream)?;
+/// How a client begins. One whose port says that it speaks TLS has as long as for any head; another one may wait for the
+/// server, and has as long as is waited for first bytes.
+async fn hello(downstream: &Downstream, stream: &mut Rewound<Stream>) -> Hello {
+    let limits = &downstream.waypoint().config.limits;
+    let is_tls = matches!(&downstream.target, Target::Service { port, .. } if port.protocol() == AppProtocol::Tls);
+    let first = if is_tls { limits.head } else { limits.detection };
+    if stream.seen().is_empty() && !matches!(timeout(first, super::read(stream)).await, Ok(Some(()))) {
+        return Hello::Other;
+    }
+    timeout(limits.head, super::greeting(stream)).await.unwrap_or(Hello::Other)
+}
+
+async fn open(
+    downstream: &Arc<Downstream>,
+    record: &mut Connection,
+    opening: Opening<'_>,
+) -> Result<Opened, PathError> {
+    let server_name = match opening {
+        Opening::Tls(name) => name,
+        Opening::Bytes => None,
+    };
+    authorize::connection(downstream, server_name)?;
     let waypoint = downstream.waypoint();
     let permit = waypoint.requests.clone().try_acquire_owned();
     let limit = waypoint.config.limits.requests;
     record.hold(permit.map_err(|_| PathError::Full { what: "requests and connections", limit })?);
-    let opened = upstream::open(downstream, |plan| record.learn(plan)).await;
+    let streamed = {
+        let (target, client_namespace) = (&downstream.target, &*downstream.client.identity.namespace);
+        let attrs = StreamAttrs { target, client_namespace, opening, entropy: rand::random() };
+        decide::stream::stream(&waypoint.snapshots.load(), &attrs)?
+    };
+    record.routed(&streamed);
+    let opened = upstream::open(downstream, &streamed.target, |plan| record.learn(plan)).await;
     if opened.as_ref().is_err_and(PathError::may_repick) {
         record.exhausted();
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use stillmesh_core::decide::OutboundPlan;
+use stillmesh_core::decide::stream::Streamed;
 use stillmesh_core::model::{Service, Workload};
 use stillmesh_proxy::labels::Word;
 use tokio::sync::OwnedSemaphorePermit;
@@ -19,6 +20,7 @@ pub struct Connection {
     began: Instant,
     service: Option<Arc<Service>>,
     endpoint: Option<Arc<Workload>>,
+    route: Option<String>,
     bytes: Option<Arc<Bytes>>,
     /// Until it has ended otherwise, it was cut.
     end: Option<Flag>,
@@ -36,6 +38,7 @@ impl Connection {
             began: Instant::now(),
             service: downstream.target.service().cloned(),
             endpoint: None,
+            route: None,
             bytes: None,
             end: Some(Flag::DownstreamTermination),
             flags: Flags::default(),
@@ -48,6 +51,12 @@ impl Connection {
     /// Its place among the connections that may be carried; given back with the record.
     pub fn hold(&mut self, permit: OwnedSemaphorePermit) {
         self.permit = Some(permit);
+    }
+
+    /// To which service it is carried, and by which route.
+    pub fn routed(&mut self, streamed: &Streamed) {
+        self.route = streamed.by.as_ref().map(|(route, rule)| format!("{}, rule {rule}", route.key));
+        self.service = streamed.target.service().cloned();
     }
 
     /// Where it is carried.
@@ -121,6 +130,7 @@ impl Drop for Connection {
             dst.service = self.service.as_ref().map(|service| &*service.key.hostname),
             dst.workload = self.endpoint.as_ref().map(|workload| &*workload.name),
             dst.namespace = self.endpoint.as_ref().map(|workload| &*workload.namespace),
+            route = self.route.as_deref(),
             %flags,
             bytes_recv = received,
             bytes_sent = sent,
