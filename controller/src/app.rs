@@ -153,14 +153,9 @@ impl Plane {
         let (candidate, leader) = Candidate::new(&cluster, &namespace, cluster::LEASE, &identity, Terms::default());
         let mut campaigns = vec![self.tasks.spawn("leader election", candidate.run(self.tasks.token()))];
         // The mesh has one leader, of whatever revision; what a revision has for itself, its own replicas write.
-        let registrar = match cluster::lease_of(&self.config.revision) {
-            None => leader.clone(),
-            Some(lease) => {
-                let (candidate, leader) = Candidate::new(&cluster, &namespace, &lease, &identity, Terms::default());
-                campaigns.push(self.tasks.spawn("leader election", candidate.run(self.tasks.token())));
-                leader
-            }
-        };
+        let lease = cluster::lease_of(&self.config.revision);
+        let (own, registrar) = Candidate::new(&cluster, &namespace, &lease, &identity, Terms::default());
+        campaigns.push(self.tasks.spawn("leader election", own.run(self.tasks.token())));
         let watches = cluster::watches(&self.config.mesh.root_namespace);
         let source = KubernetesSource::open(&cluster, watches);
         let Some(control) = self.read(source, queries).await? else { return Ok(()) };
@@ -176,9 +171,16 @@ impl Plane {
         self.keep("certificate authority", authorities.keep(issuers));
         let roots = Roots::new(&cluster, leader.clone(), signing.clone(), crl, Arc::clone(&self.shown));
         self.keep("roots", leader.clone().lead(move || roots.clone().keep()));
-        let gateways =
-            Gateways::new(&cluster, leader.clone(), (*home.waypoints).clone(), control.builder.mesh().clone());
-        self.keep("waypoints", leader.clone().lead(move || gateways.clone().keep()));
+        let gateways = Gateways {
+            cluster: cluster.clone(),
+            leader: registrar.clone(),
+            mesh_leader: leader.clone(),
+            settings: (*home.waypoints).clone(),
+            mesh: control.builder.mesh().clone(),
+            namespace: namespace.to_string(),
+            revision: self.config.revision.to_string(),
+        };
+        self.keep("waypoints", registrar.clone().lead(move || gateways.clone().keep()));
         let registration = Registration {
             cluster: cluster.clone(),
             leader: registrar.clone(),

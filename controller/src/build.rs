@@ -322,7 +322,12 @@ impl Builder {
                 let concerned = self.world.routes.replace_grant(&name, content!(ReferenceGrant));
                 self.dirty.routes.extend(concerned);
             }
-            Kind::ConfigMap | Kind::ServiceAccount | Kind::Secret | Kind::Deployment => {}
+            Kind::ConfigMap
+            | Kind::ServiceAccount
+            | Kind::Secret
+            | Kind::Deployment
+            | Kind::HorizontalPodAutoscaler
+            | Kind::PodDisruptionBudget => {}
         }
     }
 

@@ -13,14 +13,16 @@ pub(crate) use reviews::TokenReviews;
 pub(crate) use roots::Roots;
 
 use stillmesh_cluster::Watch;
+use stillmesh_k8s::gateway::revision;
 use stillmesh_k8s::{Kind, mesh_config};
 
 /// The Lease that the mesh's leader holds.
 pub const LEASE: &str = "stillmesh-leader";
 
-/// The Lease of a revision's own leader; `None` where the mesh's leader is that too.
-pub fn lease_of(revision: &str) -> Option<String> {
-    (!matches!(revision, "" | "default")).then(|| format!("{LEASE}-{revision}"))
+/// The Lease of a revision's own leader.
+pub fn lease_of(revision: &str) -> String {
+    let revision = if revision::is_default(revision) { revision::DEFAULT } else { revision };
+    format!("{LEASE}-{revision}")
 }
 
 /// As whom the controller writes.

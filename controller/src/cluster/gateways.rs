@@ -8,17 +8,22 @@
 mod known;
 mod same;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Service, ServiceAccount};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
+use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Api;
-use kube::api::{ApiResource, DynamicObject, ListParams, Patch, PatchParams};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions};
 use serde_json::{Value, json};
 use stillmesh_cluster::{Cluster, KubernetesSource, Leader, Watch};
 use stillmesh_k8s::gateway::binding::{MANAGED, MANAGERS};
-use stillmesh_k8s::gateway::generate::{GATEWAY_NAME, Settings};
-use stillmesh_k8s::gateway::{Gateway, GatewayClass};
+use stillmesh_k8s::gateway::generate::{ASKED_FOR, GATEWAY_NAME, Settings};
+use stillmesh_k8s::gateway::overlay::DEFAULTS_FOR;
+use stillmesh_k8s::gateway::{Gateway, GatewayClass, revision};
 use stillmesh_k8s::translate::Mesh;
 use stillmesh_k8s::{Kind, Object, ObjectKey};
 use stillmesh_objects::Source;
@@ -26,20 +31,33 @@ use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
 use super::rival;
-use known::{Due, Key, Known, Write};
+use known::{Due, Key, Known, Whose, Write};
 
 /// As whom the objects are applied (contract 7.2).
 const MANAGER: &str = "istio.io/gateway-controller";
 /// How long the API server may take for one write.
 const DEADLINE: Duration = Duration::from_secs(5);
 
+/// How often it is looked whether an overlay has changed. Only single ConfigMaps by name may be read: no watch tells.
+const LOOK: Duration = Duration::from_secs(5);
+/// How often it is looked for one that is not there.
+const LOOK_FOR: Duration = Duration::from_secs(1);
+/// How many ConfigMaps are asked for at a time.
+const AT_ONCE: usize = 8;
+
 /// Who keeps the waypoints.
 #[derive(Clone)]
 pub(crate) struct Gateways {
-    cluster: Cluster,
-    leader: Leader,
-    settings: Settings,
-    mesh: Mesh,
+    pub cluster: Cluster,
+    /// Leads this revision: what runs its Gateways, and what is said of them.
+    pub leader: Leader,
+    /// Leads the mesh: classes.
+    pub mesh_leader: Leader,
+    pub settings: Settings,
+    pub mesh: Mesh,
+    /// The system namespace.
+    pub namespace: String,
+    pub revision: String,
 }
 
 /// Why a write was not made.
@@ -53,31 +71,46 @@ enum Failure {
 }
 
 impl Gateways {
-    pub fn new(cluster: &Cluster, leader: Leader, settings: Settings, mesh: Mesh) -> Self {
-        Self { cluster: cluster.clone(), leader, settings, mesh }
-    }
-
     /// Keeps the waypoints, for ever.
     pub async fn keep(self) {
         let ours = format!("{MANAGED}={}", MANAGERS.first().copied().unwrap_or_default());
-        let made = [Kind::Deployment, Kind::Service, Kind::ServiceAccount].map(|kind| Watch::labelled(kind, &ours));
-        let read = [Kind::GatewayClass, Kind::Gateway].map(Watch::all);
-        let mut source = KubernetesSource::open(&self.cluster, read.into_iter().chain(made).collect());
-        let mut known = Known::new(self.settings.clone(), self.mesh.clone());
+        let made = [Kind::Deployment, Kind::Service, Kind::ServiceAccount].into_iter().chain(ASKED_FOR);
+        let made = made.map(|kind| Watch::labelled(kind, &ours));
+        let read = [Kind::GatewayClass, Kind::Gateway, Kind::Namespace].map(Watch::all);
+        let defaults = Watch::labelled_in(Kind::ConfigMap, &self.namespace, DEFAULTS_FOR);
+        let watches = read.into_iter().chain(made).chain([defaults]).collect();
+        let mut source = KubernetesSource::open(&self.cluster, watches);
+        let whose = Whose {
+            revision: self.revision.clone(),
+            leads_mesh: self.mesh_leader.leads(),
+            default_runs: !revision::is_default(&self.revision),
+        };
+        let mut known = Known::new(self.settings.clone(), self.mesh.clone(), whose);
+        let mut mesh_leader = self.mesh_leader.clone();
         let mut complete = false;
         let mut asked: Option<Instant> = None;
+        let mut looked: Option<Instant> = None;
         let mut later = None;
         loop {
+            let mut missing = None;
             if complete {
                 if asked.is_none_or(|at| at.elapsed() >= rival::ASK_AGAIN) {
                     self.look(&mut known).await;
                     asked = Some(Instant::now());
                 }
+                known.whose.leads_mesh = self.mesh_leader.leads();
+                let all = looked.is_none_or(|at| at.elapsed() >= LOOK);
+                if all {
+                    looked = Some(Instant::now());
+                }
+                self.ask(&mut known, all).await;
+                missing = (!known.to_ask(false).is_empty()).then(|| Instant::now() + LOOK_FOR);
                 later = self.write_due(&mut known).await;
             }
             // Classes may be somebody else's only for now.
             let again = asked.map(|at| at + rival::ASK_AGAIN);
-            let wake = [later, again].into_iter().flatten().min();
+            let overlays = looked.filter(|_| known.has_overlays()).map(|at| at + LOOK);
+            let wake = [later, again, missing, overlays].into_iter().flatten().min();
             tokio::select! {
                 update = source.next() => match update {
                     Some(update) => {
@@ -86,7 +119,33 @@ impl Gateways {
                     }
                     None => return,
                 },
+                () = mesh_leader.changed() => {}
                 () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+            }
+        }
+    }
+
+    /// Asks for the overlays that Gateways name.
+    async fn ask(&self, known: &mut Known, all: bool) {
+        let answers = futures::stream::iter(known.to_ask(all)).map(|key| async move {
+            let api: Api<ConfigMap> = Api::namespaced(self.cluster.client(), &key.namespace);
+            let asked = match timeout(DEADLINE, api.get_opt(&key.name)).await {
+                Ok(Ok(map)) => Some(Ok(map.map(Arc::new))),
+                Ok(Err(kube::Error::Api(status))) if status.code == 403 => {
+                    Some(Err(format!("{key} cannot be read: {}", status.message)))
+                }
+                Ok(Err(error)) => {
+                    warn!(%key, error = super::chain(&error), "an overlay cannot be asked for; what is known stays");
+                    None
+                }
+                Err(_) => None,
+            };
+            (key, asked)
+        });
+        let answers: Vec<_> = answers.buffer_unordered(AT_ONCE).collect().await;
+        for (key, asked) in answers {
+            if let Some(asked) = asked {
+                known.told(key, asked);
             }
         }
     }
@@ -102,6 +161,9 @@ impl Gateways {
             );
         }
         known.rival = runs;
+        if !revision::is_default(&self.revision) {
+            known.whose.default_runs = rival::default_runs(&self.cluster).await;
+        }
     }
 
     /// Writes what differs. Says when to look again for what has to wait.
@@ -141,7 +203,7 @@ impl Gateways {
                     "metadata": {"name": own.name},
                     "spec": spec,
                 });
-                self.apply::<GatewayClass>(&ObjectKey::new(Kind::GatewayClass, "", own.name), &class).await?;
+                self.apply(&ObjectKey::new(Kind::GatewayClass, "", own.name), &class).await?;
                 info!(class = own.name, "GatewayClass made");
                 Ok(None)
             }
@@ -149,33 +211,36 @@ impl Gateways {
                 if *fresh {
                     self.not_somebody_elses(key).await?;
                 }
+                let applied = self.apply(key, object).await?;
                 let applied = match key.kind {
-                    Kind::Deployment => {
-                        self.apply::<Deployment>(key, object).await?.try_parse::<Deployment>().ok().map(Object::from)
+                    Kind::Deployment => applied.try_parse::<Deployment>().ok().map(Object::from),
+                    Kind::Service => applied.try_parse::<Service>().ok().map(Object::from),
+                    Kind::ServiceAccount => applied.try_parse::<ServiceAccount>().ok().map(Object::from),
+                    Kind::HorizontalPodAutoscaler => {
+                        applied.try_parse::<HorizontalPodAutoscaler>().ok().map(Object::from)
                     }
-                    Kind::Service => {
-                        self.apply::<Service>(key, object).await?.try_parse::<Service>().ok().map(Object::from)
-                    }
-                    _ => self
-                        .apply::<ServiceAccount>(key, object)
-                        .await?
-                        .try_parse::<ServiceAccount>()
-                        .ok()
-                        .map(Object::from),
+                    _ => applied.try_parse::<PodDisruptionBudget>().ok().map(Object::from),
                 };
                 debug!(%key, "applied");
                 Ok(applied)
             }
+            Write::Delete { key, uid } => {
+                let uid = Preconditions { uid: Some(uid.clone()), resource_version: None };
+                let parameters = DeleteParams { preconditions: Some(uid), ..DeleteParams::default() };
+                let api = self.api(key, &resource_of(key.kind));
+                match self.bounded(&self.leader, api.delete(&key.name, &parameters)).await {
+                    Ok(_) => info!(%key, "deleted: no overlay asks for it any more"),
+                    Err(Failure::Absent) => {}
+                    Err(failure) => return Err(failure),
+                }
+                Ok(None)
+            }
             Write::Status { key, version, status } => {
-                let resource = match key.kind {
-                    Kind::Gateway => ApiResource::erase::<Gateway>(&()),
-                    _ => ApiResource::erase::<GatewayClass>(&()),
-                };
                 let patch = Patch::Merge(json!({"metadata": {"resourceVersion": version}, "status": status}));
                 let parameters =
                     PatchParams { field_manager: Some(super::MANAGER.to_owned()), ..PatchParams::default() };
-                let api = self.api(key, &resource);
-                match self.bounded(api.patch_status(&key.name, &parameters, &patch)).await {
+                let api = self.api(key, &resource_of(key.kind));
+                match self.bounded(self.leader_of(key), api.patch_status(&key.name, &parameters, &patch)).await {
                     Ok(_) => debug!(%key, "status written"),
                     // It has changed or gone meanwhile: whatever comes next tells.
                     Err(Failure::Absent) => {}
@@ -186,24 +251,22 @@ impl Gateways {
         }
     }
 
-    async fn apply<K>(&self, key: &ObjectKey, object: &Value) -> Result<DynamicObject, Failure>
-    where
-        K: kube::Resource<DynamicType = ()>,
-    {
-        let api = self.api(key, &ApiResource::erase::<K>(&()));
+    /// Who may write about a kind.
+    fn leader_of(&self, key: &ObjectKey) -> &Leader {
+        if key.kind == Kind::GatewayClass { &self.mesh_leader } else { &self.leader }
+    }
+
+    async fn apply(&self, key: &ObjectKey, object: &Value) -> Result<DynamicObject, Failure> {
+        let api = self.api(key, &resource_of(key.kind));
         let parameters = PatchParams::apply(MANAGER).force();
-        self.bounded(api.patch(&key.name, &parameters, &Patch::Apply(object))).await
+        self.bounded(self.leader_of(key), api.patch(&key.name, &parameters, &Patch::Apply(object))).await
     }
 
     /// Objects that nobody has labelled as a waypoint's are not watched, and not taken from whoever made them.
     async fn not_somebody_elses(&self, key: &ObjectKey) -> Result<(), Failure> {
-        let resource = match key.kind {
-            Kind::Deployment => ApiResource::erase::<Deployment>(&()),
-            Kind::Service => ApiResource::erase::<Service>(&()),
-            _ => ApiResource::erase::<ServiceAccount>(&()),
-        };
         let named = ListParams::default().fields(&format!("metadata.name={}", key.name));
-        let found = self.bounded(self.api(key, &resource).list(&named)).await?;
+        let list = self.api(key, &resource_of(key.kind));
+        let found = self.bounded(&self.leader, list.list(&named)).await?;
         let foreign = |object: &DynamicObject| {
             let labels = object.metadata.labels.as_ref();
             !labels.is_some_and(|labels| labels.contains_key(MANAGED) && labels.contains_key(GATEWAY_NAME))
@@ -221,8 +284,12 @@ impl Gateways {
         }
     }
 
-    async fn bounded<T>(&self, call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Failure> {
-        match self.leader.write(timeout(DEADLINE, call)).await {
+    async fn bounded<T>(
+        &self,
+        leader: &Leader,
+        call: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, Failure> {
+        match leader.write(timeout(DEADLINE, call)).await {
             Ok(Ok(Ok(answer))) => Ok(answer),
             Ok(Ok(Err(kube::Error::Api(status)))) => Err(match status.code {
                 404 | 409 | 410 => Failure::Absent,
@@ -234,6 +301,18 @@ impl Gateways {
             Ok(Err(_)) => Err(Failure::Passing(format!("no answer within {DEADLINE:?}"))),
             Err(not_leading) => Err(Failure::Passing(not_leading.to_string())),
         }
+    }
+}
+
+fn resource_of(kind: Kind) -> ApiResource {
+    match kind {
+        Kind::Gateway => ApiResource::erase::<Gateway>(&()),
+        Kind::GatewayClass => ApiResource::erase::<GatewayClass>(&()),
+        Kind::Deployment => ApiResource::erase::<Deployment>(&()),
+        Kind::Service => ApiResource::erase::<Service>(&()),
+        Kind::HorizontalPodAutoscaler => ApiResource::erase::<HorizontalPodAutoscaler>(&()),
+        Kind::PodDisruptionBudget => ApiResource::erase::<PodDisruptionBudget>(&()),
+        _ => ApiResource::erase::<ServiceAccount>(&()),
     }
 }
 

@@ -6,8 +6,10 @@
 use std::fmt::Debug;
 
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Resource};
@@ -40,6 +42,7 @@ macro_rules! typed {
 }
 
 typed!(Namespace, Node, ServiceAccount, ConfigMap, Secret, Pod, Deployment, Service, EndpointSlice);
+typed!(HorizontalPodAutoscaler, PodDisruptionBudget);
 
 impl Read for DynamicObject {
     fn read(mut self) -> Found {
@@ -96,6 +99,8 @@ pub(crate) fn spawn(
         Kind::Secret => namespaced!(Secret),
         Kind::Pod => namespaced!(Pod),
         Kind::Deployment => namespaced!(Deployment),
+        Kind::HorizontalPodAutoscaler => namespaced!(HorizontalPodAutoscaler),
+        Kind::PodDisruptionBudget => namespaced!(PodDisruptionBudget),
         Kind::Service => namespaced!(Service),
         Kind::EndpointSlice => namespaced!(EndpointSlice),
         Kind::AuthorizationPolicy => checked!(AuthorizationPolicy),

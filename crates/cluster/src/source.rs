@@ -56,6 +56,8 @@ pub enum Scope {
     Node(String),
     /// Those that a label selector matches, in any namespace.
     Labelled(String),
+    /// Those that a label selector matches, in this namespace.
+    LabelledIn(String, String),
 }
 
 impl Watch {
@@ -79,13 +81,24 @@ impl Watch {
         Self { kind, scope: Scope::Labelled(selector.to_owned()) }
     }
 
+    /// The objects of a namespace that a label selector matches.
+    pub fn labelled_in(kind: Kind, namespace: &str, selector: &str) -> Self {
+        Self { kind, scope: Scope::LabelledIn(namespace.to_owned(), selector.to_owned()) }
+    }
+
+    /// Whether the mesh works without it as it did before there was any of it. Policies are not among that: one that cannot
+    /// be seen is one that is not enforced. Without a RequestAuthentication no token is believed.
+    fn is_optional(&self) -> bool {
+        is_optional(self.kind) || matches!((self.kind, &self.scope), (Kind::ConfigMap, Scope::LabelledIn(..)))
+    }
+
     fn config(&self) -> watcher::Config {
         match &self.scope {
             Scope::Everywhere | Scope::Namespace(_) => watcher::Config::default(),
             Scope::Named(_, name) | Scope::NamedAnywhere(name) => {
                 watcher::Config::default().fields(&format!("metadata.name={name}"))
             }
-            Scope::Labelled(selector) => watcher::Config::default().labels(selector),
+            Scope::Labelled(selector) | Scope::LabelledIn(_, selector) => watcher::Config::default().labels(selector),
             Scope::Node(node) => watcher::Config::default().fields(&format!("spec.nodeName={node}")),
         }
     }
@@ -93,7 +106,9 @@ impl Watch {
     /// The namespace to ask in; `None` is all.
     pub(crate) fn namespace(&self) -> Option<&str> {
         match &self.scope {
-            Scope::Namespace(namespace) | Scope::Named(namespace, _) => Some(namespace),
+            Scope::Namespace(namespace) | Scope::Named(namespace, _) | Scope::LabelledIn(namespace, _) => {
+                Some(namespace)
+            }
             Scope::Everywhere | Scope::NamedAnywhere(_) | Scope::Node(_) | Scope::Labelled(_) => None,
         }
     }
@@ -237,7 +252,7 @@ impl Follower {
             return ABSENT;
         }
         let wait = self.backoff.next(1.0);
-        if is_forbidden(error) && is_optional(kind) {
+        if is_forbidden(error) && self.watch.is_optional() {
             self.listing = None;
             let since = *self.refused.get_or_insert_with(Instant::now);
             // Rights may only just be coming.
@@ -356,8 +371,6 @@ fn identify(meta: &ObjectMeta) -> (ObjectName, String) {
     (name, meta.resource_version.clone().unwrap_or_default())
 }
 
-/// Kinds without which the mesh works as it did before there were any of them. Policies are not among them: one that cannot
-/// be seen is one that is not enforced. Without a RequestAuthentication no token is believed.
 fn is_optional(kind: Kind) -> bool {
     matches!(
         kind,
@@ -370,6 +383,8 @@ fn is_optional(kind: Kind) -> bool {
             | Kind::VirtualService
             | Kind::ReferenceGrant
             | Kind::RequestAuthentication
+            | Kind::HorizontalPodAutoscaler
+            | Kind::PodDisruptionBudget
     )
 }
 

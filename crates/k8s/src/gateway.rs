@@ -2,7 +2,7 @@
 //! far as waypoints need them. Their CustomResourceDefinitions are the user's own.
 //!
 //! [`class`] says which gateways are ours, [`binding`] who is bound to which of them and why, [`generate`] what runs one,
-//! [`condition`] what is said about it.
+//! [`overlay`] what is to be different in that, [`condition`] what is said about it.
 
 pub mod binding;
 pub mod class;
@@ -10,6 +10,9 @@ pub mod condition;
 pub mod generate;
 pub mod grpc_route;
 pub mod http_route;
+mod merge;
+pub mod overlay;
+pub mod revision;
 pub mod stream_route;
 
 use std::collections::BTreeMap;

@@ -4,8 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Serialize, Serializer};
 
@@ -94,6 +96,8 @@ kinds! {
     Secret { "Secret", &["v1"], true },
     Pod { "Pod", &["v1"], true },
     Deployment { "Deployment", &["apps/v1"], true },
+    HorizontalPodAutoscaler { "HorizontalPodAutoscaler", &["autoscaling/v2"], true },
+    PodDisruptionBudget { "PodDisruptionBudget", &["policy/v1"], true },
     Service { "Service", &["v1"], true },
     EndpointSlice { "EndpointSlice", &["discovery.k8s.io/v1"], true },
     AuthorizationPolicy { "AuthorizationPolicy", &["security.istio.io/v1", "security.istio.io/v1beta1"], true },

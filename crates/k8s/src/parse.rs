@@ -16,8 +16,10 @@ mod split;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node as KubeNode, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use serde::de::DeserializeOwned;
 use serde_saphyr::options::DuplicateKeyPolicy;
 
@@ -94,6 +96,30 @@ pub(crate) fn top_level(text: &str) -> Result<Vec<(String, Option<String>)>, Str
         }
         _ => Err("not a map".to_owned()),
     }
+}
+
+/// One map as it is written, places forgotten. For configuration within objects.
+pub(crate) fn map(text: &str) -> Result<serde_json::Value, String> {
+    let parts = split::documents(text);
+    let [part] = parts.as_slice() else { return Err("one map is accepted".to_owned()) };
+    let root = tree(part.text, DuplicateKeyPolicy::Error).map_err(|error| {
+        let text = error.without_snippet().to_string();
+        format!("not YAML: {}", text.lines().next().unwrap_or_default())
+    })?;
+    match root.value {
+        node::Value::Map(_) => Ok(root.plain()),
+        _ => Err("not a map".to_owned()),
+    }
+}
+
+/// Reads an object that a program has put together: anything that would be said of it is an error.
+pub(crate) fn object(value: &serde_json::Value) -> Result<Object, String> {
+    let mut found = documents("", &value.to_string());
+    if let Some(Finding { path, message, hint, .. }) = found.findings.into_iter().next() {
+        let hint = if hint.is_empty() { hint } else { format!(" ({hint})") };
+        return Err(format!("{path}: {message}{hint}"));
+    }
+    found.objects.pop().map(|placed| placed.object).ok_or_else(|| "no object".to_owned())
 }
 
 /// A text inside a map that is under a key of the map; `None` where there is none.
@@ -267,6 +293,8 @@ fn typed(kind: Kind, root: &Node) -> Result<(Object, Vec<Unknown>), Mismatch> {
         Kind::Secret => read::<Secret>(root),
         Kind::Pod => read::<Pod>(root),
         Kind::Deployment => read::<Deployment>(root),
+        Kind::HorizontalPodAutoscaler => read::<HorizontalPodAutoscaler>(root),
+        Kind::PodDisruptionBudget => read::<PodDisruptionBudget>(root),
         Kind::Service => read::<Service>(root),
         Kind::EndpointSlice => read::<EndpointSlice>(root),
         Kind::AuthorizationPolicy => read::<AuthorizationPolicy>(root),

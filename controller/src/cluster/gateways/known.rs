@@ -4,11 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde_json::Value;
+use stillmesh_k8s::gateway::binding::service_name;
 use stillmesh_k8s::gateway::class::{self, Own};
 use stillmesh_k8s::gateway::condition::{self, Progress};
-use stillmesh_k8s::gateway::generate::{self, Settings};
-use stillmesh_k8s::gateway::{Gateway, GatewayClass, GatewayStatus};
+use stillmesh_k8s::gateway::generate::{self, ASKED_FOR, Generated, Settings, Unmade};
+use stillmesh_k8s::gateway::overlay::{self, Overlay};
+use stillmesh_k8s::gateway::{Gateway, GatewayClass, GatewayStatus, revision};
 use stillmesh_k8s::translate::Mesh;
 use stillmesh_k8s::{Kind, Object, ObjectKey};
 use stillmesh_objects::{Change, Update};
@@ -40,6 +44,11 @@ pub(super) enum Write {
         object: Value,
         fresh: bool,
     },
+    /// Takes an object away that is not asked for any more, as long as it is this one.
+    Delete {
+        key: ObjectKey,
+        uid: String,
+    },
     Status {
         key: ObjectKey,
         version: Option<String>,
@@ -54,18 +63,43 @@ pub(super) struct Due {
     pub write: Write,
 }
 
+/// Whose Gateways are handled (contract 7.2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Whose {
+    /// The revision of this control plane.
+    pub revision: String,
+    /// This replica leads the mesh, and not only its revision.
+    pub leads_mesh: bool,
+    /// Replicas of the default revision run here.
+    pub default_runs: bool,
+}
+
+/// What is known of a ConfigMap: it, that there is none, or why it cannot be read.
+pub(super) type Asked = Result<Option<Arc<ConfigMap>>, String>;
+
 /// What is there.
 pub(super) struct Known {
     settings: Settings,
     mesh: Mesh,
+    /// Whose Gateways are handled.
+    pub whose: Whose,
     /// Another control plane runs in this cluster, as far as is known.
     pub rival: bool,
     classes: BTreeMap<ObjectKey, Arc<GatewayClass>>,
     gateways: BTreeMap<ObjectKey, Arc<Gateway>>,
     /// What runs them.
     made: BTreeMap<ObjectKey, Object>,
+    namespaces: BTreeMap<Arc<str>, Arc<Namespace>>,
+    /// What Gateways name as their overlays, once it has been asked for.
+    overlays: BTreeMap<ObjectKey, Asked>,
+    /// Overlays for classes.
+    defaults: BTreeMap<ObjectKey, Arc<ConfigMap>>,
+    /// The overlays of each Gateway that were good last.
+    good: BTreeMap<ObjectKey, Vec<Overlay>>,
     /// What was applied since this replica leads: earlier ones may have applied more.
     applied: BTreeMap<ObjectKey, Value>,
+    /// The same as the server wrote it.
+    answered: BTreeMap<ObjectKey, Value>,
     /// What cannot be made, and why.
     problems: BTreeMap<ObjectKey, String>,
     /// When the next write may be, and after how long a pause the one after that.
@@ -74,15 +108,21 @@ pub(super) struct Known {
 }
 
 impl Known {
-    pub fn new(settings: Settings, mesh: Mesh) -> Self {
+    pub fn new(settings: Settings, mesh: Mesh, whose: Whose) -> Self {
         Self {
             settings,
             mesh,
+            whose,
             rival: false,
             classes: BTreeMap::new(),
             gateways: BTreeMap::new(),
             made: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
+            overlays: BTreeMap::new(),
+            defaults: BTreeMap::new(),
+            good: BTreeMap::new(),
             applied: BTreeMap::new(),
+            answered: BTreeMap::new(),
             problems: BTreeMap::new(),
             pauses: BTreeMap::new(),
             unsettled: false,
@@ -98,12 +138,18 @@ impl Known {
                     match placed.object {
                         Object::GatewayClass(class) => drop(self.classes.insert(key, class)),
                         Object::Gateway(gateway) => drop(self.gateways.insert(key, gateway)),
+                        Object::Namespace(namespace) => drop(self.namespaces.insert(key.name, namespace)),
+                        Object::ConfigMap(map) => drop(self.defaults.insert(key, map)),
                         made => drop(self.made.insert(key, made)),
                     }
                 }
                 Change::Removed(key) => {
                     self.classes.remove(&key);
                     self.gateways.remove(&key);
+                    self.defaults.remove(&key);
+                    if key.kind == Kind::Namespace {
+                        self.namespaces.remove(&key.name);
+                    }
                     self.made.remove(&key);
                     self.problems.remove(&key);
                     self.pauses.remove(&Key::Object(key.clone()));
@@ -123,18 +169,54 @@ impl Known {
         class::is_waypoint(name, class) && !(self.rival && controller.starts_with("istio.io/"))
     }
 
+    /// Whether this control plane is the one that handles a Gateway.
+    fn handles(&self, key: &ObjectKey, gateway: &Gateway) -> bool {
+        let handled = match revision::of(gateway, self.namespaces.get(&key.namespace).map(|one| &**one)) {
+            Some(revision) => revision == self.whose.revision,
+            None => {
+                let only = self.whose.leads_mesh && !self.whose.default_runs;
+                revision::is_default(&self.whose.revision) || only
+            }
+        };
+        handled && self.is_ours(&gateway.spec.gateway_class_name) && gateway.metadata.deletion_timestamp.is_none()
+    }
+
+    /// The ConfigMaps that are to be asked for: all that Gateways name, or only those that may yet come.
+    pub fn to_ask(&mut self, all: bool) -> Vec<ObjectKey> {
+        let ours = self.gateways.iter().filter(|(key, gateway)| self.handles(key, gateway));
+        let named: BTreeSet<ObjectKey> =
+            ours.filter_map(|(_, gateway)| overlay::named(gateway).ok().flatten()).collect();
+        self.overlays.retain(|key, _| named.contains(key));
+        named.into_iter().filter(|key| all || !matches!(self.overlays.get(key), Some(Ok(Some(_))))).collect()
+    }
+
+    /// Whether some Gateway names a ConfigMap.
+    pub fn has_overlays(&self) -> bool {
+        !self.overlays.is_empty()
+    }
+
+    /// Takes in what was asked for.
+    pub fn told(&mut self, key: ObjectKey, asked: Asked) {
+        self.overlays.insert(key, asked);
+    }
+
     /// What is to be written now, and when there is more. `time` is RFC 3339.
     pub fn due(&mut self, now: Instant, time: &str) -> (Vec<Due>, Option<Instant>) {
         self.unsettled = false;
         let mut all = Vec::new();
-        self.classes_due(time, &mut all);
-        let mut wanted = BTreeSet::new();
+        if self.whose.leads_mesh {
+            self.classes_due(time, &mut all);
+        }
+        let (mut wanted, mut good) = (BTreeSet::new(), BTreeMap::new());
         for (key, gateway) in &self.gateways {
-            if self.is_ours(&gateway.spec.gateway_class_name) && gateway.metadata.deletion_timestamp.is_none() {
-                self.gateway_due(key, gateway, time, &mut wanted, &mut all);
+            if self.handles(key, gateway) {
+                let overlays = self.gateway_due(key, gateway, time, &mut wanted, &mut all);
+                good.extend(overlays.map(|overlays| (key.clone(), overlays)));
             }
         }
+        self.good = good;
         self.applied.retain(|key, _| wanted.contains(key));
+        self.answered.retain(|key, _| wanted.contains(key));
         self.problems.retain(|key, _| wanted.contains(key));
         let mut later: Option<Instant> = None;
         all.retain(|due| match self.pauses.get(&due.key) {
@@ -164,6 +246,33 @@ impl Known {
         }
     }
 
+    /// What a Gateway's objects are made with, and what is wrong with what it asks for: then with what was good last.
+    /// `None` where it has to be asked for first.
+    fn overlays_of(
+        &self,
+        key: &ObjectKey,
+        gateway: &Gateway,
+    ) -> Option<(Result<Vec<Overlay>, Unmade>, Option<String>)> {
+        let own = match overlay::named(gateway) {
+            Ok(Some(named)) => self.overlays.get(&named)?.clone(),
+            // What is wrong with it is found below.
+            Ok(None) | Err(_) => Ok(None),
+        };
+        let defaults = self.defaults.values().map(|map| &**map);
+        let read = own.and_then(|own| overlay::of(gateway, own.as_deref(), defaults));
+        let problem = match read
+            .map_err(Unmade::Parameters)
+            .and_then(|overlays| generate::generate(gateway, &self.settings, &self.mesh, &overlays).map(|_| overlays))
+        {
+            Ok(overlays) => return Some((Ok(overlays), None)),
+            Err(Unmade::Parameters(problem)) => problem,
+            Err(unmade) => return Some((Err(unmade), None)),
+        };
+        let good = self.good.get(key).cloned().ok_or_else(|| Unmade::Parameters(problem.clone()));
+        Some((good, Some(problem)))
+    }
+
+    /// Says which overlays were good.
     fn gateway_due(
         &self,
         key: &ObjectKey,
@@ -171,24 +280,28 @@ impl Known {
         time: &str,
         wanted: &mut BTreeSet<ObjectKey>,
         all: &mut Vec<Due>,
-    ) {
+    ) -> Option<Vec<Overlay>> {
         let mut progress = Progress::default();
+        let mut good = None;
         if self.settings.image.is_empty() {
             progress.problem = Some("WAYPOINT_IMAGE of the controller is not set".to_owned());
         } else if gateway.tunnel_listener().is_some() {
-            match generate::generate(gateway, &self.settings, &self.mesh) {
-                Err(problem) => progress.problem = Some(problem),
-                Ok(made) => {
-                    let account = made.account.map(Object::from);
-                    let objects = account.into_iter().chain([made.service.into(), made.deployment.into()]);
-                    for object in objects {
-                        let own = object.key();
-                        self.object_due(&own, &object, all);
-                        progress.problem = progress.problem.or_else(|| self.problems.get(&own).cloned());
-                        self.progress(&own, &mut progress);
-                        wanted.insert(own);
+            let (overlays, problem) = self.overlays_of(key, gateway)?;
+            progress.parameters = problem;
+            let made = overlays.and_then(|overlays| {
+                let made = generate::generate(gateway, &self.settings, &self.mesh, &overlays);
+                good = Some(overlays);
+                made
+            });
+            match made {
+                Ok(made) => self.objects_due(gateway, made, &mut progress, wanted, all),
+                // Whatever an earlier leader has made of it stays as it is.
+                Err(Unmade::Parameters(_)) => {
+                    for kind in [Kind::ServiceAccount, Kind::Service, Kind::Deployment].into_iter().chain(ASKED_FOR) {
+                        self.progress(&ObjectKey::new(kind, &key.namespace, service_name(gateway)), &mut progress);
                     }
                 }
+                Err(Unmade::Gateway(problem)) => progress.problem = Some(problem),
             }
         }
         let status = condition::gateway_status(gateway, &progress, &self.mesh, time);
@@ -197,13 +310,46 @@ impl Known {
             let write = Write::Status { key: key.clone(), version, status };
             all.push(Due { key: Key::Status(key.clone()), write });
         }
+        good
+    }
+
+    fn objects_due(
+        &self,
+        gateway: &Gateway,
+        made: Generated,
+        progress: &mut Progress,
+        wanted: &mut BTreeSet<ObjectKey>,
+        all: &mut Vec<Due>,
+    ) {
+        let mut own_kinds = BTreeSet::new();
+        let namespace = made.service.metadata.namespace.clone().unwrap_or_default();
+        for object in made.objects() {
+            let own = object.key();
+            self.object_due(&own, &object, all);
+            progress.problem = progress.problem.take().or_else(|| self.problems.get(&own).cloned());
+            self.progress(&own, progress);
+            own_kinds.insert(own.kind);
+            wanted.insert(own);
+        }
+        for kind in ASKED_FOR.into_iter().filter(|kind| !own_kinds.contains(kind)) {
+            let key = ObjectKey::new(kind, &namespace, service_name(gateway));
+            let Some(there) = self.made.get(&key).map(Object::metadata) else { continue };
+            let owned = |owner: &OwnerReference| is_owner(owner, gateway);
+            let its = there.owner_references.iter().flatten().any(owned) && there.deletion_timestamp.is_none();
+            if let Some(uid) = there.uid.clone().filter(|_| its) {
+                all.push(Due { key: Key::Object(key.clone()), write: Write::Delete { key, uid } });
+            }
+        }
     }
 
     fn object_due(&self, key: &ObjectKey, object: &Object, all: &mut Vec<Due>) {
         let Ok(object) = serde_json::to_value(object) else { return };
         let there = self.made.get(key).and_then(|there| serde_json::to_value(there).ok());
         let fresh = there.is_none();
-        let as_wanted = there.is_some_and(|there| same::contains(&there, &object));
+        let settled = self.answered.get(key);
+        let as_wanted = there.is_some_and(|there| {
+            same::contains(&there, &object) || settled.is_some_and(|settled| same::contains(&there, settled))
+        });
         if !as_wanted || self.applied.get(key) != Some(&object) {
             let write = Write::Object { key: key.clone(), object, fresh };
             all.push(Due { key: Key::Object(key.clone()), write });
@@ -240,13 +386,20 @@ impl Known {
 
     /// A write was made; an object is what the server made of it.
     pub fn succeeded(&mut self, key: &Key, write: Write, object: Option<Object>) {
-        if let (Key::Object(key), Write::Object { object: applied, .. }) = (key, write) {
-            self.unsettled = true;
-            self.applied.insert(key.clone(), applied);
-            self.problems.remove(key);
-            if let Some(object) = object {
-                self.made.insert(key.clone(), object);
+        match (key, write) {
+            (Key::Object(key), Write::Object { object: applied, .. }) => {
+                self.unsettled = true;
+                self.problems.remove(key);
+                if let Some(object) = object {
+                    if let Ok(answer) = serde_json::to_value(&object) {
+                        self.answered.insert(key.clone(), same::as_answered(&applied, &answer));
+                    }
+                    self.made.insert(key.clone(), object);
+                }
+                self.applied.insert(key.clone(), applied);
             }
+            (Key::Object(key), Write::Delete { .. }) => drop(self.made.remove(key)),
+            _ => {}
         }
     }
 
@@ -262,6 +415,10 @@ impl Known {
     pub fn unsettled(&self) -> bool {
         self.unsettled
     }
+}
+
+fn is_owner(owner: &OwnerReference, gateway: &Gateway) -> bool {
+    owner.kind == "Gateway" && Some(&owner.uid) == gateway.metadata.uid.as_ref()
 }
 
 /// A Gateway's status as it is merged into what it has: addresses that are gone are taken away by name.

@@ -19,6 +19,27 @@ pub(super) fn contains(actual: &Value, wanted: &Value) -> bool {
     }
 }
 
+/// What is wanted as the server wrote it: `cpu: 1000m` becomes `1`, and what it does not keep is not missed. That is what
+/// has to be there from then on.
+pub(super) fn as_answered(wanted: &Value, answer: &Value) -> Value {
+    match (wanted, answer) {
+        (Value::Object(wanted), Value::Object(answer)) => {
+            let kept = wanted.iter().filter_map(|(key, wanted)| {
+                let value = match key.as_str() {
+                    "ownerReferences" => wanted.clone(),
+                    key => as_answered(wanted, answer.get(key)?),
+                };
+                Some((key.clone(), value))
+            });
+            Value::Object(kept.collect())
+        }
+        (Value::Array(wanted), Value::Array(answer)) if wanted.len() == answer.len() => {
+            wanted.iter().zip(answer).map(|(wanted, answer)| as_answered(wanted, answer)).collect()
+        }
+        (_, answer) => answer.clone(),
+    }
+}
+
 fn includes(actual: &Value, wanted: &Value) -> bool {
     let items = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let there = items(actual);
@@ -57,5 +78,18 @@ mod tests {
             |uids: &[&str]| json!({"ownerReferences": uids.iter().map(|uid| json!({"uid": uid})).collect::<Vec<_>>()});
         assert!(contains(&owned(&["old", "new"]), &owned(&["new"])));
         assert!(!contains(&owned(&["old"]), &owned(&["new"])));
+    }
+
+    #[test]
+    fn what_the_server_writes_differently_is_wanted_as_it_wrote_it() {
+        let wanted = json!({"cpu": "1000m", "env": [{"name": "A", "value": ""}], "n": 1});
+        let answer = json!({"cpu": "1", "env": [{"name": "A"}], "n": 1, "status": {"x": 1}});
+        assert!(!contains(&answer, &wanted));
+        let settled = as_answered(&wanted, &answer);
+        assert!(contains(&answer, &settled));
+        assert!(contains(&json!({"cpu": "1", "env": [{"name": "A"}], "n": 1, "more": 2}), &settled));
+        for changed in [json!({"cpu": "2", "env": [{"name": "A"}], "n": 1}), json!({"cpu": "1", "env": [], "n": 1})] {
+            assert!(!contains(&changed, &settled), "{changed}");
+        }
     }
 }

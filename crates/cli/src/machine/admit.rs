@@ -6,7 +6,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Namespace, Pod, PodSpec, Service, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stillmesh_k8s::gateway::Gateway;
-use stillmesh_k8s::gateway::generate::{self, Generated};
+use stillmesh_k8s::gateway::generate::{self, Generated, Unmade};
+use stillmesh_k8s::gateway::overlay::{self, Overlay};
 use stillmesh_k8s::{Finding, Kind, Object, ObjectKey, Placed, Position, Severity};
 
 use super::ipam::ServicePool;
@@ -36,16 +37,22 @@ pub struct Admitted {
     pub deployments: BTreeMap<ObjectKey, Template>,
     /// Namespaces and accounts of waypoints.
     pub waypoints: Vec<(String, String)>,
+    /// The overlays of waypoints: the newest admissible ones of each Gateway.
+    pub overlays: BTreeMap<ObjectKey, Vec<Overlay>>,
+    /// Gateways whose overlays are refused, and why.
+    pub refused: BTreeMap<ObjectKey, String>,
     /// The written objects that these are: the newest admissible version of each.
     pub good: BTreeMap<ObjectKey, Placed>,
     /// What is to be said.
     pub findings: Vec<Finding>,
 }
 
-/// Admits the objects. A refused edit leaves the object as it was admitted before (`good`), as the API server would.
+/// Admits the objects. A refused edit leaves the object as it was admitted before (`good`), as the API server would; a
+/// refused overlay leaves a waypoint as it was (`overlays`), as the controller would.
 pub fn admit(
     written: &BTreeMap<ObjectKey, Placed>,
     good: &BTreeMap<ObjectKey, Placed>,
+    overlays: &BTreeMap<ObjectKey, Vec<Overlay>>,
     pool: &mut ServicePool,
     nodes: &[String],
     ipv6: bool,
@@ -91,7 +98,7 @@ pub fn admit(
             all.findings.truncate(said);
         }
     }
-    all.run_waypoints(pool, ipv6);
+    all.run_waypoints(overlays, pool, ipv6);
     // Services that are gone give their addresses back.
     for key in pool.taken_by() {
         let (namespace, name) = key.split_once('/').unwrap_or_default();
@@ -139,6 +146,10 @@ impl Admitted {
                 let Some(plan) = self.plan(&pod, &spec, "spec.template.spec", placed, nodes) else { return false };
                 self.insert(Object::Deployment(deployment.clone()));
                 self.deployments.insert(placed.object.key(), Template { deployment, plan });
+            }
+            Object::HorizontalPodAutoscaler(_) | Object::PodDisruptionBudget(_) => {
+                self.say(placed, Severity::Warning, "kind", "without effect here".to_owned(), "");
+                self.insert(object);
             }
             other => self.insert(other),
         }
@@ -219,7 +230,7 @@ impl Admitted {
     }
 
     /// What runs the waypoints among the Gateways.
-    fn run_waypoints(&mut self, pool: &mut ServicePool, ipv6: bool) {
+    fn run_waypoints(&mut self, before: &BTreeMap<ObjectKey, Vec<Overlay>>, pool: &mut ServicePool, ipv6: bool) {
         let gateways = self.objects.values().filter_map(|object| match object {
             Object::Gateway(gateway) => Some(Arc::clone(gateway)),
             _ => None,
@@ -231,13 +242,59 @@ impl Admitted {
                 Some(Object::GatewayClass(class)) => Some(Arc::clone(class)),
                 _ => None,
             };
-            let Some(made) = waypoints::objects(&gateway, class.as_deref(), ipv6) else { continue };
-            let placed = self.good.get(&Object::Gateway(Arc::clone(&gateway)).key()).cloned();
-            let refusal = made.and_then(|made| self.run_waypoint(&gateway, made, pool, ipv6)).err();
-            if let (Some(message), Some(placed)) = (refusal, placed) {
+            let key = Object::Gateway(Arc::clone(&gateway)).key();
+            let Some(placed) = self.good.get(&key).cloned() else { continue };
+            let objects = |overlays: &[Overlay]| waypoints::objects(&gateway, class.as_deref(), overlays, ipv6);
+            let read = self.overlays_of(&gateway);
+            let tried = read.and_then(|overlays| match objects(&overlays) {
+                Some(Err(Unmade::Parameters(problem))) => Err(problem),
+                made => Ok((overlays, made)),
+            });
+            let (overlays, made) = match tried {
+                Ok(tried) => tried,
+                Err(_) if !waypoints::is_waypoint(&gateway, class.as_deref()) => continue,
+                Err(problem) => {
+                    let path = "spec.infrastructure.parametersRef";
+                    self.say(
+                        &placed,
+                        Severity::Error,
+                        path,
+                        problem.clone(),
+                        "until it is right, what runs stays as it is",
+                    );
+                    self.refused.insert(key.clone(), problem);
+                    let Some(overlays) = before.get(&key) else { continue };
+                    (overlays.clone(), objects(overlays))
+                }
+            };
+            let Some(made) = made else { continue };
+            self.overlays.insert(key, overlays);
+            if let Ok(made) = &made {
+                let ignored = waypoints::ignored(made);
+                if !ignored.is_empty() {
+                    let message = format!("its overlay is without effect here in: {}", ignored.join(", "));
+                    self.say(&placed, Severity::Warning, "spec.infrastructure.parametersRef", message, "");
+                }
+            }
+            let made = made.map_err(|unmade| match unmade {
+                Unmade::Parameters(problem) | Unmade::Gateway(problem) => problem,
+            });
+            if let Err(message) = made.and_then(|made| self.run_waypoint(&gateway, made, pool, ipv6)) {
                 self.say(&placed, Severity::Error, "metadata.name", message, "give the Gateway another name");
             }
         }
+    }
+
+    /// What a Gateway's objects are to have different.
+    fn overlays_of(&self, gateway: &Gateway) -> Result<Vec<Overlay>, String> {
+        let map = |object: &'_ Object| match object {
+            Object::ConfigMap(map) => Some(Arc::clone(map)),
+            _ => None,
+        };
+        let own = overlay::named(gateway)?.and_then(|key| self.objects.get(&key).and_then(map));
+        let system = |object: &&Object| object.namespace() == system::NAMESPACE;
+        let defaults: Vec<_> = self.objects.values().filter(system).filter_map(map).collect();
+        overlay::of(gateway, own.as_deref(), defaults.iter().map(|map| &**map))
     }
 
     fn run_waypoint(
@@ -337,7 +394,7 @@ mod tests {
     }
 
     fn again(written: &BTreeMap<ObjectKey, Placed>, good: &BTreeMap<ObjectKey, Placed>) -> Admitted {
-        admit(written, good, &mut ServicePool::default(), &["node1".to_owned()], true).unwrap()
+        admit(written, good, &BTreeMap::new(), &mut ServicePool::default(), &["node1".to_owned()], true).unwrap()
     }
 
     #[test]
@@ -404,6 +461,51 @@ mod tests {
             assert!(admitted.good.is_empty());
             assert!(admitted.findings[0].message.contains(words), "{:?}", admitted.findings);
         }
+    }
+
+    const WAYPOINT: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: w}\n\
+        spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}], \
+        infrastructure: {parametersRef: {group: '', kind: ConfigMap, name: o}}}\n---\n\
+        apiVersion: v1\nkind: ConfigMap\nmetadata: {name: o}\ndata: {deployment: 'OVERLAY'}\n";
+
+    #[test]
+    fn a_waypoints_overlay_is_carried_out_and_what_a_machine_does_not_have_is_named() {
+        let overlay = "spec: {replicas: 2, template: {spec: {priorityClassName: p, containers: \
+                       [{name: istio-proxy, env: [{name: A, value: b}], resources: {limits: {cpu: 1}}}]}}}";
+        let text = WAYPOINT.replace("OVERLAY", overlay);
+        let one = admitted(&text);
+        let gateway = ObjectKey::new(Kind::Gateway, "default", "w");
+        let key = ObjectKey::new(Kind::Deployment, "default", "w");
+        assert_eq!(one.deployments[&key].deployment.spec.replicas, Some(2));
+        let env = one.deployments[&key].plan.containers[0].written.env.clone().unwrap();
+        assert!(env.iter().any(|one| one.name == "A" && one.value.as_deref() == Some("b")));
+        assert_eq!(one.findings.len(), 1, "{:?}", one.findings);
+        let said = &one.findings[0].message;
+        assert!(
+            said.ends_with(
+                "spec.template.spec.containers[0].resources, deployment: spec.template.spec.priorityClassName"
+            ),
+            "{said}"
+        );
+        // A bad one leaves what runs; without anything that ran, nothing does.
+        let bad = written(&WAYPOINT.replace("OVERLAY", "spec: {replica: 3}"));
+        let pool = &mut ServicePool::default();
+        let after = admit(&bad, &one.good, &one.overlays, pool, &["node1".to_owned()], true).unwrap();
+        assert_eq!(after.deployments[&key].deployment.spec.replicas, Some(2));
+        assert!(after.refused[&gateway].contains("spec.replica"), "{:?}", after.refused);
+        let alone = again(&bad, &BTreeMap::new());
+        assert!(alone.deployments.is_empty() && alone.refused.contains_key(&gateway));
+        assert!(alone.findings.iter().any(|one| one.severity == Severity::Error));
+    }
+
+    #[test]
+    fn what_scales_pods_in_a_cluster_is_without_effect_and_said_to_be() {
+        let said = said(
+            "apiVersion: policy/v1\nkind: PodDisruptionBudget\nmetadata: {name: a}\nspec: {minAvailable: 1}\n---\n\
+             apiVersion: autoscaling/v2\nkind: HorizontalPodAutoscaler\nmetadata: {name: a}\n\
+             spec: {maxReplicas: 2, scaleTargetRef: {kind: Deployment, name: a}}\n",
+        );
+        assert!(said.len() == 2 && said.iter().all(|one| one.contains("without effect here")), "{said:?}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use stillmesh_k8s::gateway::overlay::Overlay;
 use stillmesh_k8s::gateway::{Gateway, GatewayClass, class, condition};
 use stillmesh_k8s::translate::Mesh;
 use stillmesh_k8s::{Finding, Kind, Object, ObjectKey, Placed, Severity};
@@ -44,6 +45,8 @@ pub struct Reconciler {
     written: BTreeMap<ObjectKey, Placed>,
     /// The newest admissible version of each.
     good: BTreeMap<ObjectKey, Placed>,
+    /// The overlays that waypoints run with.
+    overlays: BTreeMap<ObjectKey, Vec<Overlay>>,
     found: Arc<[Finding]>,
     /// What the controller has to say, as text, by severity.
     told: Vec<(Severity, String)>,
@@ -137,6 +140,7 @@ impl Reconciler {
             system,
             written: BTreeMap::new(),
             good: BTreeMap::new(),
+            overlays: BTreeMap::new(),
             found: Arc::default(),
             told: Vec::new(),
             complete: false,
@@ -256,8 +260,9 @@ impl Reconciler {
         let machine = Arc::clone(&self.machine);
         let nodes: Vec<String> = machine.nodes.iter().map(|node| node.name.clone()).collect();
         let ipv6 = machine.nodes.iter().all(|node| node.ipv6);
-        let mut admitted = admit(&self.written, &self.good, &mut self.addresses, &nodes, ipv6)?;
+        let mut admitted = admit(&self.written, &self.good, &self.overlays, &mut self.addresses, &nodes, ipv6)?;
         self.good = std::mem::take(&mut admitted.good);
+        self.overlays = std::mem::take(&mut admitted.overlays);
         let needed = self.tokens.keep(&admitted.waypoints)?;
         admitted.objects.extend(needed.into_iter().map(|object| (object.key(), object)));
         self.admitted(&admitted);
@@ -488,6 +493,7 @@ impl Reconciler {
             let object = self.dressed(key, object.clone(), admitted)?;
             objects.insert(key.clone(), object);
         }
+        waypoints::own(&mut objects);
         let pods: Vec<(ObjectKey, Pod, Vec<String>, usize, bool, bool)> = self
             .pods
             .iter()
@@ -551,13 +557,16 @@ impl Reconciler {
     /// A Gateway with its status; what was said of it before keeps its times.
     fn with_gateway_status(&mut self, key: &ObjectKey, mut gateway: Arc<Gateway>, admitted: &Admitted) -> Object {
         let deployment = waypoints::key_of(Kind::Deployment, &gateway);
-        if admitted.deployments.contains_key(&deployment) && admitted.runs_waypoint(&gateway) {
+        let runs = admitted.deployments.contains_key(&deployment) && admitted.runs_waypoint(&gateway);
+        let refused = admitted.refused.get(key);
+        if runs || refused.is_some() {
             let of = |entry: &&Entry| {
                 entry.ending.is_none() && entry.owner.as_ref().is_some_and(|owner| owner.deployment == deployment)
             };
             let ready = self.pods.values().filter(of).filter(|one| one.handle.status.lock().ready.0).count();
-            let service = admitted.objects.get(&waypoints::key_of(Kind::Service, &gateway));
-            let progress = waypoints::progress(service, ready);
+            let service = admitted.objects.get(&waypoints::key_of(Kind::Service, &gateway)).filter(|_| runs);
+            let mut progress = waypoints::progress(service, ready);
+            progress.parameters = refused.cloned();
             let gateway = Arc::make_mut(&mut gateway);
             if let Some(Object::Gateway(before)) = self.gateways.get(key) {
                 gateway.status.clone_from(&before.status);

@@ -7,11 +7,13 @@ use std::path::Path;
 
 use anyhow::Context;
 use k8s_openapi::ByteString;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, ConfigMapKeySelector, EnvVar, EnvVarSource, Secret, SecretKeySelector};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 use stillmesh_k8s::gateway::class::{self, Own};
-use stillmesh_k8s::gateway::generate::{Generated, Settings, account_name, generate};
+use stillmesh_k8s::gateway::generate::{Generated, Settings, Unmade, account_name, generate_for};
+use stillmesh_k8s::gateway::overlay::Overlay;
 use stillmesh_k8s::gateway::{Gateway, GatewayClass, GatewayClassSpec, condition};
 use stillmesh_k8s::translate::Mesh;
 use stillmesh_k8s::{Kind, Object, ObjectKey};
@@ -19,7 +21,7 @@ use stillmesh_runtime::env::Reader;
 
 use super::bootstrap::ROOT;
 use super::ipam::CONTROLLER_VIP;
-use super::pods::plan::SYSTEM_IMAGE;
+use super::pods::plan::{self, SYSTEM_IMAGE};
 
 /// The ConfigMap of the mesh's roots, and its key.
 const ROOTS: (&str, &str) = ("istio-ca-root-cert", "root-cert.pem");
@@ -42,10 +44,10 @@ pub(super) fn classes() -> impl Iterator<Item = Object> {
 pub(super) fn objects(
     gateway: &Gateway,
     class: Option<&GatewayClass>,
+    overlays: &[Overlay],
     ipv6: bool,
-) -> Option<Result<Generated, String>> {
-    let ours = class::is_waypoint(&gateway.spec.gateway_class_name, class) && gateway.tunnel_listener().is_some();
-    ours.then(|| {
+) -> Option<Result<Generated, Unmade>> {
+    is_waypoint(gateway, class).then(|| {
         let address = format!("https://{CONTROLLER_VIP}:15012");
         let of_host = Reader::process();
         let settings = Settings {
@@ -56,15 +58,28 @@ pub(super) fn objects(
             log_format: of_host.string("LOG_FORMAT").unwrap_or_default(),
             ..Settings::default()
         };
-        let mut made = generate(gateway, &settings, &Mesh::default())?;
-        fit(&mut made, gateway, ipv6);
-        Ok(made)
+        generate_for(gateway, &settings, &Mesh::default(), overlays, |made| fit(made, gateway, ipv6))
     })
 }
 
+/// Whether a Gateway is one that runs here.
+pub(super) fn is_waypoint(gateway: &Gateway, class: Option<&GatewayClass>) -> bool {
+    class::is_waypoint(&gateway.spec.gateway_class_name, class) && gateway.tunnel_listener().is_some()
+}
+
+/// What of the overlays has no effect here.
+pub(super) fn ignored(made: &Generated) -> Vec<String> {
+    let spec = made.deployment.spec.template.spec.as_ref();
+    let mut all = spec.map(|spec| plan::ignored(spec, "deployment: spec.template.spec")).unwrap_or_default();
+    let asked =
+        [("horizontalPodAutoscaler", made.autoscaler.is_some()), ("podDisruptionBudget", made.budget.is_some())];
+    all.extend(asked.into_iter().filter(|(_, asked)| *asked).map(|(key, _)| key.to_owned()));
+    all
+}
+
 /// Takes out what a machine does not have: users, volumes, places.
-fn fit(made: &mut Generated, gateway: &Gateway, ipv6: bool) {
-    let Some(spec) = &mut made.deployment.spec.template.spec else { return };
+fn fit(deployment: &mut Deployment, gateway: &Gateway, ipv6: bool) {
+    let Some(spec) = &mut deployment.spec.template.spec else { return };
     spec.security_context = None;
     spec.volumes = None;
     spec.topology_spread_constraints = None;
@@ -118,7 +133,7 @@ pub(super) fn progress(service: Option<&Object>, ready: usize) -> condition::Pro
         _ => None,
     };
     let addresses = addresses.unwrap_or_default().iter().filter_map(|ip| ip.parse().ok()).collect();
-    condition::Progress { addresses, ready: u32::try_from(ready).unwrap_or(u32::MAX), problem: None }
+    condition::Progress { addresses, ready: u32::try_from(ready).unwrap_or(u32::MAX), ..Default::default() }
 }
 
 /// Namespace and account.
@@ -183,6 +198,28 @@ fn write(file: &Path, tokens: &BTreeMap<Account, String>) -> anyhow::Result<()> 
     std::fs::rename(&part, file).with_context(|| format!("writing {}", file.display()))
 }
 
+/// Says whose the objects are that run Gateways: their owners are known once all objects have been given what the API server
+/// adds.
+pub(super) fn own(objects: &mut BTreeMap<ObjectKey, Object>) {
+    let owned = |object: &Object| object.metadata().owner_references.iter().flatten().any(|one| one.uid.is_empty());
+    let keys: Vec<ObjectKey> = objects.iter().filter(|(_, object)| owned(object)).map(|(key, _)| key.clone()).collect();
+    for key in keys {
+        let uid_of = |kind: &str, name: &str| {
+            let owner = ObjectKey::new(Kind::named(kind)?, &key.namespace, name);
+            objects.get(&owner)?.metadata().uid.clone()
+        };
+        let owners = objects.get(&key).and_then(|object| object.metadata().owner_references.clone());
+        let mut owners = owners.unwrap_or_default();
+        for owner in owners.iter_mut().filter(|owner| owner.uid.is_empty()) {
+            owner.uid = uid_of(&owner.kind, &owner.name).unwrap_or_default();
+        }
+        owners.retain(|owner| !owner.uid.is_empty());
+        if let Some(object) = objects.get_mut(&key) {
+            object.metadata_mut().owner_references = Some(owners);
+        }
+    }
+}
+
 /// The key of a Gateway's Deployment or Service.
 pub(super) fn key_of(kind: Kind, gateway: &Gateway) -> ObjectKey {
     let namespace = gateway.metadata.namespace.as_deref().unwrap_or(stillmesh_k8s::object::DEFAULT_NAMESPACE);
@@ -192,7 +229,7 @@ pub(super) fn key_of(kind: Kind, gateway: &Gateway) -> ObjectKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::pods::plan::{self, Origin, Program};
+    use crate::machine::pods::plan::{Origin, Program};
 
     fn gateway() -> Gateway {
         let text = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: w, namespace: shop}\n\
@@ -206,7 +243,8 @@ mod tests {
 
     #[test]
     fn a_waypoints_pods_can_run_here_with_what_comes_in_their_environment() {
-        let made = objects(&gateway(), None, true).unwrap().unwrap();
+        let made = objects(&gateway(), None, &[], true).unwrap().unwrap();
+        assert_eq!(ignored(&made), [""; 0]);
         let template = made.deployment.spec.template;
         let spec = template.spec.unwrap();
         let pod = k8s_openapi::api::core::v1::Pod { spec: Some(spec.clone()), ..Default::default() };
@@ -228,10 +266,32 @@ mod tests {
     }
 
     #[test]
+    fn what_runs_a_gateway_names_it_by_its_uid() {
+        let mut gateway = gateway();
+        let made: Vec<Object> = objects(&gateway, None, &[], true).unwrap().unwrap().objects().collect();
+        gateway.metadata.uid = Some("u7".to_owned());
+        let mut all: BTreeMap<ObjectKey, Object> = made.into_iter().map(|one| (one.key(), one)).collect();
+        let uids = |all: &BTreeMap<ObjectKey, Object>| -> Vec<Vec<String>> {
+            let owners = all
+                .values()
+                .filter(|one| one.kind() != Kind::Gateway)
+                .map(|one| one.metadata().owner_references.clone());
+            owners.map(|owners| owners.into_iter().flatten().map(|one| one.uid).collect()).collect()
+        };
+        let mut orphans = all.clone();
+        own(&mut orphans);
+        assert_eq!(uids(&orphans), vec![Vec::<String>::new(); 3]);
+        let gateway = Object::from(gateway);
+        all.insert(gateway.key(), gateway);
+        own(&mut all);
+        assert_eq!(uids(&all), vec![vec!["u7".to_owned()]; 3]);
+    }
+
+    #[test]
     fn a_gateway_of_another_class_is_none_of_ours() {
         let mut gateway = gateway();
         gateway.spec.gateway_class_name = "nginx".to_owned();
-        assert!(objects(&gateway, None, true).is_none());
+        assert!(objects(&gateway, None, &[], true).is_none());
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub struct Progress {
     pub ready: u32,
     /// Why the objects cannot be made.
     pub problem: Option<String>,
+    /// What is wrong with its overlays. What runs is as it was before.
+    pub parameters: Option<String>,
 }
 
 /// The status that a class of ours should have; `None` where it has it. `now` is RFC 3339.
@@ -70,7 +72,7 @@ pub fn gateway_status(gateway: &Gateway, progress: &Progress, mesh: &Mesh, now: 
     let before = gateway.status.clone().unwrap_or_default();
     let generation = gateway.metadata.generation;
     let hostname = hostname(gateway, mesh);
-    let accepted = accepted(gateway);
+    let accepted = accepted(gateway, progress);
     let programmed = programmed(gateway, progress, &hostname);
     let said = [accepted, programmed];
     let conditions = all(&before.conditions, &said, generation, now);
@@ -108,16 +110,16 @@ fn addresses(progress: &Progress, hostname: String) -> Vec<Address> {
     [Address { type_: "Hostname".to_owned(), value: hostname }].into_iter().chain(ips).collect()
 }
 
-fn accepted(gateway: &Gateway) -> Condition {
+fn accepted(gateway: &Gateway, progress: &Progress) -> Condition {
     let (status, reason, message) = if gateway.tunnel_listener().is_none() {
         let message = "a waypoint needs a listener with protocol HBONE at port 15008".to_owned();
         ("False", "ListenersNotValid", message)
     } else if !gateway.spec.addresses.is_empty() {
         ("False", "UnsupportedAddress", "spec.addresses: a waypoint has the addresses of its Service".to_owned())
+    } else if let Some(problem) = &progress.parameters {
+        ("False", "InvalidParameters", format!("{problem}; what runs stays as it was"))
     } else {
-        let overlay = gateway.spec.infrastructure.as_ref().and_then(|one| one.parameters_ref.as_ref());
-        let but = overlay.map_or("", |_| "; spec.infrastructure.parametersRef is not supported: without effect");
-        ("True", "Accepted", format!("Resource accepted{but}"))
+        ("True", "Accepted", "Resource accepted".to_owned())
     };
     condition("Accepted", status, reason, message)
 }
@@ -125,7 +127,13 @@ fn accepted(gateway: &Gateway) -> Condition {
 fn programmed(gateway: &Gateway, progress: &Progress, hostname: &str) -> Condition {
     let (status, reason, message) = match progress {
         Progress { problem: Some(problem), .. } => ("False", "Invalid", format!("it cannot be run: {problem}")),
-        _ if accepted(gateway).status == "False" => ("False", "Invalid", "it is not accepted".to_owned()),
+        // With an overlay that is refused, what ran goes on running.
+        _ if progress.parameters.is_none() && accepted(gateway, progress).status == "False" => {
+            ("False", "Invalid", "it is not accepted".to_owned())
+        }
+        Progress { addresses, parameters: Some(_), .. } if addresses.is_empty() => {
+            ("False", "Invalid", "it is not accepted".to_owned())
+        }
         Progress { addresses, .. } if addresses.is_empty() => {
             ("False", "AddressNotAssigned", "its Service has no address yet".to_owned())
         }

@@ -4,13 +4,17 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{Service, ServiceAccount};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::binding::{MANAGED, MANAGERS, service_name};
+use super::overlay::{self, Overlay};
 use super::{Gateway, HBONE};
 use crate::labels::{self, Labels};
-use crate::object::DEFAULT_NAMESPACE;
+use crate::object::{DEFAULT_NAMESPACE, Kind, Object};
 use crate::translate::Mesh;
 
 /// Label with the Gateway's name, on everything that is made for it; pods are selected by it.
@@ -21,6 +25,8 @@ pub const CLASS_NAME: &str = "gateway.networking.k8s.io/gateway-class-name";
 pub const ACCOUNT: &str = "gateway.istio.io/service-account";
 /// Annotation of a Gateway with the type of its Service.
 const SERVICE_TYPE: &str = "networking.istio.io/service-type";
+/// The container that is the waypoint.
+pub(super) const CONTAINER: &str = "istio-proxy";
 /// What the mesh's own tokens are for.
 const AUDIENCE: &str = "istio-ca";
 const TOKENS: &str = "/var/run/secrets/tokens";
@@ -63,6 +69,31 @@ pub struct Generated {
     pub deployment: Deployment,
     /// What others reach it by.
     pub service: Service,
+    /// How many pods there are, where an overlay asks for one.
+    pub autoscaler: Option<HorizontalPodAutoscaler>,
+    /// How many pods stay when nodes are emptied, where an overlay asks for one.
+    pub budget: Option<PodDisruptionBudget>,
+}
+
+/// Kinds that a waypoint has only where an overlay asks for them.
+pub const ASKED_FOR: [Kind; 2] = [Kind::HorizontalPodAutoscaler, Kind::PodDisruptionBudget];
+
+impl Generated {
+    /// All of them, in the order in which they are made.
+    pub fn objects(self) -> impl Iterator<Item = Object> {
+        let first = [self.account.map(Object::from), Some(self.service.into()), Some(self.deployment.into())];
+        let asked = [self.autoscaler.map(Object::from), self.budget.map(Object::from)];
+        first.into_iter().chain(asked).flatten()
+    }
+}
+
+/// Why the objects of a waypoint cannot be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unmade {
+    /// For an overlay.
+    Parameters(String),
+    /// For the Gateway's own content.
+    Gateway(String),
 }
 
 /// The account that a waypoint runs as.
@@ -71,17 +102,50 @@ pub fn account_name(gateway: &Gateway) -> &str {
     users.map_or_else(|| service_name(gateway), String::as_str)
 }
 
-/// Makes the objects of a waypoint. Fails where the Gateway's content does not fit into one, saying why.
-pub fn generate(gateway: &Gateway, settings: &Settings, mesh: &Mesh) -> Result<Generated, String> {
-    let of = Of { gateway, settings, mesh };
-    let bad = |error: serde_json::Error| error.to_string();
+/// Makes the objects of a waypoint, with what overlays want different. Fails where the Gateway's content does not fit into
+/// one, or an overlay's, saying why.
+pub fn generate(
+    gateway: &Gateway,
+    settings: &Settings,
+    mesh: &Mesh,
+    overlays: &[Overlay],
+) -> Result<Generated, Unmade> {
+    generate_for(gateway, settings, mesh, overlays, |_| {})
+}
+
+/// [`generate`] for a place that is not an ordinary cluster: `fit` changes the Deployment before overlays are laid over it.
+pub fn generate_for(
+    gateway: &Gateway,
+    settings: &Settings,
+    mesh: &Mesh,
+    overlays: &[Overlay],
+    fit: impl FnOnce(&mut Deployment),
+) -> Result<Generated, Unmade> {
+    let of = Of { gateway, settings, mesh, overlays };
+    let account = match account_name(gateway) == service_name(gateway) {
+        true => Some(of.made(Kind::ServiceAccount, of.account())?),
+        false => {
+            let why = "the Gateway runs as an account of its user's, which is left as it is";
+            overlay::without(Kind::ServiceAccount, overlays, why).map_err(Unmade::Parameters)?;
+            None
+        }
+    };
+    let bad = |error: serde_json::Error| Unmade::Gateway(error.to_string());
+    let mut deployment: Deployment = serde_json::from_value(of.deployment()).map_err(bad)?;
+    fit(&mut deployment);
+    deployment = of.made(Kind::Deployment, serde_json::to_value(deployment).map_err(bad)?)?;
+    let autoscaler: Option<HorizontalPodAutoscaler> =
+        of.made_if_asked(Kind::HorizontalPodAutoscaler, || of.autoscaler())?;
+    if autoscaler.is_some() {
+        // It alone says how many.
+        deployment.spec.replicas = None;
+    }
     Ok(Generated {
-        account: match account_name(gateway) == service_name(gateway) {
-            true => Some(serde_json::from_value(of.account()).map_err(bad)?),
-            false => None,
-        },
-        deployment: serde_json::from_value(of.deployment()).map_err(bad)?,
-        service: serde_json::from_value(of.service()).map_err(bad)?,
+        account,
+        deployment,
+        service: of.made(Kind::Service, of.service())?,
+        autoscaler,
+        budget: of.made_if_asked(Kind::PodDisruptionBudget, || of.budget())?,
     })
 }
 
@@ -89,9 +153,37 @@ struct Of<'a> {
     gateway: &'a Gateway,
     settings: &'a Settings,
     mesh: &'a Mesh,
+    overlays: &'a [Overlay],
 }
 
 impl Of<'_> {
+    fn made<K: DeserializeOwned>(&self, kind: Kind, base: Value) -> Result<K, Unmade> {
+        let value = match self.overlays.iter().any(|overlay| overlay.has(kind)) {
+            true => overlay::lay(kind, base, self.overlays).map_err(Unmade::Parameters)?,
+            false => base,
+        };
+        serde_json::from_value(value).map_err(|error| Unmade::Gateway(error.to_string()))
+    }
+
+    fn made_if_asked<K: DeserializeOwned>(
+        &self,
+        kind: Kind,
+        base: impl FnOnce() -> Value,
+    ) -> Result<Option<K>, Unmade> {
+        let asked = self.overlays.iter().any(|overlay| overlay.has(kind));
+        if asked { self.made(kind, base()).map(Some) } else { Ok(None) }
+    }
+
+    fn autoscaler(&self) -> Value {
+        let target = json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": service_name(self.gateway)});
+        json!({"metadata": self.metadata(self.annotations()), "spec": {"scaleTargetRef": target}})
+    }
+
+    fn budget(&self) -> Value {
+        let selector = json!({"matchLabels": self.selector()});
+        json!({"metadata": self.metadata(self.annotations()), "spec": {"selector": selector}})
+    }
+
     fn account(&self) -> Value {
         json!({"metadata": self.metadata(self.annotations()), "automountServiceAccountToken": false})
     }
@@ -162,7 +254,7 @@ impl Of<'_> {
 
     fn container(&self) -> Value {
         let mut container = json!({
-            "name": "istio-proxy",
+            "name": CONTAINER,
             "image": self.settings.image,
             "args": ["proxy", "waypoint"],
             "env": self.environment(),

@@ -56,7 +56,13 @@ pub(super) fn object(kind: Kind, root: &Node, flaws: &mut Flaws) {
         Kind::TcpRoute => super::check_gateway::tcp_route(root, flaws),
         Kind::VirtualService => super::check_virtual::virtual_service(root, flaws),
         Kind::ReferenceGrant => super::check_gateway::reference_grant(root, flaws),
-        Kind::Namespace | Kind::Node | Kind::ServiceAccount | Kind::ConfigMap | Kind::Secret => {}
+        Kind::Namespace
+        | Kind::Node
+        | Kind::ServiceAccount
+        | Kind::ConfigMap
+        | Kind::Secret
+        | Kind::HorizontalPodAutoscaler
+        | Kind::PodDisruptionBudget => {}
     }
 }
 

@@ -97,6 +97,20 @@ impl Node {
             || self.items().iter().any(Self::repeats_a_key)
     }
 
+    /// It without its places.
+    pub fn plain(&self) -> serde_json::Value {
+        match &self.value {
+            Value::Null => serde_json::Value::Null,
+            Value::Bool(value) => (*value).into(),
+            Value::Integer(value) => (*value).into(),
+            Value::Large(value) => (*value).into(),
+            Value::Float(value) => (*value).into(),
+            Value::Text(text) => text.as_str().into(),
+            Value::List(items) => items.iter().map(Self::plain).collect(),
+            Value::Map(entries) => entries.iter().map(|entry| (entry.key.clone(), entry.node.plain())).collect(),
+        }
+    }
+
     /// Moves all places down by a number of lines.
     pub fn shift(&mut self, lines: u32) {
         self.at = self.at.below(lines);

@@ -86,7 +86,7 @@ impl World {
         let text = std::fs::read_to_string(deploy("stillmesh.yaml")).unwrap();
         let text = text
             .replace("stillmesh-system", namespace)
-            .replace("[stillmesh-leader]", &format!("[stillmesh-leader, stillmesh-leader-{namespace}]"))
+            .replace("stillmesh-leader-default", &format!("stillmesh-leader-{namespace}"))
             .replace("stillmesh-validator", &format!("stillmesh-validator-{namespace}"));
         let kinds = [
             "ServiceAccount",

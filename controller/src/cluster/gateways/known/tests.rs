@@ -23,6 +23,10 @@ fn class(name: &str, controller: &str) -> String {
     )
 }
 
+fn whose(revision: &str) -> Whose {
+    Whose { revision: revision.to_owned(), leads_mesh: true, default_runs: false }
+}
+
 /// An API server that does what it is told, and knows nothing of pods.
 struct World {
     known: Known,
@@ -32,7 +36,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let settings = Settings { image: "i:1".to_owned(), ..Settings::default() };
-        Self { known: Known::new(settings, Mesh::default()), now: Instant::now() }
+        Self { known: Known::new(settings, Mesh::default(), whose("default")), now: Instant::now() }
     }
 
     /// Makes the writes that are due, until there are none: what they were.
@@ -46,6 +50,7 @@ impl World {
                     Write::Class(own) => format!("class {}", own.name),
                     Write::Object { key, fresh, .. } => format!("{key}{}", if *fresh { " anew" } else { "" }),
                     Write::Status { key, .. } => format!("status of {key}"),
+                    Write::Delete { key, .. } => format!("{key} deleted"),
                 });
                 self.known.written(&key, false, self.now);
                 self.make(&key, write);
@@ -71,6 +76,7 @@ impl World {
                 let Some(Change::Set(placed)) = object else { panic!("no object") };
                 self.known.succeeded(key, write, Some(placed.object));
             }
+            Write::Delete { .. } => self.known.succeeded(key, write, None),
             Write::Status { key, status, .. } => {
                 if let Some(gateway) = self.known.gateways.get_mut(key) {
                     let mut value = serde_json::to_value(&**gateway).unwrap();
@@ -199,4 +205,131 @@ fn without_an_image_nothing_is_run_and_its_status_says_so() {
     world.known.take(update(&gateway("stillmesh-waypoint")));
     assert!(world.settle().iter().all(|one| !one.contains("shop/w") || one.starts_with("status")));
     assert!(world.programmed().1.contains("WAYPOINT_IMAGE"));
+}
+
+fn map(data: serde_json::Value) -> Arc<ConfigMap> {
+    let map = serde_json::json!({"metadata": {"name": "options", "namespace": "shop"}, "data": data});
+    Arc::new(serde_json::from_value(map).unwrap())
+}
+
+fn options() -> ObjectKey {
+    ObjectKey::new(Kind::ConfigMap, "shop", "options")
+}
+
+const REFERENCE: &str =
+    "{gatewayClassName: istio-waypoint, infrastructure: {parametersRef: {group: '', kind: ConfigMap, name: options}}, ";
+
+impl World {
+    fn with_overlay() -> Self {
+        let mut world = Self::new();
+        world.settle();
+        let gateway = gateway("istio-waypoint").replace("{gatewayClassName: istio-waypoint, ", REFERENCE);
+        world.known.take(update(&gateway));
+        world
+    }
+
+    fn accepted(&self) -> (String, String) {
+        let gateway = &self.known.gateways[&ObjectKey::new(Kind::Gateway, "shop", "w")];
+        let conditions = &gateway.status.as_ref().unwrap().conditions;
+        let one = conditions.iter().find(|one| one.type_ == "Accepted").unwrap();
+        (one.reason.clone(), one.message.clone())
+    }
+
+    fn replicas(&self) -> Option<i32> {
+        match &self.known.made[&ObjectKey::new(Kind::Deployment, "shop", "w")] {
+            Object::Deployment(deployment) => deployment.spec.replicas,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn an_overlay_is_asked_for_first_and_its_last_good_version_stays() {
+    let mut world = World::with_overlay();
+    assert_eq!(world.settle(), [""; 0], "nothing is made before it is known how");
+    assert_eq!(world.known.to_ask(false), [options()]);
+    world.known.told(options(), Ok(None));
+    assert_eq!(world.settle(), ["status of Gateway shop/w"]);
+    assert_eq!(world.accepted().0, "InvalidParameters");
+    assert_eq!(world.known.to_ask(false), [options()], "it may yet come");
+    world.known.told(options(), Ok(Some(map(serde_json::json!({"deployment": "spec: {replicas: 3}"})))));
+    assert!(world.settle().contains(&"Deployment shop/w anew".to_owned()));
+    assert_eq!((world.accepted().0.as_str(), world.replicas()), ("Accepted", Some(3)));
+    assert!(world.known.to_ask(false).is_empty() && world.known.to_ask(true).len() == 1);
+    for bad in [Ok(None), Err("no right".to_owned()), Ok(Some(map(serde_json::json!({"deployment": "spec: {x: 3}"}))))]
+    {
+        world.known.told(options(), bad);
+        world.settle();
+        assert_eq!((world.accepted().0.as_str(), world.replicas()), ("InvalidParameters", Some(3)));
+    }
+    // It goes on being repaired as it was.
+    let key = ObjectKey::new(Kind::Deployment, "shop", "w");
+    let mut value = serde_json::to_value(&world.known.made[&key]).unwrap();
+    value["spec"]["replicas"] = 1.into();
+    world.known.take(update(&value.to_string()));
+    assert_eq!(world.settle(), ["Deployment shop/w"]);
+    assert_eq!(world.replicas(), Some(3));
+    // A leader that does not know what was good leaves it as it is.
+    let mut next = World::with_overlay();
+    next.known.take(update(&value.to_string()));
+    next.known.told(options(), Ok(None));
+    assert_eq!(next.settle(), ["status of Gateway shop/w"]);
+    assert_eq!(next.replicas(), Some(1));
+}
+
+#[test]
+fn what_an_overlay_asked_for_goes_with_its_key_if_it_is_the_gateways() {
+    let mut world = World::with_overlay();
+    let data = serde_json::json!({"horizontalPodAutoscaler": "spec: {maxReplicas: 5}", "podDisruptionBudget": ""});
+    world.known.told(options(), Ok(Some(map(data))));
+    let told = world.settle();
+    for one in ["HorizontalPodAutoscaler shop/w anew", "PodDisruptionBudget shop/w anew"] {
+        assert!(told.contains(&one.to_owned()), "{told:?}");
+    }
+    let own = |kind| ObjectKey::new(kind, "shop", "w");
+    for (kind, uid, owner) in [(ASKED_FOR[0], "h1", "u1"), (ASKED_FOR[1], "p1", "u2")] {
+        let mut value = serde_json::to_value(&world.known.made[&own(kind)]).unwrap();
+        value["metadata"]["uid"] = uid.into();
+        value["metadata"]["ownerReferences"][0]["uid"] = owner.into();
+        world.known.take(update(&value.to_string()));
+    }
+    world.known.told(options(), Ok(None));
+    assert!(!world.settle().iter().any(|one| one.ends_with("deleted")), "a bad overlay takes nothing away");
+    world.known.told(options(), Ok(Some(map(serde_json::json!({})))));
+    let (due, _) = world.known.due(world.now + LONGEST_PAUSE, "2026-01-01T00:00:00Z");
+    let gone = Write::Delete { key: own(ASKED_FOR[0]), uid: "h1".to_owned() };
+    let deletions = due.iter().filter(|due| matches!(due.write, Write::Delete { .. }));
+    assert_eq!(deletions.map(|due| &due.write).collect::<Vec<_>>(), [&gone], "what another owns is left");
+}
+
+#[test]
+fn a_gateway_is_handled_by_its_revision_alone() {
+    for (own, runs, leads, labels, handled) in [
+        ("default", true, true, "", true),
+        ("default", true, false, "", true),
+        ("default", true, true, "istio.io/rev: next", false),
+        ("next", true, true, "", false),
+        ("next", true, false, "istio.io/rev: next", true),
+        ("next", false, true, "", true),
+        ("next", false, false, "", false),
+        ("other", false, true, "istio.io/rev: next", false),
+    ] {
+        for of_namespace in [false, true] {
+            let mut world = World::new();
+            world.known.whose = Whose { revision: own.to_owned(), leads_mesh: leads, default_runs: runs };
+            let mut gateway = gateway("istio-waypoint");
+            if of_namespace {
+                let namespace =
+                    format!("---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{{labels}}}}}\n");
+                gateway.push_str(&namespace);
+            } else {
+                gateway = gateway.replace("{name: w,", &format!("{{name: w, labels: {{{labels}}},"));
+            }
+            world.known.take(update(&gateway));
+            let told = world.settle();
+            let case = (own, runs, leads, labels);
+            assert_eq!(told.iter().any(|one| one.contains("shop/w")), handled, "{case:?} {told:?}");
+            assert_eq!(told.iter().any(|one| one.starts_with("class")), leads, "{case:?} {told:?}");
+        }
+    }
 }

@@ -5,7 +5,7 @@
 
 use anyhow::{anyhow, bail, ensure};
 use serde_json::{Value, json};
-use stillmesh_controller::{LEASE, lease_of};
+use stillmesh_controller::lease_of;
 
 use super::bundle::{Bundle, Group, MANAGED_BY, RENDERED_NAMESPACE, is_global};
 use crate::cluster::args::namespace_name;
@@ -395,6 +395,8 @@ fn revise(object: &mut Value, revision: &str, renamed: &str) {
         Some("istio.io/rev") => Some(revision.to_owned()),
         Some("app" | "app.kubernetes.io/name") => None,
         _ if text == CONTROLLER && own => Some(renamed.to_owned()),
+        // A revision has a lease of its own beside that of all.
+        _ if text == lease_of("") => Some(lease_of(revision)),
         _ if text == "stillmesh-validator" => Some(format!("{text}-{revision}")),
         _ => text
             .contains(&format!("{CONTROLLER}."))
@@ -408,13 +410,6 @@ fn revise(object: &mut Value, revision: &str, renamed: &str) {
     }
     for container in items(object, CONTAINERS).filter(|_| own) {
         set_env(container, "REVISION", revision);
-    }
-    // A revision has a lease of its own beside that of all.
-    for rule in items(object, "/rules") {
-        let names = rule.get_mut("resourceNames").and_then(Value::as_array_mut);
-        if let Some(names) = names.filter(|names| names.iter().any(|name| name == LEASE)) {
-            names.extend(lease_of(revision).map(Value::from));
-        }
     }
 }
 

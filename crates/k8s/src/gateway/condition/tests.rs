@@ -16,7 +16,7 @@ fn told(status: &[StatusCondition]) -> Vec<(&str, &str, &str)> {
 
 fn progress(address: bool, ready: u32) -> Progress {
     let addresses = if address { vec!["10.96.0.7".parse().unwrap()] } else { Vec::new() };
-    Progress { addresses, ready, problem: None }
+    Progress { addresses, ready, problem: None, parameters: None }
 }
 
 #[test]
@@ -67,10 +67,9 @@ fn what_does_not_fit_a_waypoint_is_said() {
     );
     assert_eq!(told(&status.listeners[0].conditions)[0], ("Accepted", "False", "UnsupportedProtocol"));
     gateway.spec.listeners[0].protocol = "HBONE".into();
-    gateway.spec.infrastructure =
-        serde_json::from_value(json!({"parametersRef": {"group": "", "kind": "ConfigMap", "name": "x"}})).unwrap();
+    gateway.spec.addresses = vec![json!({"value": "10.0.0.1"})];
     let status = gateway_status(&gateway, &progress(true, 1), &Mesh::default(), "t").unwrap();
-    assert!(status.conditions[0].message.contains("parametersRef is not supported"));
+    assert_eq!(told(&status.conditions)[0], ("Accepted", "False", "UnsupportedAddress"));
 }
 
 #[test]

@@ -24,7 +24,7 @@ fn settings() -> Settings {
 }
 
 fn objects(gateway: &Gateway) -> [Value; 3] {
-    let made = generate(gateway, &settings(), &Mesh::default()).unwrap();
+    let made = generate(gateway, &settings(), &Mesh::default(), &[]).unwrap();
     let value = |object: Result<Value, serde_json::Error>| object.unwrap();
     [
         value(serde_json::to_value(made.account)),
@@ -129,7 +129,7 @@ fn infrastructure_replaces_what_is_copied_and_annotations_rename() {
         .map(owned)
         .into(),
     );
-    let made = generate(&gateway, &settings(), &Mesh::default()).unwrap();
+    let made = generate(&gateway, &settings(), &Mesh::default(), &[]).unwrap();
     assert_eq!(made.account, None);
     let labels = made.deployment.metadata.labels.unwrap();
     assert_eq!(
