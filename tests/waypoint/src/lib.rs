@@ -11,6 +11,7 @@ mod client;
 mod endpoint;
 pub mod issuer;
 pub mod routes;
+pub mod streams;
 mod world;
 
 pub use app::{App, Counts, body_of};

@@ -113,6 +113,11 @@ impl Drop for Connection {
         let metrics = &self.downstream.waypoint().metrics;
         let flags = self.flags.and(self.end);
         let labels = self.labels(flags);
+        if self.bytes.is_none() && self.error.is_some() {
+            // It was never open at both ends, and is counted as what it was to its client.
+            metrics.tcp_opened.get_or_create(&self.labels(Flags::default())).inc();
+            metrics.tcp_closed.get_or_create(&labels).inc();
+        }
         if self.bytes.is_some() {
             metrics.tcp_closed.get_or_create(&labels).inc();
             metrics.tcp_received_bytes.get_or_create(&labels).inc_by(received);

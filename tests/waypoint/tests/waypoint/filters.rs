@@ -138,6 +138,7 @@ fn a_virtual_services_copy_says_that_it_is_one() {
             parents: vec![RouteParent { service: service_key("shop/web"), port: None }],
             consumer: None,
             created: 0,
+            streams: Vec::new(),
             rules: vec![rule(path("/"), mirrored(vec![mirror]))],
         };
         let Shop { world, web, apps } = shop(1, &[], vec![Change::Route(Arc::new(route))]).await;

@@ -11,4 +11,5 @@ mod protocols;
 mod retries;
 mod routes;
 mod smuggling;
+mod streams;
 mod ways;
