@@ -233,19 +233,21 @@ impl Builder {
     ) {
         let key = translate::service_key(&name.0, &name.1, &self.mesh);
         let policy = self.world.services.get(name).and_then(|service| {
-            let Binding::Bound { waypoint, .. } = self.world.bound(Target::Service, &service.metadata, &self.mesh)
-            else {
-                return None;
-            };
+            let binding = self.world.bound(Target::Service, &service.metadata, &self.mesh);
+            let canary = self.world.canary(&service.metadata, &binding, &self.mesh);
+            let Binding::Bound { waypoint, .. } = binding else { return None };
             let named = Named { namespace: name.0.clone(), name: name.1.clone() };
-            if !self.world.is_guarded(Some(named), &waypoint) {
+            let waypoints = || std::iter::once(&waypoint).chain(canary.bound());
+            if !waypoints().any(|one| self.world.is_guarded(Some(named.clone()), one)) {
                 return None;
             }
-            let identity = self.identity_of(&waypoint)?;
+            let identities: Option<Vec<Identity>> = waypoints().map(|one| self.identity_of(one)).collect();
+            let mut identities = identities?;
+            identities.dedup();
             let pods = wanted_by(Some(service)).map(|wanted| self.world.pods_with(&name.0, wanted));
             let pods = pods.into_iter().flatten().filter_map(|pod| self.world.pods.get(&pod));
             let pods = pods.filter(|_| translate::has_named_ports(service)).map(|pod| &**pod);
-            translate::waypoint_only(&key, service, pods, &identity)
+            translate::waypoint_only(&key, service, pods, &identities)
         });
         let key = translate::waypoint_only_key(&key);
         if policy.is_some() != self.policies.contains_key(&key) {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use stillmesh_core::model::Str;
 use stillmesh_k8s::finding::Severity;
+use stillmesh_k8s::gateway::binding::canary::USE_CANARY;
 use stillmesh_k8s::gateway::binding::{Binding, Target, USE_WAYPOINT};
 use stillmesh_k8s::translate::{self, Level};
 use stillmesh_k8s::{Finding, Kind, ObjectKey, Placed, Position, labels};
@@ -74,21 +75,25 @@ impl Builder {
     /// Labels that ask in vain for a waypoint: each is told once, where it stands.
     fn bindings(&self, all: &mut Vec<Finding>) {
         let path = format!("metadata.labels[{USE_WAYPOINT:?}]");
+        let of_canary = format!("metadata.labels[{USE_CANARY:?}]");
         let mut namespaces = BTreeMap::new();
         for ((namespace, name), service) in self.world.services.all() {
-            let Binding::Unbound { waypoint, why } = self.world.bound(Target::Service, &service.metadata, &self.mesh)
-            else {
-                continue;
+            let binding = self.world.bound(Target::Service, &service.metadata, &self.mesh);
+            let canary = self.world.canary(&service.metadata, &binding, &self.mesh);
+            let (label, path, message) = match (binding, canary.problem()) {
+                (Binding::Unbound { waypoint, why }, _) => (USE_WAYPOINT, &path, why.message(&waypoint)),
+                (_, Some(problem)) => (USE_CANARY, &of_canary, problem),
+                _ => continue,
             };
-            if labels::of(&service.metadata.labels).contains_key(USE_WAYPOINT) {
+            if labels::of(&service.metadata.labels).contains_key(label) {
                 let key = ObjectKey::new(Kind::Service, &namespace, &name);
-                all.push(self.odd("MAN016", &key, &path, &why.message(&waypoint), ""));
+                all.push(self.odd("MAN016", &key, path, &message, ""));
             } else {
-                namespaces.insert(namespace, why.message(&waypoint));
+                namespaces.insert((namespace, path), message);
             }
         }
-        for (namespace, message) in namespaces {
-            all.push(self.odd("MAN016", &ObjectKey::new(Kind::Namespace, "", &namespace), &path, &message, ""));
+        for ((namespace, path), message) in namespaces {
+            all.push(self.odd("MAN016", &ObjectKey::new(Kind::Namespace, "", &namespace), path, &message, ""));
         }
         for ((namespace, name), pod) in self.world.pods.all() {
             if labels::of(&pod.metadata.labels).contains_key(USE_WAYPOINT)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use stillmesh_core::model::access::AccessKind;
-use stillmesh_core::model::{Policy, PolicyKey, PortMapping, ServiceKey, Str};
+use stillmesh_core::model::{Policy, PolicyKey, PortMapping, Service, ServiceKey, Str};
 use stillmesh_core::snapshot::Change;
 use stillmesh_k8s::gateway::binding::{self, Named, Target};
 use stillmesh_k8s::istio::StatusCondition;
@@ -184,8 +184,12 @@ impl Builder {
         let mut said = None;
         let service = self.world.services.get(name).and_then(|written| {
             let binding = self.world.bound(Target::Service, &written.metadata, &self.mesh);
-            said = binding.condition();
-            translate::service(written, namespace, binding.destination(), &self.mesh)
+            let canary = self.world.canary(&written.metadata, &binding, &self.mesh);
+            said = canary.condition(&binding);
+            let waypoint = binding.destination();
+            let weighted = waypoint.as_ref().map(|waypoint| canary.weighted(waypoint)).unwrap_or_default();
+            translate::service(written, namespace, waypoint, &self.mesh)
+                .map(|service| Service { weighted_waypoints: weighted, ..service })
         });
         verdicts.push(self.service_verdict(name, said.filter(|_| service.is_some())));
         match service {

@@ -1005,3 +1005,38 @@ fn whose_tokens_are_believed_reaches_waypoints_and_guards() {
     assert!(told.contains(&"no access RequestAuthentication shop/jwt".to_owned()), "{told:?}");
     assert!(world.policies("page-0").is_empty());
 }
+
+#[test]
+fn a_canary_takes_its_share_and_what_is_guarded_takes_both() {
+    let asking = |weight: &str| {
+        let labels = "labels: {istio.io/use-waypoint: gate, istio.io/use-waypoint-canary: next}";
+        let asks =
+            format!("namespace: shop, {labels}, annotations: {{istio.io/use-waypoint-canary-weight: '{weight}'}}}}");
+        service("page", "page", 80).replace("namespace: shop}", &asks)
+    };
+    let next = |ready| gateway("shop", "next", "istio-waypoint", "service", "{}", ready);
+    let mut world = World::new(&bound_shop(true));
+    world.set(&targeted("p", PAGE, "rules: [{to: [{operation: {methods: [GET]}}]}]"));
+    let mut told = |text: &str| -> (Vec<u32>, usize) {
+        world.set(text);
+        let service = &world.builder.services[&("shop".into(), "page".into())];
+        assert!(service.waypoint.is_some());
+        let guard = &world.builder.policies[&PolicyKey::new("shop", "stillmesh_waypoint_only_page")];
+        let weights = service.weighted_waypoints.iter().map(|(_, weight)| *weight).collect();
+        (weights, guard.rules[0].clauses[0].matches[0].not_principals.len())
+    };
+    assert_eq!(told(&asking("20")), (Vec::new(), 1), "there is none yet");
+    assert_eq!(told(&next(false)), (Vec::new(), 1), "it is not ready");
+    assert_eq!(told(&next(true)), (vec![80, 20], 2));
+    assert_eq!(told(&asking("0")), (Vec::new(), 1));
+    assert_eq!(told(&asking("x")), (Vec::new(), 1));
+    let findings: Vec<String> = world.builder.findings().iter().map(ToString::to_string).collect();
+    assert!(
+        findings.iter().any(|one| one.contains("metadata.labels[\"istio.io/use-waypoint-canary\"]")),
+        "{findings:?}"
+    );
+    world.set(&asking("5"));
+    assert!(world.builder.findings().is_empty());
+    assert!(!world.remove(Kind::Gateway, "shop", "next").is_empty());
+    assert_eq!(world.builder.findings().len(), 1, "what it named is gone");
+}

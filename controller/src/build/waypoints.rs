@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stillmesh_core::model::Str;
-use stillmesh_k8s::gateway::binding::{self, Ask, Named, Waypoint};
+use stillmesh_k8s::gateway::binding::{self, Ask, Named, Waypoint, canary};
 use stillmesh_k8s::gateway::{Gateway, GatewayClass};
 use stillmesh_k8s::labels;
 
@@ -26,7 +26,7 @@ pub(super) enum Asker {
 pub(super) struct Waypoints {
     gateways: HashMap<Named, (Arc<Gateway>, Waypoint)>,
     asking: HashMap<Named, BTreeSet<Asker>>,
-    asked: HashMap<Asker, Named>,
+    asked: HashMap<Asker, BTreeSet<Named>>,
 }
 
 impl Waypoints {
@@ -60,24 +60,30 @@ impl Waypoints {
 
     /// An object, or a namespace, has come, changed or gone; `namespace` is its own, or itself.
     pub fn ask(&mut self, asker: Asker, namespace: &str, metadata: Option<&ObjectMeta>) {
-        let now = match metadata.map(|metadata| binding::asked(labels::of(&metadata.labels), namespace)) {
-            Some(Ask::Waypoint(named)) => Some(named),
-            _ => None,
-        };
-        if self.asked.get(&asker) == now.as_ref() {
+        let now: BTreeSet<Named> = metadata.map_or_else(BTreeSet::new, |metadata| {
+            let own = labels::of(&metadata.labels);
+            let waypoint = match binding::asked(own, namespace) {
+                Ask::Waypoint(named) => Some(named),
+                Ask::Nothing | Ask::None => None,
+            };
+            waypoint.into_iter().chain(canary::asked(own, namespace)).collect()
+        });
+        if self.asked.get(&asker).map_or(now.is_empty(), |before| *before == now) {
             return;
         }
-        if let Some(before) = self.asked.remove(&asker)
-            && let Some(askers) = self.asking.get_mut(&before)
-        {
-            askers.remove(&asker);
-            if askers.is_empty() {
-                self.asking.remove(&before);
+        for before in self.asked.remove(&asker).into_iter().flatten() {
+            if let Some(askers) = self.asking.get_mut(&before) {
+                askers.remove(&asker);
+                if askers.is_empty() {
+                    self.asking.remove(&before);
+                }
             }
         }
-        if let Some(named) = now {
+        for named in &now {
             self.asking.entry(named.clone()).or_default().insert(asker.clone());
-            self.asked.insert(asker, named);
+        }
+        if !now.is_empty() {
+            self.asked.insert(asker, now);
         }
     }
 

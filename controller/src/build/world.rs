@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stillmesh_core::model::Str;
 use stillmesh_core::model::access::AccessKind;
 use stillmesh_k8s::gateway::GatewayClass;
+use stillmesh_k8s::gateway::binding::canary::{self, Canary};
 use stillmesh_k8s::gateway::binding::{self, Binding, Named, Target, Why};
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use stillmesh_k8s::labels::{self, Labels};
@@ -116,6 +117,13 @@ impl World {
             }
             false => binding,
         }
+    }
+
+    /// What becomes of the canary of a service that is bound like this.
+    pub fn canary(&self, metadata: &ObjectMeta, primary: &Binding, mesh: &Mesh) -> Canary {
+        let name = metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
+        let namespace = self.namespaces.get(name).map(|one| &**one);
+        canary::canary(metadata, namespace, primary, |named| self.waypoints.get(named), mesh)
     }
 
     /// Whether a waypoint enforces policies on what it carries for a service, or for a workload.

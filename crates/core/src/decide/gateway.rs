@@ -19,14 +19,18 @@ pub(super) struct Waypoint {
 }
 
 /// The waypoint that a connection to `service` goes through: of several, one by weight; if no weight is set, the
-/// primary one.
-pub(super) fn of_service(service: &Service, entropy: u64) -> Option<&Gateway> {
+/// primary one. That is also taken where the other one has nobody left to try: a canary that is gone fails no connection.
+pub(super) fn of_service(ask: &Ask<'_>, service: &Service, wanted: IpAddr) -> Option<Result<Waypoint, Reason>> {
     let weights = service.weighted_waypoints.iter().map(|(_, weight)| u64::from(*weight));
-    let chosen = weighted(entropy, Stream::Waypoint, weights);
-    chosen
-        .and_then(|index| service.weighted_waypoints.get(index))
-        .map(|(gateway, _)| gateway)
-        .or(service.waypoint.as_ref())
+    let chosen = weighted(ask.entropy, Stream::Waypoint, weights);
+    let chosen = chosen.and_then(|index| service.weighted_waypoints.get(index)).map(|(gateway, _)| gateway);
+    let chosen = chosen.or(service.waypoint.as_ref())?;
+    let first = resolve(ask, chosen, wanted);
+    let is_new = first.as_ref().is_ok_and(|waypoint| !ask.tried.contains(&waypoint.workload.uid));
+    Some(match service.waypoint.as_ref().filter(|primary| *primary != chosen && !is_new) {
+        Some(primary) => resolve(ask, primary, wanted).or(first),
+        None => first,
+    })
 }
 
 /// Resolves a waypoint to one of its workloads. There is no way round it: failing that, the reason.

@@ -38,11 +38,10 @@ pub fn outbound(snapshot: &Snapshot, attrs: &OutboundAttrs<'_>) -> Result<Outbou
     // 2. Through the service's waypoint, unless it is the waypoint that asks.
     let is_waypoint = |gateway: &Gateway| gateway::is_behind(snapshot, gateway, source);
     if let Some(service) = service
-        && let Some(gateway) = gateway::of_service(service, attrs.entropy)
         && !service.waypoints().any(is_waypoint)
+        && let Some(waypoint) = gateway::of_service(&ask, service, to.ip())
     {
-        let waypoint = gateway::resolve(&ask, gateway, to.ip())?;
-        return Ok(through(waypoint, to, Some(service.clone())));
+        return Ok(through(waypoint?, to, Some(service.clone())));
     }
     // 3. and 4. An endpoint of the service, else the workload, else it is none of ours.
     let (workload, port, service) = match (service, owner) {

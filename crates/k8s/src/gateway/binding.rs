@@ -5,6 +5,8 @@
 //! that are bound to it are refused and not let round it, unless the Gateway has annotation
 //! `stillmesh.io/waypoint-fallback: direct`.
 
+pub mod canary;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU16;

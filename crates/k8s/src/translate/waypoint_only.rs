@@ -29,12 +29,12 @@ pub fn has_named_ports(service: &Service) -> bool {
     service.spec.as_ref().is_some_and(|spec| tcp_ports(spec).any(is_named))
 }
 
-/// The policy of a service whose waypoint runs as `waypoint`; `None` where the service opts out or has no port.
+/// The policy of a service whose waypoints run as these; `None` where the service opts out or has no port.
 pub fn waypoint_only<'a>(
     key: &ServiceKey,
     service: &Service,
     endpoints: impl Iterator<Item = &'a Pod>,
-    waypoint: &Identity,
+    waypoints: &[Identity],
 ) -> Option<Policy> {
     if labels::of(&service.metadata.annotations).get(BYPASS).is_some_and(|text| text == ALLOW) {
         return None;
@@ -52,7 +52,7 @@ pub fn waypoint_only<'a>(
         return None;
     }
     let matched = Match {
-        not_principals: vec![StringMatch::Exact(waypoint.principal().into())],
+        not_principals: waypoints.iter().map(|one| StringMatch::Exact(one.principal().into())).collect(),
         destination_ports: ports,
         ..Match::default()
     };

@@ -6,7 +6,7 @@ use super::*;
 use crate::arbitrary::{any_changes, any_workload};
 use crate::explain::Reason;
 use crate::fixtures::{World, service_key, uid, waypoint};
-use crate::model::{ApplicationTunnel, Gateway, GatewayDestination, Health, Visibility};
+use crate::model::{ApplicationTunnel, Gateway, GatewayDestination, Health, RoutingScope, Visibility, WorkloadUid};
 
 fn hbone(plan: &OutboundPlan) -> (SocketAddr, Authority, Vec<String>, bool) {
     let (Dial::Address(dial), OutboundProtocol::Hbone { authority, expected, waypoint }) = (&plan.dial, &plan.protocol)
@@ -206,6 +206,69 @@ fn weighted_waypoints_are_chosen_per_connection() {
     assert!((20..60).contains(&canaries(&world(80, 20))));
     assert_eq!(canaries(&world(0, 0)), 0);
     assert_eq!(canaries(&world(0, 1)), 200);
+}
+
+#[test]
+fn a_canary_that_cannot_be_reached_leaves_its_share_to_the_primary_and_not_the_other_way_round() {
+    let world = gated().workload("gate/c").service("gate/c", &[(15008, 15008)], &["gate/c"]).service_with(
+        "web",
+        &[(80, 8080)],
+        &["b"],
+        |web| {
+            web.waypoint = Some(waypoint("gate/w"));
+            web.weighted_waypoints = vec![(waypoint("gate/w"), 50), (waypoint("gate/c"), 50)];
+        },
+    );
+    let to = (world.address("web", false), 80).into();
+    let reached = |world: &World, tried: &[WorkloadUid]| -> Vec<Option<WorkloadUid>> {
+        let plan = |entropy| world.dial_again("a", to, entropy, tried);
+        (0..60).map(|entropy| Some(plan(entropy).ok()?.upstream?.uid.clone())).collect()
+    };
+    let through_w = vec![Some(uid("gate/w")); 60];
+    assert_eq!(reached(&world, &[uid("gate/c")]), through_w, "it was tried already");
+    let gone = world.clone().edit("gate/c", |c| c.health = Health::Unhealthy);
+    assert_eq!(reached(&gone, &[]), through_w);
+    let primary_gone = world.edit("gate/w", |w| w.health = Health::Unhealthy);
+    let reached = reached(&primary_gone, &[]);
+    assert!(reached.contains(&None) && reached.contains(&Some(uid("gate/c"))), "the canary takes its share only");
+}
+
+#[test]
+fn each_connection_goes_to_a_replica_of_its_own_choice_in_the_same_zone_where_there_is_one() {
+    let close = |preferences: Vec<RoutingScope>| {
+        let world =
+            ["gate/w", "gate/w2", "gate/w3"].iter().fold(World::new().workload("a").workload("b"), |world, one| {
+                world.workload_with(one, |replica| {
+                    replica.locality.zone = if *one == "gate/w3" { "z2" } else { "z1" }.into()
+                })
+            });
+        let replicas = ["gate/w", "gate/w2", "gate/w3"];
+        let world = world.edit("a", |a| a.locality.zone = "z1".into());
+        let world = world.service_with("gate/w", &[(15008, 15008)], &replicas, |front| {
+            front.load_balancing.mode = Mode::Failover;
+            front.load_balancing.routing_preferences = preferences;
+        });
+        world.service_with("web", &[(80, 8080)], &["b"], |web| web.waypoint = Some(waypoint("gate/w")))
+    };
+    let shares = |world: &World| {
+        let to = (world.address("web", false), 80).into();
+        let mut shares = std::collections::BTreeMap::new();
+        for entropy in 0..300 {
+            let plan = world.dial_again("a", to, entropy, &[]).unwrap();
+            *shares.entry(plan.upstream.unwrap().uid.to_string()).or_insert(0) += 1;
+        }
+        shares.into_values().collect::<Vec<i32>>()
+    };
+    let everywhere = shares(&close(Vec::new()));
+    assert!(everywhere.len() == 3 && everywhere.iter().all(|share| (70..130).contains(share)), "{everywhere:?}");
+    let world = close(vec![RoutingScope::Network, RoutingScope::Region, RoutingScope::Zone]);
+    let near = shares(&world);
+    assert!(near.len() == 2 && near.iter().all(|share| (110..190).contains(share)), "{near:?}");
+    // Those that end are left; with none in the zone any other is better than nothing.
+    let world = world.edit("gate/w2", |one| one.health = Health::Unhealthy);
+    assert_eq!(shares(&world), [300]);
+    let world = world.edit("gate/w", |one| one.health = Health::Unhealthy);
+    assert_eq!(shares(&world), [300]);
 }
 
 #[test]

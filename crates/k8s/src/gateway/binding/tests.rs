@@ -8,11 +8,11 @@ fn object(text: &str) -> Object {
     found.objects.into_iter().next().unwrap().object
 }
 
-fn metadata(text: &str) -> ObjectMeta {
+pub(super) fn metadata(text: &str) -> ObjectMeta {
     serde_json::from_value(serde_saphyr::from_str(text).unwrap()).unwrap()
 }
 
-fn namespace(labels: &str) -> Namespace {
+pub(super) fn namespace(labels: &str) -> Namespace {
     Namespace { metadata: metadata(&format!("{{name: shop, labels: {labels}}}")), ..Namespace::default() }
 }
 
@@ -29,9 +29,9 @@ fn gateway(extra: &str, class: &str, from: &str, addresses: &str) -> Gateway {
     }
 }
 
-const READY: &str = "[{type: Hostname, value: w.infra.svc.cluster.local}]";
+pub(super) const READY: &str = "[{type: Hostname, value: w.infra.svc.cluster.local}]";
 
-fn waypoint(extra: &str, from: &str, addresses: &str) -> Waypoint {
+pub(super) fn waypoint(extra: &str, from: &str, addresses: &str) -> Waypoint {
     Waypoint::read(&gateway(extra, "istio-waypoint", from, addresses), None)
 }
 
