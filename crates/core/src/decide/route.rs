@@ -120,14 +120,14 @@ impl Chosen<'_> {
         let port = match redirect.port {
             RedirectPort::Number(port) => Some(port.get()),
             RedirectPort::OfScheme => None,
-            RedirectPort::OfRequest => asked_port,
+            // The one that the request's scheme means anyway is not the next scheme's.
+            RedirectPort::OfRequest => asked_port.filter(|port| !is_meant_by(request.scheme, *port)),
             RedirectPort::Derived if redirect.scheme.is_some() => None,
             RedirectPort::Derived => Some(request.port),
         };
-        let is_known = |port: u16| matches!((scheme, port), ("http", 80) | ("https", 443));
         let path = redirect.path.as_ref().map(|rewrite| self.rewritten(rewrite, request.path));
         let mut location = format!("{scheme}://{host}");
-        if let Some(port) = port.filter(|port| !is_known(*port)) {
+        if let Some(port) = port.filter(|port| !is_meant_by(scheme, *port)) {
             let _ = write!(location, ":{port}");
         }
         location.push_str(path.as_deref().unwrap_or(request.path));
@@ -137,6 +137,11 @@ impl Chosen<'_> {
         }
         location
     }
+}
+
+/// Whether a scheme means this port where none is written.
+fn is_meant_by(scheme: &str, port: u16) -> bool {
+    matches!((scheme, port), ("http", 80) | ("https", 443))
 }
 
 /// A host and its port; an IPv6 address keeps its brackets.

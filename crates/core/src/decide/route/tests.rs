@@ -360,6 +360,13 @@ fn a_location_says_what_was_set_and_keeps_the_rest() {
     assert_eq!(chosen.location(&same, &six), "http://[::1]/a?b=c");
     let six = RequestAttrs { authority: "[::1]:99", port: 99, ..request };
     assert_eq!(chosen.location(&same, &six), "http://[::1]:99/a?b=c");
+    let written = RequestAttrs { authority: "shop.example:80", ..request };
+    let secure = Redirect { port: RedirectPort::OfRequest, scheme: Some("https".into()), ..same };
+    assert_eq!(
+        chosen.location(&secure, &written),
+        "https://shop.example/a?b=c",
+        "what http means is not what https means"
+    );
 }
 
 #[test]
