@@ -12,6 +12,7 @@
 //! | `%00` | as written | refused | refused | refused |
 //! | `%`, `%zz`: no escapes | as written | as written | as written | as written |
 //! | `%%341`: no escape that would become one | as written | refused | refused | refused |
+//! | `/..;a`, `/.;a`: dot segments to those who know parameters | as written | refused | refused | refused |
 //! | `*`, and what does not begin with `/` | as written | as written | as written | as written |
 //!
 //! In this order: escapes, dot segments (RFC 3986 section 5.2.4; above the root is the root), slashes. A path that has been
@@ -67,6 +68,9 @@ pub enum AmbiguousPath {
     /// `%00`.
     #[error("the path has a zero byte")]
     Zero,
+    /// `..;a`.
+    #[error("the path has a dot segment with parameters")]
+    Dots,
     /// Something that is no escape and becomes one when it is read once more.
     #[error("the path has a malformed escape")]
     Escape,
@@ -78,6 +82,9 @@ pub fn normalize(path: &str, level: PathNormalization) -> Result<Cow<'_, str>, A
         return Ok(Cow::Borrowed(path));
     }
     let (normalized, is_malformed) = once(path, level)?;
+    if normalized.split('/').any(|segment| segment.starts_with("..;") || segment.starts_with(".;")) {
+        return Err(AmbiguousPath::Dots);
+    }
     if is_malformed && once(&normalized, level)?.0 != normalized {
         return Err(AmbiguousPath::Escape);
     }
@@ -138,7 +145,20 @@ fn unescape(path: &str, level: PathNormalization) -> Result<(String, bool), Ambi
         rest = special.get(3..).unwrap_or_default();
     }
     new.push_str(rest);
+    if is_malformed && strays(&new) < strays(path) {
+        // A `%` that began nothing begins an escape now.
+        return Err(AmbiguousPath::Escape);
+    }
     Ok((new, is_malformed))
+}
+
+/// How many `%` begin no escape.
+fn strays(path: &str) -> usize {
+    let is_stray = |(index, _): &(usize, &str)| {
+        let digits = path.as_bytes().get(index + 1..index + 3);
+        !digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    };
+    path.match_indices('%').filter(is_stray).count()
 }
 
 /// Takes out `.` and `..` segments.

@@ -5,7 +5,7 @@ use super::*;
 
 /// What a path becomes at each level; `!` is refused.
 #[rustfmt::skip]
-const TABLE: [(&str, [&str; 4]); 32] = [
+const TABLE: [(&str, [&str; 4]); 37] = [
     //                  NONE             BASE           MERGE_SLASHES  DECODE_AND_MERGE_SLASHES
     ("/",              ["/",             "/",           "/",           "/"]),
     ("/a/b",           ["/a/b",          "/a/b",        "/a/b",        "/a/b"]),
@@ -38,6 +38,11 @@ const TABLE: [(&str, [&str; 4]); 32] = [
     ("/100%",          ["/100%",         "/100%",       "/100%",       "/100%"]),
     ("/a%zzb",         ["/a%zzb",        "/a%zzb",      "/a%zzb",      "/a%zzb"]),
     ("/a%%341",        ["/a%%341",       "!",           "!",           "!"]),
+    ("/%%c3%619",      ["/%%c3%619",     "/%%c3a9",     "/%%c3a9",     "/%%c3a9"]),
+    ("/a%%61a",        ["/a%%61a",       "!",           "!",           "!"]),
+    ("/a/..;b/c",      ["/a/..;b/c",     "!",           "!",           "!"]),
+    ("/a/.;/c",        ["/a/.;/c",       "!",           "!",           "!"]),
+    ("/a;b/c..;d",     ["/a;b/c..;d",    "/a;b/c..;d",  "/a;b/c..;d",  "/a;b/c..;d"]),
     ("*",              ["*",             "*",           "*",           "*"]),
 ];
 
