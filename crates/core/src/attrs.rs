@@ -99,6 +99,12 @@ pub trait Headers {
     /// The value of a header, by its name in lower case; several of one name joined by commas (RFC 9110 section 5.3).
     /// `None` where there is none, or where it is no text.
     fn value(&self, name: &str) -> Option<Cow<'_, str>>;
+
+    /// The values of a header that comes more than once, line by line; empty for any other. Policies ask for them.
+    fn lines(&self, name: &str) -> Vec<Cow<'_, str>> {
+        let _ = name;
+        Vec::new()
+    }
 }
 
 /// A request, or a connection that is no HTTP, that asks to pass a waypoint.

@@ -216,6 +216,12 @@ impl Headers for All<'_> {
         let first = values.next()?;
         Some(values.fold(first, |all, next| Cow::Owned(format!("{all},{next}"))))
     }
+
+    fn lines(&self, name: &str) -> Vec<Cow<'_, str>> {
+        let lines: Vec<_> =
+            self.0.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+        if lines.len() > 1 { lines } else { Vec::new() }
+    }
 }
 
 impl Judged {

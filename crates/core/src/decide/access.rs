@@ -210,9 +210,7 @@ fn has(wanted: &Wanted, seen: &RequestSeen<'_>) -> bool {
         Wanted::Host(values) => any(values, seen.host()),
         Wanted::Method(values) => any(values, request.map(|request| request.method)),
         Wanted::Path(values) => request.is_some_and(|request| values.iter().any(|value| value.matches(request.path))),
-        Wanted::Header { name, values } => seen
-            .header(name)
-            .is_some_and(|text| values.iter().any(|value| *value == StringMatch::Presence || value.matches(&text))),
+        Wanted::Header { name, values } => seen.header(name).is_some_and(|text| any_header(values, &text)),
     }
 }
 
@@ -222,7 +220,21 @@ pub(crate) fn holds(condition: &Condition, action: RequestAction, seen: &Request
     if seen.attrs.request.is_none() && condition.wanted.is_of_requests() {
         return action == RequestAction::Deny;
     }
-    has(&condition.wanted, seen) == (condition.sense == Sense::AnyOf)
+    let expected = condition.sense == Sense::AnyOf;
+    let holds = has(&condition.wanted, seen) == expected;
+    let Wanted::Header { name, values } = &condition.wanted else { return holds };
+    // All lines of a header together are one value (RFC 9110 section 5.3), and there are endpoints that take any of them for it.
+    // So a line more is no way past a policy: what one of these readings denies is denied, what is allowed is by all of them.
+    let lines = seen.attrs.request.map(|request| request.headers.lines(name)).unwrap_or_default();
+    let mut by_line = lines.iter().map(|line| any_header(values, line) == expected);
+    match action {
+        RequestAction::Deny | RequestAction::Audit => holds || by_line.any(|holds| holds),
+        RequestAction::Allow => holds && by_line.all(|holds| holds),
+    }
+}
+
+fn any_header(values: &[StringMatch], text: &str) -> bool {
+    values.iter().any(|value| *value == StringMatch::Presence || value.matches(text))
 }
 
 fn alternative_holds(alternative: &Alternative, action: RequestAction, seen: &RequestSeen<'_>) -> bool {

@@ -17,7 +17,14 @@ struct Pairs<'a>(&'a [(&'a str, &'a str)]);
 
 impl Headers for Pairs<'_> {
     fn value(&self, name: &str) -> Option<Cow<'_, str>> {
-        self.0.iter().find(|(key, _)| *key == name).map(|(_, value)| Cow::Borrowed(*value))
+        let values: Vec<&str> = self.0.iter().filter(|(key, _)| *key == name).map(|(_, value)| *value).collect();
+        (!values.is_empty()).then(|| values.join(",").into())
+    }
+
+    fn lines(&self, name: &str) -> Vec<Cow<'_, str>> {
+        let values = self.0.iter().filter(|(key, _)| *key == name);
+        let lines: Vec<_> = values.map(|(_, value)| Cow::Borrowed(*value)).collect();
+        if lines.len() > 1 { lines } else { Vec::new() }
     }
 }
 
@@ -211,6 +218,24 @@ fn each_attribute_is_compared_as_the_table_says() {
             assert_eq!(allowed.allowed, expected, "allow {wanted:?}");
         }
     }
+}
+
+#[test]
+fn a_header_line_more_is_no_way_past_a_policy() {
+    let role = |values: &[&str]| Wanted::header("x-role", texts(values));
+    let lines = |headers| Asked { headers, ..Asked::default() };
+    let verdict = |action, rule, asked: &Asked| ask(&[policy("ns/p", action, vec![rule])], asked).allowed;
+    for headers in [&[("x-role", "guest"), ("x-role", "admin")], &[("x-role", "admin"), ("x-role", "")]] {
+        let asked = lines(headers);
+        assert!(!verdict(RequestAction::Deny, of(role(&["admin"])), &asked), "{headers:?}");
+        assert!(!verdict(RequestAction::Allow, of(role(&["admin"])), &asked), "{headers:?}");
+        assert!(!verdict(RequestAction::Deny, not(role(&["guest", ""])), &asked), "{headers:?}");
+        assert!(!verdict(RequestAction::Allow, not(role(&["admin"])), &asked), "{headers:?}");
+    }
+    let both = lines(&[("x-role", "guest"), ("x-role", "guest")]);
+    assert!(verdict(RequestAction::Deny, of(role(&["admin"])), &both));
+    assert!(verdict(RequestAction::Allow, not(role(&["admin"])), &both));
+    assert!(!verdict(RequestAction::Deny, of(role(&["guest,guest"])), &both), "all lines are one value too");
 }
 
 #[test]
