@@ -144,8 +144,9 @@ pub fn plan(
             match (backend, target) {
                 (Some((index, backend)), Some(target)) => {
                     let rewritten = forward.rewrite.path.as_ref().map(|rewrite| chosen.rewritten(rewrite, &path));
-                    edit(&mut head.headers, &rule.request_headers);
+                    // In Istio's and Envoy's order, for requests and responses alike: what the rule says counts last.
                     edit(&mut head.headers, &backend.request_headers);
+                    edit(&mut head.headers, &rule.request_headers);
                     rewrite(head, version, rewritten.as_deref(), query.as_deref(), host(forward, backend))?;
                     taken.backend = Some(index);
                     Action::Forward(target)
