@@ -4,8 +4,13 @@
 #![expect(clippy::print_stdout, reason = "what was found is what this program is for")]
 #![expect(clippy::expect_used, reason = "a test that cannot go on fails with the reason")]
 
+mod backend;
+mod clients;
+mod differential;
 mod h2spec;
 mod listener;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -18,14 +23,28 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Clients that nobody here wrote.
+    Clients(clients::Args),
+    /// The waypoint and Envoy, asked the same.
+    Differential(differential::Args),
     /// The waypoint's HTTP/2 and HBONE framing, by h2spec.
     H2spec(h2spec::Args),
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn main() -> ExitCode {
     stillmesh_test_support::net::loopback_up();
-    match Args::parse().command {
+    let tried = match Args::parse().command {
+        Command::Clients(args) => clients::run(args).await,
+        Command::Differential(args) => differential::run(args).await,
         Command::H2spec(args) => h2spec::run(args).await,
+    };
+    match tried {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+            println!("FAILED: {}", causes.join(": "));
+            ExitCode::FAILURE
+        }
     }
 }
