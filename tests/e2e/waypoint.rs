@@ -156,3 +156,44 @@ spec:
     let status = scene.mesh.command(&["get", "gateways", "-n", scene.name]);
     assert!(status.status.success(), "{}", text(&status));
 }
+
+#[test]
+fn connections_go_where_routes_for_tcp_say() {
+    let raw = "
+---
+apiVersion: v1
+kind: Service
+metadata: {name: raw, namespace: NS, labels: {istio.io/use-waypoint: waypoint}}
+spec: {selector: {app: web}, ports: [{name: tcp-raw, port: 80, targetPort: 8080}]}
+";
+    let route = |backend: &str| {
+        format!(
+            "
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: TCPRoute
+metadata: {{name: raw, namespace: NS}}
+spec:
+  parentRefs: [{{kind: Service, group: '', name: raw}}]
+  rules: [{{backendRefs: [{{name: {backend}, port: 80}}]}}]
+"
+        )
+    };
+    let objects = |more: &str| shop() + GATEWAY + raw + more;
+    let scene = Scene::new("turnpike", &objects(""));
+    wait("the pods are captured", || scene.is_captured());
+    let answer = || scene.sh("client", "curl -sS -m 10 http://raw/");
+    wait("an answer", || answer().status.success());
+    scene.set(&objects(&route("web-v2")));
+    let accepted = || {
+        let routes = scene.mesh.get("tcproutes", scene.name);
+        let parents = routes.first().map(|route| route["status"]["parents"].clone()).unwrap_or_default();
+        let conditions = parents[0]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|one| one["type"] == "Accepted" && one["status"] == "True")
+    };
+    wait("it is accepted", accepted);
+    let from = |name: &str| text(&answer()).contains(&format!("server: {name}"));
+    wait("all from v2", || (0..10).all(|_| from("web-v2")));
+    scene.set(&objects(&route("nobody")));
+    wait("a backend that is not there refuses", || !answer().status.success());
+}

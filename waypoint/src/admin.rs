@@ -47,5 +47,6 @@ fn dump(waypoint: &Waypoint) -> serde_json::Value {
         "tunnels": waypoint.pool.tunnels(),
         "upstreamConnections": waypoint.connections.open(),
         "services": snapshot.services().collect::<Vec<_>>(),
+        "routes": snapshot.all_routes().collect::<Vec<_>>(),
     })
 }

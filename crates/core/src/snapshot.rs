@@ -295,6 +295,11 @@ impl Snapshot {
         self.tables.routes.get(key)
     }
 
+    /// All routes, in no order.
+    pub fn all_routes(&self) -> impl Iterator<Item = &Arc<HttpRoute>> {
+        self.tables.routes.values()
+    }
+
     /// What is attached to a service that `waypoint` carries requests for, or to the waypoint itself: policies, in order
     /// of their names. `None` for a service: to the waypoint itself alone.
     pub fn request_policies(&self, waypoint: &Workload, service: Option<&ServiceKey>) -> Vec<&RequestPolicy> {

@@ -126,6 +126,7 @@ fn a_backend_that_is_not_there_refuses_its_share() {
         let client = world.client("page", 1);
         let Err(TunnelError::Refused { status, .. }) = client.open(web).await else { panic!("it leads nowhere") };
         assert_eq!(status, 400);
+        assert_eq!(world.admin("/config_dump").await["routes"][0]["key"]["kind"], "TCPRoute", "what is known is told");
         world.counts("istio_tcp_connections_closed_total", &["response_flags=\"NR\""], 1.0).await;
     });
 }
