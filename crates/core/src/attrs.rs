@@ -70,6 +70,8 @@ pub struct RequestAttrs<'a> {
     pub headers: &'a dyn Headers,
     /// The port of the service that was dialled.
     pub port: u16,
+    /// Its token, verified.
+    pub token: Option<&'a Token>,
 }
 
 /// A connection that arrives at a waypoint and is carried as it is.

@@ -27,12 +27,17 @@ use crate::record::request::Request as Record;
 /// How many differences are written down of a refused request.
 const MISSES: usize = 3;
 
+/// What became of a request.
+#[derive(Debug)]
+pub enum Admitted {
+    /// It may pass, with its token, verified.
+    Passes(Option<Token>),
+    /// It is answered.
+    Answered(Answer),
+}
+
 /// Lets a request pass, or answers it. Its path is normalized.
-pub async fn admit(
-    downstream: &Downstream,
-    head: &mut Parts,
-    record: &mut Record,
-) -> Result<Option<Answer>, PathError> {
+pub async fn admit(downstream: &Downstream, head: &mut Parts, record: &mut Record) -> Result<Admitted, PathError> {
     let waypoint = downstream.waypoint();
     let snapshot = waypoint.snapshots.load();
     let level = snapshot.request_settings().map(|settings| settings.normalization).unwrap_or_default();
@@ -46,26 +51,28 @@ pub async fn admit(
     }
     let service = downstream.target.service().map(|service| &service.key);
     let authentications = snapshot.request_authentications(&downstream.own, service);
-    let (judged, answer) = match unreadable(&authentications) {
+    let (judged, admitted) = match unreadable(&authentications) {
         Some(reason) => {
             let judged = refused(reason);
             let answer = denied(&judged);
-            (judged, Some(answer))
+            (judged, Admitted::Answered(answer))
         }
         None => match authenticate::authenticate(&waypoint.keys, &authentications, head).await {
             Ok(token) => {
                 let judged = judge(downstream, &snapshot, head, token.as_ref());
-                let answer = (!judged.allowed).then(|| denied(&judged));
-                (judged, answer)
+                let admitted =
+                    if judged.allowed { Admitted::Passes(token) } else { Admitted::Answered(denied(&judged)) };
+                (judged, admitted)
             }
             Err(problem) => {
-                (refused(Reason::TokenRefused { problem: problem.code() }), Some(unauthorized(problem, head)))
+                let judged = refused(Reason::TokenRefused { problem: problem.code() });
+                (judged, Admitted::Answered(unauthorized(problem, head)))
             }
         },
     };
     waypoint.metrics.judged(&judged);
     record.judged(judged);
-    Ok(answer)
+    Ok(admitted)
 }
 
 fn unreadable(authentications: &[&RequestAuthentication]) -> Option<Reason> {
@@ -125,6 +132,7 @@ fn judge(downstream: &Downstream, snapshot: &Snapshot, head: &Parts, token: Opti
             Target::Service { port, .. } => port.mapping.service_port,
             Target::Workload { address, .. } => address.port(),
         },
+        token,
     };
     let attrs = AccessAttrs {
         waypoint: &downstream.own,

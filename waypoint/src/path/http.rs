@@ -23,6 +23,7 @@ use tokio::io::copy_bidirectional;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::authorize::Admitted;
 use super::cors::Crossed;
 use super::exchange::Exchange;
 use super::last_words::LastWords;
@@ -183,9 +184,12 @@ async fn answer(
         Ok(()) => authorize::admit(&downstream, &mut head, &mut record).await,
         Err(error) => Err(error),
     };
-    let planned = admitted.and_then(|refused| match refused {
-        Some(answer) => Ok(Plan::answered(answer)),
-        None => plan::plan(&downstream, &waypoint.snapshots.load(), &mut head, version, entropy),
+    let planned = admitted.and_then(|admitted| match admitted {
+        Admitted::Answered(answer) => Ok(Plan::answered(answer)),
+        Admitted::Passes(token) => {
+            let asked = plan::Asked { version, token: token.as_ref(), entropy };
+            plan::plan(&downstream, &waypoint.snapshots.load(), &mut head, asked)
+        }
     });
     let permit = waypoint.requests.clone().try_acquire_owned();
     let limit = waypoint.config.limits.requests;

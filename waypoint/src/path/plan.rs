@@ -9,7 +9,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, StatusCode, Uri};
-use stillmesh_core::attrs::{Headers, RequestAttrs};
+use stillmesh_core::attrs::{Headers, RequestAttrs, Token};
 use stillmesh_core::decide::Target;
 use stillmesh_core::decide::route::{self, Chosen};
 use stillmesh_core::model::http::{
@@ -102,14 +102,25 @@ impl Taken {
     }
 }
 
+/// What is known of a request beside its head.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// How its client speaks.
+    pub version: Version,
+    /// Its token, verified.
+    pub token: Option<&'a Token>,
+    /// Of what is left to chance.
+    pub entropy: u64,
+}
+
 /// Plans a request and makes its head what the rule wants.
 pub fn plan(
     downstream: &Downstream,
     snapshot: &Snapshot,
     head: &mut Parts,
-    version: Version,
-    entropy: u64,
+    asked: Asked<'_>,
 ) -> Result<Plan, PathError> {
+    let Asked { version, token, entropy } = asked;
     let Target::Service { service, port, .. } = &downstream.target else {
         return Ok(Plan::to_dialled(&downstream.target));
     };
@@ -127,6 +138,7 @@ pub fn plan(
         query: query.as_deref(),
         headers: &Seen(&head.headers),
         port: dialled_port,
+        token,
     };
     let Some(chosen) = route::route(table, &request) else {
         let answer = Answer { flag: Some(Flag::NoRoute), ..Answer::of(StatusCode::NOT_FOUND) };

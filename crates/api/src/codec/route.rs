@@ -9,9 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message as _;
 use stillmesh_core::model::http::{
-    Abort, Cors, Fault, Forward, HeaderEdit, HeaderMatch, HttpRoute, Mirror, PathMatch, PathRewrite, Pattern,
-    QueryMatch, Redirect, RedirectPort, RequestMatch, Respond, Retry, RetryOn, Rewrite, RouteAction, RouteBackend,
-    RouteKey, RouteKind, RouteParent, RouteRule, Share, Substitution, TextMatch, WeightedBackend,
+    Abort, ClaimMatch, Cors, Fault, Forward, HeaderEdit, HeaderMatch, HttpRoute, Mirror, PathMatch, PathRewrite,
+    Pattern, QueryMatch, Redirect, RedirectPort, RequestMatch, Respond, Retry, RetryOn, Rewrite, RouteAction,
+    RouteBackend, RouteKey, RouteKind, RouteParent, RouteRule, Share, Substitution, TextMatch, WeightedBackend,
 };
 use stillmesh_core::model::stream::{ServerName, StreamBackend, StreamMatch, StreamRule};
 use stillmesh_core::model::{ServiceKey, Str};
@@ -172,6 +172,14 @@ fn request_match(wire: wire::RequestMatch) -> Result<RequestMatch, FieldError> {
         let value = text_match("rules.matches.query", needed("rules.matches.query.value", wire.value)?)?;
         Ok::<_, FieldError>(QueryMatch { name: wire.name.into(), value })
     };
+    let claim = |wire: wire::ClaimMatch| {
+        let field = "rules.matches.claims";
+        if wire.path.is_empty() {
+            return Err(FieldError::new(field, "a claim has a name"));
+        }
+        let value = text_match(field, needed("rules.matches.claims.value", wire.value)?)?;
+        Ok::<_, FieldError>(ClaimMatch { path: strings(wire.path), value })
+    };
     Ok(RequestMatch {
         path: wire.path.map(path_match).transpose()?,
         method: one("rules.matches.method", wire.method)?,
@@ -181,6 +189,8 @@ fn request_match(wire: wire::RequestMatch) -> Result<RequestMatch, FieldError> {
         without_headers: wire.without_headers.into_iter().map(header).collect::<Result<_, _>>()?,
         query: wire.query.into_iter().map(parameter).collect::<Result<_, _>>()?,
         port: port("rules.matches.port", wire.port)?.map(NonZeroU16::get),
+        claims: wire.claims.into_iter().map(claim).collect::<Result<_, _>>()?,
+        without_claims: wire.without_claims.into_iter().map(claim).collect::<Result<_, _>>()?,
     })
 }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::balance::{Stream, weighted};
 use crate::attrs::RequestAttrs;
 use crate::model::http::{
-    Forward, HttpRoute, PathMatch, PathRewrite, Redirect, RedirectPort, RequestMatch, RouteRule, Share, WeightedBackend,
+    ClaimMatch, Forward, HttpRoute, PathMatch, PathRewrite, Redirect, RedirectPort, RequestMatch, RouteRule, Share,
+    WeightedBackend,
 };
 use crate::snapshot::RouteTable;
 
@@ -32,6 +33,9 @@ pub fn route<'a>(table: &'a RouteTable, request: &RequestAttrs<'_>) -> Option<Ch
 /// Whether all that is asked of a request holds.
 pub fn holds(matched: &RequestMatch, request: &RequestAttrs<'_>) -> bool {
     let header = |name: &str| request.headers.value(name);
+    let claim = |wanted: &ClaimMatch| {
+        request.token.is_some_and(|token| token.texts(&wanted.path).iter().any(|text| wanted.value.holds(text)))
+    };
     matched.port.is_none_or(|port| port == request.port)
         && matched.path.as_ref().is_none_or(|path| path.holds(request.path))
         && matched.method.as_ref().is_none_or(|method| method.holds(request.method))
@@ -42,6 +46,8 @@ pub fn holds(matched: &RequestMatch, request: &RequestAttrs<'_>) -> bool {
             .without_headers
             .iter()
             .any(|unwanted| header(&unwanted.name).is_some_and(|value| unwanted.value.holds(&value)))
+        && matched.claims.iter().all(claim)
+        && !matched.without_claims.iter().any(claim)
         && matched
             .query
             .iter()

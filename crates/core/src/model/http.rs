@@ -12,7 +12,7 @@ pub use action::{
     Rewrite, RouteAction, RouteBackend, Share, WeightedBackend,
 };
 pub use matching::{
-    HeaderMatch, InvalidPattern, PathMatch, Pattern, QueryMatch, RequestMatch, Substitution, TextMatch,
+    ClaimMatch, HeaderMatch, InvalidPattern, PathMatch, Pattern, QueryMatch, RequestMatch, Substitution, TextMatch,
 };
 use serde::Serialize;
 

@@ -3,11 +3,12 @@
 use http::StatusCode;
 use stillmesh_core::model::StringMatch;
 use stillmesh_core::model::access::{ClaimHeader, JwtKeys, RequestAction, Wanted};
+use stillmesh_core::model::http::{ClaimMatch, RequestMatch, TextMatch};
 use stillmesh_test_support::isolated_async;
 use stillmesh_waypoint_tests::World;
 use stillmesh_waypoint_tests::access::{of, policy, published};
 use stillmesh_waypoint_tests::issuer::{ISSUER, Signer, Web, believed};
-use stillmesh_waypoint_tests::routes::{asked, shop};
+use stillmesh_waypoint_tests::routes::{asked, forward, route, rule, shop, to};
 
 #[test]
 fn keys_are_fetched_once_and_tokens_say_who_asks() {
@@ -114,5 +115,29 @@ fn an_authentication_that_cannot_be_read_refuses_everything() {
         let shop = shop(1, &[], vec![broken]).await;
         let mut http = shop.world.client("page", 1).http1(shop.web).await;
         assert_eq!(http.get("/name").await.0, StatusCode::FORBIDDEN);
+    });
+}
+
+#[test]
+fn a_route_asks_for_claims_of_verified_tokens_alone() {
+    isolated_async(|| async {
+        let claim = ClaimMatch { path: vec!["sub".into()], value: TextMatch::Exact("alice".into()) };
+        let for_alice = vec![RequestMatch { claims: vec![claim], ..RequestMatch::default() }];
+        let rules = vec![rule(for_alice, forward(vec![to("two", 1)])), rule(vec![], forward(vec![to("one", 1)]))];
+        let (known, other) = (Signer::new("k1"), Signer::new("k1"));
+        let published = vec![route("r", None, rules), believed(JwtKeys::Inline(known.keys.as_str().into()), |_| ())];
+        let shop = shop(1, &[], published).await;
+        let mut http = shop.world.client("page", 1).http1(shop.web).await;
+        let bearer = |signer: &Signer, subject| signer.bearer(subject);
+        for (token, status, expected) in [
+            (None, StatusCode::OK, "one"),
+            (Some(bearer(&known, "bob")), StatusCode::OK, "one"),
+            (Some(bearer(&known, "alice")), StatusCode::OK, "two"),
+            (Some(bearer(&other, "alice")), StatusCode::UNAUTHORIZED, "Jwt verification fails"),
+        ] {
+            let headers: Vec<_> = token.iter().map(|token| ("authorization", token.as_str())).collect();
+            let (head, body) = asked(&mut http, "/name", &headers).await;
+            assert_eq!((head.status, body.as_str()), (status, expected));
+        }
     });
 }

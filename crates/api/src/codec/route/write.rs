@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use prost::Message as _;
 use stillmesh_core::model::http::{
-    Abort, Cors, Fault, Forward, HeaderEdit, HttpRoute, PathMatch, PathRewrite, Redirect, RedirectPort, RequestMatch,
-    Retry, RetryOn, RouteAction, RouteBackend, RouteKind, RouteParent, RouteRule, TextMatch, WeightedBackend,
+    Abort, ClaimMatch, Cors, Fault, Forward, HeaderEdit, HttpRoute, PathMatch, PathRewrite, Redirect, RedirectPort,
+    RequestMatch, Retry, RetryOn, RouteAction, RouteBackend, RouteKind, RouteParent, RouteRule, TextMatch,
+    WeightedBackend,
 };
 use stillmesh_core::model::stream::{ServerName, StreamBackend, StreamMatch, StreamRule};
 use stillmesh_core::model::{ServiceKey, Str};
@@ -119,7 +120,13 @@ fn request_match(matched: &RequestMatch) -> wire::RequestMatch {
         without_headers: matched.without_headers.iter().map(|header| named(&header.name, &header.value)).collect(),
         query: matched.query.iter().map(|parameter| named(&parameter.name, &parameter.value)).collect(),
         port: matched.port.map_or(0, u32::from),
+        claims: matched.claims.iter().map(claim).collect(),
+        without_claims: matched.without_claims.iter().map(claim).collect(),
     }
+}
+
+fn claim(matched: &ClaimMatch) -> wire::ClaimMatch {
+    wire::ClaimMatch { path: strings(&matched.path), value: Some(text_match(&matched.value)) }
 }
 
 fn path_match(path: &PathMatch) -> wire::PathMatch {

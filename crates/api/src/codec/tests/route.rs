@@ -54,16 +54,21 @@ fn path_match() -> impl Strategy<Value = PathMatch> {
     ]
 }
 
+fn claim() -> impl Strategy<Value = ClaimMatch> {
+    (vec(word(), 1..3), text_match()).prop_map(|(path, value)| ClaimMatch { path, value })
+}
+
 prop_compose! {
     fn request_match()(
         path in option::of(path_match()), method in option::of(text_match()), authority in option::of(text_match()),
         scheme in option::of(text_match()), headers in vec((word(), text_match()), 0..2),
         without in vec((word(), text_match()), 0..2), query in vec((word(), text_match()), 0..2),
         port in option::of(1..=u16::MAX),
+        claims in vec(claim(), 0..2), without_claims in vec(claim(), 0..2),
     ) -> RequestMatch {
         let header = |(name, value)| HeaderMatch { name, value };
         RequestMatch {
-            port,
+            port, claims, without_claims,
             path, method, authority, scheme,
             headers: headers.into_iter().map(header).collect(),
             without_headers: without.into_iter().map(header).collect(),
@@ -276,7 +281,9 @@ fn parts_without_meaning_are_refused_with_their_field() {
         backends: vec![wire::WeightedBackend::default()],
         ..wire::Forward::default()
     });
+    let nameless = wire::RequestMatch { claims: vec![wire::ClaimMatch::default()], ..wire::RequestMatch::default() };
     for (rule, field) in [
+        (wire::Rule { action: respond(200), matches: vec![nameless], ..wire::Rule::default() }, "rules.matches.claims"),
         (wire::Rule::default(), "rules.action"),
         (wire::Rule { action: respond(99), ..wire::Rule::default() }, "rules.respond.status"),
         (wire::Rule { action: Some(to_nobody), ..wire::Rule::default() }, "rules.forward.backends"),

@@ -120,6 +120,7 @@ fn with<T>(snapshot: &Snapshot, asked: &Asked, then: impl FnOnce(&AccessAttrs<'_
         query: None,
         headers: &headers,
         port: 80,
+        token: None,
     };
     then(&AccessAttrs {
         waypoint: gate,

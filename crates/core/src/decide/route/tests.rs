@@ -4,10 +4,10 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::*;
-use crate::attrs::Headers;
+use crate::attrs::{Claim, Headers, Token};
 use crate::model::http::{
-    HeaderEdit, HeaderMatch, Pattern, QueryMatch, RouteAction, RouteBackend, RouteKey, RouteKind, RouteParent,
-    Substitution, TextMatch,
+    ClaimMatch, HeaderEdit, HeaderMatch, Pattern, QueryMatch, RouteAction, RouteBackend, RouteKey, RouteKind,
+    RouteParent, Substitution, TextMatch,
 };
 use crate::model::{ServiceKey, Str};
 use crate::snapshot::Routes;
@@ -23,7 +23,16 @@ impl Headers for Listed<'_> {
 
 fn get<'a>(target: &'a str, headers: &'a Listed<'a>) -> RequestAttrs<'a> {
     let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
-    RequestAttrs { method: "GET", scheme: "http", authority: "shop.example:8080", path, query, headers, port: 8080 }
+    RequestAttrs {
+        method: "GET",
+        scheme: "http",
+        authority: "shop.example:8080",
+        path,
+        query,
+        headers,
+        port: 8080,
+        token: None,
+    }
 }
 
 const NONE: Listed<'static> = Listed(&[]);
@@ -152,6 +161,47 @@ fn everything_that_is_set_must_hold() {
         RequestAttrs { port: 80, ..request },
     ] {
         assert!(taken(&routes, &wrong).is_none());
+    }
+}
+
+#[test]
+fn claims_of_a_verified_token_are_compared_and_without_one_there_is_none() {
+    let claim =
+        |path: &[&str], value: TextMatch| ClaimMatch { path: path.iter().map(|one| (*one).into()).collect(), value };
+    let exact = |text: &str| TextMatch::Exact(text.into());
+    let object = |name: &str, claim| Claim::Object([(name.into(), claim)].into());
+    let token = Token::new(
+        [
+            ("sub".into(), Claim::Text("alice".into())),
+            ("groups".into(), Claim::List(vec!["a".into(), "b".into()])),
+            ("scope".into(), Claim::Text("read write".into())),
+            ("org".into(), object("team", Claim::Text("shop".into()))),
+            ("n".into(), Claim::Other),
+        ]
+        .into(),
+    );
+    let taken = |wanted: Vec<ClaimMatch>, unwanted: Vec<ClaimMatch>, token: Option<&Token>| {
+        let matched = RequestMatch { claims: wanted, without_claims: unwanted, ..RequestMatch::default() };
+        let routes = known([http("r", vec![rule("it", vec![matched])])]);
+        self::taken(&routes, &RequestAttrs { token, ..get("/", &NONE) }).is_some()
+    };
+    for (path, value, holds) in [
+        (&["sub"][..], exact("alice"), true),
+        (&["sub"], exact("bob"), false),
+        (&["sub"], TextMatch::Prefix("al".into()), true),
+        (&["groups"], exact("b"), true),
+        (&["groups"], exact("a,b"), false),
+        (&["scope"], exact("write"), true),
+        (&["org", "team"], exact("shop"), true),
+        (&["org"], TextMatch::Present, false),
+        (&["n"], TextMatch::Present, false),
+        (&["none"], TextMatch::Present, false),
+        (&["sub"], TextMatch::Present, true),
+    ] {
+        assert_eq!(taken(vec![claim(path, value.clone())], vec![], Some(&token)), holds, "{path:?} {value:?}");
+        assert_eq!(taken(vec![], vec![claim(path, value.clone())], Some(&token)), !holds, "{path:?} {value:?}");
+        assert!(!taken(vec![claim(path, value.clone())], vec![], None), "no token");
+        assert!(taken(vec![], vec![claim(path, value)], None), "no token");
     }
 }
 

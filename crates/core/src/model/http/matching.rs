@@ -33,6 +33,19 @@ pub struct RequestMatch {
     pub query: Vec<QueryMatch>,
     /// The port of the service that was dialled.
     pub port: Option<u16>,
+    /// Claims of the request's verified token that must be as said.
+    pub claims: Vec<ClaimMatch>,
+    /// Claims that must not be as said.
+    pub without_claims: Vec<ClaimMatch>,
+}
+
+/// A claim of a verified token, and how it is compared; of several texts one must be as said. Without a token there is none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ClaimMatch {
+    /// Its name, and within it the names of claims in it.
+    pub path: Vec<Str>,
+    /// Its value.
+    pub value: TextMatch,
 }
 
 /// How a path is compared. Case counts, unless it is said that it does not.

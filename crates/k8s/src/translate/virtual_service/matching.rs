@@ -1,9 +1,15 @@
 //! What a VirtualService asks of requests.
 
-use stillmesh_core::model::http::{HeaderMatch, PathMatch, QueryMatch, RequestMatch, TextMatch};
+use std::collections::BTreeMap;
+
+use stillmesh_core::model::Str;
+use stillmesh_core::model::http::{ClaimMatch, HeaderMatch, PathMatch, QueryMatch, RequestMatch, TextMatch};
 
 use super::{MESH, pattern};
 use crate::istio::virtual_service::{HttpMatch, StringMatch};
+
+/// How claims of verified tokens are written among headers.
+const CLAIMS: &str = "@request.auth.claims";
 
 /// Keys of headers that Istio leaves out: they have fields of their own.
 const FIELDS: [&str; 4] = ["uri", "scheme", "method", "authority"];
@@ -23,19 +29,23 @@ pub(super) fn never(written: &HttpMatch) -> Option<&'static str> {
 
 pub(super) fn request_match(written: &HttpMatch) -> Result<RequestMatch, String> {
     let one = |written: &Option<StringMatch>| written.as_ref().map(text).transpose();
+    let (headers, claims) = headers(&written.headers)?;
+    let (without_headers, without_claims) = self::headers(&written.without_headers)?;
     Ok(RequestMatch {
         path: written.uri.as_ref().map(|uri| path(uri, written.ignore_uri_case)).transpose()?.flatten(),
         method: one(&written.method)?,
         authority: one(&written.authority)?,
         scheme: one(&written.scheme)?,
-        headers: headers(written.headers.iter())?,
-        without_headers: headers(written.without_headers.iter())?,
+        headers,
+        without_headers,
         query: written
             .query_params
             .iter()
             .map(|(name, value)| Ok(QueryMatch { name: name.as_str().into(), value: text(value)? }))
             .collect::<Result<_, String>>()?,
         port: written.port,
+        claims,
+        without_claims,
     })
 }
 
@@ -51,17 +61,38 @@ fn path(written: &StringMatch, ignores_case: bool) -> Result<Option<PathMatch>, 
     })
 }
 
-fn headers<'a>(written: impl Iterator<Item = (&'a String, &'a StringMatch)>) -> Result<Vec<HeaderMatch>, String> {
-    let named = written.map(|(name, value)| {
+/// What is asked of headers, and of claims of tokens, which are written among them.
+fn headers(written: &BTreeMap<String, StringMatch>) -> Result<(Vec<HeaderMatch>, Vec<ClaimMatch>), String> {
+    let (mut headers, mut claims) = (Vec::new(), Vec::new());
+    for (name, value) in written {
         if FIELDS.contains(&name.as_str()) {
             return Err(format!("the header {name:?}: the field {name} asks for that"));
         }
-        if name.starts_with('@') {
-            return Err(format!("{name}: claims of tokens are not supported"));
+        let value = text(value)?;
+        match name.strip_prefix('@') {
+            None => headers.push(HeaderMatch { name: name.to_ascii_lowercase().into(), value }),
+            Some(_) => {
+                let path = claim(name)
+                    .ok_or_else(|| format!("{name}: {CLAIMS}.NAME and {CLAIMS}[NAME][NAME] are accepted"))?;
+                claims.push(ClaimMatch { path, value });
+            }
         }
-        Ok(HeaderMatch { name: name.to_ascii_lowercase().into(), value: text(value)? })
-    });
-    named.collect()
+    }
+    Ok((headers, claims))
+}
+
+/// The names of a claim and of claims in it, as Istio writes them: after dots, or in brackets where names may have dots.
+fn claim(name: &str) -> Option<Vec<Str>> {
+    let (known, rest) = (name.get(..CLAIMS.len())?, name.get(CLAIMS.len()..)?);
+    if !known.eq_ignore_ascii_case(CLAIMS) {
+        return None;
+    }
+    let names: Vec<&str> = match rest.strip_prefix('.') {
+        Some(dotted) => dotted.split('.').collect(),
+        None => rest.strip_prefix('[')?.strip_suffix(']')?.split("][").collect(),
+    };
+    let is_name = |name: &&str| !name.is_empty() && !name.contains(['[', ']']);
+    names.iter().all(is_name).then(|| names.into_iter().map(Str::from).collect())
 }
 
 /// How a text is compared.

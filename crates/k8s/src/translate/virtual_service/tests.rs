@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use stillmesh_core::model::http::{
-    Abort, Forward, HeaderMatch, PathMatch, PathRewrite, RedirectPort, RequestMatch, RetryOn, RouteAction,
+    Abort, ClaimMatch, Forward, HeaderMatch, PathMatch, PathRewrite, RedirectPort, RequestMatch, RetryOn, RouteAction,
     RouteBackend, Share, TextMatch,
 };
 
@@ -136,9 +136,25 @@ fn every_match_is_read() {
         without_headers: vec![header("x-no", TextMatch::Regex(Pattern::new("a+").unwrap()))],
         query: all.query.clone(),
         port: Some(9080),
+        claims: Vec::new(),
+        without_claims: Vec::new(),
     };
     assert_eq!(all, expected);
     assert_eq!((&*all.query[0].name, &all.query[0].value), ("q", &TextMatch::Exact("".into())));
+}
+
+#[test]
+fn claims_of_tokens_are_written_among_headers() {
+    let matched = |more: Value| rule(json!({"match": [more]})).matches[0].clone();
+    let read = matched(json!({
+        "headers": {"x-a": {}, "@request.auth.claims.groups": {"exact": "Admin"},
+            "@Request.Auth.Claims.org.Team": {"prefix": "s"}},
+        "withoutHeaders": {"@request.auth.claims[a.b][c]": {}}}));
+    assert_eq!(read.headers.len(), 1);
+    let claim = |path: &[&str], value| ClaimMatch { path: path.iter().map(|one| (*one).into()).collect(), value };
+    let exact = claim(&["groups"], TextMatch::Exact("Admin".into()));
+    assert_eq!(read.claims, [claim(&["org", "Team"], TextMatch::Prefix("s".into())), exact]);
+    assert_eq!(read.without_claims, [claim(&["a.b", "c"], TextMatch::Present)]);
 }
 
 #[test]
@@ -317,7 +333,10 @@ fn what_is_not_supported_refuses_the_whole_and_says_where() {
         (json!({"match": [{"uri": {"exact": "/", "prefix": "/"}}]}), "more than one of exact"),
         (json!({"match": [{"uri": {"regex": "("}}]}), "("),
         (json!({"match": [{"headers": {"uri": {"exact": "/"}}}]}), "the field uri"),
-        (json!({"match": [{"headers": {"@request.auth.claims.sub": {}}}]}), "claims"),
+        (json!({"match": [{"headers": {"@request.auth.claims": {}}}]}), "@request.auth.claims.NAME"),
+        (json!({"match": [{"headers": {"@request.auth.claims.a..b": {}}}]}), "@request.auth.claims.NAME"),
+        (json!({"match": [{"headers": {"@request.auth.claims[a]b": {}}}]}), "@request.auth.claims.NAME"),
+        (json!({"match": [{"withoutHeaders": {"@other": {}}}]}), "@request.auth.claims.NAME"),
         (json!({"headers": {"request": {"set": {"x": "%PROTOCOL%"}}}}), "percent signs"),
         (json!({"headers": {"request": {"remove": [":path"]}}}), ":path"),
         (json!({"timeout": "5"}), "\"5\" is not a duration"),
