@@ -8,8 +8,10 @@ mod control;
 mod mesh;
 mod peer;
 mod pod;
+mod replica;
 
 pub use control::{Control, HOST};
-pub use mesh::{Mesh, Node};
+pub use mesh::{Mesh, Node, PATIENCE};
 pub use peer::Peer;
 pub use pod::Pod;
+pub use replica::Replica;

@@ -57,8 +57,9 @@ impl Peer {
     }
 }
 
-struct Signer {
-    issuer: Arc<Issuer>,
+/// Signs with a CA that is here.
+pub(crate) struct Signer {
+    pub(crate) issuer: Arc<Issuer>,
 }
 
 impl Sign for Signer {

@@ -9,3 +9,4 @@ mod policy;
 mod probes;
 mod succession;
 mod trust;
+mod waypoint;

@@ -141,3 +141,13 @@ fn infrastructure_replaces_what_is_copied_and_annotations_rename() {
     let pod = made.deployment.spec.template.spec.unwrap();
     assert_eq!(pod.service_account_name.as_deref(), Some("mine"));
 }
+
+#[test]
+fn clients_prefer_the_replicas_of_their_zone() {
+    let made = generate(&plain(), &settings(), &Mesh::default(), &[]).unwrap();
+    let service = crate::translate::service(&made.service, None, None, &Mesh::default()).unwrap();
+    use stillmesh_core::model::{Mode, RoutingScope};
+    let balancing = service.load_balancing;
+    assert_eq!(balancing.mode, Mode::Failover);
+    assert_eq!(balancing.routing_preferences, [RoutingScope::Network, RoutingScope::Region, RoutingScope::Zone]);
+}
