@@ -291,7 +291,9 @@ impl Metrics {
             | Change::Route(_)
             | Change::RouteRemoved(_)
             | Change::Access(_)
-            | Change::AccessRemoved(_) => "config",
+            | Change::AccessRemoved(_)
+            | Change::Destination(_)
+            | Change::DestinationRemoved(_) => "config",
         };
         for kind in ["endpoint", "service", "config"] {
             if changes.iter().any(|change| of(change) == kind) {
@@ -333,6 +335,7 @@ fn short(kind: ResourceType) -> &'static str {
         ResourceType::Authorization => "wads",
         ResourceType::Route => "rds",
         ResourceType::Access => "access",
+        ResourceType::Destination => "destination",
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod access;
 pub mod address;
 pub mod authorization;
+pub mod destination;
 mod fields;
 pub mod route;
 mod scan;
@@ -82,6 +83,7 @@ pub fn decode(kind: ResourceType, name: &str, bytes: Bytes) -> Result<Change, Co
         ResourceType::Authorization => authorization::decode(name, bytes).map(|policy| Change::Policy(policy.into())),
         ResourceType::Route => route::decode(name, bytes).map(|route| Change::Route(route.into())),
         ResourceType::Access => access::decode(name, bytes).map(|access| Change::Access(access.into())),
+        ResourceType::Destination => destination::decode(name, bytes).map(|rule| Change::Destination(rule.into())),
     }
 }
 
@@ -92,6 +94,7 @@ pub fn removed(kind: ResourceType, name: &str) -> Option<Change> {
         ResourceType::Authorization => PolicyKey::parse(name).map(Change::PolicyRemoved),
         ResourceType::Route => route::key(name).map(Change::RouteRemoved),
         ResourceType::Access => access::key(name).map(Change::AccessRemoved),
+        ResourceType::Destination => PolicyKey::parse(name).map(Change::DestinationRemoved),
         // Contract 4.2: more than one slash is a workload, else a service; what cannot be a service's key is neither
         // or a workload of a foreign control plane.
         ResourceType::Address => Some(match ServiceKey::parse(name) {
@@ -114,5 +117,7 @@ pub fn name(change: &Change) -> (ResourceType, String) {
         Change::RouteRemoved(key) => (ResourceType::Route, route::name(key)),
         Change::Access(access) => (ResourceType::Access, access::name(&access.key())),
         Change::AccessRemoved(key) => (ResourceType::Access, access::name(key)),
+        Change::Destination(rule) => (ResourceType::Destination, rule.key.to_string()),
+        Change::DestinationRemoved(key) => (ResourceType::Destination, key.to_string()),
     }
 }

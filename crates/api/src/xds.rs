@@ -22,11 +22,13 @@ pub enum ResourceType {
     Route,
     /// What decides about requests, for waypoints.
     Access,
+    /// How endpoints are treated, for waypoints.
+    Destination,
 }
 
 impl ResourceType {
     /// Every type.
-    pub const ALL: [Self; 4] = [Self::Authorization, Self::Access, Self::Address, Self::Route];
+    pub const ALL: [Self; 5] = [Self::Authorization, Self::Access, Self::Address, Self::Destination, Self::Route];
     /// What a node's tunnel subscribes to.
     pub const NODE: [Self; 2] = [Self::Authorization, Self::Address];
 
@@ -37,6 +39,7 @@ impl ResourceType {
             Self::Authorization => "type.googleapis.com/istio.security.Authorization",
             Self::Route => "type.googleapis.com/stillmesh.config.v1.HttpRoute",
             Self::Access => "type.googleapis.com/stillmesh.config.v1.Access",
+            Self::Destination => "type.googleapis.com/stillmesh.config.v1.DestinationRule",
         }
     }
 

@@ -11,6 +11,7 @@ mod outbound;
 pub mod retry;
 pub mod route;
 pub mod stream;
+mod spread;
 mod waypoint;
 
 use std::net::SocketAddr;
@@ -20,7 +21,8 @@ pub use access::{RequestVerdict, authorize_request};
 pub use authorize::{authorize, authorize_at_waypoint};
 pub use inbound::{inbound, inbound_plaintext, inbound_service};
 pub use outbound::outbound;
-pub use waypoint::{Endpoint, Target, endpoint, waypoint};
+pub use spread::{Live, hash_of};
+pub use waypoint::{Endpoint, Target, endpoint, treatment, waypoint};
 
 use crate::attrs::Authority;
 use crate::diagnose::{Diagnose, Fault};

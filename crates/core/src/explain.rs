@@ -91,6 +91,13 @@ pub enum Reason {
         /// The service.
         service: ServiceKey,
     },
+    /// A route names a subset of a service's endpoints that no DestinationRule defines.
+    SubsetUnknown {
+        /// The service.
+        service: ServiceKey,
+        /// The subset.
+        subset: Str,
+    },
     /// The service has no such port.
     NoServicePort {
         /// The service.
@@ -205,6 +212,7 @@ impl fmt::Display for Reason {
             Self::ToWaypoint { waypoint } => write!(f, "carried to waypoint {waypoint}"),
             Self::Unmanaged => f.write_str("the destination is not in the mesh: passed on unchanged"),
             Self::NoHealthyEndpoint { service } => write!(f, "service {service} has no endpoint that takes traffic"),
+            Self::SubsetUnknown { service, subset } => write!(f, "service {service} has no subset {subset:?}"),
             Self::NoServicePort { service, port } => write!(f, "service {service} has no port {port}"),
             Self::NoRoute { service, port } => {
                 write!(f, "routes are attached to port {port} of service {service}, and none takes this connection")

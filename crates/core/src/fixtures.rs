@@ -12,6 +12,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::attrs::{Authority, ConnectAttrs, InboundAttrs, OutboundAttrs};
 use crate::decide::{self, Dial, InboundPlan, OutboundPlan, OutboundProtocol, Refusal, Verdict};
@@ -86,6 +87,24 @@ pub fn policy(name: &str, scope: Scope, action: Action, matches: Vec<Match>) -> 
     let rule = |matched| Rule { clauses: vec![Clause { matches: vec![matched] }] };
     let rules = matches.into_iter().map(rule).collect();
     Policy { key: policy_key(name), scope, action, rules, dry_run: false, unreadable: None }
+}
+
+/// Endpoints to which nothing has been sent, known for long.
+#[derive(Debug)]
+pub struct Idle;
+
+impl decide::Live for Idle {
+    fn active(&self, _: &WorkloadUid) -> u64 {
+        0
+    }
+
+    fn is_ejected(&self, _: &WorkloadUid) -> bool {
+        false
+    }
+
+    fn age(&self, _: &WorkloadUid) -> Duration {
+        Duration::MAX
+    }
 }
 
 /// Matches one workload's principal.

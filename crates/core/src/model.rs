@@ -5,6 +5,7 @@
 
 pub mod access;
 mod address;
+pub mod destination;
 pub mod http;
 mod identity;
 mod name;

@@ -7,6 +7,7 @@
 
 mod accesses;
 mod departed;
+mod destinations;
 mod edit;
 mod index;
 mod routes;
@@ -19,6 +20,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use departed::Departed;
+pub use destinations::{Destination, Treatment};
 use edit::Edit;
 use index::{Tables, pod_hash};
 pub use routes::{Entry, RouteTable, Routes};
@@ -28,6 +30,7 @@ pub use stage::{Stage, UnknownPolicies};
 pub use streams::{StreamEntry, StreamTable};
 
 use crate::model::access::{Access, AccessKey, RequestAuthentication, RequestPolicy, RequestSettings};
+use crate::model::destination::DestinationRule;
 use crate::model::http::{HttpRoute, RouteKey};
 use crate::model::{
     Health, HealthPolicy, NetworkAddress, Policy, PolicyKey, Service, ServiceKey, Str, TunnelProtocol, Visibility,
@@ -57,6 +60,10 @@ pub enum Change {
     Access(Arc<Access>),
     /// An object that decides about requests is gone.
     AccessRemoved(AccessKey),
+    /// A rule about a service's endpoints is new or different.
+    Destination(Arc<DestinationRule>),
+    /// A rule about a service's endpoints is gone.
+    DestinationRemoved(PolicyKey),
 }
 
 /// What a batch of changes may have altered for live connections: which destinations must be decided again.
@@ -298,6 +305,21 @@ impl Snapshot {
     /// All routes, in no order.
     pub fn all_routes(&self) -> impl Iterator<Item = &Arc<HttpRoute>> {
         self.tables.routes.values()
+    }
+
+    /// How a waypoint of `namespace` treats a service's endpoints. `None`: nothing is said of them.
+    pub fn destination(&self, service: &ServiceKey, namespace: &str) -> Option<&Destination> {
+        self.tables.destinations.of(service, namespace)
+    }
+
+    /// The rule about a service's endpoints with this key.
+    pub fn destination_rule(&self, key: &PolicyKey) -> Option<&Arc<DestinationRule>> {
+        self.tables.destinations.get(key)
+    }
+
+    /// All rules about services' endpoints, in no order.
+    pub fn destination_rules(&self) -> impl Iterator<Item = &Arc<DestinationRule>> {
+        self.tables.destinations.values()
     }
 
     /// What is attached to a service that `waypoint` carries requests for, or to the waypoint itself: policies, in order

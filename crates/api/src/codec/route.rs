@@ -16,6 +16,7 @@ use stillmesh_core::model::http::{
 use stillmesh_core::model::stream::{ServerName, StreamBackend, StreamMatch, StreamRule};
 use stillmesh_core::model::{ServiceKey, Str};
 pub use write::encode;
+pub(super) use write::{duration as wire_duration, service as wire_service};
 
 use super::{CodecError, FieldError, fields};
 use crate::proto::google::protobuf::Duration as WireDuration;
@@ -73,7 +74,7 @@ fn read(resource: &str, bytes: Bytes) -> Result<HttpRoute, FieldError> {
 }
 
 /// A text; `None` where it is empty.
-fn text(text: String) -> Option<Str> {
+pub(super) fn text(text: String) -> Option<Str> {
     (!text.is_empty()).then(|| text.into())
 }
 
@@ -81,7 +82,7 @@ pub(super) fn needed<T>(field: &str, value: Option<T>) -> Result<T, FieldError> 
     value.ok_or_else(|| FieldError::new(field, "is needed, and absent or of a kind that is not known"))
 }
 
-fn service(field: &str, wire: Option<wire::Service>) -> Result<ServiceKey, FieldError> {
+pub(super) fn service(field: &str, wire: Option<wire::Service>) -> Result<ServiceKey, FieldError> {
     let wire = needed(field, wire)?;
     fields::service_key(field, &wire.namespace, &wire.hostname)
 }

@@ -4,6 +4,7 @@ mod access;
 mod address;
 mod authorization;
 pub(crate) mod bytes;
+mod destination;
 mod envelope;
 mod round_trip;
 mod route;

@@ -45,6 +45,7 @@ pub struct Catalog {
     policies: BTreeMap<Str, Entry>,
     routes: BTreeMap<Str, Entry>,
     accesses: BTreeMap<Str, Entry>,
+    destinations: BTreeMap<Str, Entry>,
     by_alias: BTreeMap<Str, BTreeSet<Str>>,
     by_service: BTreeMap<Str, BTreeSet<Str>>,
     by_node: BTreeMap<Str, BTreeSet<Str>>,
@@ -130,6 +131,7 @@ impl Catalog {
             ResourceType::Authorization => &self.policies,
             ResourceType::Route => &self.routes,
             ResourceType::Access => &self.accesses,
+            ResourceType::Destination => &self.destinations,
         }
     }
 
@@ -139,6 +141,7 @@ impl Catalog {
             ResourceType::Authorization => &mut self.policies,
             ResourceType::Route => &mut self.routes,
             ResourceType::Access => &mut self.accesses,
+            ResourceType::Destination => &mut self.destinations,
         }
     }
 
@@ -186,11 +189,13 @@ fn entry(change: &Change) -> Option<Entry> {
         Change::Policy(policy) => Some(plain(codec::authorization::encode(policy))),
         Change::Route(route) => Some(plain(codec::route::encode(route))),
         Change::Access(access) => Some(plain(codec::access::encode(access))),
+        Change::Destination(rule) => Some(plain(codec::destination::encode(rule))),
         Change::WorkloadRemoved(_)
         | Change::ServiceRemoved(_)
         | Change::PolicyRemoved(_)
         | Change::RouteRemoved(_)
-        | Change::AccessRemoved(_) => None,
+        | Change::AccessRemoved(_)
+        | Change::DestinationRemoved(_) => None,
     }
 }
 

@@ -27,6 +27,7 @@ pub struct Session {
     policies: Subscription,
     routes: Subscription,
     accesses: Subscription,
+    destinations: Subscription,
     nonce: u64,
     opened: Instant,
 }
@@ -118,6 +119,7 @@ impl Session {
             policies: new(),
             routes: new(),
             accesses: new(),
+            destinations: new(),
             nonce: 0,
             opened: now,
         }
@@ -174,6 +176,11 @@ impl Session {
             let ready = std::mem::take(&mut self.addresses.pending);
             return Some(self.send(ResourceType::Address, catalog, ready, now));
         }
+        // Routes name what these define.
+        if self.destinations.sendable() {
+            let ready = std::mem::take(&mut self.destinations.pending);
+            return Some(self.send(ResourceType::Destination, catalog, ready, now));
+        }
         if self.routes.sendable() {
             let ready = std::mem::take(&mut self.routes.pending);
             return Some(self.send(ResourceType::Route, catalog, ready, now));
@@ -189,6 +196,8 @@ impl Session {
             self.accesses.pending.len()
         } else if self.addresses.sendable() && self.policies_are_sent(catalog, now) {
             self.addresses.pending.len()
+        } else if self.destinations.sendable() {
+            self.destinations.pending.len()
         } else if self.routes.sendable() {
             self.routes.pending.len()
         } else {
@@ -285,8 +294,8 @@ impl Session {
         }
     }
 
-    fn subscriptions(&self) -> [&Subscription; 4] {
-        [&self.addresses, &self.policies, &self.routes, &self.accesses]
+    fn subscriptions(&self) -> [&Subscription; 5] {
+        [&self.addresses, &self.policies, &self.routes, &self.accesses, &self.destinations]
     }
 
     fn subscription_mut(&mut self, kind: ResourceType) -> &mut Subscription {
@@ -295,6 +304,7 @@ impl Session {
             ResourceType::Authorization => &mut self.policies,
             ResourceType::Route => &mut self.routes,
             ResourceType::Access => &mut self.accesses,
+            ResourceType::Destination => &mut self.destinations,
         }
     }
 }

@@ -25,22 +25,41 @@ pub(super) struct Ask<'a> {
     pub(super) tried: &'a [WorkloadUid],
 }
 
-struct Candidate<'a> {
-    workload: &'a Arc<Workload>,
-    port: u16,
-    /// The better the higher: not tried before tried, then the number of leading preferences met.
-    standing: (bool, usize),
+/// An endpoint that may be picked.
+pub(super) struct Candidate<'a> {
+    pub(super) workload: &'a Arc<Workload>,
+    pub(super) port: u16,
+    /// The number of leading preferences of the service that it meets.
+    pub(super) rank: usize,
 }
 
 /// An endpoint of `service` for its `port`, and the port on it: among the best candidates at random, by capacity.
-/// Candidates are on the source's network, take traffic, have an address of the service's families or a name, and
-/// have the port. Those in `tried` are left until no other remains.
+/// Those in `tried` are left until no other remains.
 pub(super) fn pick<'a>(
     ask: &Ask<'a>,
     service: &Service,
     port: u16,
     purpose: Purpose,
 ) -> Result<(&'a Arc<Workload>, u16), Reason> {
+    let mut candidates = candidates(ask, service, port, purpose)?;
+    let standing = |candidate: &Candidate<'_>| (!ask.tried.contains(&candidate.workload.uid), candidate.rank);
+    let best = candidates.iter().map(standing).max();
+    candidates.retain(|candidate| Some(standing(candidate)) == best);
+    let weights = candidates.iter().map(|candidate| u64::from(candidate.workload.capacity.max(1)));
+    let chosen = weighted(ask.entropy, Stream::Endpoint, weights).and_then(|index| candidates.get(index));
+    chosen
+        .map(|candidate| (candidate.workload, candidate.port))
+        .ok_or_else(|| Reason::NoHealthyEndpoint { service: service.key.clone() })
+}
+
+/// The endpoints of `service` for its `port` that may be picked, at least one: on the source's network, taking traffic, with an
+/// address of the service's families or a name, and with the port. In order of their keys.
+pub(super) fn candidates<'a>(
+    ask: &Ask<'a>,
+    service: &Service,
+    port: u16,
+    purpose: Purpose,
+) -> Result<Vec<Candidate<'a>>, Reason> {
     let key = &service.key;
     if purpose == Purpose::Traffic && service.port(port).is_none() {
         return Err(Reason::NoServicePort { service: key.clone(), port });
@@ -53,21 +72,14 @@ pub(super) fn pick<'a>(
         if workload.network != ask.source.network {
             elsewhere.get_or_insert(workload);
         } else if is_reachable(service, workload) {
-            candidates.push(Candidate { workload, port, standing: (!ask.tried.contains(&workload.uid), rank) });
+            candidates.push(Candidate { workload, port, rank });
         }
     }
-    let Some(best) = candidates.iter().map(|candidate| candidate.standing).max() else {
-        return Err(match elsewhere {
-            Some(workload) => Reason::NetworkUnreachable { network: workload.network.clone() },
-            None => Reason::NoHealthyEndpoint { service: key.clone() },
-        });
-    };
-    candidates.retain(|candidate| candidate.standing == best);
-    let weights = candidates.iter().map(|candidate| u64::from(candidate.workload.capacity.max(1)));
-    let chosen = weighted(ask.entropy, Stream::Endpoint, weights).and_then(|index| candidates.get(index));
-    chosen
-        .map(|candidate| (candidate.workload, candidate.port))
-        .ok_or_else(|| Reason::NoHealthyEndpoint { service: key.clone() })
+    match (candidates.is_empty(), elsewhere) {
+        (false, _) => Ok(candidates),
+        (true, Some(workload)) => Err(Reason::NetworkUnreachable { network: workload.network.clone() }),
+        (true, None) => Err(Reason::NoHealthyEndpoint { service: key.clone() }),
+    }
 }
 
 /// The endpoint's own mapping, else the service's target, else (for a waypoint whose application tunnel has a port of
@@ -133,6 +145,9 @@ pub(super) enum Stream {
     Delay = 4,
     Abort = 5,
     Mirror = 6,
+    Second = 7,
+    Level = 8,
+    Place = 9,
 }
 
 /// An index into `weights`, at random by weight; `None` where they add up to nothing.
@@ -149,7 +164,7 @@ pub(super) fn weighted(entropy: u64, stream: Stream, weights: impl Iterator<Item
 }
 
 /// SplitMix64's step: independent bits per stream out of one uniform value.
-fn mixed(entropy: u64, stream: Stream) -> u64 {
+pub(super) fn mixed(entropy: u64, stream: Stream) -> u64 {
     let mut bits = entropy.wrapping_add((stream as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

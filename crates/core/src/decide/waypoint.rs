@@ -4,13 +4,15 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use super::balance::{Ask, Purpose, pick};
+use super::balance::Ask;
 use super::outbound::{direct, unmanaged};
+use super::spread::{Chances, Live, spread};
 use super::{OutboundPlan, Refusal, gateway, inbound_plaintext};
 use crate::attrs::{Authority, ConnectAttrs};
 use crate::explain::Reason;
-use crate::model::{Mode, NetworkAddress, Service, ServicePort, Workload, WorkloadUid};
-use crate::snapshot::Snapshot;
+use crate::model::destination::Method;
+use crate::model::{Mode, NetworkAddress, Service, ServicePort, Str, Workload, WorkloadUid};
+use crate::snapshot::{Snapshot, Treatment};
 
 /// What a CONNECT that a waypoint takes is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub enum Target {
         port: ServicePort,
         /// The address that was dialled, if it was one.
         address: Option<SocketAddr>,
+        /// Only endpoints of this subset (Istio, DestinationRule).
+        subset: Option<Str>,
     },
     /// A workload itself.
     Workload {
@@ -54,6 +58,12 @@ pub struct Endpoint<'a> {
     pub entropy: u64,
     /// Endpoints that failed already: not picked again while others remain.
     pub tried: &'a [WorkloadUid],
+    /// What is known of endpoints from carrying traffic to them.
+    pub live: &'a dyn Live,
+    /// Of endpoints that take turns, whose it is: one more each time.
+    pub turn: u64,
+    /// What the endpoint is to depend on ([`super::hash_of`]), where that is asked for and the request has it.
+    pub hash: Option<u64>,
 }
 
 /// Which service or workload a CONNECT at a waypoint (`attrs.destination`) is for: one that is bound to this waypoint, or
@@ -81,19 +91,22 @@ pub fn waypoint(snapshot: &Snapshot, attrs: &ConnectAttrs<'_>) -> Result<Target,
 /// Where what a waypoint took goes: an endpoint of the service, or the workload.
 pub fn endpoint(snapshot: &Snapshot, attrs: &Endpoint<'_>) -> Result<OutboundPlan, Refusal> {
     let own = attrs.waypoint;
-    let (service, port, address) = match attrs.target {
+    let (service, port, address, subset) = match attrs.target {
         Target::Workload { workload, address } => {
             let workload = snapshot.workload(&workload.uid).unwrap_or(workload);
             on_network(workload, own)?;
             return Ok(direct(workload, None, *address, address.port()));
         }
-        Target::Service { service, port, address } => {
-            (snapshot.service(&service.key).unwrap_or(service), port.mapping.service_port, *address)
+        Target::Service { service, port, address, subset } => {
+            let service = snapshot.service(&service.key).unwrap_or(service);
+            (service, port.mapping.service_port, *address, subset.as_deref())
         }
     };
     // Of a service without an address only the family is made up, for endpoints that have both.
     let to = address.unwrap_or(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port));
-    if service.load_balancing.mode == Mode::Passthrough
+    let treatment = treatment(snapshot, own, service, port, subset)?;
+    let method = treatment.policy.balancing.as_ref().map(|balancing| &balancing.method);
+    if (service.load_balancing.mode == Mode::Passthrough || method == Some(&Method::Passthrough))
         && let Some(address) = address
     {
         let key = NetworkAddress::new(snapshot.network().clone(), address.ip());
@@ -105,14 +118,29 @@ pub fn endpoint(snapshot: &Snapshot, attrs: &Endpoint<'_>) -> Result<OutboundPla
             None => Ok(unmanaged(address, Some(service.clone()))),
         };
     }
-    let mut tried = attrs.tried.to_vec();
-    tried.push(own.uid.clone());
-    let ask = Ask { snapshot, source: own, entropy: attrs.entropy, tried: &tried };
-    let (workload, port) = pick(&ask, service, port, Purpose::Traffic)?;
-    if workload.uid == own.uid {
-        return Err(Reason::NoHealthyEndpoint { service: service.key.clone() }.into());
-    }
+    let ask = Ask { snapshot, source: own, entropy: attrs.entropy, tried: attrs.tried };
+    let chances = Chances { live: attrs.live, turn: attrs.turn, hash: attrs.hash };
+    let (workload, port) = spread(&ask, service, port, &treatment, &chances)?;
     Ok(direct(workload, Some(service), to, port))
+}
+
+/// How a waypoint treats the endpoints of a service's port.
+pub fn treatment(
+    snapshot: &Snapshot,
+    waypoint: &Workload,
+    service: &Service,
+    port: u16,
+    subset: Option<&str>,
+) -> Result<Treatment, Refusal> {
+    let unknown = |subset: &str| Reason::SubsetUnknown { service: service.key.clone(), subset: subset.into() };
+    match (snapshot.destination(&service.key, &waypoint.namespace), subset) {
+        (Some(destination), _) => {
+            let found = destination.treatment(port, subset);
+            found.ok_or_else(|| unknown(subset.unwrap_or_default()).into())
+        }
+        (None, Some(subset)) => Err(unknown(subset).into()),
+        (None, None) => Ok(Treatment::default()),
+    }
 }
 
 fn at_address(
@@ -166,7 +194,7 @@ fn standing(service: &Service, own: &Workload) -> (bool, bool) {
 
 fn on_port(service: &Arc<Service>, port: u16, address: Option<SocketAddr>) -> Result<Target, Refusal> {
     match service.port(port) {
-        Some(port) => Ok(Target::Service { service: service.clone(), port: *port, address }),
+        Some(port) => Ok(Target::Service { service: service.clone(), port: *port, address, subset: None }),
         None => Err(Reason::NoServicePort { service: service.key.clone(), port }.into()),
     }
 }

@@ -78,6 +78,12 @@ const NO_HEALTHY_ENDPOINT: Entry = refuses(
     "The service has no endpoint that takes traffic on this port.",
     "check that pods match the service's selector, are ready, and define the port that the service names",
 );
+const SUBSET_UNKNOWN: Entry = refuses(
+    "SUBSET_UNKNOWN",
+    Fault::Config,
+    "A route leads to a subset of a service that no DestinationRule defines.",
+    "add the subset to a DestinationRule for the service's host, in the namespace of the waypoint or of the service",
+);
 const NO_SERVICE_PORT: Entry = refuses(
     "NO_SERVICE_PORT",
     Fault::Downstream,
@@ -149,6 +155,7 @@ impl Reason {
             Self::ToWaypoint { .. } => &TO_WAYPOINT,
             Self::Unmanaged => &UNMANAGED,
             Self::NoHealthyEndpoint { .. } => &NO_HEALTHY_ENDPOINT,
+            Self::SubsetUnknown { .. } => &SUBSET_UNKNOWN,
             Self::NoServicePort { .. } => &NO_SERVICE_PORT,
             Self::NoRoute { .. } => &NO_ROUTE,
             Self::BackendInvalid { .. } => &BACKEND_INVALID,
@@ -169,7 +176,7 @@ pub struct Catalogue(&'static [Entry]);
 
 /// Every kind of reason, those that carry first.
 pub fn catalogue() -> Catalogue {
-    const ALL: [Entry; 22] = [
+    const ALL: [Entry; 23] = [
         NO_POLICY,
         ALLOWED_BY,
         TO_WORKLOAD,
@@ -183,6 +190,7 @@ pub fn catalogue() -> Catalogue {
         POLICY_UNREADABLE,
         TOKEN_REFUSED,
         NO_HEALTHY_ENDPOINT,
+        SUBSET_UNKNOWN,
         NO_SERVICE_PORT,
         NO_ROUTE,
         BACKEND_INVALID,

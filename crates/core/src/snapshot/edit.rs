@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Change, Snapshot, Touched};
+use crate::model::destination::DestinationRule;
 use crate::model::http::{HttpRoute, RouteKey};
 use crate::model::{NetworkAddress, Policy, PolicyKey, Scope, TunnelProtocol, Workload, WorkloadUid};
 
@@ -17,13 +18,21 @@ pub(super) struct Edit {
     workloads: BTreeMap<WorkloadUid, Option<Arc<Workload>>>,
     /// Routes as they come to be, joined at the end.
     routes: BTreeMap<RouteKey, Option<Arc<HttpRoute>>>,
+    /// Rules about endpoints likewise.
+    destinations: BTreeMap<PolicyKey, Option<Arc<DestinationRule>>>,
 }
 
 impl Edit {
     pub(super) fn new(current: &Snapshot) -> Self {
         let mut next = current.clone();
         next.generation += 1;
-        Self { next, policies: BTreeMap::new(), workloads: BTreeMap::new(), routes: BTreeMap::new() }
+        Self {
+            next,
+            policies: BTreeMap::new(),
+            workloads: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            destinations: BTreeMap::new(),
+        }
     }
 
     pub(super) fn apply(&mut self, change: &Change) {
@@ -52,6 +61,8 @@ impl Edit {
             Change::RouteRemoved(key) => drop(self.routes.insert(key.clone(), None)),
             Change::Access(new) => self.next.tables.accesses.put(new),
             Change::AccessRemoved(key) => self.next.tables.accesses.remove(key),
+            Change::Destination(new) => drop(self.destinations.insert(new.key.clone(), Some(new.clone()))),
+            Change::DestinationRemoved(key) => drop(self.destinations.insert(key.clone(), None)),
         }
     }
 
@@ -84,6 +95,7 @@ impl Edit {
     /// The next snapshot, and what differs for live connections between it and the one the edit started from.
     pub(super) fn finish(mut self) -> (Snapshot, Touched) {
         self.next.tables.routes.apply(std::mem::take(&mut self.routes));
+        self.next.tables.destinations.apply(std::mem::take(&mut self.destinations));
         let (mut everything, mut namespaces, mut workloads) = (false, BTreeSet::new(), BTreeSet::new());
         for (key, old) in &self.policies {
             let new = self.next.policy(key);

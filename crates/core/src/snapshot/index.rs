@@ -9,6 +9,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::accesses::Accesses;
+use super::destinations::Destinations;
 use super::routes::Routes;
 use super::shards::Shards;
 use super::sorted::{Few, Sorted};
@@ -42,6 +43,8 @@ pub(super) struct Tables {
     pub(super) routes: Routes,
 
     pub(super) accesses: Accesses,
+
+    pub(super) destinations: Destinations,
 }
 
 /// Hash of a pod's namespace and name: cheaper to keep 10,000 times than the names.

@@ -172,7 +172,9 @@ impl Batch {
                 | Change::Route(_)
                 | Change::RouteRemoved(_)
                 | Change::Access(_)
-                | Change::AccessRemoved(_) => batch.services.push(change),
+                | Change::AccessRemoved(_)
+                | Change::Destination(_)
+                | Change::DestinationRemoved(_) => batch.services.push(change),
             }
         }
         batch.policies.retain(|policy| removed.get(&policy.key) == Some(&false));

@@ -49,12 +49,12 @@ fn port(port: Option<NonZeroU16>) -> u32 {
     port.map_or(0, |port| port.get().into())
 }
 
-fn service(key: &ServiceKey) -> wire::Service {
+pub(in crate::codec) fn service(key: &ServiceKey) -> wire::Service {
     wire::Service { namespace: key.namespace.to_string(), hostname: key.hostname.to_string() }
 }
 
 /// Longer than 292 billion years is that long.
-fn duration(time: Duration) -> WireDuration {
+pub(in crate::codec) fn duration(time: Duration) -> WireDuration {
     WireDuration {
         seconds: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(time.subsec_nanos()).unwrap_or(0),

@@ -110,7 +110,7 @@ fn with<T>(snapshot: &Snapshot, asked: &Asked, then: impl FnOnce(&AccessAttrs<'_
     let gate = snapshot.workload(&crate::fixtures::uid("gate")).unwrap();
     let service = snapshot.service(&service_key("ns/web")).unwrap();
     let address = Some((service.vips[0].address, 80).into());
-    let target = Target::Service { service: service.clone(), port: service.ports[0], address };
+    let target = Target::Service { service: service.clone(), port: service.ports[0], address, subset: None };
     let headers = Pairs(asked.headers);
     let request = RequestAttrs {
         method: asked.method,

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::arbitrary::{any_changes, any_workload};
 use crate::decide::{Dial, OutboundProtocol};
-use crate::fixtures::{World, service_key, uid, waypoint as bound_to};
+use crate::fixtures::{Idle, World, service_key, uid, waypoint as bound_to};
 use crate::model::{GatewayDestination, TunnelProtocol, Visibility};
 
 /// `a` (10.0.0.1), `b` (.2), `c` (.3), a waypoint pod `gate/w` behind service `gate/w`; service `web` in front of `a` and
@@ -31,7 +31,7 @@ fn at(world: &World, name: &str, port: u16) -> Authority {
 
 fn reach(world: &World, target: &Target, entropy: u64, tried: &[WorkloadUid]) -> Result<OutboundPlan, Refusal> {
     let own = world.get("gate/w");
-    endpoint(&world.snapshot(), &Endpoint { waypoint: &own, target, entropy, tried })
+    endpoint(&world.snapshot(), &Endpoint { waypoint: &own, target, entropy, tried, live: &Idle, turn: 0, hash: None })
 }
 
 #[test]
@@ -179,7 +179,8 @@ proptest! {
                 }
             };
             prop_assert!(bound);
-            if let Ok(plan) = endpoint(&snapshot, &Endpoint { waypoint: &own, target: &target, entropy, tried: &[] }) {
+            let attrs = Endpoint { waypoint: &own, target: &target, entropy, tried: &[], live: &Idle, turn: 0, hash: None };
+            if let Ok(plan) = endpoint(&snapshot, &attrs) {
                 prop_assert!(plan.upstream.is_none_or(|upstream| upstream.uid != own.uid));
             }
         }
