@@ -127,6 +127,8 @@ pub async fn serve(config: Config, listeners: Listeners, watch: Watch) -> anyhow
     tasks.spawn("metrics", admin::metrics_server(waypoint.clone(), registered).serve(stats, servers.clone()));
     tasks.spawn("readiness", readiness::server(readiness.clone()).serve(ready, servers));
     tasks.spawn("idle", until_cancelled(tasks.token(), waypoint.connections.clone().tidy()));
+    let known = waypoint.clusters.clone().tidy(waypoint.snapshots.clone());
+    tasks.spawn("endpoints", until_cancelled(tasks.token(), known));
     tasks.spawn("readiness of certificate", {
         let (waypoint, readiness) = (waypoint.clone(), readiness.clone());
         until_cancelled(tasks.token(), async move {

@@ -17,9 +17,8 @@ use crate::clients::Clients;
 use crate::config::Config;
 use crate::path::PathError;
 use crate::record::Metrics;
-use crate::upstream::Connections;
-use crate::upstream::budget::Budget;
 use crate::upstream::dial::Plain;
+use crate::upstream::{Clusters, Connections};
 
 /// One per process.
 pub struct Waypoint {
@@ -33,8 +32,8 @@ pub struct Waypoint {
     pub pool: Pool,
     /// HTTP connections to endpoints.
     pub connections: Arc<Connections>,
-    /// What share of requests may be retries.
-    pub budget: Arc<Budget>,
+    /// What is known of endpoints.
+    pub clusters: Arc<Clusters>,
     /// Whose tokens are believed.
     pub keys: Arc<Keys>,
     /// Who is connected.
@@ -87,7 +86,7 @@ impl Waypoint {
             connections: Connections::new(config.limits, upstream),
             handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
             requests: Arc::new(Semaphore::new(config.limits.requests)),
-            budget: Budget::new(config.limits.retry_percent),
+            clusters: Arc::default(),
             memory,
             config,
             snapshots,

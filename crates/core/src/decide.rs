@@ -10,8 +10,8 @@ pub(crate) mod matching;
 mod outbound;
 pub mod retry;
 pub mod route;
-pub mod stream;
 mod spread;
+pub mod stream;
 mod waypoint;
 
 use std::net::SocketAddr;

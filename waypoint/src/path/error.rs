@@ -154,6 +154,7 @@ impl PathError {
         match self {
             Self::Refused(refusal) => match refusal.reason {
                 Reason::NoHealthyEndpoint { .. } => Flag::NoHealthyUpstream,
+                Reason::SubsetUnknown { .. } => Flag::NoCluster,
                 _ => Flag::NoRoute,
             },
             Self::NoOwnWorkload { .. } => Flag::NoRoute,

@@ -12,8 +12,8 @@ use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 use hyper::body::{Body as _, Incoming};
 use hyper::{Request, Response};
+use stillmesh_core::decide::OutboundPlan;
 use stillmesh_core::decide::retry::{self, Again, Ask, Outcome};
-use stillmesh_core::decide::{OutboundPlan, Target};
 use stillmesh_core::model::WorkloadUid;
 use stillmesh_core::model::http::Retry;
 use tokio::time::{Instant, sleep, timeout};
@@ -24,9 +24,9 @@ use super::{PathError, RequestBody, Version, forward};
 use crate::capture::Downstream;
 use crate::record::Flag;
 use crate::record::request::Request as Record;
-use crate::upstream::budget::{Active, Retrying};
+use crate::upstream::clusters::Place;
 use crate::upstream::connections::InUse;
-use crate::upstream::{self, is_new};
+use crate::upstream::{Upstream, is_new};
 
 /// What is sent.
 pub struct Exchange<'a> {
@@ -39,11 +39,9 @@ pub struct Exchange<'a> {
     /// The endpoint's HTTP version.
     pub version: Version,
     /// Where it goes.
-    pub target: &'a Target,
+    pub upstream: &'a Upstream,
     /// When it is sent again; `None`: the default.
     pub rule: Option<&'a Retry>,
-    /// Its place among the requests of its service.
-    pub active: &'a Active,
 }
 
 /// A response's head, and a place on a connection that is to be kept until its body has ended.
@@ -61,23 +59,29 @@ struct Failed {
 impl Exchange<'_> {
     /// Sends the request until it is answered.
     pub async fn run(&self, record: &mut Record) -> Result<Answered, PathError> {
-        let Self { downstream, target, rule, .. } = *self;
+        let Self { downstream, upstream, rule, .. } = *self;
         let waypoint = downstream.waypoint();
-        let patience = waypoint.config.limits.connect;
+        let patience = upstream.patience(downstream);
         let mut deadline = Instant::now() + patience;
         let mut tried: Vec<WorkloadUid> = Vec::new();
         let (mut fresh, mut repicked, mut retried) = (false, 0, 0);
-        let mut plan = upstream::choose(downstream, target, &tried)?;
+        let mut plan = upstream.choose(downstream, &tried)?;
         // A retry's place in the budget, until it has ended.
-        let mut retrying: Option<Retrying> = None;
+        let mut retrying: Option<Place> = None;
         loop {
             record.learn(&plan);
-            let sent = self.attempt(&plan, fresh, deadline, retry::per_try(rule)).await;
+            let flight = upstream.flight(&plan);
+            let (sent, place) = self.attempt(&plan, fresh, deadline, retry::per_try(rule)).await;
             let (outcome, by_age) = match &sent {
                 Ok((response, _)) => (outcome(response), false),
                 Err(Failed { outcome: Some(outcome), by_age, .. }) => (*outcome, *by_age),
                 Err(Failed { outcome: None, .. }) => return sent.map_err(|failed| failed.error),
             };
+            // It is held until the response's end, or until the next try.
+            record.held((flight, place));
+            if let Some(endpoint) = &plan.upstream {
+                upstream.note(downstream, &endpoint.uid, outcome);
+            }
             fresh = by_age;
             if !by_age {
                 tried.extend(plan.upstream.as_ref().map(|workload| workload.uid.clone()));
@@ -85,7 +89,7 @@ impl Exchange<'_> {
             if outcome != Outcome::NotConnected {
                 deadline = Instant::now() + patience;
             }
-            let choose = || upstream::choose(downstream, target, &tried).ok();
+            let choose = || upstream.choose(downstream, &tried).ok();
             let mut next = if outcome == Outcome::NotConnected { choose() } else { None };
             let again = retry::again(&Ask {
                 rule,
@@ -113,7 +117,7 @@ impl Exchange<'_> {
                 }
                 (Again::After(wait), Some(next)) if is_possible => {
                     drop(retrying.take());
-                    retrying = self.active.retry();
+                    retrying = upstream.retry(downstream);
                     if retrying.is_none() {
                         waypoint.metrics.refuse("retry_budget");
                         record.met(Flag::Overflow);
@@ -126,6 +130,7 @@ impl Exchange<'_> {
                 }
                 _ => return sent.map_err(|failed| failed.error),
             };
+            record.held((None, None));
             match sent {
                 Ok((response, in_use)) => {
                     tracing::debug!(status = %response.status(), "sending a request again");
@@ -136,7 +141,7 @@ impl Exchange<'_> {
             if !wait.is_zero() {
                 sleep(wait).await;
                 // The mesh may be another one by now.
-                plan = upstream::choose(downstream, target, &tried).unwrap_or(plan);
+                plan = upstream.choose(downstream, &tried).unwrap_or(plan);
             }
         }
     }
@@ -148,19 +153,29 @@ impl Exchange<'_> {
         fresh: bool,
         deadline: Instant,
         limit: Option<Duration>,
-    ) -> Result<Answered, Failed> {
+    ) -> (Result<Answered, Failed>, Option<Place>) {
+        // HTTP/2 carries many requests on one connection; HTTP/1.1 one.
+        let place = match self.version {
+            Version::One => self.upstream.connection(deadline).await,
+            Version::Two => Ok(None),
+        };
+        let place = match place {
+            Ok(place) => place,
+            Err(error) => return (Err(Failed { error, outcome: None, by_age: false }), None),
+        };
         let sent = self.send(plan, fresh, deadline);
-        match limit {
+        let sent = match limit {
             None => sent.await,
             Some(limit) => timeout(limit, sent).await.unwrap_or_else(|_| {
                 Err(Failed { error: PathError::TimedOut { limit }, outcome: Some(Outcome::TimedOut), by_age: false })
             }),
-        }
+        };
+        (sent, place)
     }
 
     async fn send(&self, plan: &OutboundPlan, fresh: bool, deadline: Instant) -> Result<Answered, Failed> {
         let connections = &self.downstream.waypoint().connections;
-        let leased = connections.lease(self.downstream, plan, self.version, fresh, deadline).await;
+        let leased = connections.lease(self.downstream, self.upstream, plan, self.version, fresh, deadline).await;
         let lease = leased.map_err(|error| {
             let may_repick = error.may_repick() || matches!(error, PathError::Upstream { .. });
             let outcome = may_repick.then_some(Outcome::NotConnected);

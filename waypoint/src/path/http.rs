@@ -16,7 +16,9 @@ use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use stillmesh_core::decide::Target;
+use stillmesh_core::decide::retry::Outcome;
 use stillmesh_core::model::AppProtocol;
+use stillmesh_core::model::destination::EndpointVersion;
 use stillmesh_hbone::Stream;
 use stillmesh_runtime::drain::Watch;
 use tokio::io::copy_bidirectional;
@@ -35,6 +37,7 @@ use super::{PathError, ResponseBody, Rewound, Version, authorize, fault, forward
 use crate::capture::Downstream;
 use crate::config::Limits;
 use crate::record::request::Request as Record;
+use crate::upstream::Upstream;
 use crate::upstream::connections::{CONNECTION_WINDOW, Owned, SEND_BUFFER, STREAM_WINDOW};
 
 /// Serves one client's HTTP connection to its end.
@@ -256,10 +259,13 @@ async fn forward(
     mut record: Record,
 ) -> Response<ResponseBody> {
     let Asked { mut head, replay, version, is_grpc, upgrade, client, entropy } = asked;
-    let waypoint = downstream.waypoint();
     let rule = taken.forward();
     let client_version = version;
-    let version = upstream_version(target, version, upgrade.as_ref());
+    let mut upstream = match Upstream::new(downstream, target.clone(), Some(&head)) {
+        Ok(upstream) => upstream,
+        Err(error) => return reply::refuse(&error, is_grpc, record),
+    };
+    let version = upstream_version(&upstream, version, upgrade.as_ref());
     if client_version == Version::Two && version == Version::Two && upgrade.is_some() {
         let what = "CONNECT is not forwarded to a port that speaks HTTP/2";
         return reply::refuse(&PathError::BadRequest { what }, is_grpc, record);
@@ -275,9 +281,12 @@ async fn forward(
     let patience = rule.and_then(|rule| rule.timeout);
     let deadline = is_grpc.then(|| forward::grpc_timeout(&head.headers)).flatten();
     let mut overdue = overdue(patience, deadline, &replay);
-    let active = waypoint.budget.enter(target.service().map(|service| &service.key));
+    match upstream.request() {
+        Ok(place) => record.active(place),
+        Err(error) => return reply::refuse(&error, is_grpc, record),
+    }
     let retry = rule.and_then(|rule| rule.retry.as_ref());
-    let exchange = Exchange { downstream, head: &head, replay: &replay, version, target, rule: retry, active: &active };
+    let exchange = Exchange { downstream, head: &head, replay: &replay, version, upstream: &upstream, rule: retry };
     let sent = match &mut overdue {
         None => exchange.run(&mut record).await,
         Some(overdue) => tokio::select! {
@@ -286,21 +295,31 @@ async fn forward(
             limit = overdue => Err(PathError::TimedOut { limit }),
         },
     };
+    if let (Err(PathError::TimedOut { .. }), Some(endpoint), Some(_)) = (&sent, record.endpoint(), patience) {
+        upstream.note(downstream, &endpoint.uid, Outcome::TimedOut);
+    }
+    let cookie = upstream.cookie.take();
     match sent {
         Ok((response, in_use)) => {
-            record.active(active);
             let body = |body, record| ResponseBody::of(body, in_use, record, overdue, is_grpc);
-            deliver(downstream, response, body, client.map(|client| (client, client_version)), record)
+            let client = client.map(|client| (client, client_version));
+            let mut response = deliver(downstream, response, body, client, record);
+            if let Some(cookie) = cookie {
+                response.headers_mut().append(header::SET_COOKIE, cookie);
+            }
+            response
         }
         Err(error) => reply::refuse(&error, is_grpc, record),
     }
 }
 
-/// The endpoint's HTTP version: its port's where that is HTTP/2, else the client's. What turns its connection into something
+/// The endpoint's HTTP version: what a DestinationRule says, its port's where that is HTTP/2, else the client's. What turns its connection into something
 /// else does so in HTTP/1.1.
-pub fn upstream_version(target: &Target, client: Version, upgrade: Option<&HeaderValue>) -> Version {
-    match target {
-        Target::Service { port, .. } if matches!(port.protocol(), AppProtocol::Http2 | AppProtocol::Grpc) => {
+pub fn upstream_version(upstream: &Upstream, client: Version, upgrade: Option<&HeaderValue>) -> Version {
+    match (upstream.version(), upstream.target()) {
+        (EndpointVersion::OfClient, _) => client,
+        (EndpointVersion::Two, _) if upgrade.is_none() => Version::Two,
+        (_, Target::Service { port, .. }) if matches!(port.protocol(), AppProtocol::Http2 | AppProtocol::Grpc) => {
             Version::Two
         }
         _ if upgrade.is_some() => Version::One,

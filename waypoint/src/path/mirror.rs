@@ -14,7 +14,6 @@ use http::{HeaderMap, Uri};
 use http_body_util::BodyExt as _;
 use hyper::Request;
 use hyper::body::Incoming;
-use stillmesh_core::decide::Target;
 use stillmesh_core::decide::route::{Chance, is_hit};
 use stillmesh_core::model::http::Mirror;
 use tokio::time::{Instant, timeout};
@@ -24,7 +23,7 @@ use super::plan;
 use super::replay::Replay;
 use super::{PathError, Version, forward};
 use crate::capture::Downstream;
-use crate::upstream;
+use crate::upstream::Upstream;
 
 /// What one copy may take, its request's body and its response included.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -61,7 +60,14 @@ pub fn send(
         if is_marked {
             mark(&mut head);
         }
-        let version = upstream_version(&target, client, None);
+        let upstream = match Upstream::new(downstream, target, Some(&head)) {
+            Ok(upstream) => upstream,
+            Err(_) => {
+                waypoint.metrics.refuse("mirror_backend");
+                continue;
+            }
+        };
+        let version = upstream_version(&upstream, client, None);
         forward::strip(&mut head.headers);
         if forward::target(&mut head, version).is_err() {
             continue;
@@ -72,7 +78,7 @@ pub fn send(
             let sent = timeout(PATIENCE, async {
                 // What was too long, or never came whole, is not sent.
                 let Ok(body) = copy.await else { return downstream.waypoint().metrics.refuse("mirror_body") };
-                match once(&downstream, &target, head, &Replay::of(body), version).await {
+                match once(&downstream, &upstream, head, &Replay::of(body), version).await {
                     Ok(()) => drop(downstream.waypoint().metrics.mirrored.inc()),
                     Err(error) => {
                         downstream.waypoint().metrics.refuse("mirror_upstream");
@@ -89,15 +95,17 @@ pub fn send(
 
 async fn once(
     downstream: &Downstream,
-    target: &Target,
+    upstream: &Upstream,
     head: Parts,
     body: &Replay,
     version: Version,
 ) -> Result<(), PathError> {
     let waypoint = downstream.waypoint();
-    let plan = upstream::choose(downstream, target, &[])?;
-    let deadline = Instant::now() + waypoint.config.limits.connect;
-    let lease = waypoint.connections.lease(downstream, &plan, version, false, deadline).await?;
+    let _request = upstream.request()?;
+    let plan = upstream.choose(downstream, &[])?;
+    let deadline = Instant::now() + upstream.patience(downstream);
+    let _flight = upstream.flight(&plan);
+    let lease = waypoint.connections.lease(downstream, upstream, &plan, version, false, deadline).await?;
     let request = Request::from_parts(head, body.again(None));
     let sent = lease.send(request).await;
     let (response, _in_use) = sent.map_err(|error| PathError::Upstream { source: Arc::new(error.into_error()) })?;

@@ -178,14 +178,14 @@ fn host<'a>(forward: &'a Forward, backend: &'a WeightedBackend) -> Option<&'a st
 
 /// A backend as something to send to; `None` where it is not there.
 pub fn target(downstream: &Downstream, snapshot: &Snapshot, backend: &RouteBackend) -> Option<Target> {
-    let RouteBackend::Service { service, port, .. } = backend else { return None };
+    let RouteBackend::Service { service, port, subset } = backend else { return None };
     let service = snapshot.service(service)?;
     let dialled = match &downstream.target {
         Target::Service { port, .. } => port.mapping.service_port,
         Target::Workload { address, .. } => address.port(),
     };
     let port = *service.port(port.map_or(dialled, std::num::NonZeroU16::get))?;
-    Some(Target::Service { service: service.clone(), port, address: None })
+    Some(Target::Service { service: service.clone(), port, address: None, subset: subset.clone() })
 }
 
 fn responded(respond: &Respond) -> Answer {

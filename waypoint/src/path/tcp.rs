@@ -2,6 +2,7 @@
 //! is picked, another one where it does not take the connection, and bytes are carried until both sides have ended.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use stillmesh_core::attrs::{Opening, StreamAttrs};
@@ -11,14 +12,15 @@ use stillmesh_core::model::AppProtocol;
 use stillmesh_hbone::Stream;
 use stillmesh_hbone::server::Incoming;
 use tokio::io::{AsyncReadExt as _, copy_bidirectional_with_sizes};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::hello::Hello;
 use super::sniff::{self, Seen};
-use super::{PathError, Rewound, authorize, go_on};
+use super::{Bytes, PathError, Rewound, authorize, go_on};
 use crate::capture::{Downstream, status};
+use crate::record::Flag;
 use crate::record::connection::Connection;
-use crate::upstream::{self, Opened};
+use crate::upstream::{self, Opened, Upstream};
 
 /// What is read at once, bytes; twice this is held by a connection that is busy.
 const PIECE: usize = 16 << 10;
@@ -134,7 +136,8 @@ async fn open(
         decide::stream::stream(&waypoint.snapshots.load(), &attrs)?
     };
     record.routed(&streamed);
-    let opened = upstream::open(downstream, &streamed.target, |plan| record.learn(plan)).await;
+    let upstream = Upstream::new(downstream, streamed.target, None)?;
+    let opened = upstream::open(downstream, &upstream, |plan| record.learn(plan)).await;
     if opened.as_ref().is_err_and(PathError::may_repick) {
         record.exhausted();
     }
@@ -142,13 +145,43 @@ async fn open(
 }
 
 async fn copy(mut stream: Rewound<Stream>, mut opened: Opened, mut record: Connection) {
-    record.opened(stream.bytes());
-    match copy_bidirectional_with_sizes(&mut stream, &mut opened.way, PIECE, PIECE).await {
-        Ok(_) => record.complete(),
-        Err(source) => {
+    let bytes = stream.bytes();
+    record.opened(bytes.clone());
+    let (idle, age) = (opened.idle, opened.age);
+    let too_old = async {
+        match age {
+            Some(age) => sleep(age).await,
+            None => std::future::pending().await,
+        }
+    };
+    let ended = tokio::select! {
+        ended = copy_bidirectional_with_sizes(&mut stream, &mut opened.way, PIECE, PIECE) => Some(ended),
+        () = quiet(&bytes, idle) => None,
+        () = too_old => None,
+    };
+    match ended {
+        Some(Ok(_)) => record.complete(),
+        None => {
+            stream.get_mut().reset();
+            record.cut(Flag::StreamIdle);
+        }
+        Some(Err(source)) => {
             // Both are broken for both: a peer must not take a cut for an end.
             stream.get_mut().reset();
             record.fail(&PathError::Broken { source: Arc::new(source) });
+        }
+    }
+}
+
+/// Waits until nothing has passed for as long as `limit`, and less than twice that.
+async fn quiet(bytes: &Bytes, limit: Option<Duration>) {
+    let Some(limit) = limit else { return std::future::pending().await };
+    let count = || (bytes.received(), bytes.sent());
+    loop {
+        let before = count();
+        sleep(limit).await;
+        if before == count() {
+            return;
         }
     }
 }

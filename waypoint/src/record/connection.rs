@@ -87,6 +87,11 @@ impl Connection {
         self.error = Some(error.text());
     }
 
+    /// Nothing passed for too long, or it has lived for as long as it may.
+    pub fn cut(mut self, flag: Flag) {
+        self.end = Some(flag);
+    }
+
     /// Its client went before it was open.
     pub fn gone(self) {}
 

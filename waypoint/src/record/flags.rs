@@ -33,9 +33,11 @@ pub enum Flag {
     StreamIdle,
     /// The client's request is not one.
     DownstreamProtocol,
+    /// There is no such subset.
+    NoCluster,
 }
 
-const ALL: [(Flag, &str); 13] = [
+const ALL: [(Flag, &str); 14] = [
     (Flag::NoHealthyUpstream, "UH"),
     (Flag::UpstreamTimeout, "UT"),
     (Flag::UpstreamReset, "UR"),
@@ -49,6 +51,7 @@ const ALL: [(Flag, &str); 13] = [
     (Flag::RetryLimit, "URX"),
     (Flag::StreamIdle, "SI"),
     (Flag::DownstreamProtocol, "DPE"),
+    (Flag::NoCluster, "NC"),
 ];
 
 /// All that one met; none: it went as its ends wanted.

@@ -48,6 +48,7 @@ pub struct Metrics {
     pub repicked: Counter,
     pub retried: Counter,
     pub mirrored: Counter,
+    pub ejected: Counter,
     authorized: Family<Authorized, Counter>,
     refused: Family<Refused, Counter>,
     memory_held: Gauge,
@@ -103,6 +104,7 @@ impl Metrics {
             repicked: Counter::default(),
             retried: Counter::default(),
             mirrored: Counter::default(),
+            ejected: Counter::default(),
             authorized: Family::default(),
             refused: Family::default(),
             memory_held: Gauge::default(),
@@ -133,6 +135,7 @@ impl Metrics {
         own.register("repicked", "Requests and connections sent to a further endpoint", self.repicked.clone());
         own.register("retried", "Requests sent again because a rule asks for it", self.retried.clone());
         own.register("mirrored", "Copies of requests that were answered", self.mirrored.clone());
+        own.register("ejected", "Endpoints left out for a while because they failed", self.ejected.clone());
         own.register("authorizations", "Decisions of policies", self.authorized.clone());
         own.register("refused", "Work refused", self.refused.clone());
         own.register("memory_bytes", "Bytes that tunnels hold", self.memory_held.clone());

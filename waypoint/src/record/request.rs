@@ -16,7 +16,7 @@ use super::series::{Counted, Kind};
 use super::{Ends, Flag, Flags, RequestLabels};
 use crate::capture::Downstream;
 use crate::path::{PathError, UnderWay, Version};
-use crate::upstream::budget::Active;
+use crate::upstream::clusters::{Flight, Place};
 
 /// What is known of a request.
 #[derive(Debug)]
@@ -40,7 +40,8 @@ pub struct Request {
     flags: Flags,
     error: Option<String>,
     permit: Option<OwnedSemaphorePermit>,
-    active: Option<Active>,
+    active: Option<Place>,
+    held: Option<(Option<Flight>, Option<Place>)>,
     under_way: UnderWay,
     judged: Option<Judged>,
 }
@@ -81,6 +82,7 @@ impl Request {
             error: None,
             permit: None,
             active: None,
+            held: None,
             under_way,
             judged: None,
             downstream,
@@ -93,8 +95,18 @@ impl Request {
     }
 
     /// Its place among the requests of its service, likewise.
-    pub fn active(&mut self, active: Active) {
+    pub fn active(&mut self, active: Place) {
         self.active = Some(active);
+    }
+
+    /// What is under way for it at its endpoint, likewise.
+    pub fn held(&mut self, held: (Option<Flight>, Option<Place>)) {
+        self.held = Some(held);
+    }
+
+    /// The endpoint that it was sent to last.
+    pub fn endpoint(&self) -> Option<&Arc<Workload>> {
+        self.endpoint.as_ref()
     }
 
     /// What was decided about it.

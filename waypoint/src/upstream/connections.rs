@@ -19,7 +19,7 @@ use stillmesh_runtime::tasks::Tasks;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-use super::dial;
+use super::{Upstream, dial};
 use crate::capture::Downstream;
 use crate::config::Limits;
 use crate::path::{PathError, RequestBody, Version};
@@ -44,6 +44,20 @@ struct Key {
     dial: Dial,
     protocol: OutboundProtocol,
     version: Version,
+    kept: Kept,
+}
+
+/// How long and for how much connections are kept, where a DestinationRule says it; absent: as configured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Kept {
+    /// How long without requests.
+    pub idle: Option<Duration>,
+    /// How long in all.
+    pub age: Option<Duration>,
+    /// For how many requests.
+    pub requests: Option<u32>,
+    /// For how many at a time, on HTTP/2.
+    pub streams: Option<u32>,
 }
 
 /// All of them.
@@ -57,16 +71,43 @@ pub struct Connections {
 /// The connections of one key.
 #[derive(Debug)]
 struct Slot {
+    bounds: Bounds,
     idle: Mutex<Vec<Idle>>,
     shared: Mutex<Vec<Shared>>,
     /// Whoever makes an HTTP/2 connection; others wait for it.
     dialling: Semaphore,
 }
 
+/// What holds for the connections of one key.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    idle: Duration,
+    age: Duration,
+    requests: usize,
+    streams: usize,
+}
+
+impl Bounds {
+    fn new(limits: &Limits, kept: Kept) -> Self {
+        Self {
+            idle: kept.idle.unwrap_or(limits.upstream_idle),
+            age: kept.age.map_or(limits.upstream_age, |age| age.min(limits.upstream_age)),
+            requests: kept.requests.filter(|most| *most > 0).map_or(usize::MAX, |most| most as usize),
+            streams: kept.streams.map_or(limits.concurrent, |most| most.clamp(1, limits.concurrent)) as usize,
+        }
+    }
+
+    fn is_over(&self, made: Instant, since: Instant) -> bool {
+        since.elapsed() >= self.idle || made.elapsed() >= self.age
+    }
+}
+
 /// An HTTP/1.1 connection without a request.
 #[derive(Debug)]
 struct Idle {
     sender: http1::SendRequest<RequestBody>,
+    /// Requests that it has carried.
+    carried: usize,
     made: Instant,
     since: Instant,
 }
@@ -78,6 +119,8 @@ struct Shared {
     made: Instant,
     used: Arc<Mutex<Instant>>,
     requests: Arc<AtomicUsize>,
+    /// Requests that it was given in all.
+    carried: AtomicUsize,
 }
 
 /// Idle HTTP/1.1 connections that are kept per endpoint; what is more is closed.
@@ -99,16 +142,17 @@ impl Connections {
     pub async fn lease(
         self: &Arc<Self>,
         downstream: &Downstream,
+        upstream: &Upstream,
         plan: &OutboundPlan,
         version: Version,
         fresh: bool,
         deadline: Instant,
     ) -> Result<Lease, PathError> {
-        let key = Key { dial: plan.dial.clone(), protocol: plan.protocol.clone(), version };
+        let key = Key { dial: plan.dial.clone(), protocol: plan.protocol.clone(), version, kept: upstream.kept() };
         let slot = self.slot(&key);
         if version == Version::One {
             if !fresh && let Some(idle) = self.idle(&slot) {
-                return Ok(self.one(slot, idle.sender, idle.made, true));
+                return Ok(self.one(slot, idle));
             }
             let io = TokioIo::new(dial::way(downstream.waypoint(), &downstream.own, plan, None, deadline).await?);
             let handshake = http1::Builder::new().max_buf_size(self.limits.head_bytes).handshake(io).await;
@@ -118,7 +162,8 @@ impl Connections {
                     tracing::debug!(%error, "a connection to an endpoint ended early");
                 }
             });
-            return Ok(self.one(slot, sender, Instant::now(), false));
+            let now = Instant::now();
+            return Ok(self.one(slot, Idle { sender, carried: 0, made: now, since: now }));
         }
         if !fresh && let Some(lease) = self.shared(&slot) {
             return Ok(lease);
@@ -146,7 +191,8 @@ impl Connections {
         });
         let now = Instant::now();
         let requests = Arc::new(AtomicUsize::new(0));
-        let shared = Shared { sender, made: now, used: Arc::new(Mutex::new(now)), requests };
+        let carried = AtomicUsize::new(0);
+        let shared = Shared { sender, made: now, used: Arc::new(Mutex::new(now)), requests, carried };
         let lease = shared.lease(false);
         slot.shared.lock().push(shared);
         drop(dialling);
@@ -157,7 +203,10 @@ impl Connections {
         let mut slots = self.slots.lock();
         match slots.get(key) {
             Some(slot) => slot.clone(),
-            None => slots.entry(key.clone()).or_default().clone(),
+            None => {
+                let slot = Arc::new(Slot::new(Bounds::new(&self.limits, key.kept)));
+                slots.entry(key.clone()).or_insert(slot).clone()
+            }
         }
     }
 
@@ -165,7 +214,7 @@ impl Connections {
     fn idle(&self, slot: &Slot) -> Option<Idle> {
         let mut idle = slot.idle.lock();
         while let Some(last) = idle.pop() {
-            if last.sender.is_ready() && !self.is_over(last.made, last.since) {
+            if last.sender.is_ready() && !slot.bounds.is_over(last.made, last.since) {
                 return Some(last);
             }
         }
@@ -174,37 +223,36 @@ impl Connections {
 
     fn shared(&self, slot: &Slot) -> Option<Lease> {
         let mut all = slot.shared.lock();
-        all.retain(|shared| !shared.sender.is_closed() && shared.made.elapsed() < self.limits.upstream_age);
-        let most = self.limits.concurrent as usize;
-        let free = all.iter().find(|shared| shared.requests.load(Ordering::Relaxed) < most);
+        let Bounds { age, requests, streams, .. } = slot.bounds;
+        // What is taken out here ends when its last request has.
+        all.retain(|shared| {
+            let may_more = shared.carried.load(Ordering::Relaxed) < requests;
+            !shared.sender.is_closed() && shared.made.elapsed() < age && may_more
+        });
+        let free = all.iter().find(|shared| shared.requests.load(Ordering::Relaxed) < streams);
         free.map(|shared| shared.lease(true))
     }
 
-    fn one(
-        self: &Arc<Self>,
-        slot: Arc<Slot>,
-        sender: http1::SendRequest<RequestBody>,
-        made: Instant,
-        reused: bool,
-    ) -> Lease {
-        Lease { sender: Sender::One { sender, made, home: self.clone(), slot }, reused }
-    }
-
-    fn is_over(&self, made: Instant, since: Instant) -> bool {
-        since.elapsed() >= self.limits.upstream_idle || made.elapsed() >= self.limits.upstream_age
+    fn one(self: &Arc<Self>, slot: Arc<Slot>, connection: Idle) -> Lease {
+        let reused = connection.carried > 0;
+        Lease { sender: Sender::One { connection, home: self.clone(), slot }, reused }
     }
 
     /// Takes a connection back when its response has been read to the end.
-    fn take_back(self: Arc<Self>, slot: Arc<Slot>, mut sender: http1::SendRequest<RequestBody>, made: Instant) {
-        let home = self.clone();
+    fn take_back(&self, slot: Arc<Slot>, connection: Idle) {
+        let Idle { mut sender, carried, made, .. } = connection;
+        let carried = carried.saturating_add(1);
+        if carried >= slot.bounds.requests {
+            return;
+        }
         self.tasks.spawn("http1 between requests", async move {
             // Its error says that the connection has ended; then there is nothing to keep.
-            if sender.ready().await.is_err() || made.elapsed() >= home.limits.upstream_age {
+            if sender.ready().await.is_err() || made.elapsed() >= slot.bounds.age {
                 return;
             }
             let mut idle = slot.idle.lock();
             if idle.len() < MOST_IDLE {
-                idle.push(Idle { sender, made, since: Instant::now() });
+                idle.push(Idle { sender, carried, made, since: Instant::now() });
             }
         });
     }
@@ -216,12 +264,12 @@ impl Connections {
             tokio::time::sleep(every).await;
             self.slots.lock().retain(|_, slot| {
                 let mut idle = slot.idle.lock();
-                idle.retain(|idle| !idle.sender.is_closed() && !self.is_over(idle.made, idle.since));
+                idle.retain(|idle| !idle.sender.is_closed() && !slot.bounds.is_over(idle.made, idle.since));
                 let mut shared = slot.shared.lock();
                 shared.retain(|shared| {
                     let busy = shared.requests.load(Ordering::Relaxed) > 0;
                     let since = *shared.used.lock();
-                    !shared.sender.is_closed() && (busy || !self.is_over(shared.made, since))
+                    !shared.sender.is_closed() && (busy || !slot.bounds.is_over(shared.made, since))
                 });
                 // The map's lock is held: nobody begins to use a slot.
                 let is_used = !idle.is_empty() || !shared.is_empty();
@@ -241,9 +289,9 @@ pub const SEND_BUFFER: usize = 128 << 10;
 /// Requests at a time on one HTTP/2 connection, either side.
 pub const CONCURRENT: u32 = 100;
 
-impl Default for Slot {
-    fn default() -> Self {
-        Self { idle: Mutex::default(), shared: Mutex::default(), dialling: Semaphore::new(1) }
+impl Slot {
+    fn new(bounds: Bounds) -> Self {
+        Self { bounds, idle: Mutex::default(), shared: Mutex::default(), dialling: Semaphore::new(1) }
     }
 }
 
@@ -254,6 +302,7 @@ fn broken(error: hyper::Error) -> PathError {
 impl Shared {
     fn lease(&self, reused: bool) -> Lease {
         self.requests.fetch_add(1, Ordering::Relaxed);
+        self.carried.fetch_add(1, Ordering::Relaxed);
         let in_use = InUse { requests: self.requests.clone(), used: self.used.clone() };
         Lease { sender: Sender::Two { sender: self.sender.clone(), in_use }, reused }
     }
@@ -283,7 +332,7 @@ pub struct Lease {
 
 #[derive(Debug)]
 enum Sender {
-    One { sender: http1::SendRequest<RequestBody>, made: Instant, home: Arc<Connections>, slot: Arc<Slot> },
+    One { connection: Idle, home: Arc<Connections>, slot: Arc<Slot> },
     Two { sender: http2::SendRequest<RequestBody>, in_use: InUse },
 }
 
@@ -295,10 +344,10 @@ impl Lease {
         request: Request<RequestBody>,
     ) -> Result<(Response<Incoming>, Option<InUse>), TrySendError<Request<RequestBody>>> {
         match self.sender {
-            Sender::One { mut sender, made, home, slot } => {
-                let response = sender.try_send_request(request).await?;
+            Sender::One { mut connection, home, slot } => {
+                let response = connection.sender.try_send_request(request).await?;
                 if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
-                    home.take_back(slot, sender, made);
+                    home.take_back(slot, connection);
                 }
                 Ok((response, None))
             }

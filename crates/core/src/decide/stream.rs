@@ -18,8 +18,6 @@ use crate::snapshot::{Snapshot, StreamEntry};
 pub struct Streamed {
     /// What it is carried to.
     pub target: Target,
-    /// Only endpoints of this subset of it.
-    pub subset: Option<crate::model::Str>,
     /// The route that says so, and which of its rules; `None`: no route is about it, and it goes to what was dialled.
     pub by: Option<(Arc<HttpRoute>, usize)>,
 }
@@ -49,7 +47,7 @@ pub fn asked(snapshot: &Snapshot, target: &Target, client_namespace: &str) -> As
 
 /// Where a connection goes. With routes on its port that do not take it, it is refused.
 pub fn stream(snapshot: &Snapshot, attrs: &StreamAttrs<'_>) -> Result<Streamed, Refusal> {
-    let dialled = || Streamed { target: attrs.target.clone(), subset: None, by: None };
+    let dialled = || Streamed { target: attrs.target.clone(), by: None };
     let Target::Service { service, port, .. } = attrs.target else { return Ok(dialled()) };
     let mut entries = entries(snapshot, service, port, attrs.client_namespace).peekable();
     if entries.peek().is_none() {
@@ -80,8 +78,9 @@ pub fn stream(snapshot: &Snapshot, attrs: &StreamAttrs<'_>) -> Result<Streamed, 
                 let service = service.key.clone();
                 Refusal::from(Reason::NoServicePort { service, port: number })
             })?;
-            let target = Target::Service { service: service.clone(), port: *port, address: None };
-            Ok(Streamed { target, subset: subset.clone(), by: Some((entry.route.clone(), entry.rule_index)) })
+            let target =
+                Target::Service { service: service.clone(), port: *port, address: None, subset: subset.clone() };
+            Ok(Streamed { target, by: Some((entry.route.clone(), entry.rule_index)) })
         }
     }
 }

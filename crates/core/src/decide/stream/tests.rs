@@ -63,7 +63,7 @@ fn virtual_service(name: &str, streams: Vec<StreamRule>) -> HttpRoute {
 fn web(snapshot: &Snapshot, port: u16) -> Target {
     let service = snapshot.service(&service_key("web")).unwrap().clone();
     let port = *service.port(port).unwrap();
-    Target::Service { service, port, address: None }
+    Target::Service { service, port, address: None, subset: None }
 }
 
 fn ask(snapshot: &Snapshot, port: u16, opening: Opening<'_>) -> Result<Streamed, Reason> {
@@ -240,7 +240,8 @@ fn backends_are_chosen_by_weight_and_a_subset_stays() {
         let attrs = StreamAttrs { target: &target, client_namespace: "ns", opening: BYTES, entropy };
         let streamed = stream(&snapshot, &attrs).unwrap();
         let is_two = *streamed.target.service().unwrap().name == *"two";
-        assert_eq!(streamed.subset.is_some(), is_two);
+        let Target::Service { subset, .. } = &streamed.target else { panic!("a service") };
+        assert_eq!(subset.is_some(), is_two);
         to_two += usize::from(is_two);
     }
     assert!((850..1150).contains(&to_two), "{to_two} of 4000");
