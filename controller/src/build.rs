@@ -5,6 +5,7 @@
 //! anew gives the same as following the changes; a test compares.
 
 mod accesses;
+mod destinations;
 mod findings;
 mod join;
 mod labelled;
@@ -107,6 +108,7 @@ struct Dirty {
     peers: BTreeSet<Name>,
     authentications: BTreeSet<Name>,
     routes: BTreeSet<ObjectKey>,
+    destinations: BTreeSet<Name>,
     mesh: bool,
     /// What holds for all requests.
     settings: bool,
@@ -264,7 +266,10 @@ impl Builder {
                 let pod = content!(Pod);
                 let old = self.world.replace_pod(&name, pod.clone());
                 self.running.replace(&name, pod.as_deref());
-                old.iter().chain(&pod).for_each(|pod| self.touch_guarding(&name.0, pod));
+                old.iter().chain(&pod).for_each(|pod| {
+                    self.touch_guarding(&name.0, pod);
+                    self.touch_subsets(&name.0, pod);
+                });
                 self.dirty.pods.insert(name);
             }
             Kind::Service => self.take_service(name, content!(Service)),
@@ -318,6 +323,10 @@ impl Builder {
                 self.world.routes.replace(key, object.cloned(), &self.mesh);
                 self.dirty.routes.insert(key.clone());
             }
+            Kind::DestinationRule => {
+                self.world.destinations.replace(&name, content!(DestinationRule), &self.mesh);
+                self.dirty.destinations.insert(name);
+            }
             Kind::ReferenceGrant => {
                 let concerned = self.world.routes.replace_grant(&name, content!(ReferenceGrant));
                 self.dirty.routes.extend(concerned);
@@ -363,7 +372,9 @@ impl Builder {
     fn take_slice(&mut self, name: Name, slice: Option<Arc<EndpointSlice>>) {
         let old = self.world.replace_slice(&name, slice.clone());
         for slice in old.iter().chain(&slice) {
-            self.dirty.pods.extend(ends(&name, slice).1);
+            let (service, pods) = ends(&name, slice);
+            service.iter().for_each(|service| self.touch_destinations(service));
+            self.dirty.pods.extend(pods);
         }
         self.dirty.slices.insert(name);
     }
@@ -420,7 +431,8 @@ impl Builder {
         let workloads = self.workloads.values().chain(slices).map(|one| Change::Workload(Arc::clone(one)));
         let routes = self.world.routes.published().map(|one| Change::Route(Arc::clone(one)));
         let accesses = self.world.accesses.published().map(|one| Change::Access(Arc::clone(one)));
-        policies.chain(services).chain(workloads).chain(routes).chain(accesses)
+        let destinations = self.world.destinations.published().map(|one| Change::Destination(Arc::clone(one)));
+        policies.chain(services).chain(workloads).chain(routes).chain(accesses).chain(destinations)
     }
 }
 

@@ -46,6 +46,7 @@ pub(crate) fn watches(root_namespace: &str) -> Vec<Watch> {
         Kind::TlsRoute,
         Kind::TcpRoute,
         Kind::VirtualService,
+        Kind::DestinationRule,
         Kind::ReferenceGrant,
     ];
     let mesh = Watch::named(Kind::ConfigMap, root_namespace, mesh_config::CONFIG_MAP);

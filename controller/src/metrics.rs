@@ -264,6 +264,7 @@ impl Metrics {
             | Kind::Gateway
             | Kind::GrpcRoute
             | Kind::VirtualService
+            | Kind::DestinationRule
             | Kind::HttpRoute
             | Kind::TlsRoute
             | Kind::TcpRoute

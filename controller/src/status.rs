@@ -17,6 +17,7 @@ use stillmesh_k8s::gateway::condition;
 use stillmesh_k8s::gateway::grpc_route::GrpcRoute;
 use stillmesh_k8s::gateway::http_route::HttpRoute;
 use stillmesh_k8s::gateway::stream_route::{TcpRoute, TlsRoute};
+use stillmesh_k8s::istio::destination_rule::DestinationRule;
 use stillmesh_k8s::istio::virtual_service::VirtualService;
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use stillmesh_k8s::{Kind, ObjectKey, status};
@@ -220,6 +221,7 @@ impl Writer for Api {
                 Kind::Service => ApiResource::erase::<Service>(&()),
                 Kind::GrpcRoute => ApiResource::erase::<GrpcRoute>(&()),
                 Kind::VirtualService => ApiResource::erase::<VirtualService>(&()),
+                Kind::DestinationRule => ApiResource::erase::<DestinationRule>(&()),
                 Kind::HttpRoute => ApiResource::erase::<HttpRoute>(&()),
                 Kind::TlsRoute => ApiResource::erase::<TlsRoute>(&()),
                 Kind::TcpRoute => ApiResource::erase::<TcpRoute>(&()),
@@ -234,6 +236,7 @@ impl Writer for Api {
                     | Kind::PeerAuthentication
                     | Kind::RequestAuthentication
                     | Kind::VirtualService
+                    | Kind::DestinationRule
             ) {
                 status["observedGeneration"] = verdict.generation.into();
             }

@@ -171,6 +171,8 @@ impl Sink for Told {
             Change::RouteRemoved(key) => format!("no route {key}"),
             Change::Access(one) => format!("access {}", one.key()),
             Change::AccessRemoved(key) => format!("no access {key}"),
+            Change::Destination(one) => format!("destination {}", one.key),
+            Change::DestinationRemoved(key) => format!("no destination {key}"),
         };
         let changes: Vec<String> = batch.changes.iter().map(one).collect();
         let refused = self.refuses.filter(|name| changes.iter().any(|one| one.contains(name)));

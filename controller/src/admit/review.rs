@@ -49,6 +49,7 @@ pub(super) fn review(body: &[u8], mesh: &Mesh) -> Result<Reviewed, String> {
         Some("AuthorizationPolicy") => "AuthorizationPolicy",
         Some("PeerAuthentication") => "PeerAuthentication",
         Some("RequestAuthentication") => "RequestAuthentication",
+        Some("DestinationRule") => "DestinationRule",
         Some("VirtualService") if is_for_the_mesh(object) => "VirtualService",
         _ => return Ok(passes()),
     };

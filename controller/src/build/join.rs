@@ -52,6 +52,7 @@ impl Builder {
         for name in &dirty.pods {
             self.build_pod(name, &mut strict, &mut set, &mut ended);
         }
+        self.build_destinations(&dirty, &mut set, &mut ended, &mut verdicts);
         self.build_routes(&dirty, &mut set, &mut ended, &mut verdicts);
         // Nobody is left without a policy or a service that something still names.
         let changes = set.into_iter().chain(ended).chain(gone).chain(removed).collect();
@@ -94,6 +95,7 @@ impl Builder {
             self.dirty.policies.extend(policies);
             self.dirty.peers.extend(self.world.peers.all().map(|(name, _)| name));
             self.dirty.routes.extend(self.world.routes.keys().cloned());
+            self.dirty.destinations.extend(self.world.destinations.names().cloned());
         }
     }
 

@@ -283,9 +283,10 @@ impl Builder {
     }
 }
 
-struct Known<'a> {
-    world: &'a World,
-    mesh: &'a Mesh,
+/// What routes and rules refer to.
+pub(super) struct Known<'a> {
+    pub world: &'a World,
+    pub mesh: &'a Mesh,
 }
 
 impl References for Known<'_> {

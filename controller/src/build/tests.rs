@@ -28,6 +28,8 @@ fn told(changes: &[Change]) -> Vec<String> {
         Change::RouteRemoved(key) => format!("no route {key}"),
         Change::Access(one) => format!("access {}", one.key()),
         Change::AccessRemoved(key) => format!("no access {key}"),
+        Change::Destination(one) => format!("destination {}", one.key),
+        Change::DestinationRemoved(key) => format!("no destination {key}"),
     };
     changes.iter().map(one).collect()
 }
@@ -140,6 +142,14 @@ fn virtual_service(name: &str, host: &str, destination: &str) -> String {
     format!(
         "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  hosts: \
          ['{host}']\n  http: [{{route: [{{destination: {{host: {destination}}}}}]}}]\n"
+    )
+}
+
+/// A rule with the subset `v` of the pods with this label.
+fn destination(namespace: &str, name: &str, host: &str, app: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n  host: \
+         '{host}'\n  trafficPolicy: {{loadBalancer: {{simple: RANDOM}}}}\n  subsets: [{{name: v, labels: {{app: {app}}}}}]\n"
     )
 }
 
@@ -300,6 +310,37 @@ fn a_virtual_service_that_is_refused_stays_as_it_was() {
     assert_eq!((condition.status, condition.reason), ("False", "Invalid"));
     assert!(condition.message.ends_with("its last accepted version stays in force"), "{}", condition.message);
     assert_eq!(world.remove(Kind::VirtualService, "shop", "v"), ["no route VirtualService shop/v"]);
+}
+
+#[test]
+fn a_destination_rule_follows_the_pods_of_its_subsets_and_its_services() {
+    let mut world = World::new(&shop());
+    let rule = destination("shop", "d", "page", "page");
+    assert_eq!(world.set(&rule), ["destination shop/d"]);
+    let members = |world: &World| -> Vec<String> {
+        let rule = world.builder.published().find_map(|change| match change {
+            Change::Destination(rule) => Some(rule),
+            _ => None,
+        });
+        rule.map(|rule| rule.subsets[0].members.iter().map(ToString::to_string).collect()).unwrap_or_default()
+    };
+    let before = members(&world);
+    assert!(!before.is_empty());
+    assert_eq!(world.set(&pod("page-9", "page", "n1", "10.0.0.99")).len(), 2, "the pod and the rule");
+    assert_eq!(members(&world).len(), before.len() + 1);
+    assert_eq!(world.set(&pod("details-9", "details", "n1", "10.0.0.98")).len(), 1, "nothing of it");
+    world.remove(Kind::Pod, "shop", "page-9");
+    assert_eq!(members(&world), before);
+    let built = world.builder.apply(&update(&rule.replace("RANDOM", "FASTEST"), &[]));
+    assert_eq!(told(&built.changes), [""; 0]);
+    let condition = built.verdicts[0].condition.as_ref().unwrap();
+    assert_eq!((condition.status, condition.reason), ("False", "Invalid"));
+    assert!(condition.message.ends_with("its last accepted version stays in force"), "{}", condition.message);
+    assert!(
+        world.remove(Kind::Service, "shop", "page").contains(&"destination shop/d".to_owned())
+            || members(&world) == before
+    );
+    assert_eq!(world.remove(Kind::DestinationRule, "shop", "d"), ["no destination shop/d"]);
 }
 
 #[test]
@@ -676,6 +717,12 @@ fn any_object() -> impl Strategy<Value = (String, ObjectKey)> {
             let name = format!("t{name}");
             (stream_route(kind, &name, &parent, "name: s0, port: 80"), ObjectKey::new(kind, "shop", &name))
         }),
+        (space(), 0..2_u8, prop_oneof![Just("s0"), Just("s1.shop.svc.cluster.local"), Just("bare1"), Just("*")], app()).prop_map(
+            |(namespace, name, host, app)| {
+                let name = format!("d{name}");
+                (destination(namespace, &name, host, app), ObjectKey::new(Kind::DestinationRule, namespace, &name))
+            }
+        ),
         (space(), 0..2_u8).prop_map(|(namespace, name)| {
             let name = format!("g{name}");
             (grant(namespace, &name), ObjectKey::new(Kind::ReferenceGrant, namespace, &name))
@@ -716,8 +763,8 @@ fn any_object() -> impl Strategy<Value = (String, ObjectKey)> {
     ]
 }
 
-const KINDS_OF_ROUTES: [Kind; 5] =
-    [Kind::GrpcRoute, Kind::HttpRoute, Kind::TlsRoute, Kind::TcpRoute, Kind::VirtualService];
+const KINDS_OF_ROUTES: [Kind; 6] =
+    [Kind::GrpcRoute, Kind::HttpRoute, Kind::TlsRoute, Kind::TcpRoute, Kind::VirtualService, Kind::DestinationRule];
 
 /// What was last said of each route that is there.
 fn said_of_routes(before: &mut BTreeMap<ObjectKey, String>, built: &Built) {
@@ -751,6 +798,8 @@ impl Node {
                 Change::RouteRemoved(key) => (format!("r {key}"), None),
                 Change::Access(one) => (format!("a {}", one.key()), Some(format!("{one:?}"))),
                 Change::AccessRemoved(key) => (format!("a {key}"), None),
+                Change::Destination(one) => (format!("d {}", one.key), Some(format!("{one:?}"))),
+                Change::DestinationRemoved(key) => (format!("d {key}"), None),
             };
             match content {
                 Some(content) => assert_ne!(self.held.insert(name, content.clone()), Some(content), "sent for nothing"),

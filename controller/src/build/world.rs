@@ -17,6 +17,7 @@ use stillmesh_k8s::object::DEFAULT_NAMESPACE;
 use stillmesh_k8s::translate::{self, Mesh, Target as Attached};
 
 use super::accesses::Accesses;
+use super::destinations::Destinations;
 use super::labelled::{Asking, Having};
 use super::routes::Routes;
 use super::waypoints::{Asker, Waypoints};
@@ -92,6 +93,7 @@ pub(super) struct World {
     pub waypoints: Waypoints,
     pub routes: Routes,
     pub accesses: Accesses,
+    pub destinations: Destinations,
     pods_having: Having,
     services_asking: Asking,
     policies_asking: Asking,

@@ -18,6 +18,7 @@ use stillmesh_k8s::gateway::grpc_route::GrpcRoute;
 use stillmesh_k8s::gateway::http_route::{HttpRoute, ReferenceGrant};
 use stillmesh_k8s::gateway::stream_route::{TcpRoute, TlsRoute};
 use stillmesh_k8s::gateway::{Gateway, GatewayClass};
+use stillmesh_k8s::istio::destination_rule::DestinationRule;
 use stillmesh_k8s::istio::virtual_service::VirtualService;
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use stillmesh_k8s::{Kind, Position, Unusable, parse};
@@ -110,6 +111,7 @@ pub(crate) fn spawn(
         Kind::Gateway => checked!(Gateway),
         Kind::GrpcRoute => checked!(GrpcRoute),
         Kind::VirtualService => checked!(VirtualService),
+        Kind::DestinationRule => checked!(DestinationRule),
         Kind::HttpRoute => checked!(HttpRoute),
         Kind::TlsRoute => checked!(TlsRoute),
         Kind::TcpRoute => checked!(TcpRoute),

@@ -381,6 +381,7 @@ fn is_optional(kind: Kind) -> bool {
             | Kind::TlsRoute
             | Kind::TcpRoute
             | Kind::VirtualService
+            | Kind::DestinationRule
             | Kind::ReferenceGrant
             | Kind::RequestAuthentication
             | Kind::HorizontalPodAutoscaler

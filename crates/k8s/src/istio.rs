@@ -1,6 +1,7 @@
 //! Istio's security resources, `security.istio.io/v1` (and `v1beta1`, which is the same). CRD YAML comes from these
 //! types: see [`crds`].
 
+pub mod destination_rule;
 mod request_authentication;
 mod rules;
 pub mod virtual_service;
@@ -361,6 +362,7 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
         }
     }
     crds.extend(virtual_service::crd());
+    crds.extend(destination_rule::crd());
     crds
 }
 

@@ -16,6 +16,7 @@ use crate::gateway::grpc_route::GrpcRoute;
 use crate::gateway::http_route::{HttpRoute, ReferenceGrant};
 use crate::gateway::stream_route::{TcpRoute, TlsRoute};
 use crate::gateway::{Gateway, GatewayClass};
+use crate::istio::destination_rule::DestinationRule;
 use crate::istio::virtual_service::VirtualService;
 use crate::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 
@@ -121,6 +122,11 @@ kinds! {
     TcpRoute { "TCPRoute", &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"], true },
     VirtualService {
         "VirtualService",
+        &["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"],
+        true
+    },
+    DestinationRule {
+        "DestinationRule",
         &["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"],
         true
     },

@@ -28,6 +28,7 @@ use crate::gateway::grpc_route::GrpcRoute;
 use crate::gateway::http_route::{HttpRoute, ReferenceGrant};
 use crate::gateway::stream_route::{TcpRoute, TlsRoute};
 use crate::gateway::{Gateway, GatewayClass};
+use crate::istio::destination_rule::DestinationRule;
 use crate::istio::virtual_service::VirtualService;
 use crate::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use crate::object::{DEFAULT_NAMESPACE, Kind, Object, ObjectKey, Placed};
@@ -232,6 +233,7 @@ impl Reading {
                         | Kind::PeerAuthentication
                         | Kind::RequestAuthentication
                         | Kind::VirtualService
+                        | Kind::DestinationRule
                 );
                 // A status is written by controllers, not by the one who reads these messages.
                 unknown.retain(|field| !field.path.starts_with("status."));
@@ -270,6 +272,12 @@ impl Reading {
 impl Reading {
     /// Rules that the translation refuses: they are refused with a status, and told here with their place.
     fn flaws_of_rules(&mut self, object: &Object, root: &Node, title: &str) {
+        if let Object::DestinationRule(written) = object
+            && let Some(problem) = translate::destination_rule_flaw(written)
+        {
+            let hint = "waypoints do not take it; the last version that they took stays in force";
+            self.add(Severity::Warning, "MAN020", root.at, title, "spec", [&problem, hint]);
+        }
         let Object::VirtualService(written) = object else { return };
         for (list, index, problem) in translate::virtual_service_flaws(written, &Mesh::default()) {
             let rules = root.at_path(&["spec", list]).map_or(&[][..], Node::items);
@@ -307,6 +315,7 @@ fn typed(kind: Kind, root: &Node) -> Result<(Object, Vec<Unknown>), Mismatch> {
         Kind::TlsRoute => read::<TlsRoute>(root),
         Kind::TcpRoute => read::<TcpRoute>(root),
         Kind::VirtualService => read::<VirtualService>(root),
+        Kind::DestinationRule => read::<DestinationRule>(root),
         Kind::ReferenceGrant => read::<ReferenceGrant>(root),
     }
 }

@@ -5,6 +5,7 @@
 //! few resources.
 
 mod authorization;
+mod destination_rule;
 mod endpoints;
 mod grpc_route;
 mod http_route;
@@ -20,6 +21,8 @@ mod waypoint_only;
 mod workload;
 
 pub use authorization::{Authorization, authorization};
+pub(crate) use destination_rule::destination_rule_flaw;
+pub use destination_rule::{Destined, Endpoints, destination_rule, destination_rule_names};
 pub use endpoints::{SliceEndpoints, endpoint_ports, pod_serves, slice_endpoints, slice_ports, slice_service};
 pub use grpc_route::grpc_route;
 pub use http_route::http_route;

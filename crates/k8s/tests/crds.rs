@@ -17,7 +17,16 @@ fn committed_crds_are_the_ones_of_the_types() {
 fn all_versions_are_served_and_the_first_is_stored() {
     let crds = stillmesh_k8s::istio::crds();
     let names: Vec<&str> = crds.iter().map(|crd| crd.spec.names.plural.as_str()).collect();
-    assert_eq!(names, ["authorizationpolicies", "peerauthentications", "requestauthentications", "virtualservices"]);
+    assert_eq!(
+        names,
+        [
+            "authorizationpolicies",
+            "peerauthentications",
+            "requestauthentications",
+            "virtualservices",
+            "destinationrules"
+        ]
+    );
     for crd in crds {
         let versions: Vec<(&str, bool, bool)> =
             crd.spec.versions.iter().map(|one| (one.name.as_str(), one.served, one.storage)).collect();

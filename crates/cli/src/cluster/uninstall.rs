@@ -36,7 +36,7 @@ pub(crate) struct Uninstall {
     /// Do not ask
     #[arg(long = "skip-confirmation", short = 'y', visible_alias = "yes")]
     yes: bool,
-    /// Delete the kinds that came with the mesh too, and with them every policy and VirtualService in the cluster
+    /// Delete the kinds that came with the mesh too, and with them every policy, VirtualService and DestinationRule in the cluster
     #[arg(long)]
     purge: bool,
     /// Only say what would go

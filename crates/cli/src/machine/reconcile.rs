@@ -616,6 +616,10 @@ impl Reconciler {
                 Arc::make_mut(&mut written).status = status.and_then(read);
                 Object::VirtualService(written)
             }
+            Object::DestinationRule(mut written) => {
+                Arc::make_mut(&mut written).status = status.and_then(read);
+                Object::DestinationRule(written)
+            }
             Object::TlsRoute(mut route) => {
                 Arc::make_mut(&mut route).status = status.and_then(read);
                 Object::TlsRoute(route)

@@ -55,6 +55,7 @@ pub(super) fn object(kind: Kind, root: &Node, flaws: &mut Flaws) {
         Kind::TlsRoute => super::check_gateway::tls_route(root, flaws),
         Kind::TcpRoute => super::check_gateway::tcp_route(root, flaws),
         Kind::VirtualService => super::check_virtual::virtual_service(root, flaws),
+        Kind::DestinationRule => super::check_virtual::destination_rule(root, flaws),
         Kind::ReferenceGrant => super::check_gateway::reference_grant(root, flaws),
         Kind::Namespace
         | Kind::Node

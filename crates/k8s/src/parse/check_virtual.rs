@@ -1,4 +1,4 @@
-//! What Istio's validating webhook refuses of a VirtualService: rules that say nothing, or two things at once.
+//! What Istio's validating webhook refuses of a VirtualService or DestinationRule: rules that say nothing, or two things at once.
 
 use super::check::{Flaws, Least, each, one_of, ports};
 use super::node::Node;
@@ -85,6 +85,38 @@ pub(super) fn virtual_service(root: &Node, flaws: &mut Flaws) {
                 flaws.add("MAN005", node.at, &format!("{path}.host"), "the host is missing", hint);
             }
         });
+    }
+}
+
+pub(super) fn destination_rule(root: &Node, flaws: &mut Flaws) {
+    let spec = root.get("spec");
+    let host = spec.and_then(|spec| spec.get("host"));
+    if host.and_then(Node::text).unwrap_or_default().is_empty() {
+        let at = host.or(spec).map_or(root.at, |node| node.at);
+        flaws.add(
+            "MAN005",
+            at,
+            "spec.host",
+            "no host",
+            "the name of a Service, short or whole, or one that begins with *",
+        );
+    }
+    each(root, "spec.subsets[]", &mut |subset, path| {
+        if subset.get("name").and_then(Node::text).unwrap_or_default().is_empty() {
+            flaws.add(
+                "MAN005",
+                subset.at,
+                &format!("{path}.name"),
+                "the name is missing",
+                "routes name a subset by it",
+            );
+        }
+    });
+    for path in [
+        "spec.trafficPolicy.portLevelSettings[].port.number",
+        "spec.subsets[].trafficPolicy.portLevelSettings[].port.number",
+    ] {
+        ports(root, path, Least::One, flaws);
     }
 }
 

@@ -150,7 +150,7 @@ impl References for Nothing {
 }
 
 /// The Service behind a host, as Istio resolves it: a name without dots is one of the own namespace.
-fn resolve(host: &str, namespace: &str, mesh: &Mesh) -> Option<(Str, Str)> {
+pub(super) fn resolve(host: &str, namespace: &str, mesh: &Mesh) -> Option<(Str, Str)> {
     if !host.contains('.') {
         return Some((namespace.into(), host.into()));
     }
