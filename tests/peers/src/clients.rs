@@ -141,6 +141,7 @@ fn route(service: &str, rules: Vec<RouteRule>) -> Change {
         parents: vec![RouteParent { service: service_key(&format!("shop/{service}")), port: None }],
         consumer: None,
         created: 0,
+        streams: Vec::new(),
         rules,
     }))
 }

@@ -71,6 +71,8 @@ impl Sink for Told {
             Change::RouteRemoved(key) => format!("no route {key}"),
             Change::Access(one) => format!("access {}", one.key()),
             Change::AccessRemoved(key) => format!("no access {key}"),
+            Change::Destination(one) => format!("destination {}", one.key),
+            Change::DestinationRemoved(key) => format!("no destination {key}"),
         };
         let _ = self.sender.send((batch.kind, batch.changes.iter().map(one).collect())).await;
         Vec::new()

@@ -90,6 +90,7 @@ impl Table {
             consumer: None,
             created: i64::try_from(chance.below(3)).unwrap_or_default(),
             rules: (0..1 + chance.below(6)).map(|_| a_rule(chance)).collect(),
+            streams: Vec::new(),
         };
         let routes = (0..objects).map(|object| route(object, chance)).collect();
         let attached = Attachment::To(vec![service_key(&format!("shop/{service}"))]);
