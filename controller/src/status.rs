@@ -40,9 +40,16 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
+/// The least time before the same status is written once more, because somebody else has written another one over it; doubled
+/// as long as that goes on.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(120);
+
 /// What is to be written, the newest per object.
 pub(crate) struct Statuses {
     waiting: Mutex<BTreeMap<ObjectKey, Waiting>>,
+    /// What was written lately.
+    written: Mutex<BTreeMap<ObjectKey, Written>>,
     news: Notify,
     metrics: Arc<Metrics>,
 }
@@ -54,14 +61,52 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn new(verdict: Verdict) -> Self {
-        Self { verdict, due: Instant::now(), backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT) }
+    fn new(verdict: Verdict, due: Instant) -> Self {
+        Self { verdict, due, backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT) }
+    }
+}
+
+/// A status that was written.
+struct Written {
+    /// Without times.
+    said: Value,
+    /// Not again before.
+    until: Instant,
+    pause: Duration,
+}
+
+impl Written {
+    /// Whether somebody may still be at it: who was quiet for long begins anew.
+    fn counts(&self, now: Instant) -> bool {
+        now < self.until + self.pause * 4
     }
 }
 
 impl Statuses {
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { waiting: Mutex::default(), news: Notify::new(), metrics }
+        Self { waiting: Mutex::default(), written: Mutex::default(), news: Notify::new(), metrics }
+    }
+
+    /// When a status may be written: now, unless it is the one that was written last, so that two controllers that do not
+    /// agree leave the API server in peace.
+    fn due(&self, object: &ObjectKey, status: &Value) -> Instant {
+        let now = Instant::now();
+        let written = self.written.lock();
+        let same = written.get(object).filter(|one| one.counts(now) && one.said == timeless(status));
+        same.map_or(now, |one| one.until.max(now))
+    }
+
+    /// Notes what was written.
+    fn noted(&self, object: &ObjectKey, status: &Value) {
+        let (now, said) = (Instant::now(), timeless(status));
+        let mut written = self.written.lock();
+        written.retain(|_, one| one.counts(now));
+        let again = written.get(object).filter(|one| one.said == said);
+        let pause = again.map_or(FIRST_PAUSE, |one| (one.pause * 2).min(LONGEST_PAUSE));
+        if again.is_some_and(|one| one.pause < CONTESTED && pause >= CONTESTED) {
+            warn!(%object, "somebody else goes on writing another status over this one: it is written less and less often");
+        }
+        written.insert(object.clone(), Written { said, until: now + pause, pause });
     }
 
     /// Takes over what statuses should say.
@@ -69,9 +114,16 @@ impl Statuses {
         let mut waiting = self.waiting.lock();
         for verdict in verdicts {
             match (status(&verdict), waiting.get_mut(&verdict.object)) {
-                (Some(_), Some(one)) => one.verdict = verdict,
-                (Some(_), None) => {
-                    waiting.insert(verdict.object.clone(), Waiting::new(verdict));
+                (Some(status), Some(one)) => {
+                    // What failed before waits for its turn.
+                    if one.backoff.tries() == 0 {
+                        one.due = self.due(&verdict.object, &status);
+                    }
+                    one.verdict = verdict;
+                }
+                (Some(status), None) => {
+                    let due = self.due(&verdict.object, &status);
+                    waiting.insert(verdict.object.clone(), Waiting::new(verdict, due));
                 }
                 (None, _) => {
                     waiting.remove(&verdict.object);
@@ -99,7 +151,14 @@ impl Statuses {
             let mut pending = Pending { statuses: self, waiting: Some(waiting) };
             let Some(one) = &mut pending.waiting else { continue };
             let result = match status(&one.verdict) {
-                Some(status) => writer.write(&one.verdict, status).await,
+                Some(status) => {
+                    let said = status.clone();
+                    let result = writer.write(&one.verdict, status).await;
+                    if result.is_ok() {
+                        self.noted(&one.verdict.object, &said);
+                    }
+                    result
+                }
                 None => Ok(()),
             };
             match result {
@@ -126,6 +185,21 @@ impl Statuses {
             true => waiting.remove(&key).ok_or(None),
             false => Err(Some(due)),
         }
+    }
+}
+
+/// From this pause on it is told that a status is contested.
+const CONTESTED: Duration = Duration::from_secs(3);
+
+/// A status without the times in it, which differ each time.
+fn timeless(status: &Value) -> Value {
+    match status {
+        Value::Object(map) => {
+            let kept = map.iter().filter(|(key, _)| *key != "lastTransitionTime");
+            Value::Object(kept.map(|(key, value)| (key.clone(), timeless(value))).collect())
+        }
+        Value::Array(items) => items.iter().map(timeless).collect(),
+        other => other.clone(),
     }
 }
 
@@ -307,5 +381,55 @@ mod tests {
         assert!(tries[3..].iter().all(|name| name == "a"), "what is written is written once");
         assert!((limit..3 * limit).contains(&(again as u64)), "tried {again} times again in ten minutes");
         assert_eq!(statuses.waiting.lock().len(), 1, "it waits for the next leader");
+    }
+
+    /// Another controller that writes its own over every status, and is heard of at once.
+    struct Contested {
+        statuses: Arc<Statuses>,
+        verdict: Verdict,
+        times: Mutex<Vec<Instant>>,
+    }
+
+    impl Writer for Contested {
+        fn write<'a>(&'a self, _verdict: &'a Verdict, _status: Value) -> BoxFuture<'a, Result<(), String>> {
+            self.times.lock().push(Instant::now());
+            Box::pin(async {
+                // The watch tells of what the other one has written when this write has been noted.
+                let (statuses, verdict) = (Arc::clone(&self.statuses), self.verdict.clone());
+                tokio::task::spawn_local(async move {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    statuses.take(vec![verdict]);
+                });
+                Ok(())
+            })
+        }
+    }
+
+    fn verdict(generation: i64) -> Verdict {
+        let text = format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+             metadata: {{name: a, namespace: shop, generation: {generation}}}\nspec: {{}}\n"
+        );
+        let found = stillmesh_k8s::parse::documents("t", &text);
+        let changes = found.objects.into_iter().map(Change::Set).collect();
+        let mut builder = crate::build::Builder::new(stillmesh_k8s::translate::Mesh::default());
+        builder.apply(&Update { changes, ..Update::default() }).verdicts.pop().unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_controllers_that_do_not_agree_write_less_and_less_often() {
+        let statuses = Arc::new(Statuses::new(Arc::new(Metrics::new())));
+        let writer = Contested { statuses: Arc::clone(&statuses), verdict: verdict(1), times: Mutex::default() };
+        statuses.take(vec![verdict(1)]);
+        let begin = Instant::now();
+        let local = tokio::task::LocalSet::new();
+        let hour = Duration::from_secs(3600);
+        assert!(local.run_until(timeout(hour, statuses.write(&writer))).await.is_err());
+        let times = writer.times.lock().clone();
+        assert!((25..50).contains(&times.len()), "{} writes in an hour", times.len());
+        assert!(times[1] - begin < Duration::from_secs(1), "the first repair is quick");
+        // Something new to say is said at once.
+        statuses.take(vec![verdict(2)]);
+        assert!(statuses.next().is_ok());
     }
 }
