@@ -143,7 +143,6 @@ fn route(service: &str, rules: Vec<RouteRule>) -> Change {
         created: 0,
         streams: Vec::new(),
         rules,
-        streams: Vec::new(),
     }))
 }
 
