@@ -10,6 +10,7 @@ use stillmesh_k8s::gateway::binding::{Binding, Target};
 use stillmesh_k8s::gateway::http_route::{
     BackendRef, HttpBackendRef, HttpFilter, ParentRef, ReferenceGrant, RouteStatus,
 };
+use stillmesh_k8s::istio::virtual_service::VirtualService;
 use stillmesh_k8s::translate::{self, Mesh, References, Routed, Virtual};
 use stillmesh_k8s::{Kind, Object, ObjectKey};
 
@@ -38,6 +39,8 @@ pub(super) struct Routes {
     published: HashMap<ObjectKey, Vec<Arc<model::HttpRoute>>>,
     /// Those that may mean Services which they do not name.
     wild: BTreeSet<ObjectKey>,
+    /// VirtualServices that delegate, and to which others.
+    delegating: BTreeMap<ObjectKey, Vec<ObjectKey>>,
     /// What routes take of Services beside which others are without effect: for whose clients, and which port.
     taken: HashMap<Name, BTreeMap<ObjectKey, Vec<Taken>>>,
 }
@@ -53,6 +56,17 @@ impl Routes {
         match is_wild {
             true => self.wild.insert(key.clone()),
             false => self.wild.remove(key),
+        };
+        let delegates: Vec<ObjectKey> = match &route {
+            Some(Object::VirtualService(written)) => {
+                let named = translate::delegates(written);
+                named.map(|(namespace, name)| ObjectKey::new(Kind::VirtualService, namespace, name)).collect()
+            }
+            _ => Vec::new(),
+        };
+        match delegates.is_empty() {
+            true => self.delegating.remove(key),
+            false => self.delegating.insert(key.clone(), delegates),
         };
         let old = match route {
             Some(route) => self.written.insert(key.clone(), route),
@@ -232,6 +246,9 @@ impl Builder {
         let named = dirty.services.iter().flat_map(|name| routes.naming(name));
         let wild = routes.wild.iter().filter(|_| !dirty.services.is_empty());
         let mut all: BTreeSet<ObjectKey> = dirty.routes.iter().chain(named).chain(wild).cloned().collect();
+        let delegating = routes.delegating.iter().filter(|(_, to)| to.iter().any(|one| all.contains(one)));
+        let delegating: Vec<ObjectKey> = delegating.map(|(key, _)| key.clone()).collect();
+        all.extend(delegating);
         for kind in KINDS {
             let of_kind: Vec<ObjectKey> = all.iter().filter(|key| key.kind == kind).cloned().collect();
             for key in of_kind {
@@ -299,6 +316,13 @@ impl References for Known<'_> {
     fn protocol(&self, namespace: &str, name: &str, port: u16) -> AppProtocol {
         let service = self.world.services.get(&(namespace.into(), name.into()));
         service.map_or(AppProtocol::Unknown, |service| translate::port_protocol(service, port))
+    }
+
+    fn virtual_service(&self, namespace: &str, name: &str) -> Option<Arc<VirtualService>> {
+        match self.world.routes.written.get(&ObjectKey::new(Kind::VirtualService, namespace, name))? {
+            Object::VirtualService(written) => Some(written.clone()),
+            _ => None,
+        }
     }
 
     fn services(&self) -> Vec<(Str, Str)> {

@@ -242,6 +242,35 @@ fn an_http_route_gives_way_to_grpc_routes_on_its_port_and_comes_back() {
 }
 
 #[test]
+fn a_virtual_service_follows_those_that_it_delegates_to_and_their_services() {
+    let mut world = World::new(&shop());
+    let inner = |port: u16| {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: inner, namespace: shop}}\nspec: {{http: \
+             [{{route: [{{destination: {{host: late, port: {{number: {port}}}}}}}]}}]}}\n"
+        )
+    };
+    let root = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: root, namespace: shop}\nspec: \
+                {hosts: [page], http: [{delegate: {name: inner}}]}\n";
+    let rules = |world: &World| {
+        let mut all = world.builder.published().filter_map(|change| match change {
+            Change::Route(route) => Some(format!("{:?}", route.rules)),
+            _ => None,
+        });
+        all.next().unwrap_or_default()
+    };
+    assert_eq!(world.set(root), ["route VirtualService shop/root"]);
+    assert_eq!(rules(&world), "[]", "its delegate is not there");
+    assert_eq!(world.set(&inner(90)), ["route VirtualService shop/root"], "its delegate has come");
+    assert!(rules(&world).contains("Invalid"), "the delegate's Service is not there: {}", rules(&world));
+    assert!(world.set(&service("late", "page", 90)).contains(&"route VirtualService shop/root".to_owned()));
+    assert!(!rules(&world).contains("Invalid"));
+    assert_eq!(world.set(&inner(91)), ["route VirtualService shop/root"], "its delegate has changed");
+    assert_eq!(world.remove(Kind::VirtualService, "shop", "inner"), ["route VirtualService shop/root"]);
+    assert_eq!(rules(&world), "[]");
+}
+
+#[test]
 fn a_tcp_route_gives_way_to_tls_routes_on_its_port_and_both_to_what_the_port_says() {
     let mut world = World::new(&shop());
     let (parent, to) = ("name: page, port: 80", "name: page, port: 80");

@@ -37,7 +37,7 @@ pub use service::{port_protocol, service, service_key};
 pub use stream_route::{tcp_route, tls_route};
 pub use targets::{ACCEPTED, MOST_TARGETS, Target, Targets, targets};
 pub(crate) use virtual_service::virtual_service_flaws;
-pub use virtual_service::{Virtual, virtual_service, virtual_service_names};
+pub use virtual_service::{Virtual, delegates, virtual_service, virtual_service_names};
 pub use waypoint_only::{ALLOW as BYPASS_ALLOW, BYPASS, has_named_ports, waypoint_only, waypoint_only_key};
 pub use workload::{Attached, locality, owner, slice_workload, workload, workload_uid};
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResource;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Status;
 
@@ -64,7 +64,7 @@ pub(super) fn crd() -> Option<CustomResourceDefinition> {
 )]
 #[serde(rename_all = "camelCase", default)]
 pub struct VirtualServiceSpec {
-    /// The hosts: names of Services, short or whole, or beginning with `*`.
+    /// The hosts: names of Services, short or whole, or beginning with `*`. One without any is there for others to delegate to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<String>,
     /// Where it holds; at waypoints where absent or `mesh` is among them.
@@ -99,8 +99,8 @@ pub struct HttpRoute {
     pub redirect: Option<Redirect>,
     /// An answer without a backend.
     pub direct_response: Option<DirectResponse>,
-    /// Another VirtualService; not supported.
-    pub delegate: Option<Value>,
+    /// Another VirtualService, whose rules come in place of this one.
+    pub delegate: Option<Delegate>,
     /// What is written anew.
     pub rewrite: Option<Rewrite>,
     /// How long a request may take.
@@ -121,6 +121,16 @@ pub struct HttpRoute {
     pub cors_policy: Option<CorsPolicy>,
     /// Changes of headers.
     pub headers: Option<Headers>,
+}
+
+/// Another VirtualService.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Delegate {
+    /// Its name.
+    pub name: String,
+    /// Its namespace; the own one where absent.
+    pub namespace: String,
 }
 
 /// What is asked of a request: all that is set.

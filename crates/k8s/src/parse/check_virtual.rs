@@ -10,7 +10,9 @@ const ACTIONS: [&str; 4] = ["route", "redirect", "directResponse", "delegate"];
 pub(super) fn virtual_service(root: &Node, flaws: &mut Flaws) {
     let spec = root.get("spec");
     let hosts = spec.and_then(|spec| spec.get("hosts"));
-    if hosts.is_none_or(|hosts| hosts.items().is_empty()) {
+    let http = spec.and_then(|spec| spec.get("http")).map_or(&[][..], Node::items);
+    // One without hosts is there for others to delegate to.
+    if hosts.is_none_or(|hosts| hosts.items().is_empty()) && http.is_empty() {
         let at = hosts.or(spec).map_or(root.at, |node| node.at);
         flaws.add("MAN005", at, "spec.hosts", "no host", "the name of a Service, short or whole, or *");
     }
@@ -19,7 +21,7 @@ pub(super) fn virtual_service(root: &Node, flaws: &mut Flaws) {
         match there.as_slice() {
             [_] => {}
             [] => {
-                let hint = "a route with a destination, a redirect or a directResponse is needed";
+                let hint = "a route with a destination, a redirect, a directResponse or a delegate is needed";
                 flaws.add("MAN005", rule.at, path, "the rule does nothing", hint);
             }
             [one, other, ..] => {

@@ -375,10 +375,11 @@ fn a_virtual_service_is_told_what_is_wrong_where_it_is() {
         of("  - route: [{destination: {host: a}}]\n  - {route: [{destination: {host: a}}], delegate: {name: d}}\n");
     assert!(findings.contains("both route and delegate"), "{findings}");
     assert_eq!(objects, 0);
-    let (findings, objects) = of("  - route: [{destination: {host: a}}]\n  - delegate: {name: d}\n");
+    assert_eq!(of("  - route: [{destination: {host: a}}]\n  - delegate: {name: d}\n"), (String::new(), 1));
+    let (findings, objects) = of("  - route: [{destination: {host: a}}]\n  - {redirect: {redirectCode: 200}}\n");
     assert_eq!(objects, 1, "it is there, and its status says that it is not carried out: {findings}");
     assert!(
-        findings.starts_with("v.yaml:8:5") && findings.contains("spec.http[1]: delegate is not supported"),
+        findings.starts_with("v.yaml:8:5") && findings.contains("spec.http[1]: redirect: status 200"),
         "{findings}"
     );
     assert_eq!(of("  - route: [{destination: {host: a, port: {number: 80}}, weight: 1}]\n"), (String::new(), 1));

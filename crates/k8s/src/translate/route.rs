@@ -7,6 +7,8 @@ mod filters;
 #[cfg(test)]
 pub(super) mod fixtures;
 
+use std::sync::Arc;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stillmesh_core::model::http::{HttpRoute, Pattern, RouteKey, RouteKind, RouteParent, RouteRule};
 use stillmesh_core::model::stream::StreamRule;
@@ -15,6 +17,7 @@ use stillmesh_core::model::{AppProtocol, Str};
 use super::{Mesh, service_key};
 use crate::gateway::binding::Binding;
 use crate::gateway::http_route::ParentRef;
+use crate::istio::virtual_service::VirtualService;
 use crate::object::{DEFAULT_NAMESPACE, Kind};
 use crate::status::Condition;
 
@@ -26,6 +29,8 @@ pub trait References {
     fn service_ports(&self, namespace: &str, name: &str) -> Option<Vec<u16>>;
     /// What is spoken at a port of a Service, as far as it says so.
     fn protocol(&self, namespace: &str, name: &str, port: u16) -> AppProtocol;
+    /// A VirtualService, to which others may delegate.
+    fn virtual_service(&self, namespace: &str, name: &str) -> Option<Arc<VirtualService>>;
     /// All Services, by namespace and name.
     fn services(&self) -> Vec<(Str, Str)>;
     /// Which waypoint a Service is bound to.

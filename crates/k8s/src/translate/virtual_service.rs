@@ -5,10 +5,12 @@
 //! for its share, and said.
 
 mod action;
+mod delegate;
 mod matching;
 mod streams;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use stillmesh_core::model::http::{HttpRoute, Pattern, RouteKey, RouteKind, RouteParent, RouteRule};
 use stillmesh_core::model::{AppProtocol, ServiceKey, Str};
@@ -17,7 +19,7 @@ use super::route::References;
 use super::targets::ACCEPTED;
 use super::{Mesh, service_key};
 use crate::gateway::binding::Binding;
-use crate::istio::virtual_service::VirtualService;
+use crate::istio::virtual_service::{VirtualService, VirtualServiceSpec};
 use crate::object::{DEFAULT_NAMESPACE, Kind};
 use crate::status::Condition;
 
@@ -52,12 +54,10 @@ pub fn virtual_service(written: &VirtualService, references: &impl References, m
         return Virtual { route: None, condition: None, refused: false };
     }
     let mut reader = Reader { namespace, references, mesh, notes: BTreeSet::new() };
-    let rules: Result<Vec<RouteRule>, String> = spec
-        .http
-        .iter()
-        .enumerate()
-        .filter_map(|(at, rule)| reader.rule(rule).map_err(|why| format!("spec.http[{at}]: {why}")).transpose())
-        .collect();
+    let rules = reader.expanded(&spec.http).and_then(|rules| {
+        let read = rules.iter().map(|(place, rule)| reader.rule(rule).map_err(|why| format!("{place}: {why}")));
+        read.filter_map(Result::transpose).collect::<Result<Vec<RouteRule>, String>>()
+    });
     let rules = rules.and_then(|rules| Ok((rules, reader.streams(spec)?)));
     let (rules, streams) = match rules {
         Ok(read) => read,
@@ -65,6 +65,10 @@ pub fn virtual_service(written: &VirtualService, references: &impl References, m
             return Virtual { route: None, condition: Some(said("False", "Invalid", why)), refused: true };
         }
     };
+    if spec.hosts.is_empty() {
+        let condition = reader.of_delegate(spec);
+        return Virtual { route: None, condition: Some(condition), refused: false };
+    }
     let found = reader.hosts(&spec.hosts, &spec.export_to);
     let condition = reader.condition(&found);
     let created = written.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
@@ -85,6 +89,8 @@ pub fn virtual_service(written: &VirtualService, references: &impl References, m
     let is_for_somebody = !route.parents.is_empty() && (!spec.http.is_empty() || route.is_for_streams());
     Virtual { route: is_for_somebody.then_some(route), condition: Some(condition), refused: false }
 }
+
+pub use delegate::delegates;
 
 /// The Services that a VirtualService names, and whether it may mean others besides.
 pub fn virtual_service_names(written: &VirtualService, mesh: &Mesh) -> (Vec<(Str, Str)>, bool) {
@@ -109,7 +115,8 @@ pub(crate) fn virtual_service_flaws(written: &VirtualService, mesh: &Mesh) -> Ve
     let mut flaws = Vec::new();
     let mut note = |list, at, flaw: Option<String>| flaws.extend(flaw.map(|flaw| (list, at, flaw)));
     for (at, rule) in spec.http.iter().enumerate() {
-        note("http", at, reader.rule(rule).err());
+        let flaw = if rule.delegate.is_some() { delegate::flaw(rule) } else { reader.rule(rule).err() };
+        note("http", at, flaw);
     }
     for (at, rule) in spec.tls.iter().enumerate() {
         note("tls", at, reader.tls(rule).err());
@@ -125,6 +132,10 @@ struct Nothing;
 
 impl References for Nothing {
     fn service_ports(&self, _: &str, _: &str) -> Option<Vec<u16>> {
+        None
+    }
+
+    fn virtual_service(&self, _: &str, _: &str) -> Option<Arc<VirtualService>> {
         None
     }
 
@@ -228,6 +239,21 @@ impl<R: References> Reader<'_, R> {
             found.waypoints.extend(waypoint.map(ToString::to_string));
         } else if !is_wild {
             found.elsewhere.insert(format!("{namespace}/{name}"));
+        }
+    }
+
+    /// What is said of one without hosts.
+    fn of_delegate(&self, spec: &VirtualServiceSpec) -> Condition {
+        if spec.http.is_empty() || !spec.tls.is_empty() || !spec.tcp.is_empty() {
+            let message = "without hosts it is for others to delegate to, and then it has http and nothing else";
+            return said("False", "Invalid", message.to_owned());
+        }
+        let notes = self.notes.iter().map(String::as_str);
+        let holds = "it has no hosts: its rules hold in VirtualServices that delegate to it";
+        let message = [holds].into_iter().chain(notes).collect::<Vec<_>>().join("; ");
+        match self.notes.is_empty() {
+            true => said("True", "Accepted", message),
+            false => said("False", "PartiallyInvalid", message),
         }
     }
 

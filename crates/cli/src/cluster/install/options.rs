@@ -60,7 +60,11 @@ const KNOWN: &[Known] = &[
     known("ca.workloadCertTtl", Accepts::Text, "life of a workload's certificate"),
     known("webhook.enabled", Accepts::Flag, "whether policies are checked when they are written"),
     known("webhook.failurePolicy", Accepts::OneOf(&["Ignore", "Fail"]), "what if no controller answers"),
-    known("crds.enabled", Accepts::Flag, "whether the kinds of policies, VirtualService and DestinationRule are brought along"),
+    known(
+        "crds.enabled",
+        Accepts::Flag,
+        "whether the kinds of policies, VirtualService and DestinationRule are brought along",
+    ),
     known("networkPolicy.enabled", Accepts::Flag, "whether NetworkPolicies guard the mesh's own pods"),
     known("controller.enabled", Accepts::Flag, "whether there is a controller"),
     known("controller.replicas", Accepts::Count, "how many of it"),

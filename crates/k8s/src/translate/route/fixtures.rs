@@ -1,5 +1,7 @@
 //! What tests of routes need.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use stillmesh_core::model::http::RouteKind;
@@ -7,6 +9,7 @@ use stillmesh_core::model::{AppProtocol, Gateway, GatewayDestination, NetworkAdd
 
 use super::{References, Routed};
 use crate::gateway::binding::{Binding, Named};
+use crate::istio::virtual_service::VirtualService;
 use crate::object::Kind;
 
 /// Services `page` (80, 8080), `mixed` (80, 8080) and `details` (9080) of namespace `shop`; `page` of `else`, which is open to
@@ -31,6 +34,26 @@ impl References for World {
             ("shop", "mixed", 8080) => AppProtocol::Tls,
             _ => AppProtocol::Unknown,
         }
+    }
+
+    fn virtual_service(&self, namespace: &str, name: &str) -> Option<Arc<VirtualService>> {
+        let spec = match (namespace, name) {
+            ("shop", "inner") => json!({"http": [
+                {"name": "deep", "match": [{"uri": {"prefix": "/api/v2"}}, {"headers": {"x": {"exact": "1"}}}],
+                    "route": [{"destination": {"host": "page", "port": {"number": 80}}}], "timeout": "2s"},
+                {"match": [{"uri": {"exact": "/other"}}], "redirect": {"uri": "/"}},
+                {"route": [{"destination": {"host": "details"}}]}]}),
+            ("else", "abroad") => json!({"http": [
+                {"route": [{"destination": {"host": "page", "port": {"number": 80}}}]}]}),
+            ("else", "hidden") => json!({"exportTo": ["."], "http": [{"redirect": {"uri": "/"}}]}),
+            ("shop", "hosted") => json!({"hosts": ["page"], "http": [{"redirect": {"uri": "/"}}]}),
+            ("shop", "nested") => json!({"http": [{"delegate": {"name": "inner"}}]}),
+            ("shop", "broken") => json!({"http": [{"redirect": {"redirectCode": 200}}]}),
+            _ => return None,
+        };
+        let written = json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+            "metadata": {"name": name, "namespace": namespace}, "spec": spec});
+        serde_json::from_value(written).ok().map(Arc::new)
     }
 
     fn services(&self) -> Vec<(Str, Str)> {

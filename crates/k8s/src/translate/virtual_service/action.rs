@@ -33,9 +33,6 @@ impl<R: References> Reader<'_, R> {
         if matches.is_empty() && !rule.matches.is_empty() {
             return Ok(None);
         }
-        if rule.delegate.is_some() {
-            return Err("delegate is not supported".to_owned());
-        }
         let edits = Edits::read(rule.headers.as_ref())?;
         let action = match (&rule.redirect, &rule.direct_response, rule.route.is_empty()) {
             (Some(redirect), None, true) => RouteAction::Redirect(self::redirect(redirect)?),

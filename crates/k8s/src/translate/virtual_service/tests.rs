@@ -327,7 +327,6 @@ fn times_retries_faults_mirrors_and_cors_are_read() {
 #[test]
 fn what_is_not_supported_refuses_the_whole_and_says_where() {
     for (more, part) in [
-        (json!({"delegate": {"name": "x"}}), "delegate"),
         (json!({"redirect": {"uri": "/"}, "route": to_details()}), "exactly one of"),
         (json!({"route": []}), "exactly one of"),
         (json!({"match": [{"uri": {"exact": "/", "prefix": "/"}}]}), "more than one of exact"),
