@@ -6,8 +6,8 @@
 mod asked;
 mod chance;
 mod compare;
-mod envoy;
-mod table;
+pub mod envoy;
+pub mod table;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

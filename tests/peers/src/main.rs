@@ -5,10 +5,12 @@
 #![expect(clippy::expect_used, reason = "a test that cannot go on fails with the reason")]
 
 mod backend;
+mod bench;
 mod clients;
 mod differential;
 mod h2spec;
 mod listener;
+mod replicas;
 
 use std::process::ExitCode;
 
@@ -23,21 +25,27 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The waypoint's costs beside Envoy's.
+    Bench(bench::Args),
     /// Clients that nobody here wrote.
     Clients(clients::Args),
     /// The waypoint and Envoy, asked the same.
     Differential(differential::Args),
     /// The waypoint's HTTP/2 and HBONE framing, by h2spec.
     H2spec(h2spec::Args),
+    /// One of two waypoints is killed under load.
+    Replicas(replicas::Args),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     stillmesh_test_support::net::loopback_up();
     let tried = match Args::parse().command {
+        Command::Bench(args) => bench::run(args).await,
         Command::Clients(args) => clients::run(args).await,
         Command::Differential(args) => differential::run(args).await,
         Command::H2spec(args) => h2spec::run(args).await,
+        Command::Replicas(args) => replicas::run(args).await,
     };
     match tried {
         Ok(()) => ExitCode::SUCCESS,

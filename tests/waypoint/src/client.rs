@@ -57,7 +57,9 @@ impl Dial for From {
         Box::pin(async move {
             let socket = tokio::net::TcpSocket::new_v4()?;
             socket.bind((self.0, 0).into())?;
-            Ok(Box::new(socket.connect(key.destination).await?) as Box<dyn Transport>)
+            let stream = socket.connect(key.destination).await?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream) as Box<dyn Transport>)
         })
     }
 }

@@ -17,4 +17,4 @@ mod world;
 pub use app::{App, Counts, body_of};
 pub use client::{Body, Client, Http};
 pub use endpoint::Endpoint;
-pub use world::{PATIENCE, World};
+pub use world::{PATIENCE, WAYPOINT, World};

@@ -26,7 +26,7 @@ use crate::{Client, Endpoint};
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The waypoint's own address.
-const WAYPOINT: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
+pub const WAYPOINT: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
 
 /// A control plane that publishes, and a waypoint once it is started: `gate/w`, behind service `gate/w`.
 pub struct World {
@@ -120,26 +120,32 @@ impl World {
         Endpoint::start(self, workload).await
     }
 
-    /// Starts the waypoint with further environment. What was published before is what its first clients see.
-    pub async fn start(&mut self, environment: &[(&str, &str)]) {
+    /// The environment of a waypoint at this address with all its ports chosen by the kernel, and with more.
+    pub fn environment(&self, address: Ipv4Addr, more: &[(&str, &str)]) -> Vec<(String, String)> {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).to_string();
         let mut values = vec![
             ("POD_NAME".to_owned(), "w".to_owned()),
             ("POD_NAMESPACE".to_owned(), "gate".to_owned()),
             ("SERVICE_ACCOUNT".to_owned(), "w".to_owned()),
             ("NODE_NAME".to_owned(), "node-1".to_owned()),
-            ("INSTANCE_IP".to_owned(), WAYPOINT.to_string()),
+            ("INSTANCE_IP".to_owned(), address.to_string()),
             ("XDS_ADDRESS".to_owned(), format!("https://{}", self.control.address)),
             ("XDS_ROOT_CA".to_owned(), self.control.root_pem.clone()),
             ("ALT_XDS_HOSTNAME".to_owned(), HOST.to_owned()),
             ("ALT_CA_HOSTNAME".to_owned(), HOST.to_owned()),
             ("AUTH_TOKEN".to_owned(), "gate/w".to_owned()),
-            ("HBONE_ADDRESS".to_owned(), SocketAddr::from((WAYPOINT, 0)).to_string()),
+            ("HBONE_ADDRESS".to_owned(), SocketAddr::from((address, 0)).to_string()),
             ("ADMIN_ADDRESS".to_owned(), any.clone()),
             ("STATS_ADDRESS".to_owned(), any.clone()),
             ("READINESS_ADDRESS".to_owned(), any),
         ];
-        values.extend(environment.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        values.extend(more.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        values
+    }
+
+    /// Starts the waypoint with further environment. What was published before is what its first clients see.
+    pub async fn start(&mut self, environment: &[(&str, &str)]) {
+        let values = self.environment(WAYPOINT, environment);
         let config = Config::read(Reader::from_values(values)).expect("a configuration");
         let listeners = Listeners::bind(&config).expect("free ports");
         let addresses = listeners.addresses().expect("the ports");
@@ -156,8 +162,13 @@ impl World {
 
     /// A client `shop/name` at 127.0.3.`number`.
     pub fn client(&self, name: &str, number: u8) -> Client {
+        self.client_of(self.running().addresses.hbone, name, number)
+    }
+
+    /// [`World::client`] of whoever is `gate/w` at this address.
+    pub fn client_of(&self, hbone: SocketAddr, name: &str, number: u8) -> Client {
         let address = Ipv4Addr::new(127, 0, 3, number);
-        Client::new(self, name, address.into(), self.running().addresses.hbone)
+        Client::new(self, name, address.into(), hbone)
     }
 
     /// Whether the waypoint calls itself ready; `None` where its port is closed.

@@ -16,13 +16,26 @@ use super::table::Table;
 
 /// A listener for a table.
 pub fn listener(table: &Table, port: u16) -> Value {
-    let router = json!({
+    json!({
+        "name": table.service,
+        "address": socket("127.0.4.1", port),
+        "filter_chains": [{"filters": [http(table)]}],
+    })
+}
+
+/// The routing filter of Envoy.
+pub fn router() -> Value {
+    json!({
         "name": "envoy.filters.http.router",
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
             "suppress_envoy_headers": true,
         },
-    });
+    })
+}
+
+/// What serves a table's requests.
+pub fn http(table: &Table) -> Value {
     let mut filters = Vec::new();
     for action in [RequestAction::Deny, RequestAction::Allow] {
         let policies: Vec<&RequestPolicy> = table.policies.iter().filter(|policy| policy.action == action).collect();
@@ -30,28 +43,29 @@ pub fn listener(table: &Table, port: u16) -> Value {
             filters.push(rbac(action, &policies));
         }
     }
-    filters.push(router);
+    filters.push(router());
     let merges = table.level >= PathNormalization::MergeSlashes;
     let unescapes = table.level >= PathNormalization::DecodeAndMergeSlashes;
     json!({
-        "name": table.service,
-        "address": socket("127.0.4.1", port),
-        "filter_chains": [{"filters": [{
-            "name": "envoy.filters.network.http_connection_manager",
-            "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-                "stat_prefix": table.service,
-                "codec_type": "HTTP1",
-                "use_remote_address": true,
-                "server_header_transformation": "PASS_THROUGH",
-                "normalize_path": table.level >= PathNormalization::Base,
-                "merge_slashes": merges,
-                "path_with_escaped_slashes_action": if unescapes { "UNESCAPE_AND_FORWARD" } else { "KEEP_UNCHANGED" },
-                "http_filters": filters,
-                "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes(&table.routes)}]},
-            },
-        }]}],
+        "name": "envoy.filters.network.http_connection_manager",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": table.service,
+            "codec_type": "HTTP1",
+            "use_remote_address": true,
+            "server_header_transformation": "PASS_THROUGH",
+            "normalize_path": table.level >= PathNormalization::Base,
+            "merge_slashes": merges,
+            "path_with_escaped_slashes_action": if unescapes { "UNESCAPE_AND_FORWARD" } else { "KEEP_UNCHANGED" },
+            "http_filters": filters,
+            "route_config": {"virtual_hosts": virtual_hosts(table)},
+        },
     })
+}
+
+/// A table's routes.
+pub fn virtual_hosts(table: &Table) -> Value {
+    json!([{"name": "all", "domains": ["*"], "routes": routes(&table.routes)}])
 }
 
 /// A backend.
@@ -69,7 +83,8 @@ pub fn bootstrap(listeners: &[Value], clusters: &[Value]) -> Value {
     json!({"static_resources": {"listeners": listeners, "clusters": clusters}})
 }
 
-fn socket(address: &str, port: u16) -> Value {
+/// An address and a port.
+pub fn socket(address: &str, port: u16) -> Value {
     json!({"socket_address": {"address": address, "port_value": port}})
 }
 
@@ -181,6 +196,9 @@ fn forward(forward: &Forward, path: Option<&PathMatch>) -> Value {
     route["weighted_clusters"] = json!({"clusters": clusters.collect::<Vec<_>>()});
     if let Some(host) = &forward.rewrite.authority {
         route["host_rewrite_literal"] = (&**host).into();
+    }
+    if let Some(retry) = &forward.retry {
+        route["retry_policy"] = json!({"retry_on": "5xx", "num_retries": retry.attempts});
     }
     if let Some(rewrite) = &forward.rewrite.path {
         rewritten(&mut route, rewrite, path);

@@ -1,0 +1,314 @@
+//! The waypoint beside Envoy in one run, in alternating rounds: requests a second, latency at a fixed rate, CPU, memory, and how
+//! soon a changed route counts. Only ratios within a run mean anything: the machine's own speed drifts. Both write an access log
+//! (to nowhere), and both get HBONE and send in clear.
+
+pub mod load;
+mod process;
+mod proxies;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+use stillmesh_core::fixtures::service_key;
+use stillmesh_core::model::access::{
+    Alternative, Condition, PathNormalization, PathPattern, RequestAction, RequestClause, RequestPolicy, RequestRule,
+    Sense, Wanted,
+};
+use stillmesh_core::model::http::{
+    Forward, HeaderMatch, HttpRoute, PathMatch, RequestMatch, Respond, Retry, RetryOn, RouteAction, RouteKey,
+    RouteKind, RouteParent, RouteRule, TextMatch,
+};
+use stillmesh_core::model::{StringMatch, TunnelProtocol};
+use stillmesh_core::snapshot::Change;
+use stillmesh_waypoint_tests::routes::{forward, path, rule, to};
+use stillmesh_waypoint_tests::{World, access};
+use tokio::time::Instant;
+
+use crate::differential::table::Table;
+use load::{Connection, Target};
+use proxies::Proxy;
+
+/// What the command is told.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Envoy.
+    #[arg(long)]
+    envoy: PathBuf,
+    /// The waypoint, built for release.
+    #[arg(long)]
+    waypoint: PathBuf,
+    /// Rounds; each measures both once for everything.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Seconds of each measurement.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Connections that load comes from.
+    #[arg(long, default_value_t = 16)]
+    connections: usize,
+    /// Requests a second for latencies.
+    #[arg(long, default_value_t = 1000)]
+    rate: usize,
+    /// Idle connections for memory.
+    #[arg(long, default_value_t = 1000)]
+    idle: usize,
+    /// How often a route is changed.
+    #[arg(long, default_value_t = 100)]
+    changes: usize,
+}
+
+/// Routes of the scenario with many.
+const MANY: usize = 1000;
+
+/// Measures.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let mut world = World::new().await;
+    let mut backend = world.workload("one");
+    backend.tunnel_protocol = TunnelProtocol::None;
+    let at = SocketAddr::new(*backend.addresses.first().context("an address")?, 8080);
+    load::backend(at, Duration::ZERO, &world.tasks).await?;
+    world.service("one", "10.2.0.1", 1, &[&backend]);
+    let mut services = Vec::new();
+    for (index, table) in [one_route(), guarded(), many_routes(), changing(0)].into_iter().enumerate() {
+        let address = world.service(&table.service, &format!("10.1.0.{}", index + 1), 1, &[&backend]);
+        publish(&world, &table);
+        services.push((table, address));
+    }
+    let folder = tempfile::tempdir()?;
+    let first = services.first().context("a service")?.1;
+    let both = [
+        proxies::waypoint(&args.waypoint, &world, first).await?,
+        proxies::envoy(&args.envoy, folder.path(), &world, &services, at).await?,
+    ];
+    let mut table = Report::default();
+    idle(&args, &both, first, &mut table).await?;
+    let names = ["one route", "RBAC, header match, retry", "1000 routes"];
+    let mut per_request: Vec<[Vec<f64>; 2]> = Vec::new();
+    for (index, name) in names.into_iter().enumerate() {
+        let target = Target { to: services[index].1, paths: if index == 2 { MANY } else { 1 } };
+        per_request.push(scenario(&args, &both, name, target, &world, &mut table).await?);
+    }
+    if let [one, _, many] = per_request.as_slice() {
+        let ratio = |index: usize| median(&many[index]) / median(&one[index]);
+        table.row("CPU of 1000 routes, to that of one", "ratio", &[ratio(0)], &[ratio(1)]);
+    }
+    let after = [process::resident_mib(both[0].pid)?, process::resident_mib(both[1].pid)?];
+    table.row("resident memory after load", "MiB", &[after[0]], &[after[1]]);
+    changes(&args, &both, &world, folder.path(), services[3].1, &mut table).await?;
+    println!("{}", table.text());
+    println!("{}", serde_json::to_string(&table.rows)?);
+    Ok(())
+}
+
+/// Memory without clients, and of connections that have had a request.
+async fn idle(args: &Args, both: &[Proxy; 2], to: SocketAddr, table: &mut Report) -> anyhow::Result<()> {
+    let (mut idle, mut each) = (Vec::new(), Vec::new());
+    for proxy in both {
+        let before = process::resident_mib(proxy.pid)?;
+        let mut held = Vec::new();
+        for _ in 0..args.idle {
+            let mut connection = Connection::open(&proxy.client, to).await?;
+            ensure!(connection.get("/r0/x").await?.0 == 200, "{}: an answer", proxy.name);
+            held.push(connection);
+        }
+        let with = process::resident_mib(proxy.pid)?;
+        idle.push(before);
+        each.push((with - before).max(0.0) * 1024.0 * 1024.0 / args.idle as f64);
+    }
+    table.row("resident memory, idle", "MiB", &idle[..1], &idle[1..]);
+    table.row("memory of an idle connection", "bytes", &each[..1], &each[1..]);
+    Ok(())
+}
+
+/// One scenario: closed loop with CPU, then a fixed rate. Says what CPU a request took, microseconds, in each round.
+async fn scenario(
+    args: &Args,
+    both: &[Proxy; 2],
+    name: &str,
+    target: Target,
+    world: &World,
+    table: &mut Report,
+) -> anyhow::Result<[Vec<f64>; 2]> {
+    let time = Duration::from_secs_f64(args.seconds);
+    let mut values: [[Vec<f64>; 4]; 2] = Default::default();
+    for round in 0..args.rounds {
+        // The order turns each round, so that a drift of the machine favours neither.
+        for index in [round % 2, 1 - round % 2] {
+            let proxy = &both[index];
+            let what = || format!("{name}, {}", proxy.name);
+            let before = process::cpu_seconds(proxy.pid)?;
+            let closed = load::run(&proxy.client, target, args.connections, None, time, &world.tasks).await;
+            let closed = closed.with_context(what)?;
+            let cpu = process::cpu_seconds(proxy.pid)? - before;
+            let fixed = load::run(&proxy.client, target, args.connections, Some(args.rate), time, &world.tasks).await;
+            let fixed = fixed.with_context(what)?;
+            let measured = [
+                closed.requests as f64 / closed.seconds,
+                cpu * 1e6 / closed.requests.max(1) as f64,
+                fixed.percentile(50.0),
+                fixed.percentile(99.0),
+            ];
+            for (values, value) in values[index].iter_mut().zip(measured) {
+                values.push(value);
+            }
+        }
+    }
+    let rows = [
+        ("requests, closed loop", "per s"),
+        ("CPU of a request", "µs"),
+        ("median at a fixed rate", "µs"),
+        ("p99 at a fixed rate", "µs"),
+    ];
+    for (index, (what, unit)) in rows.into_iter().enumerate() {
+        table.row(&format!("{name}: {what}"), unit, &values[0][index], &values[1][index]);
+    }
+    let [ours, envoys] = values;
+    Ok([ours[1].clone(), envoys[1].clone()])
+}
+
+/// How long it takes until a request sees a changed route: ours as the control plane publishes it, Envoy's by a file.
+async fn changes(
+    args: &Args,
+    both: &[Proxy; 2],
+    world: &World,
+    folder: &std::path::Path,
+    to: SocketAddr,
+    table: &mut Report,
+) -> anyhow::Result<()> {
+    let mut took: [Vec<f64>; 2] = Default::default();
+    for (index, proxy) in both.iter().enumerate() {
+        let mut connection = Connection::open(&proxy.client, to).await?;
+        for version in 1..=args.changes {
+            let changed = changing(version + index * args.changes);
+            let expected = body(version + index * args.changes);
+            let begin = Instant::now();
+            if index == 0 {
+                publish(world, &changed);
+            } else {
+                proxies::write_routes(folder, &changed, version)?;
+            }
+            while connection.get("/r0/x").await?.1 != expected {
+                ensure!(begin.elapsed() < Duration::from_secs(20), "{} does not see the change", proxy.name);
+            }
+            took[index].push(begin.elapsed().as_secs_f64() * 1e3);
+        }
+        took[index].sort_by(f64::total_cmp);
+    }
+    let at = |percent: usize| {
+        [0, 1].map(|index: usize| took[index][(took[index].len() * percent / 100).min(took[index].len() - 1)])
+    };
+    for percent in [50, 99] {
+        let [ours, envoys] = at(percent);
+        table.row(&format!("a changed route is seen, p{percent}"), "ms", &[ours], &[envoys]);
+    }
+    Ok(())
+}
+
+/// What is told at the end.
+#[derive(Debug, Default)]
+struct Report {
+    rows: Vec<Value>,
+}
+
+impl Report {
+    /// Medians, and the median of the ratios round by round.
+    fn row(&mut self, what: &str, unit: &str, ours: &[f64], envoys: &[f64]) {
+        let ratios: Vec<f64> =
+            ours.iter().zip(envoys).filter(|(_, envoys)| **envoys > 0.0).map(|(ours, envoys)| ours / envoys).collect();
+        self.rows.push(json!({
+            "what": what, "unit": unit, "waypoint": median(ours), "envoy": median(envoys),
+            "ratio": if ratios.is_empty() { Value::Null } else { median(&ratios).into() },
+        }));
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!("{:<48} {:>7} {:>12} {:>12} {:>7}\n", "", "", "waypoint", "Envoy", "ratio");
+        for row in &self.rows {
+            let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
+            let (what, unit) = (row["what"].as_str().unwrap_or_default(), row["unit"].as_str().unwrap_or_default());
+            text += &format!(
+                "{what:<48} {unit:>7} {:>12.2} {:>12.2} {:>7.2}\n",
+                number("waypoint"),
+                number("envoy"),
+                number("ratio")
+            );
+        }
+        text
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn publish(world: &World, table: &Table) {
+    let routes = table.routes.iter().map(|route| Change::Route(Arc::new(route.clone())));
+    let policies = table.policies.iter().map(|policy| access::published(policy.clone()));
+    world.control.store.publish(routes.chain(policies).collect());
+}
+
+fn of(service: &str, rules: Vec<RouteRule>, policies: Vec<RequestPolicy>) -> Table {
+    let route = HttpRoute {
+        key: RouteKey { kind: RouteKind::Http, namespace: "shop".into(), name: service.into() },
+        parents: vec![RouteParent { service: service_key(&format!("shop/{service}")), port: None }],
+        consumer: None,
+        created: 0,
+        rules,
+        streams: Vec::new(),
+    };
+    Table { service: service.into(), level: PathNormalization::Base, routes: vec![route], policies }
+}
+
+fn one_route() -> Table {
+    of("plain", vec![rule(path("/r0"), forward(vec![to("one", 1)]))], Vec::new())
+}
+
+fn guarded() -> Table {
+    let header = |value: &str| HeaderMatch { name: "x-user".into(), value: TextMatch::Exact(value.into()) };
+    let by = |value: &str| RequestMatch {
+        path: Some(PathMatch::segments("/r0")),
+        headers: vec![header(value)],
+        ..RequestMatch::default()
+    };
+    let retry = Retry { attempts: 2, per_try: None, backoff: None, on: vec![RetryOn::ServerError] };
+    let forward = Forward { backends: vec![to("one", 1)], retry: Some(retry), ..Forward::default() };
+    let condition = |wanted| Condition { sense: Sense::AnyOf, wanted };
+    let conditions = vec![
+        condition(Wanted::Method(access::exact(&["GET", "POST"]))),
+        condition(Wanted::Path(vec![PathPattern::Text(StringMatch::Prefix("/r".into()))])),
+    ];
+    let allow = RequestRule { clauses: vec![RequestClause { alternatives: vec![Alternative { conditions }] }] };
+    let deny = access::of(Wanted::header("x-user", access::exact(&["nobody"])));
+    let mut policies = vec![
+        access::policy("shop/allow", RequestAction::Allow, vec![allow]),
+        access::policy("shop/deny", RequestAction::Deny, vec![deny]),
+    ];
+    for policy in &mut policies {
+        policy.attached = stillmesh_core::model::access::Attachment::To(vec![service_key("shop/guarded")]);
+    }
+    let rules = vec![
+        rule(vec![by("somebody")], RouteAction::Forward(forward.clone())),
+        rule(vec![by("tester")], RouteAction::Forward(forward)),
+    ];
+    of("guarded", rules, policies)
+}
+
+fn many_routes() -> Table {
+    let one = |number: usize| rule(path(&format!("/r{number}")), forward(vec![to("one", 1)]));
+    of("many", (0..MANY).map(one).collect(), Vec::new())
+}
+
+fn body(version: usize) -> String {
+    format!("version {version}")
+}
+
+fn changing(version: usize) -> Table {
+    let respond = Respond { status: 200, body: body(version).into() };
+    of("changing", vec![rule(path("/"), RouteAction::Respond(respond))], Vec::new())
+}
