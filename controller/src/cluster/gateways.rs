@@ -119,7 +119,7 @@ impl Gateways {
                     }
                     None => return,
                 },
-                () = mesh_leader.changed() => {}
+                () = differs(&mut mesh_leader, known.whose.leads_mesh) => {}
                 () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
             }
         }
@@ -301,6 +301,13 @@ impl Gateways {
             Ok(Err(_)) => Err(Failure::Passing(format!("no answer within {DEADLINE:?}"))),
             Err(not_leading) => Err(Failure::Passing(not_leading.to_string())),
         }
+    }
+}
+
+/// Waits until a replica's leadership is not what it was taken for.
+async fn differs(leader: &mut Leader, leads: bool) {
+    while leader.leads() == leads {
+        leader.changed().await;
     }
 }
 

@@ -132,7 +132,7 @@ pub(super) fn lay(kind: Kind, mut base: Value, overlays: &[Overlay]) -> Result<V
         None => problem,
     };
     let most = object.pointer("/spec/maxReplicas");
-    if kind == Kind::HorizontalPodAutoscaler && !most.and_then(Value::as_i64).is_some_and(|most| most > 0) {
+    if kind == Kind::HorizontalPodAutoscaler && most.and_then(Value::as_i64).is_none_or(|most| most <= 0) {
         return Err(place("spec.maxReplicas: a number of pods is needed".to_owned()));
     }
     let checked = parse::object(&object).map_err(place)?;

@@ -197,3 +197,67 @@ async fn what_becomes_of_a_route_is_said_to_its_services_beside_what_others_say(
     controller.stop().await;
     world.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overlay_changes_what_runs_a_gateway_and_a_bad_one_changes_nothing() {
+    let world = World::new().await;
+    world.gateway_api().await;
+    let controller = Controller::start(&world, &[("WAYPOINT_IMAGE", "localhost/stillmesh:test")]).await;
+    controller.ready().await;
+    let options = |data: Value| {
+        let metadata = json!({"name": "options", "namespace": world.namespace});
+        world.apply(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}))
+    };
+    let mut written = gateway(&world, "w");
+    let reference = json!({"group": "", "kind": "ConfigMap", "name": "options"});
+    written["spec"]["infrastructure"] = json!({"parametersRef": reference});
+    world.apply(written).await;
+    let accepted = |reason: &'static str| {
+        let world = &world;
+        async move {
+            let found = condition(world, GATEWAYS, "Gateway", "w", "Accepted").await;
+            found.is_some_and(|[_, is, _]| is == reason)
+        }
+    };
+    world.until("it is said that the overlay is not there", || accepted("InvalidParameters")).await;
+    assert!(world.get("apps/v1", "Deployment", "w").await.is_none());
+    // Quantities and empty values as the server would not write them: it is applied once all the same.
+    let deployment = "spec: {template: {spec: {containers: [{name: istio-proxy, resources: {limits: {cpu: 1000m}}, \
+                      env: [{name: EMPTY, value: ''}]}]}}}";
+    let scaler = "spec: {minReplicas: 2, maxReplicas: 4}";
+    let data = json!({
+        "deployment": deployment,
+        "horizontalPodAutoscaler": scaler,
+        "podDisruptionBudget": "spec: {minAvailable: 1}",
+    });
+    options(data).await;
+    world.until("it is taken", || accepted("Accepted")).await;
+    const ASKED: [(&str, &str); 2] =
+        [("autoscaling/v2", "HorizontalPodAutoscaler"), ("policy/v1", "PodDisruptionBudget")];
+    for (version, kind) in ASKED {
+        world.until("what it asks for is there", || async { world.get(version, kind, "w").await.is_some() }).await;
+    }
+    let limit = |object: &Value| {
+        object["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"].as_str().map(str::to_owned)
+    };
+    let before = world.get("apps/v1", "Deployment", "w").await.unwrap();
+    assert_eq!(limit(&before).as_deref(), Some("1"));
+    options(json!({"deployment": "spec: {replica: 3}"})).await;
+    world.until("it is refused", || accepted("InvalidParameters")).await;
+    let after = world.get("apps/v1", "Deployment", "w").await.unwrap();
+    assert_eq!(before["metadata"]["generation"], after["metadata"]["generation"]);
+    assert!(world.get(ASKED[0].0, ASKED[0].1, "w").await.is_some(), "nothing is taken away by mistake");
+    options(json!({"deployment": "spec: {minReadySeconds: 3}"})).await;
+    world.until("it is taken", || accepted("Accepted")).await;
+    for (version, kind) in ASKED {
+        world.until("what nobody asks for is gone", || async { world.get(version, kind, "w").await.is_none() }).await;
+    }
+    world
+        .until("the deployment follows", || async {
+            let object = world.get("apps/v1", "Deployment", "w").await.unwrap();
+            object["spec"]["minReadySeconds"] == 3 && limit(&object).is_none()
+        })
+        .await;
+    controller.stop().await;
+    world.end().await;
+}
