@@ -203,12 +203,9 @@ impl<'a, R: References> Reader<'a, R> {
         }
         let kind = self.route_kind();
         let at = parent.port.map_or_else(String::new, |port| format!(", port {port}"));
-        let spoken = |port: &u16| self.references.protocol(namespace, &parent.name, *port);
-        if !ports
-            .iter()
-            .filter(|port| parent.port.is_none_or(|only| only == **port))
-            .any(|port| fits(kind, spoken(port)))
-        {
+        let is_for = |port: &&u16| parent.port.is_none_or(|only| only == **port);
+        let is_spoken = |port: &u16| fits(kind, self.references.protocol(namespace, &parent.name, *port));
+        if !ports.is_empty() && !ports.iter().filter(is_for).any(is_spoken) {
             let needed = if kind == RouteKind::Tls { "TLS" } else { "TCP or TLS" };
             let message = format!(
                 "Service {namespace}/{}{at} is by its appProtocol or name no {needed}, which a {kind} is for",

@@ -251,3 +251,10 @@ fn an_http_route_gives_way_to_what_grpc_routes_take() {
     let consumed = of(json!({"group": "", "kind": "Service", "name": "page", "namespace": "closed"}));
     assert_eq!(said(&consumed)[0], ("Accepted", "False", "Conflicted"));
 }
+
+#[test]
+fn a_route_is_accepted_at_a_service_that_has_no_port_yet() {
+    let bare = json!({"group": "", "kind": "Service", "name": "bare"});
+    let routed = translated(json!({"parentRefs": [bare], "rules": [{}]}));
+    assert_eq!(said(&routed)[0], ("Accepted", "True", "Accepted"), "{}", message(&routed));
+}

@@ -12,10 +12,10 @@ use crate::gateway::binding::{Binding, Named};
 use crate::istio::virtual_service::VirtualService;
 use crate::object::Kind;
 
-/// Services `page` (80, 8080), `mixed` (80, 8080) and `details` (9080) of namespace `shop`; `page` of `else`, which is open to
-/// HTTPRoutes and TLSRoutes of `shop` and bound to a waypoint of `shop`, and of `closed`. GRPCRoutes and TLSRoutes take port
-/// 8080 of `mixed`, and all of `page` in `closed` for clients of `shop`. Port 80 of `page` is HTTP, that of `mixed` TCP, and
-/// 8080 of `mixed` TLS.
+/// Services `page` (80, 8080), `mixed` (80, 8080), `details` (9080) and `bare` (no port) of namespace `shop`; `page` of `else`,
+/// which is open to HTTPRoutes and TLSRoutes of `shop` and bound to a waypoint of `shop`, and of `closed`. GRPCRoutes and
+/// TLSRoutes take port 8080 of `mixed`, and all of `page` in `closed` for clients of `shop`. Port 80 of `page` is HTTP, that of
+/// `mixed` TCP, and 8080 of `mixed` TLS.
 pub(in crate::translate) struct World;
 
 impl References for World {
@@ -23,6 +23,7 @@ impl References for World {
         match (namespace, name) {
             ("shop" | "else" | "closed", "page") | ("shop", "mixed") => Some(vec![80, 8080]),
             ("shop", "details") => Some(vec![9080]),
+            ("shop", "bare") => Some(Vec::new()),
             _ => None,
         }
     }
