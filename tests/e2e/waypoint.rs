@@ -157,6 +157,49 @@ spec:
     assert!(status.status.success(), "{}", text(&status));
 }
 
+/// Subsets of `web` by version, of which a VirtualService sends everything to one.
+fn subsets(to: &str) -> String {
+    format!(
+        "
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: web, namespace: NS}}
+spec:
+  host: web
+  trafficPolicy: {{loadBalancer: {{simple: ROUND_ROBIN}}, outlierDetection: {{consecutive5xxErrors: 3}}}}
+  subsets: [{{name: old, labels: {{version: v1}}}}, {{name: new, labels: {{version: v2}}}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: web, namespace: NS}}
+spec:
+  hosts: [web]
+  http: [{{route: [{{destination: {{host: web, subset: {to}}}}}]}}]
+"
+    )
+}
+
+#[test]
+fn requests_go_to_the_subset_that_a_virtual_service_names() {
+    let scene = Scene::new("subsets", &(shop() + GATEWAY + &subsets("old")));
+    wait("the pods are captured", || scene.is_captured());
+    let answers = |pod: &str| {
+        scene.curl("").is_some_and(|answer| answer.contains(&by(&scene)) && answer.contains(&format!("server: {pod}")))
+    };
+    wait("v1 alone", || answers("web-v1"));
+    assert!((0..10).all(|_| answers("web-v1")));
+    scene.set(&(shop() + GATEWAY + &subsets("new")));
+    wait("v2 alone", || answers("web-v2"));
+    assert!((0..10).all(|_| answers("web-v2")));
+    scene.set(&(shop() + GATEWAY + &subsets("newest")));
+    wait("no such subset", || scene.curl("").is_some_and(|answer| answer.contains(" 503 ")));
+    // Without the VirtualService both take turns.
+    let rule: Vec<String> = subsets("old").split("---").take(2).map(str::to_owned).collect();
+    scene.set(&(shop() + GATEWAY + &rule.join("---")));
+    wait("both", || answers("web-v1") && answers("web-v2"));
+}
+
 #[test]
 fn connections_go_where_routes_for_tcp_say() {
     let raw = "

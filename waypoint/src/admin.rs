@@ -48,5 +48,7 @@ fn dump(waypoint: &Waypoint) -> serde_json::Value {
         "upstreamConnections": waypoint.connections.open(),
         "services": snapshot.services().collect::<Vec<_>>(),
         "routes": snapshot.all_routes().collect::<Vec<_>>(),
+        "destinationRules": snapshot.destination_rules().collect::<Vec<_>>(),
+        "accesses": snapshot.accesses().collect::<Vec<_>>(),
     })
 }
