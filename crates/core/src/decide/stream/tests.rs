@@ -173,7 +173,7 @@ fn a_virtual_services_first_rule_counts_and_tls_comes_before_tcp() {
 fn a_port_that_is_not_tls_is_not_asked_for_names() {
     let both = virtual_service("v", vec![rule(vec![names(&["a.example"])], "one"), rule(vec![], "two")]);
     for protocol in [TCP, HTTP] {
-        let snapshot = known(protocol, &[both.clone()]);
+        let snapshot = known(protocol, std::slice::from_ref(&both));
         assert_eq!(asked(&snapshot, &web(&snapshot, 80), "ns"), Asked::Port);
         assert_eq!(taken(&snapshot, hello("a.example")).as_deref(), Ok("two"));
     }
