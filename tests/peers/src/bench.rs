@@ -96,8 +96,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         let ratio = |index: usize| median(&many[index]) / median(&one[index]);
         table.row("CPU of 1000 routes, to that of one", "ratio", &[ratio(0)], &[ratio(1)]);
     }
-    let after = [process::resident_mib(both[0].pid)?, process::resident_mib(both[1].pid)?];
+    let after = [process::resident_mib(both[0].pid)?[0], process::resident_mib(both[1].pid)?[0]];
     table.row("resident memory after load", "MiB", &[after[0]], &[after[1]]);
+    neighbours(&args, &both, first, &world, &mut table).await?;
     changes(&args, &both, &world, folder.path(), services[3].1, &mut table).await?;
     println!("{}", table.text());
     println!("{}", serde_json::to_string(&table.rows)?);
@@ -106,20 +107,22 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
 /// Memory without clients, and of connections that have had a request.
 async fn idle(args: &Args, both: &[Proxy; 2], to: SocketAddr, table: &mut Report) -> anyhow::Result<()> {
-    let (mut idle, mut each) = (Vec::new(), Vec::new());
+    let (mut idle, mut own, mut each) = (Vec::new(), Vec::new(), Vec::new());
     for proxy in both {
-        let before = process::resident_mib(proxy.pid)?;
+        let [before, anonymous] = process::resident_mib(proxy.pid)?;
         let mut held = Vec::new();
         for _ in 0..args.idle {
             let mut connection = Connection::open(&proxy.client, to).await?;
             ensure!(connection.get("/r0/x").await?.0 == 200, "{}: an answer", proxy.name);
             held.push(connection);
         }
-        let with = process::resident_mib(proxy.pid)?;
+        let [with, _] = process::resident_mib(proxy.pid)?;
         idle.push(before);
+        own.push(anonymous);
         each.push((with - before).max(0.0) * 1024.0 * 1024.0 / args.idle as f64);
     }
     table.row("resident memory, idle", "MiB", &idle[..1], &idle[1..]);
+    table.row("of that its own, not its program's pages", "MiB", &own[..1], &own[1..]);
     table.row("memory of an idle connection", "bytes", &each[..1], &each[1..]);
     Ok(())
 }
@@ -168,6 +171,33 @@ async fn scenario(
     }
     let [ours, envoys] = values;
     Ok([ours[1].clone(), envoys[1].clone()])
+}
+
+/// What a client that floods does to its neighbours: their p99 at a fixed rate, to that without the flood.
+async fn neighbours(
+    args: &Args,
+    both: &[Proxy; 2],
+    to: SocketAddr,
+    world: &World,
+    table: &mut Report,
+) -> anyhow::Result<()> {
+    let time = Duration::from_secs_f64(args.seconds);
+    let target = Target { to, paths: 1 };
+    let mut ratios: [Vec<f64>; 2] = Default::default();
+    for round in 0..args.rounds {
+        for index in [round % 2, 1 - round % 2] {
+            let proxy = &both[index];
+            let load = || load::run(&proxy.client, target, args.connections, Some(args.rate), time, &world.tasks);
+            let calm = load().await?.percentile(99.0);
+            let flooded = tokio::select! {
+                measured = load() => measured?.percentile(99.0),
+                () = load::flood(&proxy.evil, to) => f64::NAN,
+            };
+            ratios[index].push(flooded / calm);
+        }
+    }
+    table.row("neighbours' p99 under rapid resets, to that without", "ratio", &ratios[0], &ratios[1]);
+    Ok(())
 }
 
 /// How long it takes until a request sees a changed route: ours as the control plane publishes it, Envoy's by a file.
@@ -226,12 +256,12 @@ impl Report {
     }
 
     fn text(&self) -> String {
-        let mut text = format!("{:<48} {:>7} {:>12} {:>12} {:>7}\n", "", "", "waypoint", "Envoy", "ratio");
+        let mut text = format!("{:<52} {:>7} {:>12} {:>12} {:>7}\n", "", "", "waypoint", "Envoy", "ratio");
         for row in &self.rows {
             let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
             let (what, unit) = (row["what"].as_str().unwrap_or_default(), row["unit"].as_str().unwrap_or_default());
             text += &format!(
-                "{what:<48} {unit:>7} {:>12.2} {:>12.2} {:>7.2}\n",
+                "{what:<52} {unit:>7} {:>12.2} {:>12.2} {:>7.2}\n",
                 number("waypoint"),
                 number("envoy"),
                 number("ratio")

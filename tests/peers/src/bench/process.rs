@@ -12,10 +12,14 @@ pub fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     Ok(nanoseconds as f64 / 1e9)
 }
 
-/// Resident memory, MiB.
-pub fn resident_mib(pid: u32) -> anyhow::Result<f64> {
+/// Resident memory, MiB: all of it, and what is the process's own (not pages of its program).
+pub fn resident_mib(pid: u32) -> anyhow::Result<[f64; 2]> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("the process ended")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS in /proc")?;
-    let kilobytes: f64 = line.split_whitespace().next().context("no number")?.parse()?;
-    Ok(kilobytes / 1024.0)
+    let field = |name: &str| {
+        let line =
+            status.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name} in /proc"))?;
+        let kilobytes: f64 = line.split_whitespace().next().context("no number")?.parse()?;
+        Ok::<_, anyhow::Error>(kilobytes / 1024.0)
+    };
+    Ok([field("VmRSS:")?, field("RssAnon:")?])
 }

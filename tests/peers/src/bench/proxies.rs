@@ -33,6 +33,8 @@ pub struct Proxy {
     pub pid: u32,
     /// A client of its.
     pub client: Arc<Client>,
+    /// Another one, that means harm.
+    pub evil: Arc<Client>,
     _child: Child,
 }
 
@@ -40,9 +42,10 @@ impl Proxy {
     async fn start(
         name: &'static str,
         mut command: Command,
-        client: Client,
+        clients: [Client; 2],
         probe: SocketAddr,
     ) -> anyhow::Result<Self> {
+        let [client, evil] = clients;
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true).spawn();
         let child = child.with_context(|| format!("{name} does not start"))?;
         let pid = child.id().with_context(|| format!("{name} ended"))?;
@@ -55,7 +58,7 @@ impl Proxy {
                 _ => sleep(Duration::from_millis(50)).await,
             }
         }
-        Ok(Self { name, pid, client: Arc::new(client), _child: child })
+        Ok(Self { name, pid, client: Arc::new(client), evil: Arc::new(evil), _child: child })
     }
 }
 
@@ -66,7 +69,8 @@ pub async fn waypoint(program: &Path, world: &World, probe: SocketAddr) -> anyho
     let mut command = Command::new(program);
     command.env_clear().envs(world.environment(WAYPOINT, &[("HBONE_ADDRESS", &hbone.to_string())]));
     command.env("RUST_LOG", "info").stderr(Stdio::null());
-    Proxy::start("waypoint", command, world.client_of(hbone, "page", 1), probe).await
+    Proxy::start("waypoint", command, [world.client_of(hbone, "page", 1), world.client_of(hbone, "evil", 3)], probe)
+        .await
 }
 
 /// Starts Envoy. `services` are tables with the addresses that CONNECTs name; the last one's routes come from `folder`, as they
@@ -87,7 +91,9 @@ pub async fn envoy(
     command.arg(std::thread::available_parallelism()?.to_string()).arg("--config-path").arg(&config);
     command.stderr(std::fs::File::create(folder.join("envoy.log"))?);
     let probe = services.first().context("a service")?.1;
-    let started = Proxy::start("Envoy", command, world.client_of(hbone, "page", 2), probe).await;
+    let started =
+        Proxy::start("Envoy", command, [world.client_of(hbone, "page", 2), world.client_of(hbone, "evil", 4)], probe)
+            .await;
     started.with_context(|| std::fs::read_to_string(folder.join("envoy.log")).unwrap_or_default())
 }
 
@@ -135,6 +141,7 @@ fn bootstrap(folder: &Path, services: &[(Table, SocketAddr)], backend: SocketAdd
         let mut http = envoy::http(table);
         let config = &mut http["typed_config"];
         config["access_log"] = log.clone();
+        config["codec_type"] = "AUTO".into();
         config["internal_address_config"] = json!({"cidr_ranges": [{"address_prefix": "127.0.0.0", "prefix_len": 8}]});
         if index + 1 == services.len() {
             write_routes(folder, table, 0)?;
