@@ -284,7 +284,7 @@ mod tests {
         let bad = Outcome::Answered { status: 500, grpc: None };
         let (a, b) = (uid("a"), uid("b"));
         assert_eq!(cluster.note(&a, &rule, bad, || 2), None);
-        assert_eq!(cluster.note(&a, &rule, bad, || 2), Some((Why::ServerErrors, Duration::from_secs(30))));
+        assert_eq!(cluster.note(&a, &rule, bad, || 2), Some((Why::Server, Duration::from_secs(30))));
         assert!(cluster.is_ejected(&a) && !cluster.is_ejected(&b));
         assert_eq!(cluster.note(&b, &rule, bad, || 2), None);
         assert_eq!(cluster.note(&b, &rule, bad, || 2), None, "more than a tenth");

@@ -25,11 +25,11 @@ pub struct Health {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
     /// Answers of 5xx in a row.
-    ServerErrors,
+    Server,
     /// Answers of 502, 503 or 504 in a row.
-    GatewayErrors,
+    Gateway,
     /// No answers, in a row.
-    LocalErrors,
+    Local,
 }
 
 impl Health {
@@ -53,16 +53,16 @@ impl Health {
         };
         if let (true, Some(most)) = (is_local, rule.consecutive_local) {
             count(&mut self.local_errors, true);
-            return (most > 0 && self.local_errors >= most).then_some(Why::LocalErrors);
+            return (most > 0 && self.local_errors >= most).then_some(Why::Local);
         }
         count(&mut self.local_errors, is_local);
         count(&mut self.server_errors, (500..600).contains(&status));
         count(&mut self.gateway_errors, (502..=504).contains(&status));
         let reached = |most: u32, count: u32| most > 0 && count >= most;
         if reached(rule.consecutive_gateway, self.gateway_errors) {
-            return Some(Why::GatewayErrors);
+            return Some(Why::Gateway);
         }
-        reached(rule.consecutive_5xx, self.server_errors).then_some(Why::ServerErrors)
+        reached(rule.consecutive_5xx, self.server_errors).then_some(Why::Server)
     }
 
     /// Leaves it out from now on; says for how long. The more often lately, the longer.
@@ -119,12 +119,12 @@ mod tests {
         let rule = OutlierDetection { consecutive_5xx: 3, ..OutlierDetection::default() };
         let [bad, good] = [answered(500), answered(200)];
         assert_eq!(last(&rule, &[bad, bad]), None);
-        assert_eq!(last(&rule, &[bad, bad, bad]), Some(Why::ServerErrors));
+        assert_eq!(last(&rule, &[bad, bad, bad]), Some(Why::Server));
         assert_eq!(last(&rule, &[bad, bad, good, bad, bad]), None);
-        assert_eq!(last(&rule, &[bad, Outcome::Closing, Outcome::Stale, bad, bad]), Some(Why::ServerErrors));
-        assert_eq!(last(&rule, &[bad, Outcome::NotConnected, Outcome::TimedOut]), Some(Why::ServerErrors));
+        assert_eq!(last(&rule, &[bad, Outcome::Closing, Outcome::Stale, bad, bad]), Some(Why::Server));
+        assert_eq!(last(&rule, &[bad, Outcome::NotConnected, Outcome::TimedOut]), Some(Why::Server));
         let unavailable = Outcome::Answered { status: 200, grpc: Some(14) };
-        assert_eq!(last(&rule, &[unavailable; 3]), Some(Why::ServerErrors));
+        assert_eq!(last(&rule, &[unavailable; 3]), Some(Why::Server));
         let off = OutlierDetection { consecutive_5xx: 0, ..rule };
         assert_eq!(last(&off, &[bad; 9]), None);
     }
@@ -133,13 +133,13 @@ mod tests {
     fn gateway_errors_and_those_without_an_answer_have_counts_of_their_own() {
         let rule = OutlierDetection { consecutive_gateway: 2, ..OutlierDetection::default() };
         assert_eq!(last(&rule, &[answered(503), answered(500), answered(502)]), None, "500 is none");
-        assert_eq!(last(&rule, &[answered(500), answered(503), answered(502)]), Some(Why::GatewayErrors));
+        assert_eq!(last(&rule, &[answered(500), answered(503), answered(502)]), Some(Why::Gateway));
         let split = OutlierDetection { consecutive_5xx: 2, consecutive_local: Some(3), ..OutlierDetection::default() };
         let lost = Outcome::Reset;
         assert_eq!(last(&split, &[lost, lost]), None, "these are no 5xx then");
-        assert_eq!(last(&split, &[lost, lost, lost]), Some(Why::LocalErrors));
+        assert_eq!(last(&split, &[lost, lost, lost]), Some(Why::Local));
         assert_eq!(last(&split, &[lost, lost, answered(200), lost]), None);
-        assert_eq!(last(&split, &[answered(500), lost, answered(500)]), Some(Why::ServerErrors));
+        assert_eq!(last(&split, &[answered(500), lost, answered(500)]), Some(Why::Server));
     }
 
     #[tokio::test(start_paused = true)]
