@@ -104,7 +104,7 @@ impl Gateways {
                     looked = Some(Instant::now());
                 }
                 self.ask(&mut known, all).await;
-                missing = (!known.to_ask(false).is_empty()).then(|| Instant::now() + LOOK_FOR);
+                missing = (!known.overlays_to_ask_for(false).is_empty()).then(|| Instant::now() + LOOK_FOR);
                 later = self.write_due(&mut known).await;
             }
             // Classes may be somebody else's only for now.
@@ -127,7 +127,7 @@ impl Gateways {
 
     /// Asks for the overlays that Gateways name.
     async fn ask(&self, known: &mut Known, all: bool) {
-        let answers = futures::stream::iter(known.to_ask(all)).map(|key| async move {
+        let answers = futures::stream::iter(known.overlays_to_ask_for(all)).map(|key| async move {
             let api: Api<ConfigMap> = Api::namespaced(self.cluster.client(), &key.namespace);
             let asked = match timeout(DEADLINE, api.get_opt(&key.name)).await {
                 Ok(Ok(map)) => Some(Ok(map.map(Arc::new))),

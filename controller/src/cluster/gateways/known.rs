@@ -77,6 +77,13 @@ pub(super) struct Whose {
 /// What is known of a ConfigMap: it, that there is none, or why it cannot be read.
 pub(super) type Asked = Result<Option<Arc<ConfigMap>>, String>;
 
+/// What the objects of a Gateway are made with.
+struct Chosen {
+    overlays: Result<Vec<Overlay>, Unmade>,
+    /// What is wrong with those that it asks for.
+    problem: Option<String>,
+}
+
 /// What is there.
 pub(super) struct Known {
     settings: Settings,
@@ -182,7 +189,7 @@ impl Known {
     }
 
     /// The ConfigMaps that are to be asked for: all that Gateways name, or only those that may yet come.
-    pub fn to_ask(&mut self, all: bool) -> Vec<ObjectKey> {
+    pub fn overlays_to_ask_for(&mut self, all: bool) -> Vec<ObjectKey> {
         let ours = self.gateways.iter().filter(|(key, gateway)| self.handles(key, gateway));
         let named: BTreeSet<ObjectKey> =
             ours.filter_map(|(_, gateway)| overlay::named(gateway).ok().flatten()).collect();
@@ -248,11 +255,7 @@ impl Known {
 
     /// What a Gateway's objects are made with, and what is wrong with what it asks for: then with what was good last.
     /// `None` where it has to be asked for first.
-    fn overlays_of(
-        &self,
-        key: &ObjectKey,
-        gateway: &Gateway,
-    ) -> Option<(Result<Vec<Overlay>, Unmade>, Option<String>)> {
+    fn overlays_of(&self, key: &ObjectKey, gateway: &Gateway) -> Option<Chosen> {
         let own = match overlay::named(gateway) {
             Ok(Some(named)) => self.overlays.get(&named)?.clone(),
             // What is wrong with it is found below.
@@ -264,12 +267,12 @@ impl Known {
             .map_err(Unmade::Parameters)
             .and_then(|overlays| generate::generate(gateway, &self.settings, &self.mesh, &overlays).map(|_| overlays))
         {
-            Ok(overlays) => return Some((Ok(overlays), None)),
+            Ok(overlays) => return Some(Chosen { overlays: Ok(overlays), problem: None }),
             Err(Unmade::Parameters(problem)) => problem,
-            Err(unmade) => return Some((Err(unmade), None)),
+            Err(unmade) => return Some(Chosen { overlays: Err(unmade), problem: None }),
         };
-        let good = self.good.get(key).cloned().ok_or_else(|| Unmade::Parameters(problem.clone()));
-        Some((good, Some(problem)))
+        let overlays = self.good.get(key).cloned().ok_or_else(|| Unmade::Parameters(problem.clone()));
+        Some(Chosen { overlays, problem: Some(problem) })
     }
 
     /// Says which overlays were good.
@@ -286,7 +289,7 @@ impl Known {
         if self.settings.image.is_empty() {
             progress.problem = Some("WAYPOINT_IMAGE of the controller is not set".to_owned());
         } else if gateway.tunnel_listener().is_some() {
-            let (overlays, problem) = self.overlays_of(key, gateway)?;
+            let Chosen { overlays, problem } = self.overlays_of(key, gateway)?;
             progress.parameters = problem;
             let made = overlays.and_then(|overlays| {
                 let made = generate::generate(gateway, &self.settings, &self.mesh, &overlays);

@@ -247,15 +247,15 @@ impl World {
 fn an_overlay_is_asked_for_first_and_its_last_good_version_stays() {
     let mut world = World::with_overlay();
     assert_eq!(world.settle(), [""; 0], "nothing is made before it is known how");
-    assert_eq!(world.known.to_ask(false), [options()]);
+    assert_eq!(world.known.overlays_to_ask_for(false), [options()]);
     world.known.told(options(), Ok(None));
     assert_eq!(world.settle(), ["status of Gateway shop/w"]);
     assert_eq!(world.accepted().0, "InvalidParameters");
-    assert_eq!(world.known.to_ask(false), [options()], "it may yet come");
+    assert_eq!(world.known.overlays_to_ask_for(false), [options()], "it may yet come");
     world.known.told(options(), Ok(Some(map(serde_json::json!({"deployment": "spec: {replicas: 3}"})))));
     assert!(world.settle().contains(&"Deployment shop/w anew".to_owned()));
     assert_eq!((world.accepted().0.as_str(), world.replicas()), ("Accepted", Some(3)));
-    assert!(world.known.to_ask(false).is_empty() && world.known.to_ask(true).len() == 1);
+    assert!(world.known.overlays_to_ask_for(false).is_empty() && world.known.overlays_to_ask_for(true).len() == 1);
     for bad in [Ok(None), Err("no right".to_owned()), Ok(Some(map(serde_json::json!({"deployment": "spec: {x: 3}"}))))]
     {
         world.known.told(options(), bad);
