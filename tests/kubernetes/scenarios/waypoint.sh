@@ -60,6 +60,29 @@ check "a backend that is not there is in its status" within 10 says 'ResolvedRef
 	-o jsonpath='{range .status.parents[0].conditions[?(@.type=="ResolvedRefs")]}{.type}={.status} {.reason}{end}'
 k -n "$NS" delete httproute web >/dev/null
 
+subset() { # NAME: all requests for Service web go to this subset
+	k apply -f - <<-Y
+	apiVersion: networking.istio.io/v1
+	kind: DestinationRule
+	metadata: {name: web, namespace: $NS}
+	spec: {host: web, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]}
+	---
+	apiVersion: networking.istio.io/v1
+	kind: VirtualService
+	metadata: {name: web, namespace: $NS}
+	spec: {hosts: [web], http: [{route: [{destination: {host: web, subset: $1}}]}]}
+	Y
+}
+subset v2 >/dev/null
+check "a subset is its pods" within 10 only web2
+subset v1 >/dev/null
+check "and another one others" within 10 only web1
+check "the DestinationRule's status says where it holds" within 10 says "True Accepted bound to $NS/waypoint" k -n "$NS" get destinationrule web \
+	-o jsonpath='{range .status.conditions[?(@.type=="WaypointAccepted")]}{.status} {.reason} {.message}{end}'
+nameless() { k -n "$NS" patch destinationrule web --type merge -p '{"spec": {"host": ""}}'; }
+check "one without a host is not taken" says 'spec.host: no host' not nameless
+k -n "$NS" delete destinationrule,virtualservice web >/dev/null
+
 # Nothing is lost while everything is replaced.
 k -n "$NS" delete pod web1 web2 --wait=false >/dev/null
 k apply -f - >/dev/null <<-Y
