@@ -228,13 +228,6 @@ spec:
     let answer = || scene.sh("client", "curl -sS -m 10 http://raw/");
     wait("an answer", || answer().status.success());
     scene.set(&objects(&route("web-v2")));
-    let accepted = || {
-        let routes = scene.mesh.get("tcproutes", scene.name);
-        let parents = routes.first().map(|route| route["status"]["parents"].clone()).unwrap_or_default();
-        let conditions = parents[0]["conditions"].as_array().cloned().unwrap_or_default();
-        conditions.iter().any(|one| one["type"] == "Accepted" && one["status"] == "True")
-    };
-    wait("it is accepted", accepted);
     let from = |name: &str| text(&answer()).contains(&format!("server: {name}"));
     wait("all from v2", || (0..10).all(|_| from("web-v2")));
     scene.set(&objects(&route("nobody")));
