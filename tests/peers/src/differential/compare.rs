@@ -1,6 +1,6 @@
 //! In what two answers differ, and which differences are meant.
 
-use stillmesh_core::model::access::PathNormalization;
+use stillmesh_core::model::access::{PathNormalization, PathPattern, Wanted};
 use stillmesh_core::model::http::TextMatch;
 
 use super::asked::{Answer, Asked};
@@ -73,6 +73,18 @@ pub const MEANT: &[Meant] = &[
             let slashes = ["/", "\\", ".", "%2F", "%2f", "%5C", "%2e", "%2E"];
             let rest = slashes.iter().fold(case.asked.path().to_owned(), |path, slash| path.replace(slash, ""));
             case.table.level >= PathNormalization::MergeSlashes && rest.is_empty() && case.asked.path().len() > 1
+        },
+    },
+    Meant {
+        what: "a backslash in a template's segment",
+        why: "`{*}` is any segment; Envoy's has only characters that RFC 3986 allows there",
+        is: |case| {
+            let rules = case.table.policies.iter().flat_map(|policy| &policy.rules);
+            let conditions = rules.flat_map(|rule| &rule.clauses).flat_map(|clause| &clause.alternatives);
+            let mut wanted = conditions.flat_map(|one| &one.conditions).map(|condition| &condition.wanted);
+            let is_template = |one: &PathPattern| matches!(one, PathPattern::Template(_));
+            case.asked.path().contains('\\')
+                && wanted.any(|wanted| matches!(wanted, Wanted::Path(all) if all.iter().any(is_template)))
         },
     },
 ];
