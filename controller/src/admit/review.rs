@@ -196,12 +196,29 @@ mod tests {
         let reviewed = asked("CREATE", &of(&bad), &Value::Null);
         assert_eq!(reviewed.checked, Some(("VirtualService", false)));
         assert!(reviewed.answer["response"]["status"]["message"].as_str().unwrap().contains("both route and redirect"));
-        let unsupported = asked("CREATE", &of(&spec(json!({"delegate": {"name": "d"}}))), &Value::Null);
+        let odd = json!({"route": route, "fault": {"abort": {"http2Error": "x"}}});
+        let unsupported = asked("CREATE", &of(&spec(odd)), &Value::Null);
         assert!(allowed(&unsupported), "it may be what others carry out");
-        assert!(unsupported.answer["response"]["warnings"].to_string().contains("delegate is not supported"));
+        assert!(unsupported.answer["response"]["warnings"].to_string().contains("http2Error"));
         let mut elsewhere = bad;
         elsewhere["gateways"] = json!(["ingress"]);
         assert!(allowed(&asked("CREATE", &of(&elsewhere), &Value::Null)));
+    }
+
+    #[test]
+    fn a_destination_rule_is_judged_and_what_others_may_carry_out_passes_with_a_warning() {
+        let of = |spec: Value| {
+            let metadata = json!({"name": "d", "namespace": "shop"});
+            json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": metadata, "spec": spec})
+        };
+        assert!(allowed(&asked("CREATE", &of(json!({"host": "a"})), &Value::Null)));
+        let nameless = asked("CREATE", &of(json!({"trafficPolicy": {}})), &Value::Null);
+        assert_eq!(nameless.checked, Some(("DestinationRule", false)));
+        assert!(nameless.answer["response"]["status"]["message"].as_str().unwrap().contains("spec.host: no host"));
+        let unsupported = of(json!({"host": "a", "trafficPolicy": {"tls": {"mode": "SIMPLE"}}}));
+        let unsupported = asked("CREATE", &unsupported, &Value::Null);
+        assert!(allowed(&unsupported));
+        assert!(unsupported.answer["response"]["warnings"].to_string().contains("tls.mode SIMPLE is not supported"));
     }
 
     #[test]
