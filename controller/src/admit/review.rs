@@ -199,7 +199,7 @@ mod tests {
         let odd = json!({"route": route, "fault": {"abort": {"http2Error": "x"}}});
         let unsupported = asked("CREATE", &of(&spec(odd)), &Value::Null);
         assert!(allowed(&unsupported), "it may be what others carry out");
-        assert!(unsupported.answer["response"]["warnings"].to_string().contains("http2Error"));
+        assert!(unsupported.answer["response"]["warnings"].to_string().contains("grpcStatus is needed"));
         let mut elsewhere = bad;
         elsewhere["gateways"] = json!(["ingress"]);
         assert!(allowed(&asked("CREATE", &of(&elsewhere), &Value::Null)));
