@@ -262,14 +262,12 @@ mod tests {
         let cluster = Arc::new(Cluster::default());
         let soon = || Instant::now() + Duration::from_secs(5);
         let one = cluster.connection(Some(1), Some(1), soon()).await.unwrap();
-        let waits = tokio::spawn({
-            let cluster = cluster.clone();
-            async move { cluster.connection(Some(1), Some(1), soon()).await.is_some() }
-        });
-        tokio::task::yield_now().await;
-        assert!(cluster.connection(Some(1), Some(1), soon()).await.is_none(), "one waits already");
-        drop(one);
-        assert!(waits.await.unwrap());
+        let waits = async { cluster.connection(Some(1), Some(1), soon()).await.is_some() };
+        let meanwhile = async {
+            assert!(cluster.connection(Some(1), Some(1), soon()).await.is_none(), "one waits already");
+            drop(one);
+        };
+        assert!(tokio::join!(waits, meanwhile).0);
         let _held = cluster.connection(Some(1), None, soon()).await.unwrap();
         let began = Instant::now();
         assert!(cluster.connection(Some(1), None, soon()).await.is_none());

@@ -12,7 +12,7 @@ use stillmesh_core::model::destination::{
     Balancing, ConnectionPool, DestinationRule, EndpointVersion, HashCookie, HashKey, Method, OutlierDetection, Subset,
     Traffic, TrafficPolicy,
 };
-use stillmesh_core::model::http::{Retry, RouteAction, RouteBackend, WeightedBackend};
+use stillmesh_core::model::http::{Forward, Retry, RouteAction, RouteBackend, WeightedBackend};
 use stillmesh_core::snapshot::Change;
 use stillmesh_test_support::isolated_async;
 use stillmesh_waypoint_tests::routes::{asked, forward, route, rule, to};
@@ -70,16 +70,14 @@ async fn web(protocol: i32, mut changes: Vec<Change>, policy: TrafficPolicy) -> 
 
 /// Straight to the service: no other try whatever happens.
 fn without_retries() -> Vec<Change> {
-    let RouteAction::Forward(mut forward) = forward(vec![to("web", 1)]) else { panic!("it forwards") };
-    forward.retry = Some(Retry { attempts: 0, per_try: None, backoff: None, on: vec![] });
+    let retry = Some(Retry { attempts: 0, per_try: None, backoff: None, on: vec![] });
+    let forward = Forward { backends: vec![to("web", 1)], retry, ..Forward::default() };
     vec![route("r", None, vec![rule(vec![], RouteAction::Forward(forward))])]
 }
 
 fn subset(name: &str) -> WeightedBackend {
-    let mut backend = to("web", 1);
-    let RouteBackend::Service { subset, .. } = &mut backend.backend else { panic!("a service") };
-    *subset = Some(name.into());
-    backend
+    let (service, subset) = (service_key("shop/web"), Some(name.into()));
+    WeightedBackend { backend: RouteBackend::Service { service, port: None, subset }, ..to("web", 1) }
 }
 
 impl Web {
@@ -132,7 +130,8 @@ fn an_endpoint_with_much_to_do_is_given_less() {
         for _ in 0..30 {
             let mut http = client.http1(web.at).await;
             let request = http.request("GET", "/held/500", "");
-            waiting.push(tokio::spawn(async move { http.send(request).await.unwrap().status() }));
+            let asking = async move { http.send(request).await.unwrap().status() };
+            waiting.push(web.world.tasks.spawn("client", asking));
             while web.requests().iter().sum::<usize>() < waiting.len() {
                 tokio::task::yield_now().await;
             }
@@ -140,8 +139,8 @@ fn an_endpoint_with_much_to_do_is_given_less() {
         assert_eq!(web.requests().iter().sum::<usize>(), 30);
         assert!(web.requests().iter().all(|count| (7..=13).contains(count)), "{:?}", web.requests());
         web.apps.iter().for_each(|app| app.counts.held.add_permits(100));
-        for waiting in waiting {
-            assert_eq!(waiting.await.unwrap(), StatusCode::INTERNAL_SERVER_ERROR);
+        for mut waiting in waiting {
+            assert_eq!(waiting.join().await.unwrap(), StatusCode::INTERNAL_SERVER_ERROR);
         }
     });
 }
@@ -210,7 +209,8 @@ fn what_is_beyond_the_bounds_is_refused_at_once() {
         for _ in 0..2 {
             let mut http = client.http1(web.at).await;
             let request = http.request("GET", "/held/500", "");
-            waiting.push(tokio::spawn(async move { http.send(request).await.unwrap().status() }));
+            let asking = async move { http.send(request).await.unwrap().status() };
+            waiting.push(web.world.tasks.spawn("client", asking));
         }
         while web.requests().iter().sum::<usize>() < 2 {
             tokio::task::yield_now().await;
@@ -220,8 +220,8 @@ fn what_is_beyond_the_bounds_is_refused_at_once() {
         let labels = ["response_code=\"503\"", "response_flags=\"UO\""];
         web.world.counts("istio_requests_total", &labels, 1.0).await;
         web.apps.iter().for_each(|app| app.counts.held.add_permits(100));
-        for waiting in waiting {
-            assert_eq!(waiting.await.unwrap(), StatusCode::INTERNAL_SERVER_ERROR);
+        for mut waiting in waiting {
+            assert_eq!(waiting.join().await.unwrap(), StatusCode::INTERNAL_SERVER_ERROR);
         }
         assert_eq!(http.get("/name").await.0, StatusCode::OK);
     });
@@ -235,21 +235,21 @@ fn requests_wait_for_a_connection_while_few_wait() {
         let client = web.world.client("page", 1);
         let mut holder = client.http1(web.at).await;
         let request = holder.request("GET", "/held/500", "");
-        let held = tokio::spawn(async move { holder.send(request).await.unwrap().status() });
+        let mut held = web.world.tasks.spawn("client", async move { holder.send(request).await.unwrap().status() });
         while web.requests().iter().sum::<usize>() < 1 {
             tokio::task::yield_now().await;
         }
         let (mut one, mut two) = (client.http1(web.at).await, client.http1(web.at).await);
-        let first = tokio::spawn(async move { one.get("/name").await.0 });
-        let second = tokio::spawn(async move { two.get("/name").await.0 });
+        let mut first = web.world.tasks.spawn("client", async move { one.get("/name").await.0 });
+        let mut second = web.world.tasks.spawn("client", async move { two.get("/name").await.0 });
         // One of them is one too many; the other comes through as soon as there is room.
         let labels = ["response_code=\"503\"", "response_flags=\"UO\""];
         web.world.counts("istio_requests_total", &labels, 1.0).await;
         web.apps.iter().for_each(|app| app.counts.held.add_permits(100));
-        let mut answers = [first.await.unwrap(), second.await.unwrap()];
+        let mut answers = [first.join().await.unwrap(), second.join().await.unwrap()];
         answers.sort();
         assert_eq!(answers, [StatusCode::OK, StatusCode::SERVICE_UNAVAILABLE]);
-        held.await.unwrap();
+        held.join().await.unwrap();
     });
 }
 

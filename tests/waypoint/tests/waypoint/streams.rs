@@ -1,4 +1,5 @@
 //! Routes for connections that are no HTTP: by name of TLS, by weight, and what no route takes.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use stillmesh_core::model::http::{RouteBackend, RouteKind};
 use stillmesh_core::model::stream::StreamBackend;
