@@ -8,6 +8,7 @@ mod authorization;
 mod destination_rule;
 mod endpoints;
 mod grpc_route;
+mod hosts;
 mod http_route;
 mod peer_authentication;
 mod request_authentication;

@@ -8,13 +8,11 @@ mod policy;
 use std::collections::BTreeSet;
 
 use stillmesh_core::model::destination::{DestinationRule as Model, Subset, Traffic};
-use stillmesh_core::model::{PolicyKey, ServiceKey, Str, WorkloadUid};
+use stillmesh_core::model::{PolicyKey, Str, WorkloadUid};
 
+use super::Mesh;
+use super::hosts::{Holder, resolve, said};
 use super::route::References;
-use super::targets::ACCEPTED;
-use super::virtual_service::resolve;
-use super::{Mesh, service_key};
-use crate::gateway::binding::Binding;
 use crate::istio::destination_rule::DestinationRule;
 use crate::labels::Labels;
 use crate::object::DEFAULT_NAMESPACE;
@@ -46,15 +44,16 @@ pub fn destination_rule(written: &DestinationRule, known: &impl Endpoints, mesh:
             return Destined { rule: None, condition: said("False", "Invalid", why), refused: true };
         }
     };
-    let found = find(written, namespace, known, mesh);
-    let condition = condition(&found, read.notes);
+    let export_to = &written.spec.export_to;
+    let holder = Holder { kind: "DestinationRule", namespace, export_to, holds_from_root: true };
+    let found = holder.find([&written.spec.host], known, mesh);
+    let condition = holder.condition(&found, &read.notes);
     let subsets = written.spec.subsets.iter().zip(read.subsets).map(|(subset, traffic)| {
         let of = |(namespace, name): &(Str, Str)| known.endpoints(namespace, name, &subset.labels);
         let members: BTreeSet<WorkloadUid> = found.services.iter().flat_map(of).collect();
         Subset { name: subset.name.as_str().into(), members: members.into_iter().collect(), traffic }
     });
-    let services: Vec<ServiceKey> =
-        found.services.iter().map(|(namespace, name)| service_key(namespace, name, mesh)).collect();
+    let services = found.keys(mesh);
     let rule = Model {
         key: PolicyKey::new(namespace, written.metadata.name.as_deref().unwrap_or_default()),
         exactness: match written.spec.host.strip_prefix('*') {
@@ -119,82 +118,6 @@ fn read(written: &DestinationRule) -> Result<Read, String> {
         subsets.push(policy::traffic(subset.traffic_policy.as_ref(), &format!("{place}.trafficPolicy"), &mut notes)?);
     }
     Ok(Read { traffic, subsets, notes })
-}
-
-/// What the host of a DestinationRule comes to.
-#[derive(Default)]
-struct Found {
-    services: BTreeSet<(Str, Str)>,
-    /// The waypoints of these.
-    waypoints: BTreeSet<String>,
-    /// Services that are there and for which it does not hold from where it is.
-    elsewhere: BTreeSet<String>,
-}
-
-fn find(written: &DestinationRule, own: &str, known: &impl Endpoints, mesh: &Mesh) -> Found {
-    let (host, export_to) = (&written.spec.host, &written.spec.export_to);
-    let matching: Vec<(Str, Str)> = match host.strip_prefix('*') {
-        Some(end) => {
-            let all = known.services().into_iter();
-            let fits = |(namespace, name): &(Str, Str)| service_key(namespace, name, mesh).hostname.ends_with(end);
-            all.filter(fits).collect()
-        }
-        None => {
-            let there = |(namespace, name): &(Str, Str)| known.service_ports(namespace, name).is_some();
-            resolve(host, own, mesh).filter(there).into_iter().collect()
-        }
-    };
-    let mut found = Found::default();
-    for (namespace, name) in matching {
-        let binding = known.binding(&namespace, &name);
-        let waypoint = match &binding {
-            Binding::Bound { waypoint, .. } => Some(waypoint),
-            _ => None,
-        };
-        let whose = waypoint.map(|one| &*one.namespace);
-        let holds = *namespace == *own || whose == Some(own) || own == &*mesh.root_namespace;
-        let is_seen = export_to.is_empty()
-            || whose.is_none_or(|whose| {
-                export_to.iter().any(|one| one == "*" || one == whose || (one == "." && whose == own))
-            });
-        if holds && is_seen {
-            found.waypoints.extend(waypoint.map(ToString::to_string));
-            found.services.insert((namespace, name));
-        } else if !host.starts_with('*') {
-            found.elsewhere.insert(format!("{namespace}/{name}"));
-        }
-    }
-    found
-}
-
-fn condition(found: &Found, notes: BTreeSet<String>) -> Condition {
-    let list = |texts: &BTreeSet<String>| texts.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-    if found.services.is_empty() {
-        let message = match found.elsewhere.is_empty() {
-            true => "its host is no Service here".to_owned(),
-            false => format!(
-                "it does not hold for {}: a DestinationRule holds from the namespace of the waypoint, to which it must be \
-                 exported, of the Service, or from the mesh's root namespace",
-                list(&found.elsewhere)
-            ),
-        };
-        return said("False", "TargetNotFound", message);
-    }
-    let bound = match found.waypoints.is_empty() {
-        true => "its Service is not bound to a waypoint, which would carry it out".to_owned(),
-        false => format!("bound to {}", list(&found.waypoints)),
-    };
-    let is_whole = notes.is_empty();
-    let message = [bound].into_iter().chain(notes).collect::<Vec<_>>().join("; ");
-    match (found.waypoints.is_empty(), is_whole) {
-        (true, _) => said("False", "AncestorNotBound", message),
-        (false, true) => said("True", "Accepted", message),
-        (false, false) => said("False", "PartiallyInvalid", message),
-    }
-}
-
-fn said(status: &'static str, reason: &'static str, message: String) -> Condition {
-    Condition { type_: ACCEPTED, status, reason, message }
 }
 
 #[cfg(test)]

@@ -13,11 +13,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use stillmesh_core::model::http::{HttpRoute, Pattern, RouteKey, RouteKind, RouteParent, RouteRule};
-use stillmesh_core::model::{AppProtocol, ServiceKey, Str};
+use stillmesh_core::model::{AppProtocol, Str};
 
+use super::Mesh;
+use super::hosts::{Holder, resolve, said};
 use super::route::References;
-use super::targets::ACCEPTED;
-use super::{Mesh, service_key};
 use crate::gateway::binding::Binding;
 use crate::istio::virtual_service::{VirtualService, VirtualServiceSpec};
 use crate::object::{DEFAULT_NAMESPACE, Kind};
@@ -69,11 +69,12 @@ pub fn virtual_service(written: &VirtualService, references: &impl References, m
         let condition = reader.of_delegate(spec);
         return Virtual { route: None, condition: Some(condition), refused: false };
     }
-    let found = reader.hosts(&spec.hosts, &spec.export_to);
-    let condition = reader.condition(&found);
+    let holder = Holder { kind: "VirtualService", namespace, export_to: &spec.export_to, holds_from_root: false };
+    let found = holder.find(&spec.hosts, references, mesh);
+    let condition = holder.condition(&found, &reader.notes);
     let created = written.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second());
     let parents: Vec<RouteParent> =
-        found.services.iter().map(|service| RouteParent { service: service.clone(), port: None }).collect();
+        found.keys(mesh).into_iter().map(|service| RouteParent { service, port: None }).collect();
     let route = HttpRoute {
         key: RouteKey {
             kind: RouteKind::VirtualService,
@@ -160,20 +161,6 @@ impl References for Nothing {
     }
 }
 
-/// The Service behind a host, as Istio resolves it: a name without dots is one of the own namespace.
-pub(super) fn resolve(host: &str, namespace: &str, mesh: &Mesh) -> Option<(Str, Str)> {
-    if !host.contains('.') {
-        return Some((namespace.into(), host.into()));
-    }
-    let inner = host.strip_suffix(&*mesh.domain)?.strip_suffix(".svc.")?;
-    let (name, namespace) = inner.split_once('.')?;
-    (!namespace.contains('.')).then(|| (namespace.into(), name.into()))
-}
-
-fn said(status: &'static str, reason: &'static str, message: String) -> Condition {
-    Condition { type_: ACCEPTED, status, reason, message }
-}
-
 /// A regular expression, or what is wrong with it.
 fn pattern(text: &str) -> Result<Pattern, String> {
     Pattern::new(text).map_err(|error| error.to_string())
@@ -187,61 +174,7 @@ struct Reader<'a, R> {
     notes: BTreeSet<String>,
 }
 
-/// What the hosts of a VirtualService come to.
-#[derive(Default)]
-struct Hosts {
-    services: BTreeSet<ServiceKey>,
-    /// The waypoints of these.
-    waypoints: BTreeSet<String>,
-    /// Services that are there and for which it does not hold from where it is.
-    elsewhere: BTreeSet<String>,
-}
-
 impl<R: References> Reader<'_, R> {
-    fn hosts(&mut self, hosts: &[String], export_to: &[String]) -> Hosts {
-        let mut found = Hosts::default();
-        for host in hosts {
-            let matching: Vec<(Str, Str)> = match host.strip_prefix('*') {
-                Some(end) => {
-                    let all = self.references.services().into_iter();
-                    all.filter(|(namespace, name)| {
-                        let hostname = service_key(namespace, name, self.mesh).hostname;
-                        hostname.len() > end.len() && hostname.ends_with(end)
-                    })
-                    .collect()
-                }
-                None => resolve(host, self.namespace, self.mesh)
-                    .filter(|(namespace, name)| self.references.service_ports(namespace, name).is_some())
-                    .into_iter()
-                    .collect(),
-            };
-            for (namespace, name) in matching {
-                self.host(&namespace, &name, export_to, host.starts_with('*'), &mut found);
-            }
-        }
-        found
-    }
-
-    fn host(&mut self, namespace: &str, name: &str, export_to: &[String], is_wild: bool, found: &mut Hosts) {
-        let binding = self.references.binding(namespace, name);
-        let waypoint = match &binding {
-            Binding::Bound { waypoint, .. } => Some(waypoint),
-            _ => None,
-        };
-        let waypoints_namespace = waypoint.map(|one| &*one.namespace);
-        let holds = namespace == self.namespace || waypoints_namespace == Some(self.namespace);
-        let is_seen = export_to.is_empty()
-            || waypoints_namespace.is_none_or(|whose| {
-                export_to.iter().any(|one| one == "*" || one == whose || (one == "." && whose == self.namespace))
-            });
-        if holds && is_seen {
-            found.services.insert(service_key(namespace, name, self.mesh));
-            found.waypoints.extend(waypoint.map(ToString::to_string));
-        } else if !is_wild {
-            found.elsewhere.insert(format!("{namespace}/{name}"));
-        }
-    }
-
     /// What is said of one without hosts.
     fn of_delegate(&self, spec: &VirtualServiceSpec) -> Condition {
         if spec.http.is_empty() || !spec.tls.is_empty() || !spec.tcp.is_empty() {
@@ -254,35 +187,6 @@ impl<R: References> Reader<'_, R> {
         match self.notes.is_empty() {
             true => said("True", "Accepted", message),
             false => said("False", "PartiallyInvalid", message),
-        }
-    }
-
-    fn condition(&self, found: &Hosts) -> Condition {
-        let list = |texts: &BTreeSet<String>| texts.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-        if found.services.is_empty() {
-            let message = match found.elsewhere.is_empty() {
-                true => "none of its hosts is a Service here".to_owned(),
-                false => format!(
-                    "it holds for none of its Services ({}): a VirtualService holds from the namespace of the Service, or of \
-                     its waypoint, to which it must be exported",
-                    list(&found.elsewhere)
-                ),
-            };
-            return said("False", "TargetNotFound", message);
-        }
-        let mut notes: Vec<String> = self.notes.iter().cloned().collect();
-        if !found.elsewhere.is_empty() {
-            notes.push(format!("it does not hold for {}", list(&found.elsewhere)));
-        }
-        let bound = match found.waypoints.is_empty() {
-            true => "none of its Services is bound to a waypoint, which would carry it out".to_owned(),
-            false => format!("bound to {}", list(&found.waypoints)),
-        };
-        let message = [bound].into_iter().chain(notes.iter().cloned()).collect::<Vec<_>>().join("; ");
-        match (found.waypoints.is_empty(), notes.is_empty()) {
-            (true, _) => said("False", "AncestorNotBound", message),
-            (false, true) => said("True", "Accepted", message),
-            (false, false) => said("False", "PartiallyInvalid", message),
         }
     }
 }
