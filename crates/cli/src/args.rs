@@ -182,9 +182,18 @@ pub(crate) enum Shown {
     /// Services
     #[value(name = "services", aliases = ["service", "svc"])]
     Services,
-    /// AuthorizationPolicies and PeerAuthentications
-    #[value(name = "policies", aliases = ["policy", "authorizationpolicies", "peerauthentications"])]
+    /// AuthorizationPolicies, PeerAuthentications and RequestAuthentications
+    #[value(
+        name = "policies",
+        aliases = ["policy", "authorizationpolicies", "peerauthentications", "requestauthentications"]
+    )]
     Policies,
+    /// What waypoints route by: HTTPRoutes, GRPCRoutes, TLSRoutes, TCPRoutes, VirtualServices and DestinationRules
+    #[value(
+        name = "routes",
+        aliases = ["route", "httproutes", "grpcroutes", "tlsroutes", "tcproutes", "virtualservices", "destinationrules"]
+    )]
+    Routes,
     /// Gateways: waypoints
     #[value(name = "gateways", aliases = ["gateway", "gtw", "waypoints", "waypoint"])]
     Gateways,

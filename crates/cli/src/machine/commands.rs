@@ -1,5 +1,7 @@
 //! The commands that talk to a running machine: `status`, `get`, `logs`, `exec`, `capture`, `down`.
 
+mod config;
+
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
@@ -76,7 +78,10 @@ pub(crate) async fn get(args: &Get) -> anyhow::Result<ExitCode> {
     let (kinds, namespaced): (&[&str], bool) = match args.kind {
         Shown::Pods => (&["Pod"], true),
         Shown::Services => (&["Service"], true),
-        Shown::Policies => (&["AuthorizationPolicy", "PeerAuthentication"], true),
+        Shown::Policies => (&["AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"], true),
+        Shown::Routes => {
+            (&["HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "VirtualService", "DestinationRule"], true)
+        }
         Shown::Gateways => (&["Gateway"], true),
         Shown::Deployments => (&["Deployment"], true),
         Shown::EndpointSlices => (&["EndpointSlice"], true),
@@ -117,7 +122,8 @@ fn table(kind: Shown, items: &[Value], namespaces: bool, wide: bool) -> String {
     let (mut heads, row): (Vec<&str>, Row) = match kind {
         Shown::Pods => (vec!["NAME", "READY", "STATUS", "RESTARTS", "MESH", "IP", "NODE"], pod_row),
         Shown::Services => (vec!["NAME", "CLUSTER-IP", "PORTS", "SELECTOR"], service_row),
-        Shown::Policies => (vec!["NAME", "KIND", "EFFECT", "SELECTS", "ACCEPTED"], policy_row),
+        Shown::Policies => (vec!["NAME", "KIND", "EFFECT", "SELECTS", "ACCEPTED"], config::policy_row),
+        Shown::Routes => (vec!["NAME", "KIND", "FOR", "ACCEPTED"], config::route_row),
         Shown::Gateways => (vec!["NAME", "CLASS", "TRAFFIC", "ADDRESS", "PROGRAMMED"], gateway_row),
         Shown::Deployments => (vec!["NAME", "READY", "UP-TO-DATE"], deployment_row),
         Shown::EndpointSlices => (vec!["NAME", "SERVICE", "PORTS", "ENDPOINTS"], slice_row),
@@ -223,25 +229,6 @@ fn service_row(service: &Value, _: bool) -> Vec<String> {
         list(&spec["ports"]).map(port).collect::<Vec<_>>().join(","),
         selector.join(","),
     ]
-}
-
-fn policy_row(policy: &Value, _: bool) -> Vec<String> {
-    let spec = &policy["spec"];
-    let effect = if policy["kind"] == "PeerAuthentication" {
-        spec["mtls"]["mode"].as_str().unwrap_or("UNSET").to_owned()
-    } else {
-        let rules = list(&spec["rules"]).count();
-        format!("{} ({rules} rules)", spec["action"].as_str().unwrap_or("ALLOW"))
-    };
-    let selector = spec["selector"]["matchLabels"].as_object().into_iter().flatten();
-    let selector: Vec<_> = selector.map(|(key, value)| format!("{key}={}", text(value))).collect();
-    let accepted = list(&policy["status"]["conditions"]).find(|one| one["type"] == "ZtunnelAccepted");
-    let accepted = accepted.map_or("-".to_owned(), |one| match one["status"].as_str() {
-        Some("True") => "yes".to_owned(),
-        _ => format!("no: {}", text(&one["reason"])),
-    });
-    let selects = if selector.is_empty() { "all of its namespace".to_owned() } else { selector.join(",") };
-    vec![name(policy), text(&policy["kind"]), effect, selects, accepted]
 }
 
 fn gateway_row(gateway: &Value, _: bool) -> Vec<String> {
