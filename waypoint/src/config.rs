@@ -101,8 +101,8 @@ pub struct Limits {
     pub detection: Duration,
     /// How long a client's HTTP connection may be idle.
     pub idle: Duration,
-    /// How long a request's head may take from its first byte; HTTP/1.1. One that begins right behind another request has as
-    /// long as a connection may be idle.
+    /// How long a request's head may take from its first byte; HTTP/1.1. On a connection that has carried requests it is up to
+    /// three times that, and of one that begins right behind another request only what comes later is seen.
     pub head: Duration,
     /// How long nothing may pass on a client's HTTP connection while requests are under way: what is stuck, or held back by a
     /// client that does not read, ends.

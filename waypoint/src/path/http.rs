@@ -68,7 +68,8 @@ pub async fn serve(downstream: Arc<Downstream>, stream: Rewound<Stream>, version
                     () = last_answer(&pace, limits.client_age(), &moves) => {}
                 }
             };
-            let ended = run(std::pin::pin!(connection), |one| one.graceful_shutdown(), leave, &pace, &limits).await;
+            let ended =
+                run(std::pin::pin!(connection), |one| one.graceful_shutdown(), leave, &pace, &limits, version).await;
             if ended.as_ref().is_err_and(hyper::Error::is_parse) {
                 // It was answered: what was wrong is the client's to know.
                 clean.set();
@@ -96,7 +97,7 @@ pub async fn serve(downstream: Arc<Downstream>, stream: Rewound<Stream>, version
                     () = moves.cancelled() => {}
                 }
             };
-            run(std::pin::pin!(connection), |two| two.graceful_shutdown(), leave, &pace, &limits).await
+            run(std::pin::pin!(connection), |two| two.graceful_shutdown(), leave, &pace, &limits, version).await
         }
     };
     if let Err(error) = ended {
@@ -124,6 +125,7 @@ async fn run<C>(
     leave: impl Future<Output = ()>,
     pace: &Pace,
     limits: &Limits,
+    version: Version,
 ) -> hyper::Result<()>
 where
     C: Future<Output = hyper::Result<()>>,
@@ -138,6 +140,10 @@ where
             }
             () = pace.stalled(limits.stream_idle) => {
                 pace.cut();
+                return Ok(());
+            }
+            () = pace.slow_head(limits.head), if version == Version::One => {
+                tracing::debug!("the head of a client's request did not come");
                 return Ok(());
             }
             () = pace.idle(LAST_WORDS), if is_leaving => return Ok(()),

@@ -14,6 +14,8 @@ pub struct Pace {
     passed: Arc<Bytes>,
     begun: AtomicU64,
     under_way: AtomicU64,
+    /// Bytes that had come when the last request ended.
+    at_end: AtomicU64,
     is_cut: AtomicBool,
     is_leaving: AtomicBool,
 }
@@ -21,8 +23,10 @@ pub struct Pace {
 impl Pace {
     /// Of a connection whose bytes are counted here.
     pub fn new(passed: Arc<Bytes>) -> Arc<Self> {
+        let at_end = AtomicU64::new(passed.received());
         let (begun, under_way) = (AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Self { passed, begun, under_way, is_cut: AtomicBool::new(false), is_leaving: AtomicBool::new(false) })
+        let (is_cut, is_leaving) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { passed, begun, under_way, at_end, is_cut, is_leaving })
     }
 
     /// A request begins; it ends when what is returned is dropped.
@@ -84,6 +88,22 @@ impl Pace {
         }
     }
 
+    /// Waits until the head of a request has been coming for as long as `limit`, and less than three times that. Of one that
+    /// begins right behind another request only what comes later is seen.
+    pub async fn slow_head(&self, limit: Duration) {
+        let begins = || !self.is_busy() && self.passed.received() > self.at_end.load(Ordering::Relaxed);
+        loop {
+            sleep(limit).await;
+            let before = self.begun();
+            if begins() {
+                sleep(limit).await;
+                if begins() && before == self.begun() {
+                    return;
+                }
+            }
+        }
+    }
+
     fn count(&self) -> (u64, u64, u64) {
         (self.passed.received(), self.passed.sent(), self.begun())
     }
@@ -102,6 +122,7 @@ impl UnderWay {
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
+        self.0.at_end.store(self.0.passed.received(), Ordering::Relaxed);
         self.0.under_way.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -126,5 +147,24 @@ mod tests {
         pace.idle(limit).await;
         assert_eq!(began.elapsed(), limit);
         tokio::time::timeout(limit * 10, pace.stalled(limit)).await.unwrap_err();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_is_slow_is_seen_and_neither_an_idle_connection_nor_a_request() {
+        let (passed, limit) = (Arc::new(Bytes::default()), Duration::from_secs(10));
+        let pace = Pace::new(passed.clone());
+        let never = || tokio::time::timeout(limit * 10, pace.slow_head(limit));
+        never().await.unwrap_err();
+        let busy = pace.begin();
+        passed.add_received(100);
+        never().await.unwrap_err();
+        drop(busy);
+        never().await.unwrap_err();
+        passed.add_received(1);
+        let began = Instant::now();
+        pace.slow_head(limit).await;
+        assert_eq!(began.elapsed(), limit * 2);
+        drop(pace.begin());
+        never().await.unwrap_err();
     }
 }

@@ -17,6 +17,10 @@ pub struct Bytes {
 }
 
 impl Bytes {
+    pub(super) fn add_received(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
     /// From the client.
     pub fn received(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
@@ -81,7 +85,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Rewound<IO> {
             self.seen.advance(length);
         }
         let length = buffer.filled().len().saturating_sub(before);
-        self.bytes.received.fetch_add(length as u64, Ordering::Relaxed);
+        self.bytes.add_received(length);
         Poll::Ready(Ok(()))
     }
 }
