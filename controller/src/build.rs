@@ -91,7 +91,7 @@ pub struct Builder {
     places: HashMap<ObjectKey, Position>,
     /// Policies whose newest version cannot be read. What stands for them, or their last good version, is among the
     /// objects.
-    unusable: HashMap<Name, (Unusable, LastGood)>,
+    unusable: HashMap<ObjectKey, (Unusable, LastGood)>,
     workloads: HashMap<Name, Arc<Workload>>,
     slice_workloads: HashMap<Name, BTreeMap<WorkloadUid, Arc<Workload>>>,
     services: HashMap<Name, Arc<Service>>,
@@ -239,16 +239,18 @@ impl Builder {
     fn take_unusable(&mut self, unusable: &Unusable) {
         let key = unusable.key();
         let name: Name = (key.namespace.clone(), key.name.clone());
-        let good = match self.unusable.get(&name) {
+        let is_authentication = key.kind == Kind::RequestAuthentication;
+        let good = match self.unusable.get(&key) {
             Some((_, before)) => *before == LastGood::Kept,
+            None if is_authentication => self.world.authentications.get(&name).is_some(),
             None => self.world.policies.get(&name).is_some(),
         };
-        if good {
-            self.dirty.policies.insert(name.clone());
-        } else {
-            self.take_policy(name.clone(), Some(Arc::new(unusable.stand_in())));
+        match good {
+            true if is_authentication => drop(self.dirty.authentications.insert(name)),
+            true => drop(self.dirty.policies.insert(name)),
+            false => self.take(&key, Some(&unusable.stand_in())),
         }
-        self.unusable.insert(name, (unusable.clone(), if good { LastGood::Kept } else { LastGood::None }));
+        self.unusable.insert(key, (unusable.clone(), if good { LastGood::Kept } else { LastGood::None }));
     }
 
     fn take(&mut self, key: &ObjectKey, object: Option<&Object>) {
@@ -275,11 +277,12 @@ impl Builder {
             Kind::Service => self.take_service(name, content!(Service)),
             Kind::EndpointSlice => self.take_slice(name, content!(EndpointSlice)),
             Kind::AuthorizationPolicy => {
-                self.unusable.remove(&name);
+                self.unusable.remove(key);
                 self.take_policy(name, content!(AuthorizationPolicy));
             }
             Kind::PeerAuthentication => self.take_peer(name, content!(PeerAuthentication)),
             Kind::RequestAuthentication => {
+                self.unusable.remove(key);
                 self.world.authentications.replace(&name, content!(RequestAuthentication));
                 self.attach(AccessKind::RequestAuthentication, &name);
                 self.dirty.authentications.insert(name);

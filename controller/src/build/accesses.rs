@@ -167,7 +167,8 @@ impl Builder {
         let condition = answer.as_ref().map(|answer| answer.condition.clone());
         let policy = answer.map(|answer| {
             let mut policy = answer.policy;
-            if let Some((unusable, LastGood::None)) = self.unusable.get(name) {
+            let object = ObjectKey::new(Kind::AuthorizationPolicy, &name.0, &name.1);
+            if let Some((unusable, LastGood::None)) = self.unusable.get(&object) {
                 policy.unreadable = Some(unusable.why.as_str().into());
             }
             Access::Policy(policy)
@@ -187,17 +188,18 @@ impl Builder {
         let written = self.world.authentications.get(name);
         let answer = written.and_then(|written| translate::request_authentication(written, &known, &self.mesh));
         let (access, condition) = answer.map(|(model, condition)| (Access::Authentication(model), condition)).unzip();
+        let object = ObjectKey::new(Kind::RequestAuthentication, &name.0, &name.1);
         let metadata = written.map(|written| &written.metadata);
         let status = written.and_then(|written| written.status.as_ref());
-        let verdict = Verdict {
-            object: ObjectKey::new(Kind::RequestAuthentication, &name.0, &name.1),
+        let verdict = self.unreadable(&object).unwrap_or_else(|| Verdict {
+            object,
             condition,
             retracted: None,
             generation: metadata.and_then(|metadata| metadata.generation),
             version: metadata.and_then(|metadata| metadata.resource_version.clone()),
             existing: status.map(|status| status.conditions.clone()).unwrap_or_default(),
             parents: None,
-        };
+        });
         let key =
             AccessKey { kind: AccessKind::RequestAuthentication, key: PolicyKey::new(name.0.clone(), name.1.clone()) };
         self.world.accesses.publish(key, access, set, removed);

@@ -135,19 +135,25 @@ impl Builder {
         }
     }
 
+    /// What the status of an object should say whose newest version cannot be read; `None` for others.
+    pub(super) fn unreadable(&self, object: &ObjectKey) -> Option<Verdict> {
+        let (unusable, last_good) = self.unusable.get(object)?;
+        Some(Verdict {
+            object: object.clone(),
+            condition: Some(unusable.condition(*last_good)),
+            retracted: None,
+            generation: unusable.metadata.generation,
+            version: unusable.metadata.resource_version.clone(),
+            existing: unusable.conditions.clone(),
+            parents: None,
+        })
+    }
+
     /// What a policy's status should say.
     fn verdict(&self, name: &Name, condition: Option<Condition>) -> Verdict {
         let object = ObjectKey::new(Kind::AuthorizationPolicy, &name.0, &name.1);
-        if let Some((unusable, last_good)) = self.unusable.get(name) {
-            return Verdict {
-                object,
-                condition: Some(unusable.condition(*last_good)),
-                retracted: None,
-                generation: unusable.metadata.generation,
-                version: unusable.metadata.resource_version.clone(),
-                existing: unusable.conditions.clone(),
-                parents: None,
-            };
+        if let Some(verdict) = self.unreadable(&object) {
+            return verdict;
         }
         let written = self.world.policies.get(name);
         let metadata = written.map(|written| &written.metadata);

@@ -1050,6 +1050,35 @@ fn a_targeted_policy_that_cannot_be_read_refuses_where_it_is_attached() {
 }
 
 #[test]
+fn an_authentication_that_cannot_be_read_refuses_what_it_is_attached_to_until_it_can() {
+    let mut world = World::new(&bound_shop(true));
+    let odd = r#"{"apiVersion": "security.istio.io/v1", "kind": "RequestAuthentication", "metadata": {"name": "jwt", "namespace": "shop"},
+        "spec": {"targetRefs": [{"kind": "Service", "name": "page"}], "jwtRules": [{"issuer": 5}]}}"#;
+    let unusable = unusable(odd);
+    let built = world.builder.apply(&unusable);
+    let access = built.changes.iter().find_map(|change| match change {
+        Change::Access(access) => Some(access.clone()),
+        _ => None,
+    });
+    assert!(access.is_some_and(|access| access.unreadable().is_some()), "{:?}", built.changes);
+    let condition = built.verdicts.iter().find(|one| one.object.kind == Kind::RequestAuthentication).unwrap();
+    let condition = condition.condition.as_ref().unwrap();
+    assert_eq!((condition.type_, condition.status, condition.reason), ("WaypointAccepted", "False", "Invalid"));
+    assert!(
+        condition.message.contains("issuer") && condition.message.contains("is refused until"),
+        "{}",
+        condition.message
+    );
+    // Read once, it stays as it was, and says so.
+    world.set(&authentication("shop", "jwt", PAGE));
+    let built = world.builder.apply(&unusable);
+    assert!(built.changes.is_empty());
+    assert!(built.verdicts[0].condition.as_ref().unwrap().message.contains("stays in force"));
+    let told = world.remove(Kind::RequestAuthentication, "shop", "jwt");
+    assert!(told.contains(&"no access RequestAuthentication shop/jwt".to_owned()), "{told:?}");
+}
+
+#[test]
 fn paths_are_normalized_as_the_meshs_config_says() {
     let mut world = World::new(&shop());
     let config = |level: &str| {

@@ -7,16 +7,18 @@ use serde_json::Value;
 
 use crate::finding::{Finding, Severity};
 use crate::istio::{
-    Action, AuthorizationPolicy, AuthorizationPolicySpec, PolicyTargetReference, Rule, Status, StatusCondition,
-    WorkloadSelector,
+    Action, AuthorizationPolicy, AuthorizationPolicySpec, JwtRule, PolicyTargetReference, RequestAuthentication,
+    RequestAuthenticationSpec, Rule, Status, StatusCondition, WorkloadSelector,
 };
-use crate::object::{Kind, ObjectKey};
+use crate::object::{Kind, Object, ObjectKey};
 use crate::status::Condition;
 use crate::translate::ACCEPTED;
 
-/// An AuthorizationPolicy that cannot be read.
+/// An AuthorizationPolicy or RequestAuthentication that cannot be read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unusable {
+    /// Which of the two.
+    kind: Kind,
     /// Its metadata.
     pub metadata: ObjectMeta,
     /// Whom it selects, as far as that can be read; nobody in particular is everybody in its scope.
@@ -33,9 +35,8 @@ impl Unusable {
     /// What is left of a policy about which there are these findings. `None` for other kinds, and where the object
     /// does not even say what it is.
     pub fn read(object: &Value, findings: &[Finding]) -> Option<Self> {
-        if object.get("kind")?.as_str()? != Kind::AuthorizationPolicy.as_str() {
-            return None;
-        }
+        let named = Kind::named(object.get("kind")?.as_str()?)?;
+        let kind = matches!(named, Kind::AuthorizationPolicy | Kind::RequestAuthentication).then_some(named)?;
         let metadata = part::<ObjectMeta>(object.get("metadata")).unwrap_or_else(|| metadata(object));
         metadata.name.as_ref()?;
         let spec = object.get("spec");
@@ -50,7 +51,7 @@ impl Unusable {
         let status: Status = part(object.get("status")).unwrap_or_default();
         let errors = findings.iter().filter(|finding| finding.severity == Severity::Error);
         let why: Vec<String> = errors.map(explained).collect();
-        Some(Self { metadata, selector, targets, conditions: status.conditions, why: why.join("; ") })
+        Some(Self { kind, metadata, selector, targets, conditions: status.conditions, why: why.join("; ") })
     }
 
     /// Which object it is.
@@ -60,21 +61,32 @@ impl Unusable {
             empty if empty.is_empty() => crate::object::DEFAULT_NAMESPACE.to_owned(),
             namespace => namespace,
         };
-        ObjectKey::new(Kind::AuthorizationPolicy, &namespace, &text(&self.metadata.name))
+        ObjectKey::new(self.kind, &namespace, &text(&self.metadata.name))
     }
 
-    /// What stands for it until it can be read: a policy that refuses everything that it would be about.
-    pub fn stand_in(&self) -> AuthorizationPolicy {
+    /// What stands for it until it can be read: one that refuses everything that it would be about.
+    pub fn stand_in(&self) -> Object {
+        let status = Some(Status { conditions: self.conditions.clone(), ..Status::default() });
+        let (metadata, selector) = (self.metadata.clone(), self.selector.clone());
+        if self.kind == Kind::RequestAuthentication {
+            let spec = RequestAuthenticationSpec {
+                selector,
+                target_refs: self.targets.clone(),
+                // A rule without an issuer cannot be carried out, and then what it is attached to is refused.
+                jwt_rules: vec![JwtRule::default()],
+                ..RequestAuthenticationSpec::default()
+            };
+            return RequestAuthentication { metadata, spec, status }.into();
+        }
         let spec = AuthorizationPolicySpec {
-            selector: self.selector.clone(),
+            selector,
             target_refs: self.targets.clone(),
             action: Action::Deny,
             // A rule that asks for nothing holds for everything.
             rules: vec![Rule::default()],
             ..AuthorizationPolicySpec::default()
         };
-        let status = Status { conditions: self.conditions.clone(), ..Status::default() };
-        AuthorizationPolicy { metadata: self.metadata.clone(), spec, status: Some(status) }
+        AuthorizationPolicy { metadata, spec, status }.into()
     }
 
     /// What its status says.
@@ -84,7 +96,7 @@ impl Unusable {
             LastGood::None => "everything that it applies to is refused until it can be read",
         };
         let message = format!("the policy cannot be read, and {outcome}: {}", self.why);
-        match self.targets.is_empty() {
+        match self.targets.is_empty() && self.kind == Kind::AuthorizationPolicy {
             true => Condition::ztunnel_accepted("False", "Invalid", message),
             false => Condition { type_: ACCEPTED, status: "False", reason: "Invalid", message },
         }
@@ -153,7 +165,8 @@ mod tests {
             ),
         ] {
             let unusable = unusable(&spec);
-            let policy = translate::authorization(&unusable.stand_in(), &Mesh::default()).policy;
+            let Object::AuthorizationPolicy(stand_in) = unusable.stand_in() else { panic!("another kind") };
+            let policy = translate::authorization(&stand_in, &Mesh::default()).policy;
             assert_eq!(policy.as_ref().map(|policy| policy.scope), scope, "{spec}");
             if let Some(policy) = policy {
                 assert_eq!((policy.action, policy.rules.len()), (Action::Deny, 1));
