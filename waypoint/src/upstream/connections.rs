@@ -50,7 +50,7 @@ struct Key {
 /// How long and for how much connections are kept, where a DestinationRule says it; absent: as configured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Kept {
-    /// How long without requests.
+    /// How long without requests; zero: as long as it lives.
     pub idle: Option<Duration>,
     /// How long in all.
     pub age: Option<Duration>,
@@ -90,7 +90,10 @@ struct Bounds {
 impl Bounds {
     fn new(limits: &Limits, kept: Kept) -> Self {
         Self {
-            idle: kept.idle.unwrap_or(limits.upstream_idle),
+            idle: match kept.idle {
+                Some(Duration::ZERO) => Duration::MAX,
+                idle => idle.unwrap_or(limits.upstream_idle),
+            },
             age: kept.age.map_or(limits.upstream_age, |age| age.min(limits.upstream_age)),
             requests: kept.requests.filter(|most| *most > 0).map_or(usize::MAX, |most| most as usize),
             streams: kept.streams.map_or(limits.concurrent, |most| most.clamp(1, limits.concurrent)) as usize,

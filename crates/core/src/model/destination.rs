@@ -217,7 +217,7 @@ pub struct ConnectionPool {
     pub streams: Option<u32>,
     /// How long connecting may take.
     pub connect_timeout: Option<Duration>,
-    /// How long a connection for HTTP may be without requests.
+    /// How long a connection for HTTP may be without requests; zero: as long as it lives.
     pub http_idle: Option<Duration>,
     /// How long nothing may pass on a TCP connection; zero: for ever.
     pub tcp_idle: Option<Duration>,

@@ -88,6 +88,14 @@ fn time(text: Option<&String>, place: &str) -> Result<Option<Duration>, String> 
     read.map(Some).map_err(|_| format!("{place}: {text:?} is not a duration such as 1h30m, 10s, 0.5s or 500ms"))
 }
 
+/// A time that is not zero.
+fn some_time(text: Option<&String>, place: &str) -> Result<Option<Duration>, String> {
+    match time(text, place)? {
+        Some(Duration::ZERO) => Err(format!("{place}: at least 1ms is accepted")),
+        time => Ok(time),
+    }
+}
+
 fn balancing(written: &written::LoadBalancer, place: &str) -> Result<Balancing, String> {
     let method = match (written.simple.as_deref(), &written.consistent_hash) {
         (Some(_), Some(_)) => return Err(format!("{place}: both simple and consistentHash")),
@@ -238,8 +246,8 @@ fn limits(
     if let Some(tcp) = &written.tcp {
         let within = |name: &str| format!("{place}.tcp.{name}");
         limits.connections = count(tcp.max_connections, &within("maxConnections"))?;
-        limits.connect_timeout = time(tcp.connect_timeout.as_ref(), &within("connectTimeout"))?;
-        limits.age = time(tcp.max_connection_duration.as_ref(), &within("maxConnectionDuration"))?;
+        limits.connect_timeout = some_time(tcp.connect_timeout.as_ref(), &within("connectTimeout"))?;
+        limits.age = some_time(tcp.max_connection_duration.as_ref(), &within("maxConnectionDuration"))?;
         limits.tcp_idle = time(tcp.idle_timeout.as_ref(), &within("idleTimeout"))?;
         if tcp.tcp_keepalive.is_some() {
             notes.insert(format!("{} is without effect: tunnels have probes of their own", within("tcpKeepalive")));
@@ -276,11 +284,7 @@ fn outliers(written: &written::OutlierDetection, place: &str) -> Result<OutlierD
         value => Ok(value.unwrap_or(plain)),
     };
     let interval = |text: Option<&String>, plain: Duration, name: &str| {
-        let place = format!("{place}.{name}");
-        match time(text, &place)? {
-            Some(time) if time < Duration::from_millis(1) => Err(format!("{place}: at least 1ms is accepted")),
-            time => Ok(time.unwrap_or(plain)),
-        }
+        Ok::<_, String>(some_time(text, &format!("{place}.{name}"))?.unwrap_or(plain))
     };
     let splits = written.split_external_local_origin_errors == Some(true);
     Ok(OutlierDetection {

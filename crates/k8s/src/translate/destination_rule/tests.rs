@@ -205,6 +205,7 @@ fn bounds_are_read_and_zero_is_none() {
     assert_eq!(limits, wanted);
     assert!(why(json!({"connectionPool": {"tcp": {"maxConnections": -1}}})).contains("tcp.maxConnections: -1"));
     assert!(why(json!({"connectionPool": {"http": {"h2UpgradePolicy": "MAYBE"}}})).contains("MAYBE"));
+    assert!(why(json!({"connectionPool": {"tcp": {"connectTimeout": "0s"}}})).contains("connectTimeout: at least 1ms"));
 }
 
 #[test]
