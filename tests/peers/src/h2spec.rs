@@ -30,6 +30,18 @@ const CASES: usize = 146;
 /// A case that cannot hold at a place, and why that is as it should be. One that holds all the same fails the run.
 type Exception = (&'static str, &'static str);
 
+/// Cases in which h2spec's second frame races with an answer that needs no body: they hold or not as it comes.
+const RACES: &[Exception] = &[
+    (
+        "9: closed: Sends a HEADERS frame after sending RST_STREAM frame",
+        "a refused CONNECT is answered before its reset has come",
+    ),
+    (
+        "1: Sends HEADERS frames that causes their advertised concurrent stream limit to be exceeded",
+        "refused CONNECTs end as they come: there are never too many at a time",
+    ),
+];
+
 const HTTP: &[Exception] = &[(
     "2: Sends invalid connection preface",
     "the port takes HTTP/1.1 too: what does not begin as HTTP/2 is answered «400» in HTTP/1.1, and ended",
@@ -52,7 +64,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let Shop { world, web, .. } = shop(1, &[], vec![]).await;
     let client = Arc::new(world.client("page", 1));
     let mut unexpected = 0;
-    for (what, way, exceptions) in [("HTTP in a CONNECT", Way::Connect(web), HTTP), ("HBONE", Way::Raw, HBONE)] {
+    for (what, way, exceptions) in
+        [("HTTP in a CONNECT", Way::Connect(web), (HTTP, &[][..])), ("HBONE", Way::Raw, (HBONE, RACES))]
+    {
         let port = listen(client.clone(), way, &world.tasks).await.port().to_string();
         let run = Command::new(&args.h2spec)
             // An application that answers once it has the whole request.
@@ -68,7 +82,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// How many cases came out otherwise than they should have.
-fn judge(what: &str, text: &str, exceptions: &[Exception]) -> anyhow::Result<usize> {
+fn judge(what: &str, text: &str, (exceptions, races): (&[Exception], &[Exception])) -> anyhow::Result<usize> {
     let summary =
         text.lines().rfind(|line| line.contains(" tests, ")).with_context(|| format!("no result:\n{text}"))?;
     let count = |word: &str| {
@@ -81,10 +95,10 @@ fn judge(what: &str, text: &str, exceptions: &[Exception]) -> anyhow::Result<usi
     let failing: Vec<&str> = failures.lines().filter_map(|line| line.trim().strip_prefix("× ")).collect();
     ensure!(failing.len() == failed, "{failed} failures, and {} are told of:\n{text}", failing.len());
     let (excepted, wrong): (Vec<&str>, Vec<&str>) =
-        failing.into_iter().partition(|case| exceptions.iter().any(|(title, _)| title == case));
+        failing.into_iter().partition(|case| exceptions.iter().chain(races).any(|(title, _)| title == case));
     println!("{what}: {summary}");
     for case in &excepted {
-        let why = exceptions.iter().find(|(title, _)| title == case).map_or("", |(_, why)| why);
+        let why = exceptions.iter().chain(races).find(|(title, _)| title == case).map_or("", |(_, why)| why);
         println!("  as it should be: «{case}» fails: {why}");
     }
     if !wrong.is_empty() {

@@ -102,9 +102,7 @@ impl Chosen<'_> {
             PathRewrite::Prefix(new) => match self.matched.and_then(|matched| matched.path.as_ref()) {
                 Some(PathMatch::Segments(prefix)) => {
                     // A beginning of whole segments is replaced by whole segments (Gateway API, ReplacePrefixMatch).
-                    let rest = path.get(prefix.len()..).unwrap_or_default().trim_start_matches('/');
-                    let new = new.trim_end_matches('/');
-                    if rest.is_empty() && !path.ends_with('/') { new.to_owned() } else { format!("{new}/{rest}") }
+                    format!("{}{}", new.trim_end_matches('/'), path.get(prefix.len()..).unwrap_or_default())
                 }
                 Some(PathMatch::Prefix(prefix) | PathMatch::PrefixIgnoringCase(prefix)) => {
                     format!("{new}{}", path.get(prefix.len()..).unwrap_or_default())

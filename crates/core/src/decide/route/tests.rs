@@ -365,6 +365,7 @@ fn a_path_is_rewritten_by_what_matched() {
         (Some(PathMatch::segments("/foo")), prefix(""), "/foo", "/"),
         (Some(PathMatch::segments("/foo")), prefix("/"), "/foo/", "/"),
         (Some(PathMatch::segments("/foo")), prefix("/"), "/foo", "/"),
+        (Some(PathMatch::segments("/foo")), prefix("/xyz/"), "/foo//bar", "/xyz//bar"),
         (None, prefix("/x"), "/foo", "/x/foo"),
         // Istio's rewrite.uri.
         (Some(PathMatch::Prefix("/v1".into())), prefix("/api"), "/v1x/y", "/apix/y"),

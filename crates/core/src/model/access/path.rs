@@ -82,9 +82,6 @@ pub fn normalize(path: &str, level: PathNormalization) -> Result<Cow<'_, str>, A
         return Ok(Cow::Borrowed(path));
     }
     let (normalized, is_malformed) = once(path, level)?;
-    if normalized.split('/').any(|segment| segment.starts_with("..;") || segment.starts_with(".;")) {
-        return Err(AmbiguousPath::Dots);
-    }
     if is_malformed && once(&normalized, level)?.0 != normalized {
         return Err(AmbiguousPath::Escape);
     }
@@ -112,6 +109,9 @@ fn is_plain(path: &str, level: PathNormalization) -> bool {
 /// And whether it has a `%` that begins no escape.
 fn once(path: &str, level: PathNormalization) -> Result<(String, bool), AmbiguousPath> {
     let (unescaped, is_malformed) = unescape(path, level)?;
+    if unescaped.split('/').any(|segment| segment.starts_with("..;") || segment.starts_with(".;")) {
+        return Err(AmbiguousPath::Dots);
+    }
     let dotless = without_dots(&unescaped);
     let merged = if level >= PathNormalization::MergeSlashes { merge(&dotless) } else { dotless };
     Ok((merged, is_malformed))
