@@ -180,6 +180,8 @@ pub(crate) async fn run(args: &Waypoint) -> anyhow::Result<ExitCode> {
     match args {
         Waypoint::Apply(args) => apply(args).await.map(|()| ExitCode::SUCCESS),
         Waypoint::Generate(which) => {
+            // A document of its own, behind whatever it is appended to.
+            line("---");
             line(serde_saphyr::to_string(&gateway(which))?.trim_end());
             Ok(ExitCode::SUCCESS)
         }

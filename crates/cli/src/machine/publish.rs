@@ -88,9 +88,10 @@ fn file_name(key: &ObjectKey) -> String {
     format!("{begin}.{digest:016x}.json")
 }
 
-/// Whether a file's name is one of this directory's: findings about those are the machine's own affair.
+/// Whether a file is one of this directory's, by its name: findings about those are the machine's own affair.
 pub fn is_published(file: &str) -> bool {
-    let kind = file.split('.').next().unwrap_or_default();
+    let name = file.rsplit('/').next().unwrap_or_default();
+    let kind = name.split('.').next().unwrap_or_default();
     file.ends_with(".json") && Kind::named(kind).is_some()
 }
 
@@ -143,5 +144,11 @@ mod tests {
         let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().map(|one| one.unwrap().file_name()).collect();
         assert_eq!(left, ["ConfigMap.n.b.json"]);
         assert_eq!(publisher.list(Kind::ConfigMap, Some("n"))[0]["data"]["v"], "2");
+    }
+
+    #[test]
+    fn files_of_its_own_are_known_wherever_they_are() {
+        assert!(is_published("/run/x/objects/DestinationRule.shop.odd.json") && is_published("Pod.shop.web.json"));
+        assert!(!is_published("/home/me/shop.yaml") && !is_published("/home/me/Pod.shop.web.yaml"));
     }
 }
