@@ -102,7 +102,9 @@ impl Chosen<'_> {
             PathRewrite::Prefix(new) => match self.matched.and_then(|matched| matched.path.as_ref()) {
                 Some(PathMatch::Segments(prefix)) => {
                     // A beginning of whole segments is replaced by whole segments (Gateway API, ReplacePrefixMatch).
-                    format!("{}{}", new.trim_end_matches('/'), path.get(prefix.len()..).unwrap_or_default())
+                    let (new, rest) = (new.trim_end_matches('/'), path.get(prefix.len()..).unwrap_or_default());
+                    // Taken away, it leaves no path that begins with two slashes: that would be a host to some (Istio likewise).
+                    if new.is_empty() { format!("/{}", rest.trim_start_matches('/')) } else { format!("{new}{rest}") }
                 }
                 Some(PathMatch::Prefix(prefix) | PathMatch::PrefixIgnoringCase(prefix)) => {
                     format!("{new}{}", path.get(prefix.len()..).unwrap_or_default())

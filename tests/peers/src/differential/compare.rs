@@ -76,16 +76,6 @@ pub const MEANT: &[Meant] = &[
         },
     },
     Meant {
-        what: "slashes behind a beginning that a route replaces by `/`",
-        why: "they stay; Istio's pattern for Envoy takes one of them away",
-        is: |case| {
-            let target = |answer: &Answer| answer.seen.as_ref().map(|seen| seen.target.clone());
-            let (ours, envoys) = (target(case.ours), target(case.envoys));
-            let one_more = envoys.map(|target| format!("/{target}"));
-            ours.is_some() && ours == one_more && case.asked.path().contains("//")
-        },
-    },
-    Meant {
         what: "a backslash in a template's segment",
         why: "`{*}` is any segment; Envoy's has only characters that RFC 3986 allows there",
         is: |case| {

@@ -366,6 +366,8 @@ fn a_path_is_rewritten_by_what_matched() {
         (Some(PathMatch::segments("/foo")), prefix("/"), "/foo/", "/"),
         (Some(PathMatch::segments("/foo")), prefix("/"), "/foo", "/"),
         (Some(PathMatch::segments("/foo")), prefix("/xyz/"), "/foo//bar", "/xyz//bar"),
+        (Some(PathMatch::segments("/foo")), prefix("/"), "/foo//bar", "/bar"),
+        (Some(PathMatch::segments("/")), prefix("/"), "//bar", "/bar"),
         (None, prefix("/x"), "/foo", "/x/foo"),
         // Istio's rewrite.uri.
         (Some(PathMatch::Prefix("/v1".into())), prefix("/api"), "/v1x/y", "/apix/y"),
