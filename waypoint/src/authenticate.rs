@@ -19,6 +19,7 @@ use stillmesh_core::model::Str;
 use stillmesh_core::model::access::{JwtRule, RequestAuthentication};
 
 pub use keys::{Keys, Settings};
+pub use place::cookies;
 pub use verify::Problem;
 
 /// Verifies what a request's token is, and makes its head what the endpoint is to see. `None`: it has none.

@@ -65,7 +65,8 @@ fn in_header<'a>(value: &'a HeaderValue, prefix: &str) -> Option<&'a str> {
 
 const UNREADABLE: &str = "\u{7f}";
 
-fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
+/// The cookies of a request, with their values.
+pub fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
     let lines = headers.get_all(header::COOKIE).into_iter().filter_map(|value| value.to_str().ok());
     lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='))
 }

@@ -4,10 +4,13 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use http::HeaderMap;
-use http::header::{self, HeaderValue};
+use http::header::HeaderValue;
 use http::request::Parts;
 use stillmesh_core::decide::hash_of;
+use stillmesh_core::decide::route::parameter;
 use stillmesh_core::model::destination::{HashCookie, HashKey, Method, TrafficPolicy};
+
+use crate::authenticate::cookies;
 
 /// What the endpoint depends on, and the cookie that the client is given so that its next request comes to the same.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -30,9 +33,7 @@ impl Affinity {
             (_, None) => Self::default(),
             (HashKey::Header(name), Some(head)) => only(in_header(&head.headers, name)),
             (HashKey::Query(name), Some(head)) => {
-                let pairs = head.uri.query().into_iter().flat_map(|query| query.split('&'));
-                let mut named = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-                only(named.find(|(key, _)| *key == &**name).map(|(_, value)| value.as_bytes().to_vec()))
+                only(parameter(head.uri.query(), name).map(|value| value.as_bytes().to_vec()))
             }
             (HashKey::Cookie(cookie), Some(head)) => match in_cookie(&head.headers, cookie) {
                 Some(value) => only(Some(value.as_bytes().to_vec())),
@@ -49,9 +50,8 @@ fn in_header(headers: &HeaderMap, name: &str) -> Option<Vec<u8>> {
 }
 
 fn in_cookie<'a>(headers: &'a HeaderMap, cookie: &HashCookie) -> Option<&'a str> {
-    let lines = headers.get_all(header::COOKIE).into_iter().filter_map(|value| value.to_str().ok());
-    let mut pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.find(|(name, _)| *name == &*cookie.name).map(|(_, value)| value).filter(|value| !value.is_empty())
+    let value = cookies(headers).find(|(name, _)| *name == &*cookie.name).map(|(_, value)| value);
+    value.filter(|value| !value.is_empty())
 }
 
 /// A new cookie, where one is to be given.

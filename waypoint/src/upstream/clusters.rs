@@ -86,7 +86,8 @@ impl Clusters {
             let mut members = cluster.members.write();
             members.retain(|uid, member| snapshot.workload(uid).is_some() || Arc::strong_count(member) > 1);
             // The map's lock is held: nobody begins to use one.
-            let is_used = Arc::strong_count(cluster) > 1 || !members.is_empty();
+            let is_used =
+                Arc::strong_count(cluster) > 1 || members.values().any(|member| Arc::strong_count(member) > 1);
             is_there || is_used
         });
     }
@@ -304,7 +305,8 @@ mod tests {
         clusters.forget(&World::new().snapshot());
         assert_eq!(clusters.all.lock().len(), 1, "something is under way");
         drop(flight);
-        clusters.forget(&World::new().snapshot());
+        // The workload is still there; its service is not.
+        clusters.forget(&World::new().workload("a").snapshot());
         assert!(clusters.all.lock().is_empty());
     }
 }

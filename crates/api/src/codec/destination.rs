@@ -8,10 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message as _;
 use stillmesh_core::model::destination::{
-    Balancing, Common, ConnectionPool, DestinationRule, Distribution, EndpointVersion, HashCookie, HashKey,
-    LocalityPolicy, Method, OutlierDetection, Place, Subset, Traffic, TrafficPolicy, WarmUp,
+    Balancing, ConnectionPool, DestinationRule, Distribution, EndpointVersion, HashCookie, HashKey, LocalityPolicy,
+    Method, OutlierDetection, Place, Subset, Traffic, TrafficPolicy, WarmUp,
 };
-use stillmesh_core::model::{PolicyKey, Str, WorkloadUid};
+use stillmesh_core::model::{PolicyKey, RoutingScope, Str, WorkloadUid};
 pub use write::encode;
 
 use super::route::{duration, needed, service, text};
@@ -119,14 +119,14 @@ fn distribution(wire: wire::Distribution) -> Result<Distribution, FieldError> {
     Ok(Distribution { from: place(wire.from), to })
 }
 
-fn common(number: i32) -> Result<Common, FieldError> {
+fn common(number: i32) -> Result<RoutingScope, FieldError> {
     Ok(match wire::Common::try_from(number) {
-        Ok(wire::Common::Region) => Common::Region,
-        Ok(wire::Common::Zone) => Common::Zone,
-        Ok(wire::Common::Subzone) => Common::Subzone,
-        Ok(wire::Common::Node) => Common::Node,
-        Ok(wire::Common::Cluster) => Common::Cluster,
-        Ok(wire::Common::Network) => Common::Network,
+        Ok(wire::Common::Region) => RoutingScope::Region,
+        Ok(wire::Common::Zone) => RoutingScope::Zone,
+        Ok(wire::Common::Subzone) => RoutingScope::Subzone,
+        Ok(wire::Common::Node) => RoutingScope::Node,
+        Ok(wire::Common::Cluster) => RoutingScope::Cluster,
+        Ok(wire::Common::Network) => RoutingScope::Network,
         Err(_) => return Err(FieldError::new("balancing.priority", format!("{number}: 0 to 5 are known"))),
     })
 }

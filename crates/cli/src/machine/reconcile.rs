@@ -595,43 +595,23 @@ impl Reconciler {
 
     fn with_status(&self, key: &ObjectKey, object: Object, admitted: &Admitted) -> Object {
         let status = self.statuses.get(key);
+        macro_rules! with {
+            ($kind:ident($object:ident)) => {{
+                let mut object = $object;
+                Arc::make_mut(&mut object).status = status.and_then(read);
+                Object::$kind(object)
+            }};
+        }
         match object {
-            Object::AuthorizationPolicy(mut policy) => {
-                Arc::make_mut(&mut policy).status = status.and_then(read);
-                Object::AuthorizationPolicy(policy)
-            }
-            Object::PeerAuthentication(mut policy) => {
-                Arc::make_mut(&mut policy).status = status.and_then(read);
-                Object::PeerAuthentication(policy)
-            }
-            Object::RequestAuthentication(mut policy) => {
-                Arc::make_mut(&mut policy).status = status.and_then(read);
-                Object::RequestAuthentication(policy)
-            }
-            Object::GrpcRoute(mut route) => {
-                Arc::make_mut(&mut route).status = status.and_then(read);
-                Object::GrpcRoute(route)
-            }
-            Object::VirtualService(mut written) => {
-                Arc::make_mut(&mut written).status = status.and_then(read);
-                Object::VirtualService(written)
-            }
-            Object::DestinationRule(mut written) => {
-                Arc::make_mut(&mut written).status = status.and_then(read);
-                Object::DestinationRule(written)
-            }
-            Object::TlsRoute(mut route) => {
-                Arc::make_mut(&mut route).status = status.and_then(read);
-                Object::TlsRoute(route)
-            }
-            Object::TcpRoute(mut route) => {
-                Arc::make_mut(&mut route).status = status.and_then(read);
-                Object::TcpRoute(route)
-            }
-            Object::HttpRoute(mut route) => {
-                Arc::make_mut(&mut route).status = status.and_then(read);
-                Object::HttpRoute(route)
-            }
+            Object::AuthorizationPolicy(one) => with!(AuthorizationPolicy(one)),
+            Object::PeerAuthentication(one) => with!(PeerAuthentication(one)),
+            Object::RequestAuthentication(one) => with!(RequestAuthentication(one)),
+            Object::GrpcRoute(one) => with!(GrpcRoute(one)),
+            Object::HttpRoute(one) => with!(HttpRoute(one)),
+            Object::TlsRoute(one) => with!(TlsRoute(one)),
+            Object::TcpRoute(one) => with!(TcpRoute(one)),
+            Object::VirtualService(one) => with!(VirtualService(one)),
+            Object::DestinationRule(one) => with!(DestinationRule(one)),
             Object::Service(mut service) => {
                 if let Some(conditions) = status.and_then(|status| read(status.get("conditions")?)) {
                     Arc::make_mut(&mut service).status.get_or_insert_default().conditions = Some(conditions);

@@ -97,20 +97,25 @@ fn is_reachable(service: &Service, workload: &Workload) -> bool {
     !workload.hostname.is_empty() || workload.addresses.iter().any(|address| service.ip_families.accept(*address))
 }
 
-/// How well `endpoint` meets the service's preferences; `None` where it must not be picked.
-///
-/// `FAILOVER`: the number of leading preferences met. `NETWORK` in the first place is special: to miss it ends nothing,
-/// to meet it outweighs all others.
-fn rank(service: &Service, source: &Workload, endpoint: &Workload) -> Option<usize> {
-    let preferences = &service.load_balancing.routing_preferences;
-    let meets = |scope: &RoutingScope| match scope {
+/// Whether two workloads have a property in common.
+pub(super) fn shares(scope: RoutingScope, source: &Workload, endpoint: &Workload) -> bool {
+    match scope {
         RoutingScope::Region => source.locality.region == endpoint.locality.region,
         RoutingScope::Zone => source.locality.zone == endpoint.locality.zone,
         RoutingScope::Subzone => source.locality.subzone == endpoint.locality.subzone,
         RoutingScope::Node => source.node == endpoint.node,
         RoutingScope::Cluster => source.cluster == endpoint.cluster,
         RoutingScope::Network => source.network == endpoint.network,
-    };
+    }
+}
+
+/// How well `endpoint` meets the service's preferences; `None` where it must not be picked.
+///
+/// `FAILOVER`: the number of leading preferences met. `NETWORK` in the first place is special: to miss it ends nothing,
+/// to meet it outweighs all others.
+fn rank(service: &Service, source: &Workload, endpoint: &Workload) -> Option<usize> {
+    let preferences = &service.load_balancing.routing_preferences;
+    let meets = |scope: &RoutingScope| shares(*scope, source, endpoint);
     match service.load_balancing.mode {
         Mode::Standard | Mode::Passthrough => Some(0),
         Mode::Strict => preferences.iter().all(meets).then_some(0),
@@ -152,9 +157,15 @@ pub(super) enum Stream {
 
 /// An index into `weights`, at random by weight; `None` where they add up to nothing.
 pub(super) fn weighted(entropy: u64, stream: Stream, weights: impl Iterator<Item = u64> + Clone) -> Option<usize> {
+    part(mixed(entropy, stream), weights)
+}
+
+/// The index whose part of the whole `bits` fall into, the parts being as large as the weights; `None` where these add up to
+/// nothing.
+pub(super) fn part(bits: u64, weights: impl Iterator<Item = u64> + Clone) -> Option<usize> {
     let total: u128 = weights.clone().map(u128::from).sum();
     // The top 64 bits of a 64 by 64 bit product: uniform below `total`, which stays far below 2^64.
-    let mut left = (u128::from(mixed(entropy, stream)) * total) >> 64;
+    let mut left = (u128::from(bits) * total) >> 64;
     weights.into_iter().position(|weight| {
         let weight = u128::from(weight);
         let chosen = left < weight;

@@ -55,7 +55,7 @@ pub fn holds(matched: &RequestMatch, request: &RequestAttrs<'_>) -> bool {
 }
 
 /// The first query parameter of a name, as it is written; without `=` its value is empty.
-fn parameter<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
+pub fn parameter<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
     let pairs = query?.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     pairs.into_iter().find(|(key, _)| *key == name).map(|(_, value)| value)
 }

@@ -4,10 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::balance::{Ask, Candidate, Purpose, Stream, candidates, mixed, weighted};
+use super::balance::{Ask, Candidate, Purpose, Stream, candidates, mixed, part, shares, weighted};
 use crate::explain::Reason;
-use crate::model::destination::{Balancing, Common, Distribution, LocalityPolicy, Method, Place, WarmUp};
-use crate::model::{Locality, Service, Workload, WorkloadUid};
+use crate::model::destination::{Balancing, Distribution, LocalityPolicy, Method, Place, WarmUp};
+use crate::model::{Locality, Service, Str, Workload, WorkloadUid};
 use crate::snapshot::Treatment;
 
 /// What is known of endpoints from carrying traffic to them.
@@ -102,8 +102,7 @@ fn place(
             distribute(all, rule, draw);
         }
         Some(LocalityPolicy::Priority(wanted)) => {
-            let shared =
-                |other: &Workload| wanted.iter().take_while(|common| has_in_common(common, own, other)).count();
+            let shared = |other: &Workload| wanted.iter().take_while(|scope| shares(**scope, own, other)).count();
             levels(all, |one| wanted.len() - shared(one.workload), draw);
         }
         // Istio: nearness counts by itself where outliers are watched for.
@@ -145,7 +144,7 @@ fn levels(all: &mut Vec<Stand<'_>>, level: impl Fn(&Candidate<'_>) -> usize, dra
 }
 
 /// How far away: the same subzone, zone, region; the region that stands in for the own one; anywhere.
-fn distance(own: &Workload, other: &Workload, pairs: &[(crate::model::Str, crate::model::Str)]) -> usize {
+fn distance(own: &Workload, other: &Workload, pairs: &[(Str, Str)]) -> usize {
     let (from, to) = (&own.locality, &other.locality);
     if from.region == to.region {
         return match (from.zone == to.zone, from.subzone == to.subzone) {
@@ -158,23 +157,12 @@ fn distance(own: &Workload, other: &Workload, pairs: &[(crate::model::Str, crate
     if stands_in { 3 } else { 4 }
 }
 
-fn has_in_common(common: &Common, own: &Workload, other: &Workload) -> bool {
-    match common {
-        Common::Region => own.locality.region == other.locality.region,
-        Common::Zone => own.locality.zone == other.locality.zone,
-        Common::Subzone => own.locality.subzone == other.locality.subzone,
-        Common::Node => own.node == other.node,
-        Common::Cluster => own.cluster == other.cluster,
-        Common::Network => own.network == other.network,
-    }
-}
-
 fn rule_for<'r>(rules: &'r [Distribution], own: &Locality) -> Option<&'r Distribution> {
     rules.iter().find(|rule| is_in(own, &rule.from))
 }
 
 fn is_in(locality: &Locality, place: &Place) -> bool {
-    let same = |wanted: &Option<crate::model::Str>, there: &str| wanted.as_deref().is_none_or(|wanted| wanted == there);
+    let same = |wanted: &Option<Str>, there: &str| wanted.as_deref().is_none_or(|wanted| wanted == there);
     same(&place.region, &locality.region)
         && same(&place.zone, &locality.zone)
         && same(&place.subzone, &locality.subzone)
@@ -241,13 +229,7 @@ fn in_turn(weights: &[u64], turn: u64) -> Option<usize> {
         return usize::try_from(turn % u64::try_from(weights.len()).ok()?).ok();
     }
     // Steps of the golden ratio: evenly spread over whatever the shares are, however many turns there were.
-    let total: u128 = weights.iter().map(|weight| u128::from(*weight)).sum();
-    let mut left = (u128::from(turn.wrapping_mul(0x9e37_79b9_7f4a_7c15)) * total) >> 64;
-    weights.iter().position(|weight| {
-        let chosen = left < u128::from(*weight);
-        left = left.saturating_sub(u128::from(*weight));
-        chosen
-    })
+    part(turn.wrapping_mul(0x9e37_79b9_7f4a_7c15), weights.iter().copied())
 }
 
 /// The endpoint that a key belongs to: the one whose draw for this key is best («rendezvous hashing»). One that comes or goes

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{PolicyKey, ServiceKey, Str, WorkloadUid};
+use super::{PolicyKey, RoutingScope, ServiceKey, Str, WorkloadUid};
 
 /// One DestinationRule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -157,7 +157,7 @@ pub enum LocalityPolicy {
     /// The waypoint's place first; when a region fails, another one before all others: pairs of both.
     Failover(Vec<(Str, Str)>),
     /// As many of these, from the first on, as an endpoint has in common with the waypoint.
-    Priority(Vec<Common>),
+    Priority(Vec<RoutingScope>),
 }
 
 /// How what comes from one place is shared among places.
@@ -179,24 +179,6 @@ pub struct Place {
     pub zone: Option<Str>,
     /// Subzone.
     pub subzone: Option<Str>,
-}
-
-/// Something that an endpoint has in common with the waypoint.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Common {
-    /// The region.
-    Region,
-    /// The zone.
-    Zone,
-    /// The subzone.
-    Subzone,
-    /// The node.
-    Node,
-    /// The cluster.
-    Cluster,
-    /// The network.
-    Network,
 }
 
 /// How much is sent to a service's endpoints at a time (Istio, `connectionPool`). Absent: no bound but the waypoint's own.

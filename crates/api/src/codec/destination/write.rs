@@ -1,9 +1,10 @@
 //! The wire form of DestinationRules.
 
 use prost::Message as _;
+use stillmesh_core::model::RoutingScope;
 use stillmesh_core::model::destination::{
-    Balancing, Common, ConnectionPool, DestinationRule, EndpointVersion, HashKey, LocalityPolicy, Method,
-    OutlierDetection, Place, Subset, Traffic, TrafficPolicy,
+    Balancing, ConnectionPool, DestinationRule, EndpointVersion, HashKey, LocalityPolicy, Method, OutlierDetection,
+    Place, Subset, Traffic, TrafficPolicy,
 };
 
 use crate::codec::route::{wire_duration as duration, wire_service};
@@ -95,14 +96,14 @@ fn place(place: &Place) -> wire::Place {
     wire::Place { region: part(&place.region), zone: part(&place.zone), subzone: part(&place.subzone) }
 }
 
-fn common(common: &Common) -> wire::Common {
+fn common(common: &RoutingScope) -> wire::Common {
     match common {
-        Common::Region => wire::Common::Region,
-        Common::Zone => wire::Common::Zone,
-        Common::Subzone => wire::Common::Subzone,
-        Common::Node => wire::Common::Node,
-        Common::Cluster => wire::Common::Cluster,
-        Common::Network => wire::Common::Network,
+        RoutingScope::Region => wire::Common::Region,
+        RoutingScope::Zone => wire::Common::Zone,
+        RoutingScope::Subzone => wire::Common::Subzone,
+        RoutingScope::Node => wire::Common::Node,
+        RoutingScope::Cluster => wire::Common::Cluster,
+        RoutingScope::Network => wire::Common::Network,
     }
 }
 

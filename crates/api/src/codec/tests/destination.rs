@@ -7,7 +7,7 @@ use proptest::option;
 use proptest::prelude::*;
 use prost::Message as _;
 use stillmesh_core::model::destination::*;
-use stillmesh_core::model::{PolicyKey, ServiceKey, Str, WorkloadUid};
+use stillmesh_core::model::{PolicyKey, RoutingScope, ServiceKey, Str, WorkloadUid};
 use stillmesh_core::snapshot::Change;
 
 use crate::codec::{decode, destination, name, removed};
@@ -53,12 +53,12 @@ prop_compose! {
 
 fn locality() -> impl Strategy<Value = LocalityPolicy> {
     let common = prop_oneof![
-        Just(Common::Region),
-        Just(Common::Zone),
-        Just(Common::Subzone),
-        Just(Common::Node),
-        Just(Common::Cluster),
-        Just(Common::Network),
+        Just(RoutingScope::Region),
+        Just(RoutingScope::Zone),
+        Just(RoutingScope::Subzone),
+        Just(RoutingScope::Node),
+        Just(RoutingScope::Cluster),
+        Just(RoutingScope::Network),
     ];
     let distribution = (place(), vec((place(), any::<u32>()), 0..3)).prop_map(|(from, to)| Distribution { from, to });
     prop_oneof![

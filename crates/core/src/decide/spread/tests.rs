@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::fixtures::{World, uid};
+use crate::model::RoutingScope;
 use crate::model::destination::{HashKey, OutlierDetection, TrafficPolicy};
 
 /// What is known of endpoints, by name: requests under way, whether left out, seconds since first seen.
@@ -211,7 +212,7 @@ fn near_endpoints_come_first_and_the_next_take_what_they_cannot() {
 #[test]
 fn what_is_in_common_counts_from_the_first_on() {
     let world = world(&[("same", "r1/z1"), ("zone", "r2/z1"), ("region", "r1/z2")]);
-    let treatment = local(LocalityPolicy::Priority(vec![Common::Region, Common::Zone]));
+    let treatment = local(LocalityPolicy::Priority(vec![RoutingScope::Region, RoutingScope::Zone]));
     let names = |tried: &[&str]| -> Vec<String> {
         spread_of(&world, &treatment, &Known::default(), tried).into_keys().collect()
     };

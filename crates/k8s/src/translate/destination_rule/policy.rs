@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use stillmesh_core::model::RoutingScope;
 use stillmesh_core::model::destination::{
-    Balancing, Common, ConnectionPool, Distribution, EndpointVersion, HashCookie, HashKey, LocalityPolicy, Method,
+    Balancing, ConnectionPool, Distribution, EndpointVersion, HashCookie, HashKey, LocalityPolicy, Method,
     OutlierDetection, Place, Traffic, TrafficPolicy, WarmUp,
 };
 
@@ -213,14 +214,14 @@ fn place(text: &str) -> Place {
     Place { region: next(), zone: next(), subzone: next() }
 }
 
-fn common(label: &str, place: &str) -> Result<Common, String> {
+fn common(label: &str, place: &str) -> Result<RoutingScope, String> {
     Ok(match label {
-        "topology.kubernetes.io/region" | "failure-domain.beta.kubernetes.io/region" => Common::Region,
-        "topology.kubernetes.io/zone" | "failure-domain.beta.kubernetes.io/zone" => Common::Zone,
-        "topology.istio.io/subzone" => Common::Subzone,
-        "kubernetes.io/hostname" => Common::Node,
-        "topology.istio.io/cluster" => Common::Cluster,
-        "topology.istio.io/network" => Common::Network,
+        "topology.kubernetes.io/region" | "failure-domain.beta.kubernetes.io/region" => RoutingScope::Region,
+        "topology.kubernetes.io/zone" | "failure-domain.beta.kubernetes.io/zone" => RoutingScope::Zone,
+        "topology.istio.io/subzone" => RoutingScope::Subzone,
+        "kubernetes.io/hostname" => RoutingScope::Node,
+        "topology.istio.io/cluster" => RoutingScope::Cluster,
+        "topology.istio.io/network" => RoutingScope::Network,
         _ => {
             return Err(format!(
                 "{place}.failoverPriority: {label:?} is not supported; topology.kubernetes.io/region and zone, \

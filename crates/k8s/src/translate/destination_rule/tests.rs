@@ -1,8 +1,9 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use stillmesh_core::model::RoutingScope;
 use stillmesh_core::model::destination::{
-    Balancing, Common, ConnectionPool, EndpointVersion, HashCookie, HashKey, LocalityPolicy, Method, OutlierDetection,
+    Balancing, ConnectionPool, EndpointVersion, HashCookie, HashKey, LocalityPolicy, Method, OutlierDetection,
     TrafficPolicy, WarmUp,
 };
 
@@ -158,7 +159,7 @@ fn places_count_as_written() {
     let pair = json!({"failover": [{"from": "eu", "to": "us"}]});
     assert_eq!(locality(pair), LocalityPolicy::Failover(vec![("eu".into(), "us".into())]));
     let labels = json!({"failoverPriority": ["topology.kubernetes.io/region", "kubernetes.io/hostname"]});
-    assert_eq!(locality(labels), LocalityPolicy::Priority(vec![Common::Region, Common::Node]));
+    assert_eq!(locality(labels), LocalityPolicy::Priority(vec![RoutingScope::Region, RoutingScope::Node]));
     let LocalityPolicy::Distribute(rules) =
         locality(json!({"distribute": [{"from": "eu/z1/*", "to": {"eu/z1/*": 80, "us/*": 20}}]}))
     else {
