@@ -43,7 +43,7 @@ pub enum ResponseError {
 enum Source {
     Endpoint {
         body: Incoming,
-        /// Its place on a connection that others use too.
+        /// Its place on its connection, or all of it.
         _in_use: Option<InUse>,
     },
     Own(Option<Bytes>),

@@ -155,7 +155,7 @@ impl Connections {
         let slot = self.slot(&key);
         if version == Version::One {
             if !fresh && let Some(idle) = self.idle(&slot) {
-                return Ok(self.one(slot, idle));
+                return Ok(Lease::one(slot, idle));
             }
             let io = TokioIo::new(dial::way(downstream.waypoint(), &downstream.own, plan, None, deadline).await?);
             let handshake = http1::Builder::new().max_buf_size(self.limits.head_bytes).handshake(io).await;
@@ -166,7 +166,7 @@ impl Connections {
                 }
             });
             let now = Instant::now();
-            return Ok(self.one(slot, Idle { sender, carried: 0, made: now, since: now }));
+            return Ok(Lease::one(slot, Idle { sender, carried: 0, made: now, since: now }));
         }
         if !fresh && let Some(lease) = self.shared(&slot) {
             return Ok(lease);
@@ -213,15 +213,12 @@ impl Connections {
         }
     }
 
-    /// The connection that was idle for the shortest time.
+    /// The connection that was idle for the shortest time. One whose last response was given up is not ready before it is
+    /// closed.
     fn idle(&self, slot: &Slot) -> Option<Idle> {
         let mut idle = slot.idle.lock();
-        while let Some(last) = idle.pop() {
-            if last.sender.is_ready() && !slot.bounds.is_over(last.made, last.since) {
-                return Some(last);
-            }
-        }
-        None
+        let at = idle.iter().rposition(|idle| idle.sender.is_ready() && !slot.bounds.is_over(idle.made, idle.since))?;
+        Some(idle.remove(at))
     }
 
     fn shared(&self, slot: &Slot) -> Option<Lease> {
@@ -236,29 +233,6 @@ impl Connections {
         free.map(|shared| shared.lease(true))
     }
 
-    fn one(self: &Arc<Self>, slot: Arc<Slot>, connection: Idle) -> Lease {
-        let reused = connection.carried > 0;
-        Lease { sender: Sender::One { connection, home: self.clone(), slot }, reused }
-    }
-
-    /// Takes a connection back when its response has been read to the end.
-    fn take_back(&self, slot: Arc<Slot>, connection: Idle) {
-        let Idle { mut sender, carried, made, .. } = connection;
-        let carried = carried.saturating_add(1);
-        if carried >= slot.bounds.requests {
-            return;
-        }
-        self.tasks.spawn("http1 between requests", async move {
-            // Its error says that the connection has ended; then there is nothing to keep.
-            if sender.ready().await.is_err() || made.elapsed() >= slot.bounds.age {
-                return;
-            }
-            let mut idle = slot.idle.lock();
-            if idle.len() < MOST_IDLE {
-                idle.push(Idle { sender, carried, made, since: Instant::now() });
-            }
-        });
-    }
 
     /// Closes what has been idle for long. Runs for ever.
     pub async fn tidy(self: Arc<Self>) {
@@ -296,6 +270,22 @@ impl Slot {
     fn new(bounds: Bounds) -> Self {
         Self { bounds, idle: Mutex::default(), shared: Mutex::default(), dialling: Semaphore::new(1) }
     }
+
+    /// Keeps a connection whose response has ended, or was given up: then it closes by itself.
+    fn take_back(&self, mut connection: Idle) {
+        connection.carried = connection.carried.saturating_add(1);
+        connection.since = Instant::now();
+        if connection.carried >= self.bounds.requests || connection.sender.is_closed() {
+            return;
+        }
+        let mut idle = self.idle.lock();
+        if idle.len() >= MOST_IDLE {
+            idle.retain(|idle| !idle.sender.is_closed());
+        }
+        if idle.len() < MOST_IDLE {
+            idle.push(connection);
+        }
+    }
 }
 
 fn broken(error: hyper::Error) -> PathError {
@@ -306,22 +296,36 @@ impl Shared {
     fn lease(&self, reused: bool) -> Lease {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.carried.fetch_add(1, Ordering::Relaxed);
-        let in_use = InUse { requests: self.requests.clone(), used: self.used.clone() };
+        let in_use = InUse(Held::Two { requests: self.requests.clone(), used: self.used.clone() });
         Lease { sender: Sender::Two { sender: self.sender.clone(), in_use }, reused }
     }
 }
 
-/// A place on an HTTP/2 connection; given back when dropped.
+/// A place on a connection, kept until its response's body has ended; given back when dropped.
 #[derive(Debug)]
-pub struct InUse {
-    requests: Arc<AtomicUsize>,
-    used: Arc<Mutex<Instant>>,
+pub struct InUse(Held);
+
+#[derive(Debug)]
+enum Held {
+    /// All of an HTTP/1.1 connection; `None` once it was given back.
+    One { connection: Option<Idle>, slot: Arc<Slot> },
+    /// One of the places on an HTTP/2 connection.
+    Two { requests: Arc<AtomicUsize>, used: Arc<Mutex<Instant>> },
 }
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        *self.used.lock() = Instant::now();
-        self.requests.fetch_sub(1, Ordering::Relaxed);
+        match &mut self.0 {
+            Held::One { connection, slot } => {
+                if let Some(connection) = connection.take() {
+                    slot.take_back(connection);
+                }
+            }
+            Held::Two { requests, used } => {
+                *used.lock() = Instant::now();
+                requests.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
     }
 }
 
@@ -335,11 +339,16 @@ pub struct Lease {
 
 #[derive(Debug)]
 enum Sender {
-    One { connection: Idle, home: Arc<Connections>, slot: Arc<Slot> },
+    One { connection: Idle, slot: Arc<Slot> },
     Two { sender: http2::SendRequest<RequestBody>, in_use: InUse },
 }
 
 impl Lease {
+    fn one(slot: Arc<Slot>, connection: Idle) -> Self {
+        let reused = connection.carried > 0;
+        Self { sender: Sender::One { connection, slot }, reused }
+    }
+
     /// Sends a request and waits for the head of its response. What is returned beside it is to be kept until the
     /// response's body has ended. Dropped before its end, the request is cancelled.
     pub async fn send(
@@ -347,12 +356,11 @@ impl Lease {
         request: Request<RequestBody>,
     ) -> Result<(Response<Incoming>, Option<InUse>), TrySendError<Request<RequestBody>>> {
         match self.sender {
-            Sender::One { mut connection, home, slot } => {
+            Sender::One { mut connection, slot } => {
                 let response = connection.sender.try_send_request(request).await?;
-                if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
-                    home.take_back(slot, connection);
-                }
-                Ok((response, None))
+                let is_http = response.status() != http::StatusCode::SWITCHING_PROTOCOLS;
+                let held = is_http.then(|| InUse(Held::One { connection: Some(connection), slot }));
+                Ok((response, held))
             }
             Sender::Two { mut sender, in_use } => {
                 let response = sender.try_send_request(request).await?;
