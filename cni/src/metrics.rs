@@ -197,7 +197,10 @@ mod tests {
         let mut counted = Counted::new(metrics.clone());
         counted.set(Some(PodState::entering));
         counted.set(Some(PodState::captured));
+        metrics.older_connections.get_or_create(&PodLabels { namespace: "shop".into(), pod: "web".into() }).set(1);
         let text = registry.encode();
+        let served = stillmesh_runtime::telemetry::metrics::outline(&text);
+        assert_eq!(served, include_str!("metrics.txt"), "metrics.txt beside this file says something else");
         for line in [
             r#"nodeagent_reconcile_events_total{type="update"} 1"#,
             r#"istio_cni_plugin_requests_total{response_code="200"} 1"#,

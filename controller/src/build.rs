@@ -185,6 +185,11 @@ impl Builder {
         self.services.len()
     }
 
+    /// How many VirtualServices there are.
+    pub fn virtual_service_count(&self) -> usize {
+        self.world.routes.virtual_services()
+    }
+
     /// The policies as they were written, for `/debug/configz`.
     pub fn configs(&self) -> Value {
         let policies = self.world.policies.all().filter_map(|(_, one)| serde_json::to_value(&**one).ok());

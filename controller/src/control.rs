@@ -112,7 +112,9 @@ impl<S: Source> Control<S> {
             self.shown.metrics.published(generation);
             debug!(objects = update.changes.len(), resources, generation, "published");
         }
-        self.shown.metrics.services.set(i64::try_from(self.builder.service_count()).unwrap_or(i64::MAX));
+        let metrics = &self.shown.metrics;
+        metrics.services.set(i64::try_from(self.builder.service_count()).unwrap_or(i64::MAX));
+        metrics.virtual_services.set(i64::try_from(self.builder.virtual_service_count()).unwrap_or(i64::MAX));
         self.statuses.take(built.verdicts);
         if let Some(findings) = update.findings {
             self.written = findings;

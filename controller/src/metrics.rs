@@ -99,6 +99,7 @@ pub(crate) struct Metrics {
     pushes: Family<TypeLabel, Count>,
     rejects: Family<TypeLabel, Count>,
     expired: Family<TypeLabel, Count>,
+    stuck: Family<TypeLabel, Count>,
     convergence: Histogram,
     events: Family<EventLabels, Count>,
     registry_events: Family<EventLabels, Count>,
@@ -108,6 +109,7 @@ pub(crate) struct Metrics {
     validation_passed: Family<KindLabel, Count>,
     validation_failed: Family<KindLabel, Count>,
     pub services: Gauge,
+    pub virtual_services: Gauge,
     pub findings: Gauge,
     pub foreign_maps: Gauge,
     pub csr_count: Count,
@@ -134,6 +136,7 @@ impl Metrics {
             pushes: Family::default(),
             rejects: Family::default(),
             expired: Family::default(),
+            stuck: Family::default(),
             convergence: Histogram::new(SECONDS),
             events: Family::default(),
             registry_events: Family::default(),
@@ -143,6 +146,7 @@ impl Metrics {
             validation_passed: Family::default(),
             validation_failed: Family::default(),
             services: Gauge::default(),
+            virtual_services: Gauge::default(),
             findings: Gauge::default(),
             foreign_maps: Gauge::default(),
             csr_count: Count::default(),
@@ -174,6 +178,7 @@ impl Metrics {
             registry.register("pilot_xds_pushes", "Responses that nodes answered", self.pushes.clone());
             registry.register("pilot_total_xds_rejects", "Responses with a refused resource", self.rejects.clone());
             registry.register("pilot_xds_expired_nonce", "Answers to what is older", self.expired.clone());
+            registry.register("pilot_xds_write_timeout", "Responses that nodes did not read", self.stuck.clone());
             let help = "Seconds from publishing until a node has applied it";
             registry.register("pilot_proxy_convergence_time", help, self.convergence.clone());
             registry.register("pilot_k8s_cfg_events", "Changes of objects", self.events.clone());
@@ -190,6 +195,7 @@ impl Metrics {
             registry.register("pilot_xds_config_size_bytes", help, self.push_bytes.clone());
             registry.register("istiod_managed_clusters", "Clusters that are followed", clusters);
             registry.register("pilot_services", "Services", self.services.clone());
+            registry.register("pilot_virt_services", "VirtualServices", self.virtual_services.clone());
             registry.register("pilot_info", "Version", info);
             registry.register("istio_build", "Version", build);
             registry.register("istiod_uptime_seconds", "Time since the start", self.uptime.clone());
@@ -247,6 +253,11 @@ impl Metrics {
     /// A node has answered something that is not waited for.
     pub fn expired(&self, kind: ResourceType) {
         self.expired.get_or_create(&TypeLabel { r#type: short(kind) }).inc();
+    }
+
+    /// A node has not read a response for too long.
+    pub fn stuck(&self, kind: ResourceType) {
+        self.stuck.get_or_create(&TypeLabel { r#type: short(kind) }).inc();
     }
 
     /// The webhook has checked an object.
@@ -355,7 +366,16 @@ mod tests {
         metrics.applied(4, since);
         metrics.applied(4, Instant::now() + Duration::from_secs(1));
         metrics.expired(ResourceType::Authorization);
+        metrics.stuck(ResourceType::Address);
+        metrics.event(Kind::HttpRoute, "update");
+        metrics.event(Kind::Pod, "update");
+        metrics.validated("AuthorizationPolicy", true);
+        metrics.validated("AuthorizationPolicy", false);
+        metrics.sent(ResourceType::Address, 100, Duration::from_millis(1));
+        metrics.triggered(&[Change::PolicyRemoved(stillmesh_core::model::PolicyKey::new("shop", "web"))]);
         let text = metrics.encode();
+        let served = stillmesh_runtime::telemetry::metrics::outline(&text);
+        assert_eq!(served, include_str!("metrics.txt"), "metrics.txt beside this file says something else");
         for line in [
             &format!("pilot_xds{{version=\"{VERSION}\"}} 2\n"),
             "pilot_xds_pushes{type=\"wds\"} 1\n",

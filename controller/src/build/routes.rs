@@ -98,6 +98,11 @@ impl Routes {
         self.written.keys()
     }
 
+    /// How many VirtualServices there are.
+    pub fn virtual_services(&self) -> usize {
+        self.written.keys().filter(|key| key.kind == Kind::VirtualService).count()
+    }
+
     /// The routes that name a Service.
     fn naming(&self, service: &Name) -> impl Iterator<Item = &ObjectKey> {
         self.naming.get(service).into_iter().flatten()

@@ -122,6 +122,10 @@ impl Observer for Nodes {
         self.metrics.expired(kind);
     }
 
+    fn stuck(&self, _node: &NodeId, kind: ResourceType) {
+        self.metrics.stuck(kind);
+    }
+
     fn acked(&self, node: &NodeId, kind: ResourceType, generation: u64) {
         self.metrics.answered(kind, false);
         let since = self.streams.lock().get(&node.stream).map(|known| known.since);

@@ -52,6 +52,8 @@ pub trait Observer: Send + Sync + 'static {
     fn nacked(&self, _node: &NodeId, _kind: ResourceType, _generation: Option<u64>, _rejected: &[Rejected]) {}
     /// A node answered a response of a type that is not waited for.
     fn expired(&self, _node: &NodeId, _kind: ResourceType) {}
+    /// A node has not read a response for too long: its stream ends.
+    fn stuck(&self, _node: &NodeId, _kind: ResourceType) {}
     /// A node's stream ended, and why.
     fn gone(&self, _node: &NodeId, _reason: &str) {}
 }
@@ -193,7 +195,12 @@ impl SessionTask {
                         }
                     }
                     Ok(Err(_)) => return Ok("the node is gone"),
-                    Err(_) => return Err(Status::deadline_exceeded("the node does not read")),
+                    Err(_) => {
+                        if let Some((kind, _)) = facts {
+                            self.observer.stuck(node, kind);
+                        }
+                        return Err(Status::deadline_exceeded("the node does not read"));
+                    }
                 }
             }
             turn = turn.filter(|turn| open.waits() && turn.until > Instant::now());
