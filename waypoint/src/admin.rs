@@ -22,6 +22,8 @@ pub fn server(waypoint: Arc<Waypoint>) -> Server {
 pub fn metrics_server(waypoint: Arc<Waypoint>, registered: Registered) -> Server {
     let page = move |_request: Request| {
         waypoint.metrics.count_memory(&waypoint.memory);
+        waypoint.metrics.flows.flush();
+        waypoint.metrics.certificates.look(&waypoint.secrets);
         let response = Response::new(StatusCode::OK, CONTENT_TYPE, registered.encode());
         async move { response }
     };

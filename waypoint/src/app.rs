@@ -10,6 +10,7 @@ use stillmesh_api::xds::{Client, NodeInfo};
 use stillmesh_core::snapshot::Snapshot;
 use stillmesh_identity::ca::OwnIdentity;
 use stillmesh_identity::{Revocations, SecretLimits, Secrets, SystemClock};
+use stillmesh_proxy::series::Budget;
 use stillmesh_proxy::{Readiness, Snapshots, Writer, readiness, revocations};
 use stillmesh_runtime::drain::{self, Mode, Watch};
 use stillmesh_runtime::sys::socket;
@@ -17,6 +18,7 @@ use stillmesh_runtime::tasks::Tasks;
 use stillmesh_runtime::telemetry;
 use stillmesh_runtime::telemetry::metrics::Metrics as Registered;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::clients::{Clients, Enforcer};
@@ -99,7 +101,10 @@ pub async fn serve(config: Config, listeners: Listeners, watch: Watch) -> anyhow
     readiness.wait_for(CERTIFICATE);
 
     let registered = Registered::new();
-    let metrics = registered.register(|registry| Metrics::new(registry, &config.version));
+    let metrics =
+        registered.register(|registry| Metrics::new(registry, &config.version, &Budget::new(config.max_series)));
+    let runtime = telemetry::metrics::runtimes(vec![Handle::current()]);
+    registered.register(|registry| registry.register_collector(runtime));
     let initial = Snapshot::empty(config.network.as_str());
     let snapshots = Arc::new(Snapshots::new(initial.clone()));
     let xds_metrics = metrics.xds.clone();

@@ -10,7 +10,7 @@ use stillmesh_api::ControlPlane;
 use stillmesh_core::model::Identity;
 use stillmesh_core::snapshot::UnknownPolicies;
 use stillmesh_proxy::settings::{
-    Hbone, Keepalive, cluster_id, control_planes, drain, hbone, keepalive, secret_ttl, text, trust_domain,
+    Hbone, Keepalive, cluster_id, control_planes, drain, hbone, keepalive, max_series, secret_ttl, text, trust_domain,
     unknown_policies, within,
 };
 use stillmesh_runtime::env::{Problems, Reader};
@@ -75,6 +75,8 @@ pub struct Config {
     pub readiness: SocketAddr,
     /// Version shown in metrics.
     pub version: String,
+    /// Label sets that one metric may have.
+    pub max_series: usize,
     /// What a policy that has not arrived means; else as whoever sends them does it.
     #[serde(skip)]
     pub unknown_policies: Option<UnknownPolicies>,
@@ -184,6 +186,7 @@ impl Config {
             admin: env.parse_or("ADMIN_ADDRESS", SocketAddr::from((Ipv4Addr::LOCALHOST, 15000)), "ip:port"),
             stats: env.parse_or("STATS_ADDRESS", SocketAddr::new(any, 15020), "ip:port"),
             readiness: env.parse_or("READINESS_ADDRESS", SocketAddr::new(any, 15021), "ip:port"),
+            max_series: max_series(env),
             version: text(env, "ISTIO_META_ISTIO_VERSION").unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
             unknown_policies: unknown_policies(env),
         };

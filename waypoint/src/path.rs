@@ -37,7 +37,7 @@ use crate::record;
 pub use error::PathError;
 use hello::Hello;
 pub use pace::UnderWay;
-pub use replay::RequestBody;
+pub use replay::{Received, RequestBody};
 pub use response::ResponseBody;
 pub use rewound::{Bytes, Rewound};
 use sniff::Seen;

@@ -3,6 +3,8 @@
 
 pub mod connection;
 mod flags;
+mod flow;
+pub mod grpc;
 pub mod judged;
 mod labels;
 mod metrics;

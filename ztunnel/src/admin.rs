@@ -62,6 +62,7 @@ pub fn metrics_server(node: Arc<Node>, registered: Registered) -> Server {
         node.ledger.flush();
         count_rejections(&node);
         count_memory(&node);
+        node.metrics.certificates.look(node.identities.secrets());
         let response = Response::new(StatusCode::OK, CONTENT_TYPE, registered.encode());
         async move { response }
     };

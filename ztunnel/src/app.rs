@@ -5,12 +5,14 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use stillmesh_api::xds::{Client, NodeInfo, Status};
 use stillmesh_core::snapshot::Snapshot;
+use stillmesh_proxy::series::Budget;
 use stillmesh_proxy::{Publisher, Readiness, Writer, readiness};
 use stillmesh_runtime::drain::{self, Mode, Watch};
 use stillmesh_runtime::sys::socket;
 use stillmesh_runtime::tasks::Tasks;
 use stillmesh_runtime::telemetry;
 use stillmesh_runtime::telemetry::metrics::Metrics as Registered;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -71,7 +73,8 @@ pub async fn run(config: Config, watch: Watch) -> anyhow::Result<()> {
     readiness.wait_for(WORKLOAD_PROXY_MANAGER);
 
     let registered = Registered::new();
-    let metrics = registered.register(|registry| Metrics::new(registry, &config.version));
+    let budget = Budget::new(config.max_series);
+    let metrics = registered.register(|registry| Metrics::new(registry, &config.version, &budget));
     let ledger = Ledger::new(metrics.clone());
     let initial = Snapshot::empty(config.network.as_str());
     let snapshots = Arc::new(Snapshots::new(initial.clone()));
@@ -81,6 +84,8 @@ pub async fn run(config: Config, watch: Watch) -> anyhow::Result<()> {
     tasks.spawn("snapshots", writer.run());
 
     let workers = Workers::start(config.workers.0).context("worker threads")?;
+    let runtimes = workers.handles().chain([Handle::current()]).collect();
+    registered.register(|registry| registry.register_collector(telemetry::metrics::runtimes(runtimes)));
     let identities = Identities::new(&config, &tasks);
     let resolv = Resolv::read(Resolv::PATH);
     let node = Node::new(Parts { config, snapshots, identities, ledger, workers, resolv });

@@ -289,13 +289,13 @@ impl Drop for Record {
         });
         let metrics = &self.ledger.metrics;
         if !self.opened {
-            metrics.connections_opened.get_or_create(&self.facts.labels(Flag::None)).inc();
+            metrics.connections_opened.get(&self.facts.labels(Flag::None)).inc();
         }
         let labels = self.facts.labels(outcome.flag);
         if outcome.error.is_some() {
-            metrics.connections_failed.get_or_create(&labels).inc();
+            metrics.connections_failed.get(&labels).inc();
         }
-        metrics.connections_closed.get_or_create(&labels).inc();
+        metrics.connections_closed.get(&labels).inc();
         if let Some(live) = self.live.take() {
             self.ledger.delist(&live);
             live.flush();

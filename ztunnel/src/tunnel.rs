@@ -62,7 +62,7 @@ pub async fn open(request: &Request<'_>, pod: &Pod, node: &Node, worker: usize) 
     let next_hop = match &plan.dial {
         Dial::Address(address) => *address,
         Dial::Name(name, port) => {
-            node.metrics.on_demand_dns.get_or_create(&OnDemandDns::new(name, request.source)).inc();
+            node.metrics.on_demand_dns.get(&OnDemandDns::new(name, request.source)).inc();
             let left = deadline.saturating_duration_since(Instant::now());
             let resolved = connect::resolve(name, *port, conn.original.ip(), left).await;
             resolved.map_err(|source| PathError::Resolve { name: name.clone(), source })?

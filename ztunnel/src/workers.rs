@@ -51,6 +51,11 @@ impl Workers {
         Ok(Self { workers, hasher: RandomState::new(), next: AtomicUsize::new(0), stop })
     }
 
+    /// Their runtimes.
+    pub fn handles(&self) -> impl Iterator<Item = Handle> {
+        self.workers.iter().map(|worker| worker.handle.clone())
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         self.workers.len()

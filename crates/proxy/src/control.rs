@@ -1,11 +1,15 @@
 //! What is counted of the control plane's stream.
 
+use std::time::UNIX_EPOCH;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use stillmesh_api::xds::{Batch, Status};
+use stillmesh_api::xds::{Batch, ResourceType, Status};
 use stillmesh_core::model::Str;
+use stillmesh_identity::Secrets;
 use tokio::sync::watch;
 
 use crate::labels::{Text, Word};
@@ -24,6 +28,32 @@ struct MessageUrl {
     url: Text,
 }
 
+/// What is told of the certificates that a proxy holds. Clones tell the same.
+#[derive(Clone, Debug, Default)]
+pub struct CertificateMetrics {
+    expiry: Gauge,
+    failing: Gauge,
+}
+
+impl CertificateMetrics {
+    /// Registers them; `own` puts the proxy's prefix before their names.
+    pub fn register(&self, own: &mut Registry) {
+        let help = "When the first of the certificates in use expires, Unix time; 0: there are none";
+        own.register("certificate_expiry_timestamp_seconds", help, self.expiry.clone());
+        own.register("certificate_failures", "Identities whose last request for one failed", self.failing.clone());
+    }
+
+    /// Brings them up to date; called before metrics are read.
+    pub fn look(&self, secrets: &Secrets) {
+        let all = secrets.status();
+        let first = all.iter().filter_map(|one| one.leaf.as_ref()).map(|leaf| leaf.not_after()).min();
+        let unix = first.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs());
+        self.expiry.set(i64::try_from(unix).unwrap_or(i64::MAX));
+        let failing = all.iter().filter(|one| one.failure.is_some()).count();
+        self.failing.set(i64::try_from(failing).unwrap_or(i64::MAX));
+    }
+}
+
 /// Counters of the control plane's stream, under Istio's names. Clones count together.
 #[derive(Clone, Debug, Default)]
 pub struct XdsMetrics {
@@ -35,6 +65,15 @@ pub struct XdsMetrics {
 impl XdsMetrics {
     /// Registers them; `istio` puts `istio_` before their names.
     pub fn register(&self, istio: &mut Registry) {
+        // What has not happened yet is 0, not absent.
+        for reason in ["Complete", "ConnectionError", "Error"] {
+            drop(self.terminations.get_or_create(&Termination { reason: Word(reason) }));
+        }
+        for kind in [ResourceType::Address, ResourceType::Authorization] {
+            let url = MessageUrl { url: Text::from(&Str::from(kind.url())) };
+            drop(self.messages.get_or_create(&url));
+            drop(self.message_bytes.get_or_create(&url));
+        }
         istio.register("xds_connection_terminations", "Ended streams to the control plane", self.terminations.clone());
         istio.register("xds_message", "Messages from the control plane", self.messages.clone());
         istio.register("xds_message_bytes", "Their bytes", self.message_bytes.clone());

@@ -14,6 +14,11 @@ impl Text {
     /// What an absent value reads as.
     pub const UNKNOWN: &'static str = "unknown";
 
+    /// What values read when there is no place for more of them ([`crate::series`]).
+    pub fn overflow() -> Self {
+        Self(Some(OVERFLOW.into()))
+    }
+
     /// The value as written.
     pub fn as_str(&self) -> &str {
         self.0.as_deref().unwrap_or(Self::UNKNOWN)
@@ -38,15 +43,33 @@ impl EncodeLabelValue for Text {
     }
 }
 
-/// A principal: the identity with `spiffe://`.
+/// What values read that have no place within the budget of their metric.
+const OVERFLOW: &str = "overflow";
+
+/// A principal.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Principal(pub Option<Identity>);
+pub enum Principal {
+    /// Nobody proved one.
+    #[default]
+    Unknown,
+    /// The identity, with `spiffe://`.
+    Of(Identity),
+    /// One of those that have no place ([`crate::series`]). No identity reads like this.
+    Overflow,
+}
+
+impl From<Option<Identity>> for Principal {
+    fn from(identity: Option<Identity>) -> Self {
+        identity.map_or(Self::Unknown, Self::Of)
+    }
+}
 
 impl EncodeLabelValue for Principal {
     fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), fmt::Error> {
-        match &self.0 {
-            Some(identity) => write!(encoder, "{identity}"),
-            None => encoder.write_str(Text::UNKNOWN),
+        match self {
+            Self::Of(identity) => write!(encoder, "{identity}"),
+            Self::Unknown => encoder.write_str(Text::UNKNOWN),
+            Self::Overflow => encoder.write_str(OVERFLOW),
         }
     }
 }
@@ -94,10 +117,13 @@ impl From<&Workload> for Party {
     }
 }
 
+/// Longest name taken from a peer, characters: as long as names of Kubernetes objects may be.
+const LONGEST: usize = 253;
+
 /// What a peer says of itself. Only names: its identity is in its certificate.
 impl From<Baggage> for Party {
     fn from(baggage: Baggage) -> Self {
-        let text = |text: Option<String>| text.map(Into::into);
+        let text = |text: Option<String>| text.map(|text| text.chars().take(LONGEST).collect::<String>().into());
         Self {
             workload: text(baggage.workload.map(|(_, name)| name)),
             namespace: text(baggage.namespace),

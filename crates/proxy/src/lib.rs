@@ -1,6 +1,7 @@
 //! What every proxy of the mesh is made of, whatever it carries: the keys of its environment that mean the same
 //! everywhere ([`settings`]), the mesh as it is known and the one writer of it ([`snapshots`], [`writer`]), readiness
-//! ([`readiness`]), and how both ends are called in telemetry ([`labels`]).
+//! ([`readiness`]), how both ends are called in telemetry ([`labels`]), and metrics within a
+//! budget ([`series`]).
 //!
 //! It must not know how traffic is captured or carried: that is what proxies differ in.
 
@@ -8,6 +9,7 @@ pub mod control;
 pub mod labels;
 pub mod readiness;
 pub mod revocations;
+pub mod series;
 pub mod settings;
 pub mod snapshots;
 pub mod writer;

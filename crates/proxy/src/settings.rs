@@ -148,6 +148,11 @@ pub fn secret_ttl(env: &mut Reader) -> Duration {
     given.unwrap_or(Duration::from_secs(24 * 3600))
 }
 
+/// How many label sets one metric may have (`METRICS_MAX_SERIES`, see [`crate::series`]).
+pub fn max_series(env: &mut Reader) -> usize {
+    within(env, "METRICS_MAX_SERIES", crate::series::MOST, 100, 1_000_000)
+}
+
 /// A number within bounds.
 pub fn within(env: &mut Reader, key: &str, default: usize, least: usize, most: usize) -> usize {
     let accepted = format!("{least} to {most}");

@@ -184,8 +184,8 @@ async fn answer(
     let (mut head, body) = request.into_parts();
     let id = forward::request_id(&mut head.headers, rand::random());
     let waypoint = downstream.waypoint().clone();
-    let replay = Replay::new(body, waypoint.config.limits.replay_bytes);
     let is_grpc = reply::is_grpc(&head.headers);
+    let replay = Replay::new(body, waypoint.config.limits.replay_bytes, is_grpc);
     let is_head = head.method == Method::HEAD;
     let mut record = Record::new(downstream.clone(), &head, version, id, replay.received(), under_way);
     let entropy = rand::random();

@@ -14,11 +14,13 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use crate::record::grpc::Messages;
+
 /// The body of one request, from which each try takes its own [`RequestBody`].
 #[derive(Clone)]
 pub struct Replay {
     shared: Arc<Mutex<State>>,
-    received: Arc<AtomicU64>,
+    received: Arc<Received>,
     /// Nothing comes, or it is known how much.
     hint: SizeHint,
     is_empty: bool,
@@ -41,6 +43,37 @@ struct State {
     copies: Vec<oneshot::Sender<Copied>>,
 }
 
+/// What was received of a body.
+#[derive(Debug, Default)]
+pub struct Received {
+    bytes: AtomicU64,
+    /// Of a body of gRPC's.
+    messages: Option<Mutex<Messages>>,
+}
+
+impl Received {
+    fn of(is_grpc: bool) -> Self {
+        Self { bytes: AtomicU64::new(0), messages: is_grpc.then(Mutex::default) }
+    }
+
+    fn see(&self, piece: &[u8]) {
+        self.bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        if let Some(messages) = &self.messages {
+            messages.lock().see(piece);
+        }
+    }
+
+    /// How many bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// How many messages, if it is gRPC.
+    pub fn messages(&self) -> u64 {
+        self.messages.as_ref().map_or(0, |messages| messages.lock().count())
+    }
+}
+
 /// A piece of a body.
 #[derive(Clone, Debug)]
 pub enum Kept {
@@ -55,9 +88,10 @@ pub type Copied = Vec<Kept>;
 
 impl Replay {
     /// Of a client's body; at most `most` bytes of it are kept.
-    pub fn new(source: Incoming, most: usize) -> Self {
+    pub fn new(source: Incoming, most: usize, is_grpc: bool) -> Self {
         let (hint, is_empty) = (source.size_hint(), source.is_end_stream());
-        Self::with(State::new(Some(source), Vec::new(), most, is_empty), hint)
+        let replay = Self::with(State::new(Some(source), Vec::new(), most, is_empty), hint);
+        Self { received: Arc::new(Received::of(is_grpc)), ..replay }
     }
 
     /// Of a body that is there already.
@@ -89,8 +123,8 @@ impl Replay {
         receiver
     }
 
-    /// Bytes that the client has sent so far.
-    pub fn received(&self) -> Arc<AtomicU64> {
+    /// What the client has sent so far.
+    pub fn received(&self) -> Arc<Received> {
         self.received.clone()
     }
 
@@ -177,7 +211,7 @@ impl Body for RequestBody {
             }
         };
         if let Some(bytes) = frame.data_ref() {
-            this.replay.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            this.replay.received.see(bytes);
             this.sent += bytes.len() as u64;
             state.keep(Kept::Data(bytes.clone()), bytes.len());
         } else if let Some(trailers) = frame.trailers_ref() {

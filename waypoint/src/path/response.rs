@@ -142,7 +142,7 @@ impl Body for ResponseBody {
             Some(Err(error)) => this.ended(Some(error)),
             Some(Ok(frame)) => {
                 if let (Some(record), Some(bytes)) = (&mut this.record, frame.data_ref()) {
-                    record.sent(bytes.len());
+                    record.passed(bytes);
                 }
                 if let (Some(record), Some(trailers)) = (&mut this.record, frame.trailers_ref()) {
                     record.trailers(trailers);

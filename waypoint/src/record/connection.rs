@@ -9,6 +9,7 @@ use stillmesh_proxy::labels::Word;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use super::flow::Flow;
 use super::{Ends, Flag, Flags, TcpLabels};
 use crate::capture::Downstream;
 use crate::path::{Bytes, PathError};
@@ -21,7 +22,7 @@ pub struct Connection {
     service: Option<Arc<Service>>,
     endpoint: Option<Arc<Workload>>,
     route: Option<String>,
-    bytes: Option<Arc<Bytes>>,
+    flow: Option<Arc<Flow>>,
     /// Until it has ended otherwise, it was cut.
     end: Option<Flag>,
     flags: Flags,
@@ -39,7 +40,7 @@ impl Connection {
             service: downstream.target.service().cloned(),
             endpoint: None,
             route: None,
-            bytes: None,
+            flow: None,
             end: Some(Flag::DownstreamTermination),
             flags: Flags::default(),
             error: None,
@@ -66,9 +67,10 @@ impl Connection {
 
     /// It is open at both ends; what passes is counted here.
     pub fn opened(&mut self, bytes: Arc<Bytes>) {
-        self.bytes = Some(bytes);
         let labels = self.labels(Flags::default());
-        self.downstream.waypoint().metrics.tcp_opened.get_or_create(&labels).inc();
+        let metrics = &self.downstream.waypoint().metrics;
+        metrics.tcp_opened.get(&labels).inc();
+        self.flow = Some(metrics.flows.open(metrics, &labels, bytes));
     }
 
     /// As many endpoints as there are, or as may be, were tried.
@@ -114,19 +116,18 @@ impl Drop for Connection {
         if self.is_forgotten {
             return;
         }
-        let (received, sent) = self.bytes.as_ref().map_or((0, 0), |bytes| (bytes.received(), bytes.sent()));
+        let (received, sent) = self.flow.as_ref().map(|flow| flow.bytes()).unwrap_or_default();
         let metrics = &self.downstream.waypoint().metrics;
         let flags = self.flags.and(self.end);
         let labels = self.labels(flags);
-        if self.bytes.is_none() && self.error.is_some() {
+        if self.flow.is_none() && self.error.is_some() {
             // It was never open at both ends, and is counted as what it was to its client.
-            metrics.tcp_opened.get_or_create(&self.labels(Flags::default())).inc();
-            metrics.tcp_closed.get_or_create(&labels).inc();
+            metrics.tcp_opened.get(&self.labels(Flags::default())).inc();
+            metrics.tcp_closed.get(&labels).inc();
         }
-        if self.bytes.is_some() {
-            metrics.tcp_closed.get_or_create(&labels).inc();
-            metrics.tcp_received_bytes.get_or_create(&labels).inc_by(received);
-            metrics.tcp_sent_bytes.get_or_create(&labels).inc_by(sent);
+        if let Some(flow) = &self.flow {
+            metrics.tcp_closed.get(&labels).inc();
+            metrics.flows.close(flow);
         }
         let source = &self.downstream;
         tracing::event!(

@@ -3,6 +3,7 @@
 use prometheus_client::encoding::EncodeLabelSet;
 use stillmesh_core::model::{Service, Workload};
 use stillmesh_proxy::labels::{Party, Principal, Text, Word};
+use stillmesh_proxy::series::Labels;
 
 use super::Flags;
 use crate::capture::Downstream;
@@ -60,6 +61,58 @@ pub struct TcpLabels {
     pub response_flags: Flags,
 }
 
+impl Labels for Ends {
+    fn overflow(&self) -> Self {
+        let (text, principal) = (Text::overflow, Principal::Overflow);
+        Self {
+            reporter: self.reporter,
+            source_workload: text(),
+            source_canonical_service: text(),
+            source_canonical_revision: text(),
+            source_workload_namespace: text(),
+            source_principal: principal.clone(),
+            source_app: text(),
+            source_version: text(),
+            source_cluster: text(),
+            destination_service: text(),
+            destination_service_namespace: text(),
+            destination_service_name: text(),
+            destination_workload: text(),
+            destination_canonical_service: text(),
+            destination_canonical_revision: text(),
+            destination_workload_namespace: text(),
+            destination_principal: principal,
+            destination_app: text(),
+            destination_version: text(),
+            destination_cluster: text(),
+            connection_security_policy: self.connection_security_policy,
+        }
+    }
+}
+
+impl Labels for RequestLabels {
+    /// Codes are an endpoint's to choose: only their class stays.
+    fn overflow(&self) -> Self {
+        Self {
+            ends: self.ends.overflow(),
+            request_protocol: self.request_protocol,
+            response_code: self.response_code / 100 * 100,
+            grpc_response_status: self.grpc_response_status.clone(),
+            response_flags: self.response_flags,
+        }
+    }
+}
+
+impl Labels for TcpLabels {
+    fn overflow(&self) -> Self {
+        Self {
+            ends: self.ends.overflow(),
+            request_protocol: self.request_protocol,
+            response_flags: self.response_flags,
+        }
+    }
+}
+
 impl Ends {
     /// Of what a client asked for and the endpoint that took it, if one has.
     pub fn new(downstream: &Downstream, service: Option<&Service>, endpoint: Option<&Workload>) -> Self {
@@ -72,7 +125,7 @@ impl Ends {
             source_canonical_service: text(&source.canonical_service),
             source_canonical_revision: text(&source.canonical_revision),
             source_workload_namespace: text(&source.namespace),
-            source_principal: Principal(Some(downstream.client.identity.clone())),
+            source_principal: Principal::Of(downstream.client.identity.clone()),
             source_app: text(&source.canonical_service),
             source_version: text(&source.canonical_revision),
             source_cluster: text(&source.cluster),
@@ -83,7 +136,7 @@ impl Ends {
             destination_canonical_service: text(&destination.canonical_service),
             destination_canonical_revision: text(&destination.canonical_revision),
             destination_workload_namespace: text(&destination.namespace),
-            destination_principal: Principal(endpoint.map(Workload::identity)),
+            destination_principal: endpoint.map(Workload::identity).into(),
             destination_app: text(&destination.canonical_service),
             destination_version: text(&destination.canonical_revision),
             destination_cluster: text(&destination.cluster),

@@ -11,9 +11,11 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use stillmesh_core::explain::Reason;
 use stillmesh_hbone::Memory;
-use stillmesh_proxy::control::XdsMetrics;
+use stillmesh_proxy::control::{CertificateMetrics, XdsMetrics};
 use stillmesh_proxy::labels::Word;
+use stillmesh_proxy::series::{Budget, Series};
 
+use super::flow::Flows;
 use super::judged::Judged;
 use super::{RequestLabels, TcpLabels};
 
@@ -30,20 +32,23 @@ struct Authorized {
     reason: Word,
 }
 
-type Histograms = Family<RequestLabels, Histogram, fn() -> Histogram>;
+type Histograms = Series<RequestLabels, Histogram>;
 
 /// One handle per metric.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the names are the metrics' names")]
 pub struct Metrics {
-    pub requests: Family<RequestLabels, Counter>,
+    pub requests: Series<RequestLabels, Counter>,
     pub request_duration: Histograms,
     pub request_bytes: Histograms,
     pub response_bytes: Histograms,
-    pub tcp_opened: Family<TcpLabels, Counter>,
-    pub tcp_closed: Family<TcpLabels, Counter>,
-    pub tcp_received_bytes: Family<TcpLabels, Counter>,
-    pub tcp_sent_bytes: Family<TcpLabels, Counter>,
+    pub request_messages: Series<RequestLabels, Counter>,
+    pub response_messages: Series<RequestLabels, Counter>,
+    pub tcp_opened: Series<TcpLabels, Counter>,
+    pub tcp_closed: Series<TcpLabels, Counter>,
+    pub tcp_received_bytes: Series<TcpLabels, Counter>,
+    pub tcp_sent_bytes: Series<TcpLabels, Counter>,
+    pub flows: Flows,
     pub xds: XdsMetrics,
     pub repicked: Counter,
     pub retried: Counter,
@@ -51,6 +56,7 @@ pub struct Metrics {
     pub ejected: Counter,
     authorized: Family<Authorized, Counter>,
     refused: Family<Refused, Counter>,
+    pub certificates: CertificateMetrics,
     memory_held: Gauge,
     memory_limit: Gauge,
     memory_refused: Counter,
@@ -84,22 +90,24 @@ fn histogram() -> Histogram {
     Histogram::new(BUCKETS)
 }
 
-fn histograms() -> Histograms {
-    Family::new_with_constructor(histogram)
-}
-
 impl Metrics {
-    /// Makes the metrics and registers them.
-    pub fn new(registry: &mut Registry, version: &str) -> Arc<Self> {
+    /// Makes the metrics and registers them. Those with names of others in their labels stay within `budget`.
+    pub fn new(registry: &mut Registry, version: &str, budget: &Budget) -> Arc<Self> {
+        let requests = |metric| budget.family(metric, Counter::default);
+        let histograms = |metric| budget.family(metric, histogram);
+        let tcp = |metric| budget.family(metric, Counter::default);
         let metrics = Self {
-            requests: Family::default(),
-            request_duration: histograms(),
-            request_bytes: histograms(),
-            response_bytes: histograms(),
-            tcp_opened: Family::default(),
-            tcp_closed: Family::default(),
-            tcp_received_bytes: Family::default(),
-            tcp_sent_bytes: Family::default(),
+            requests: requests("istio_requests_total"),
+            request_duration: histograms("istio_request_duration_milliseconds"),
+            request_bytes: histograms("istio_request_bytes"),
+            response_bytes: histograms("istio_response_bytes"),
+            request_messages: requests("istio_request_messages_total"),
+            response_messages: requests("istio_response_messages_total"),
+            tcp_opened: tcp("istio_tcp_connections_opened_total"),
+            tcp_closed: tcp("istio_tcp_connections_closed_total"),
+            tcp_received_bytes: tcp("istio_tcp_received_bytes_total"),
+            tcp_sent_bytes: tcp("istio_tcp_sent_bytes_total"),
+            flows: Flows::default(),
             xds: XdsMetrics::default(),
             repicked: Counter::default(),
             retried: Counter::default(),
@@ -107,12 +115,14 @@ impl Metrics {
             ejected: Counter::default(),
             authorized: Family::default(),
             refused: Family::default(),
+            certificates: CertificateMetrics::default(),
             memory_held: Gauge::default(),
             memory_limit: Gauge::default(),
             memory_refused: Counter::default(),
             memory_broken: Counter::default(),
         };
         metrics.register(registry, version);
+        budget.register(registry);
         Arc::new(metrics)
     }
 
@@ -122,6 +132,8 @@ impl Metrics {
         istio.register("request_duration_milliseconds", "Time that requests took", self.request_duration.clone());
         istio.register("request_bytes", "Bytes of requests' bodies", self.request_bytes.clone());
         istio.register("response_bytes", "Bytes of responses' bodies", self.response_bytes.clone());
+        istio.register("request_messages", "gRPC messages of clients", self.request_messages.clone());
+        istio.register("response_messages", "gRPC messages of endpoints", self.response_messages.clone());
         istio.register("tcp_connections_opened", "TCP connections opened", self.tcp_opened.clone());
         istio.register("tcp_connections_closed", "TCP connections closed", self.tcp_closed.clone());
         istio.register("tcp_received_bytes", "Bytes from clients", self.tcp_received_bytes.clone());
@@ -138,6 +150,7 @@ impl Metrics {
         own.register("ejected", "Endpoints left out for a while because they failed", self.ejected.clone());
         own.register("authorizations", "Decisions of policies", self.authorized.clone());
         own.register("refused", "Work refused", self.refused.clone());
+        self.certificates.register(own);
         own.register("memory_bytes", "Bytes that tunnels hold", self.memory_held.clone());
         own.register("memory_limit_bytes", "Bytes that they may hold", self.memory_limit.clone());
         own.register("memory_refused_streams", "Streams refused for want of memory", self.memory_refused.clone());
@@ -172,5 +185,90 @@ impl Metrics {
         for (counter, count) in [(&self.memory_refused, memory.refused()), (&self.memory_broken, memory.broken())] {
             counter.inner().fetch_max(count, Ordering::Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stillmesh_proxy::labels::{Principal, Text};
+    use stillmesh_runtime::telemetry::metrics::{encode, outline};
+
+    use super::super::{Ends, Flags};
+    use super::*;
+
+    /// Contract 9.2 as it is served: a change here is one that users' dashboards notice.
+    const SERVED: &str = include_str!("metrics.txt");
+
+    fn ends() -> Ends {
+        let (text, principal) = (Text::default, Principal::default);
+        Ends {
+            reporter: Word("waypoint"),
+            source_workload: text(),
+            source_canonical_service: text(),
+            source_canonical_revision: text(),
+            source_workload_namespace: text(),
+            source_principal: principal(),
+            source_app: text(),
+            source_version: text(),
+            source_cluster: text(),
+            destination_service: text(),
+            destination_service_namespace: text(),
+            destination_service_name: text(),
+            destination_workload: text(),
+            destination_canonical_service: text(),
+            destination_canonical_revision: text(),
+            destination_workload_namespace: text(),
+            destination_principal: principal(),
+            destination_app: text(),
+            destination_version: text(),
+            destination_cluster: text(),
+            connection_security_policy: Word("mutual_tls"),
+        }
+    }
+
+    fn request(code: u16) -> RequestLabels {
+        RequestLabels {
+            ends: ends(),
+            request_protocol: Word("http"),
+            response_code: code,
+            grpc_response_status: String::new(),
+            response_flags: Flags::default(),
+        }
+    }
+
+    #[test]
+    fn what_is_served_is_what_is_listed() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry, "1.2.3", &Budget::new(10));
+        for family in [&metrics.requests, &metrics.request_messages, &metrics.response_messages] {
+            family.get(&request(200)).inc();
+        }
+        for family in [&metrics.request_duration, &metrics.request_bytes, &metrics.response_bytes] {
+            family.get(&request(200)).observe(1.0);
+        }
+        let tcp = TcpLabels { ends: ends(), request_protocol: Word("tcp"), response_flags: Flags::default() };
+        for family in [&metrics.tcp_opened, &metrics.tcp_closed, &metrics.tcp_received_bytes, &metrics.tcp_sent_bytes] {
+            family.get(&tcp).inc();
+        }
+        metrics.refuse("handshakes");
+        drop(metrics.authorized.get_or_create(&Authorized { verdict: Word("denied"), reason: Word("x") }));
+        let text = encode(&registry);
+        assert!(text.contains("istio_build{component=\"proxy\",tag=\"1.2.3\"} 1"), "{text}");
+        let served = outline(&text);
+        assert_eq!(served, SERVED, "metrics.txt beside this file says something else");
+    }
+
+    #[test]
+    fn codes_that_an_endpoint_invents_end_in_classes() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry, "1.2.3", &Budget::new(100));
+        for code in 100..1000 {
+            metrics.requests.get(&request(code)).inc();
+        }
+        let text = encode(&registry);
+        let series: Vec<_> = text.lines().filter(|line| line.starts_with("istio_requests_total{")).collect();
+        assert_eq!(series.len(), 108);
+        let fives = series.iter().find(|line| line.contains("source_app=\"overflow\"") && line.contains("\"500\""));
+        assert!(fives.is_some_and(|line| line.ends_with(" 100")), "{series:?}");
     }
 }

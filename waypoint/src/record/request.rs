@@ -1,7 +1,6 @@
 //! One request: counted and logged exactly once, when its response has ended or nobody reads it any more.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -11,11 +10,12 @@ use stillmesh_proxy::labels::Word;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use super::grpc::Messages;
 use super::judged::Judged;
 use super::series::{Counted, Kind};
 use super::{Ends, Flag, Flags, RequestLabels};
 use crate::capture::Downstream;
-use crate::path::{PathError, UnderWay, Version};
+use crate::path::{PathError, Received, UnderWay, Version};
 use crate::upstream::clusters::{Flight, Place};
 
 /// What is known of a request.
@@ -29,8 +29,10 @@ pub struct Request {
     host: String,
     version: Version,
     is_grpc: bool,
-    received: Arc<AtomicU64>,
+    received: Arc<Received>,
     sent: u64,
+    /// Of the response, if it is gRPC.
+    messages: Messages,
     status: Option<StatusCode>,
     grpc_status: Option<u8>,
     service: Option<Arc<Service>>,
@@ -56,7 +58,7 @@ impl Request {
         head: &Parts,
         version: Version,
         id: HeaderValue,
-        received: Arc<AtomicU64>,
+        received: Arc<Received>,
         under_way: UnderWay,
     ) -> Self {
         let short = |text: &str| text.chars().take(LONGEST).collect::<String>();
@@ -73,6 +75,7 @@ impl Request {
             is_grpc: header(header::CONTENT_TYPE).is_some_and(|content| content.starts_with("application/grpc")),
             received,
             sent: 0,
+            messages: Messages::default(),
             status: None,
             grpc_status: None,
             service: downstream.target.service().cloned(),
@@ -144,6 +147,14 @@ impl Request {
         self.grpc_status = code.and_then(|code| code.parse().ok()).filter(|code| *code <= 16).or(self.grpc_status);
     }
 
+    /// A piece of the endpoint's response went to the client.
+    pub fn passed(&mut self, piece: &[u8]) {
+        self.sent(piece.len());
+        if self.is_grpc {
+            self.messages.see(piece);
+        }
+    }
+
     /// Bytes of the response's body went to the client.
     pub fn sent(&mut self, bytes: usize) {
         self.sent = self.sent.saturating_add(bytes as u64);
@@ -183,7 +194,7 @@ impl Drop for Request {
             end => end,
         };
         let flags = self.flags.and(end);
-        let received = self.received.load(Ordering::Relaxed);
+        let received = self.received.bytes();
         let status = self.status.map_or(0, |status| status.as_u16());
         let kind = Kind {
             service: self.service.clone(),
@@ -200,7 +211,8 @@ impl Drop for Request {
             grpc_response_status: kind.grpc_status.map(|code| code.to_string()).unwrap_or_default(),
             response_flags: kind.flags,
         };
-        let counted = Counted { milliseconds: duration.as_secs_f64() * 1000.0, received, sent: self.sent };
+        let messages = (self.received.messages(), self.messages.count());
+        let counted = Counted { milliseconds: duration.as_secs_f64() * 1000.0, received, sent: self.sent, messages };
         self.downstream.series.count(&self.downstream.waypoint().metrics, kind, labels, counted);
         let source = &self.downstream;
         let judged = self.judged.as_ref();

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use stillmesh_core::model::{Service, Workload};
+use stillmesh_proxy::series::Held;
 
 use super::{Flags, Metrics, RequestLabels};
 
@@ -48,10 +49,12 @@ fn same<T>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
 /// What requests of one kind add to.
 #[derive(Clone, Debug)]
 struct Series {
-    requests: Counter,
-    duration: Histogram,
-    received: Histogram,
-    sent: Histogram,
+    requests: Held<Counter>,
+    duration: Held<Histogram>,
+    received: Held<Histogram>,
+    sent: Held<Histogram>,
+    /// Of gRPC: messages of the client, and of the endpoint.
+    messages: Option<(Held<Counter>, Held<Counter>)>,
 }
 
 /// Kinds that are kept at a time; the oldest goes.
@@ -70,6 +73,8 @@ pub struct Counted {
     pub received: u64,
     /// Bytes of its response's body.
     pub sent: u64,
+    /// Messages of its body and of its response's, if it is gRPC.
+    pub messages: (u64, u64),
 }
 
 impl Known {
@@ -80,6 +85,10 @@ impl Known {
         series.duration.observe(counted.milliseconds);
         series.received.observe(counted.received as f64);
         series.sent.observe(counted.sent as f64);
+        if let Some((request, response)) = &series.messages {
+            request.inc_by(counted.messages.0);
+            response.inc_by(counted.messages.1);
+        }
     }
 
     fn series(&self, metrics: &Metrics, kind: Kind, labels: impl FnOnce(&Kind) -> RequestLabels) -> Series {
@@ -89,10 +98,13 @@ impl Known {
         }
         let labels = labels(&kind);
         let series = Series {
-            requests: metrics.requests.get_or_create(&labels).clone(),
-            duration: metrics.request_duration.get_or_create(&labels).clone(),
-            received: metrics.request_bytes.get_or_create(&labels).clone(),
-            sent: metrics.response_bytes.get_or_create(&labels).clone(),
+            requests: metrics.requests.get(&labels),
+            duration: metrics.request_duration.get(&labels),
+            received: metrics.request_bytes.get(&labels),
+            sent: metrics.response_bytes.get(&labels),
+            messages: kind
+                .is_grpc
+                .then(|| (metrics.request_messages.get(&labels), metrics.response_messages.get(&labels))),
         };
         if known.len() >= MOST {
             known.remove(0);

@@ -75,6 +75,7 @@ rows! {
     "POD_DRAIN", "duration", "60s; 0s under a foreign node agent", "how long a pod's connections may go on after it left the mesh";
     "ADMIN_ADDRESS", "ip:port", "127.0.0.1:15000", "admin port";
     "STATS_ADDRESS", "ip:port", "[::]:15020", "metrics port";
+    "METRICS_MAX_SERIES", "100 to 1000000", "5000", "label sets of one metric; more are counted under `overflow`";
     "READINESS_ADDRESS", "ip:port", "[::]:15021", "readiness port";
     "ISTIO_META_ISTIO_VERSION", "text", "this version", "version shown in metrics";
     "CRL_PATH", "path", "", "PEM file of certificate revocation lists, read again when it changes";

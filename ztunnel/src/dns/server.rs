@@ -181,7 +181,7 @@ impl Server {
             source_canonical_service: Text::from(&client.canonical_name),
             source_canonical_revision: Text::from(&client.canonical_revision),
         };
-        self.node.metrics.dns_requests.get_or_create(&labels).inc();
+        self.node.metrics.dns_requests.get(&labels).inc();
         let name = question.name();
         let known = question.family().map(|family| {
             let snapshot = self.node.snapshots.load();
@@ -219,14 +219,14 @@ impl Server {
             mark: Mark(self.node.config.mark.get()),
             servers: &self.node.resolv.servers,
         };
-        metrics.dns_upstream_requests.get_or_create(labels).inc();
+        metrics.dns_upstream_requests.get(labels).inc();
         let started = Instant::now();
         let asked = forwarder.ask(bytes, transport).await;
-        metrics.dns_upstream_duration.get_or_create(labels).observe(started.elapsed().as_secs_f64());
+        metrics.dns_upstream_duration.get(labels).observe(started.elapsed().as_secs_f64());
         match asked {
             Ok(reply) => Some(reply),
             Err(error) => {
-                metrics.dns_upstream_failures.get_or_create(labels).inc();
+                metrics.dns_upstream_failures.get(labels).inc();
                 tracing::debug!(%error, "DNS question not answered");
                 None
             }

@@ -1,6 +1,7 @@
 use prometheus_client::registry::Registry;
 use stillmesh_core::model::{Action, Policy, PolicyKey, Rule, Scope};
 use stillmesh_core::snapshot::Change;
+use stillmesh_proxy::series::Budget;
 
 use super::*;
 use crate::record::labels::Party;
@@ -16,7 +17,7 @@ struct World {
 impl World {
     /// Workloads `details` of `shop` and `stock` of `depot`, nothing forbidden.
     fn new() -> Self {
-        let ledger = Ledger::new(Metrics::new(&mut Registry::default(), "test"));
+        let ledger = Ledger::new(Metrics::new(&mut Registry::default(), "test", &Budget::new(100)));
         let workloads = [("shop", "details-1", 2), ("depot", "stock-1", 3)];
         let changes: Vec<Change> = workloads
             .iter()

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use prometheus_client::encoding::EncodeLabelSet;
 use stillmesh_core::model::{Identity, Service, Str, Workload};
 pub use stillmesh_proxy::labels::{Party, Principal, Text, Word};
+use stillmesh_proxy::series::Labels;
 
 use super::{Direction, Flag};
 
@@ -47,6 +48,41 @@ pub struct TrafficLabels {
     pub destination_zone: Text,
 }
 
+impl Labels for TrafficLabels {
+    fn overflow(&self) -> Self {
+        let (text, principal) = (Text::overflow, Principal::Overflow);
+        Self {
+            reporter: self.reporter,
+            source_workload: text(),
+            source_canonical_service: text(),
+            source_canonical_revision: text(),
+            source_workload_namespace: text(),
+            source_principal: principal.clone(),
+            source_app: text(),
+            source_version: text(),
+            source_cluster: text(),
+            destination_service: text(),
+            destination_service_namespace: text(),
+            destination_service_name: text(),
+            destination_workload: text(),
+            destination_canonical_service: text(),
+            destination_canonical_revision: text(),
+            destination_workload_namespace: text(),
+            destination_principal: principal,
+            destination_app: text(),
+            destination_version: text(),
+            destination_cluster: text(),
+            request_protocol: self.request_protocol,
+            response_flags: self.response_flags,
+            connection_security_policy: self.connection_security_policy,
+            source_region: text(),
+            source_zone: text(),
+            destination_region: text(),
+            destination_zone: text(),
+        }
+    }
+}
+
 /// Everything that the labels are made of.
 #[derive(Clone, Debug)]
 pub struct LabelParts<'a> {
@@ -77,7 +113,7 @@ impl From<LabelParts<'_>> for TrafficLabels {
             source_canonical_service: text(&source.canonical_service),
             source_canonical_revision: text(&source.canonical_revision),
             source_workload_namespace: text(&source.namespace),
-            source_principal: Principal(parts.source_identity.cloned()),
+            source_principal: parts.source_identity.cloned().into(),
             source_app: text(&source.canonical_service),
             source_version: text(&source.canonical_revision),
             source_cluster: text(&source.cluster),
@@ -88,7 +124,7 @@ impl From<LabelParts<'_>> for TrafficLabels {
             destination_canonical_service: text(&destination.canonical_service),
             destination_canonical_revision: text(&destination.canonical_revision),
             destination_workload_namespace: text(&destination.namespace),
-            destination_principal: Principal(parts.destination.map(|workload| workload.identity())),
+            destination_principal: parts.destination.map(|workload| workload.identity()).into(),
             destination_app: text(&destination.canonical_service),
             destination_version: text(&destination.canonical_revision),
             destination_cluster: text(&destination.cluster),

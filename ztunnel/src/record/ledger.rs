@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use stillmesh_core::model::WorkloadUid;
 use stillmesh_hbone::copy::Counters;
+use stillmesh_proxy::series::Held;
 use tokio_util::sync::CancellationToken;
 
 use super::labels::Word;
@@ -100,8 +101,8 @@ pub struct Live {
 /// The byte metrics of one connection and what of them is counted already.
 #[derive(Debug)]
 struct Counted {
-    received: Counter,
-    sent: Counter,
+    received: Held<Counter>,
+    sent: Held<Counter>,
     received_so_far: AtomicU64,
     sent_so_far: AtomicU64,
 }
@@ -110,11 +111,11 @@ impl Live {
     /// Counts it as opened; the byte metrics follow from now on.
     pub(super) fn open(&self, metrics: &Metrics) {
         let labels = self.facts.labels(Flag::None);
-        metrics.connections_opened.get_or_create(&labels).inc();
+        metrics.connections_opened.get(&labels).inc();
         metrics.sockets_open.get_or_create(&Reporter { reporter: Word(self.facts.direction.reporter()) }).inc();
         let _ = self.counted.set(Counted {
-            received: metrics.received_bytes.get_or_create_owned(&labels),
-            sent: metrics.sent_bytes.get_or_create_owned(&labels),
+            received: metrics.received_bytes.get(&labels),
+            sent: metrics.sent_bytes.get(&labels),
             received_so_far: AtomicU64::new(0),
             sent_so_far: AtomicU64::new(0),
         });

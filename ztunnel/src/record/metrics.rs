@@ -10,7 +10,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use stillmesh_core::model::{Str, Workload};
-use stillmesh_proxy::control::XdsMetrics;
+use stillmesh_proxy::control::{CertificateMetrics, XdsMetrics};
+use stillmesh_proxy::series::{Budget, Labels, Series};
 
 use super::labels::{Principal, Text, TrafficLabels, Word};
 
@@ -35,7 +36,6 @@ pub struct DnsLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 #[expect(missing_docs, reason = "the names are the labels' names")]
 pub struct OnDemandDns {
-    pub hostname: Text,
     pub source_workload: Text,
     pub source_canonical_service: Text,
     pub source_canonical_revision: Text,
@@ -44,21 +44,50 @@ pub struct OnDemandDns {
     pub source_app: Text,
     pub source_version: Text,
     pub source_cluster: Text,
+    pub hostname: Text,
 }
 
 impl OnDemandDns {
     /// For a connection of `source`.
     pub fn new(hostname: &Str, source: &Workload) -> Self {
         Self {
-            hostname: Text::from(hostname),
             source_workload: Text::from(&source.workload_name),
             source_canonical_service: Text::from(&source.canonical_name),
             source_canonical_revision: Text::from(&source.canonical_revision),
             source_workload_namespace: Text::from(&source.namespace),
-            source_principal: Principal(Some(source.identity())),
+            source_principal: Principal::Of(source.identity()),
             source_app: Text::from(&source.canonical_name),
             source_version: Text::from(&source.canonical_revision),
             source_cluster: Text::from(&source.cluster),
+            hostname: Text::from(hostname),
+        }
+    }
+}
+
+impl Labels for OnDemandDns {
+    fn overflow(&self) -> Self {
+        let text = Text::overflow;
+        Self {
+            source_workload: text(),
+            source_canonical_service: text(),
+            source_canonical_revision: text(),
+            source_workload_namespace: text(),
+            source_principal: Principal::Overflow,
+            source_app: text(),
+            source_version: text(),
+            source_cluster: text(),
+            hostname: text(),
+        }
+    }
+}
+
+impl Labels for DnsLabels {
+    fn overflow(&self) -> Self {
+        Self {
+            request_query_type: Text::overflow(),
+            request_protocol: self.request_protocol,
+            source_canonical_service: Text::overflow(),
+            source_canonical_revision: Text::overflow(),
         }
     }
 }
@@ -81,18 +110,18 @@ pub struct Probed {
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the names are the metrics' names")]
 pub struct Metrics {
-    pub connections_opened: Family<TrafficLabels, Counter>,
-    pub connections_closed: Family<TrafficLabels, Counter>,
-    pub connections_failed: Family<TrafficLabels, Counter>,
-    pub received_bytes: Family<TrafficLabels, Counter>,
-    pub sent_bytes: Family<TrafficLabels, Counter>,
+    pub connections_opened: Series<TrafficLabels, Counter>,
+    pub connections_closed: Series<TrafficLabels, Counter>,
+    pub connections_failed: Series<TrafficLabels, Counter>,
+    pub received_bytes: Series<TrafficLabels, Counter>,
+    pub sent_bytes: Series<TrafficLabels, Counter>,
     pub sockets_open: Family<Reporter, Gauge>,
 
-    pub on_demand_dns: Family<OnDemandDns, Counter>,
-    pub dns_requests: Family<DnsLabels, Counter>,
-    pub dns_upstream_requests: Family<DnsLabels, Counter>,
-    pub dns_upstream_failures: Family<DnsLabels, Counter>,
-    pub dns_upstream_duration: Family<DnsLabels, Histogram, fn() -> Histogram>,
+    pub on_demand_dns: Series<OnDemandDns, Counter>,
+    pub dns_requests: Series<DnsLabels, Counter>,
+    pub dns_upstream_requests: Series<DnsLabels, Counter>,
+    pub dns_upstream_failures: Series<DnsLabels, Counter>,
+    pub dns_upstream_duration: Series<DnsLabels, Histogram>,
 
     pub xds: XdsMetrics,
 
@@ -106,6 +135,7 @@ pub struct Metrics {
     pub repicked: Counter,
     pub policy_closed: Counter,
     pub policy_skipped: Counter,
+    pub certificates: CertificateMetrics,
     pub memory_held: Gauge,
     pub memory_limit: Gauge,
     pub memory_refused: Counter,
@@ -120,20 +150,22 @@ fn dns_histogram() -> Histogram {
 }
 
 impl Metrics {
-    /// Makes the metrics and registers them.
-    pub fn new(registry: &mut Registry, version: &str) -> Arc<Self> {
+    /// Makes the metrics and registers them. Those with names of others in their labels stay within `budget`.
+    pub fn new(registry: &mut Registry, version: &str, budget: &Budget) -> Arc<Self> {
+        let traffic = |metric| budget.family(metric, Counter::default);
+        let dns = |metric| budget.family(metric, Counter::default);
         let metrics = Self {
-            connections_opened: Family::default(),
-            connections_closed: Family::default(),
-            connections_failed: Family::default(),
-            received_bytes: Family::default(),
-            sent_bytes: Family::default(),
+            connections_opened: traffic("istio_tcp_connections_opened_total"),
+            connections_closed: traffic("istio_tcp_connections_closed_total"),
+            connections_failed: traffic("istio_tcp_connections_failed_total"),
+            received_bytes: traffic("istio_tcp_received_bytes_total"),
+            sent_bytes: traffic("istio_tcp_sent_bytes_total"),
             sockets_open: Family::default(),
-            on_demand_dns: Family::default(),
-            dns_requests: Family::default(),
-            dns_upstream_requests: Family::default(),
-            dns_upstream_failures: Family::default(),
-            dns_upstream_duration: Family::new_with_constructor(dns_histogram as fn() -> Histogram),
+            on_demand_dns: budget.family("istio_on_demand_dns_total", Counter::default),
+            dns_requests: dns("istio_dns_requests_total"),
+            dns_upstream_requests: dns("istio_dns_upstream_requests_total"),
+            dns_upstream_failures: dns("istio_dns_upstream_failures_total"),
+            dns_upstream_duration: budget.family("istio_dns_upstream_request_duration_seconds", dns_histogram),
             xds: XdsMetrics::default(),
             active_proxies: Gauge::default(),
             pending_proxies: Gauge::default(),
@@ -144,6 +176,7 @@ impl Metrics {
             repicked: Counter::default(),
             policy_closed: Counter::default(),
             policy_skipped: Counter::default(),
+            certificates: CertificateMetrics::default(),
             memory_held: Gauge::default(),
             memory_limit: Gauge::default(),
             memory_refused: Counter::default(),
@@ -153,6 +186,7 @@ impl Metrics {
             panics: Counter::default(),
         };
         metrics.register(registry, version);
+        budget.register(registry);
         Arc::new(metrics)
     }
 
@@ -213,6 +247,7 @@ impl Metrics {
             "Decisions made without a policy that has not arrived",
             self.policy_skipped.clone(),
         );
+        self.certificates.register(registry.sub_registry_with_prefix("stillmesh_ztunnel"));
         registry.register("stillmesh_ztunnel_memory_bytes", "Bytes that tunnels hold", self.memory_held.clone());
         registry.register(
             "stillmesh_ztunnel_memory_limit_bytes",
@@ -245,25 +280,64 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
-    use prometheus_client::encoding::text::encode;
+    use stillmesh_runtime::telemetry::metrics::outline;
 
     use super::*;
+    use crate::record::labels::{LabelParts, Party};
+    use crate::record::{Direction, Flag};
+    use crate::testing;
+
+    /// Contract 9.1 as it is served: a change here is one that users' dashboards notice.
+    const SERVED: &str = include_str!("metrics.txt");
 
     #[test]
-    fn names_are_istios() {
+    fn what_is_served_is_what_is_listed() {
         let mut registry = Registry::default();
-        let metrics = Metrics::new(&mut registry, "1.2.3");
+        let metrics = Metrics::new(&mut registry, "1.2.3", &Budget::new(10));
+        let workload = testing::workload("shop", "details-1", [10, 0, 0, 2]);
+        let traffic = TrafficLabels::from(LabelParts {
+            direction: Direction::Outbound,
+            source: &Party::from(&workload),
+            source_identity: None,
+            destination: None,
+            service: None,
+            flag: Flag::None,
+            mutual_tls: false,
+        });
+        let dns = DnsLabels {
+            request_query_type: Text::default(),
+            request_protocol: Word("udp"),
+            source_canonical_service: Text::default(),
+            source_canonical_revision: Text::default(),
+        };
+        for family in [
+            &metrics.connections_opened,
+            &metrics.connections_closed,
+            &metrics.connections_failed,
+            &metrics.received_bytes,
+            &metrics.sent_bytes,
+        ] {
+            family.get(&traffic).inc();
+        }
+        for family in [&metrics.dns_requests, &metrics.dns_upstream_requests, &metrics.dns_upstream_failures] {
+            family.get(&dns).inc();
+        }
+        metrics.dns_upstream_duration.get(&dns).observe(0.1);
+        metrics.on_demand_dns.get(&OnDemandDns::new(&"db.example".into(), &workload)).inc();
+        for family in [&metrics.crl_rejections, &metrics.crl_untracked] {
+            family.get_or_create(&Reporter { reporter: Word("source") }).inc();
+        }
         metrics.sockets_open.get_or_create(&Reporter { reporter: Word("source") }).set(2);
-        metrics.proxies_started.inc();
-        let mut text = String::new();
-        encode(&mut text, &registry).unwrap();
+        metrics.probes.get_or_create(&Probed { verdict: Word("probe") }).inc();
+        metrics.refuse("handshakes");
+        let text = stillmesh_runtime::telemetry::metrics::encode(&registry);
+        let served = outline(&text);
+        assert_eq!(served, SERVED, "metrics.txt beside this file says something else");
         for line in [
             "istio_build{component=\"ztunnel\",tag=\"1.2.3\"} 1",
             "istio_tcp_sockets_open{reporter=\"source\"} 2",
-            "workload_manager_proxies_started_total 1",
+            "workload_manager_proxies_started_total 0",
             "workload_manager_active_proxy_count 0",
-            "# TYPE istio_tcp_sockets_open gauge",
-            "# TYPE workload_manager_proxies_started counter",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

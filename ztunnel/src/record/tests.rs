@@ -3,6 +3,7 @@ use std::sync::atomic::Ordering;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use stillmesh_core::model::PolicyKey;
+use stillmesh_proxy::series::Budget;
 
 use super::*;
 use crate::testing::{self, Events};
@@ -15,7 +16,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let mut registry = Registry::default();
-        let metrics = Metrics::new(&mut registry, "test");
+        let metrics = Metrics::new(&mut registry, "test", &Budget::new(100));
         Self { registry, ledger: Ledger::new(metrics) }
     }
 

@@ -108,16 +108,21 @@ fn grpcs_trailers_arrive_and_its_status_is_counted() {
         let mut http = client.http2(web).await;
         let mut trailers = HeaderMap::new();
         trailers.insert("x-sum", "of the request".parse().unwrap());
-        let frames = vec![Frame::data("message".into()), Frame::trailers(trailers)];
+        // Two messages.
+        let body = "\0\0\0\0\x07message\0\0\0\0\0";
+        let frames = vec![Frame::data(body.into()), Frame::trailers(trailers)];
         for (path, trailer, value) in [("/grpc", "grpc-status", "5"), ("/echo", "x-sum", "of the request")] {
             let mut request = http.request_with("POST", path, body_of(frames_again(&frames)));
             request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
             request.headers_mut().insert("te", "trailers".parse().unwrap());
             let whole = http.send(request).await.unwrap().collect().await.unwrap();
             assert_eq!(whole.trailers().unwrap()[trailer], value, "{path}");
-            assert_eq!(whole.to_bytes(), "message");
+            assert_eq!(whole.to_bytes(), body);
         }
-        world.counts("istio_requests_total", &["request_protocol=\"grpc\"", "grpc_response_status=\"5\""], 1.0).await;
+        let labels = ["request_protocol=\"grpc\"", "grpc_response_status=\"5\""];
+        world.counts("istio_requests_total", &labels, 1.0).await;
+        world.counts("istio_request_messages_total", &labels, 2.0).await;
+        world.counts("istio_response_messages_total", &labels, 2.0).await;
 
         // Nobody takes it: gRPC is told in its own words.
         let nobody = world.workload("nobody");
