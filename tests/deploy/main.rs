@@ -234,3 +234,34 @@ fn examples_have_nothing_to_find_fault_with() {
     }
     assert!(read >= 5, "{read} examples");
 }
+
+/// Contents of a file of the repository.
+fn file(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn every_alert_has_a_runbook_and_every_runbook_an_alert() {
+    let rules = file("deploy/telemetry/rules.yaml");
+    let of = |key: &str| -> BTreeSet<String> {
+        rules
+            .lines()
+            .filter_map(|line| line.trim_start().strip_prefix(key))
+            .map(|text| text.trim().to_owned())
+            .collect()
+    };
+    let alerts = of("- alert:");
+    assert!(alerts.len() > 10, "{alerts:?}");
+    let pages: BTreeSet<String> = alerts.iter().map(|alert| format!("docs/runbooks/{alert}.md")).collect();
+    assert_eq!(of("runbook_url:"), pages);
+    for page in &pages {
+        let text = file(page);
+        for heading in ["## What it means", "## How to look", "## What to do"] {
+            assert!(text.contains(heading), "{page} lacks {heading}");
+        }
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/runbooks");
+    let there = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(there.map(|name| format!("docs/runbooks/{name}")).collect::<BTreeSet<_>>(), pages);
+}
