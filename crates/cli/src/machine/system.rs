@@ -25,6 +25,9 @@ const AGENT: &str = "istio-cni-node-";
 /// Names of node tunnels' pods begin so.
 const TUNNEL: &str = "ztunnel-";
 
+/// Metrics and health of the controller, and of agents on their nodes.
+const MONITORING: u16 = 15014;
+
 /// Namespaces that are always there.
 pub const NAMESPACES: [&str; 3] = ["default", "kube-system", NAMESPACE];
 
@@ -41,7 +44,7 @@ pub fn services() -> anyhow::Result<Vec<Service>> {
             "spec": {"clusterIP": ip, "selector": {key: value}, "ports": ports}}))
     };
     let dns = json!([{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53}]);
-    let controller = json!([{"name": "https-dns", "port": 15012}, {"name": "http-monitoring", "port": 15014}]);
+    let controller = json!([{"name": "https-dns", "port": 15012}, {"name": "http-monitoring", "port": MONITORING}]);
     Ok(vec![
         service("kube-system", "kube-dns", "k8s-app=kube-dns", DNS_VIP.to_string(), dns)?,
         service(NAMESPACE, "istiod", "app=istiod", CONTROLLER_VIP.to_string(), controller)?,
@@ -93,7 +96,8 @@ pub fn pods(nodes: &[Node], secret_ttl: &str) -> anyhow::Result<Vec<Pod>> {
                 ("API_SOCKET", under("api.sock")),
                 ("SERVING_NAMES", CONTROLLER_VIP.to_string()),
             ],
-            ready: json!({"httpGet": {"path": "/ready", "port": 15014}}),
+            metrics: Some(MONITORING),
+            ready: json!({"httpGet": {"path": "/ready", "port": MONITORING}}),
         })?,
         pod(&SystemPod {
             namespace: "kube-system",
@@ -104,6 +108,7 @@ pub fn pods(nodes: &[Node], secret_ttl: &str) -> anyhow::Result<Vec<Pod>> {
             host_network: false,
             part: "cluster-dns",
             env: &[("OBJECTS_DIR", objects.clone())],
+            metrics: None,
             ready: json!({"tcpSocket": {"port": 53}}),
         })?,
     ];
@@ -127,7 +132,9 @@ pub fn pods(nodes: &[Node], secret_ttl: &str) -> anyhow::Result<Vec<Pod>> {
                 ("PLUGIN_SOCKET", file("pluginevent.sock")),
                 ("API_SOCKET", under("api.sock")),
                 ("STATE_DIR", file("agent")),
+                ("METRICS_ADDRESS", format!("0.0.0.0:{MONITORING}")),
             ],
+            metrics: Some(MONITORING),
             ready: json!({"exec": {"command": ["test", "-S", file("pluginevent.sock")]}}),
         })?);
         pods.push(pod(&SystemPod {
@@ -149,6 +156,7 @@ pub fn pods(nodes: &[Node], secret_ttl: &str) -> anyhow::Result<Vec<Pod>> {
                 ("TERMINATION_GRACE_PERIOD_SECONDS", "5".to_owned()),
                 ("IPV6_ENABLED", node.ipv6.to_string()),
             ],
+            metrics: Some(15020),
             ready: json!({"httpGet": {"path": "/healthz/ready", "port": 15021}}),
         })?);
     }
@@ -164,6 +172,8 @@ struct SystemPod<'a> {
     host_network: bool,
     part: &'a str,
     env: &'a [(&'a str, String)],
+    /// Where its metrics are.
+    metrics: Option<u16>,
     ready: Value,
 }
 
@@ -183,7 +193,9 @@ fn pod(pod: &SystemPod<'_>) -> anyhow::Result<Pod> {
     }
     read(json!({
         "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": pod.name, "namespace": pod.namespace, "labels": pod.labels},
+        "metadata": {
+            "name": pod.name, "namespace": pod.namespace, "labels": pod.labels, "annotations": annotations(pod.metrics),
+        },
         "spec": {
             "serviceAccountName": pod.account,
             "nodeName": pod.node,
@@ -198,6 +210,16 @@ fn pod(pod: &SystemPod<'_>) -> anyhow::Result<Pod> {
             }],
         },
     }))
+}
+
+/// By which Prometheus finds a pod's metrics, as in a cluster.
+fn annotations(port: Option<u16>) -> Value {
+    match port {
+        Some(port) => json!({
+            "prometheus.io/scrape": "true", "prometheus.io/port": port.to_string(), "prometheus.io/path": "/metrics",
+        }),
+        None => json!({}),
+    }
 }
 
 fn read<T: serde::de::DeserializeOwned>(value: Value) -> anyhow::Result<T> {

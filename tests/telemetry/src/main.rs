@@ -1,0 +1,243 @@
+//! A real Prometheus scrapes a real mesh. What it says must be what was done: so many requests, connections and bytes, from both
+//! reporters; every query of every dashboard has data; alerts fire when there is reason to, and not before.
+
+#![expect(clippy::print_stdout, reason = "a test that tells what it has seen")]
+
+mod dashboards;
+mod mesh;
+mod scene;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+use clap::Parser;
+use mesh::{Mesh, text, wait};
+use serde_json::{Value, json};
+
+#[derive(Parser)]
+struct Arguments {
+    #[arg(long)]
+    stillmesh: PathBuf,
+    #[arg(long)]
+    prometheus: PathBuf,
+    #[arg(long)]
+    promtool: PathBuf,
+    /// The folder with telemetry/ in it.
+    #[arg(long)]
+    deploy: PathBuf,
+}
+
+/// What was sent.
+const REQUESTS: usize = 40;
+const CONNECTIONS: usize = 25;
+const DENIED: usize = 90;
+const SLOW: usize = 12;
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let dir = tempfile::Builder::new().prefix("stillmesh-telemetry-").tempdir()?;
+    let rules = fs::read_to_string(arguments.deploy.join("telemetry/rules.yaml"))?;
+    prepare(dir.path(), &rules)?;
+    let manifests = scene::manifests(&fs::canonicalize(&arguments.prometheus)?, dir.path());
+    let promtool = fs::canonicalize(&arguments.promtool)?;
+    let mesh = Mesh::start(&arguments.stillmesh, &promtool, dir, &manifests)?;
+    let ended = run(&mesh, &arguments.deploy);
+    if ended.is_err() {
+        println!("--- up said:\n{}", mesh.said());
+    }
+    ended
+}
+
+fn run(mesh: &Mesh, deploy: &Path) -> Result<()> {
+    discover(mesh)?;
+    traffic(mesh)?;
+    contract(mesh)?;
+    alerts(mesh)?;
+    dashboards::ask(mesh, deploy)?;
+    println!("telemetry: all is as it should be");
+    Ok(())
+}
+
+/// Prometheus's files: the rules are ours but for how long they wait.
+fn prepare(dir: &Path, rules: &str) -> Result<()> {
+    let soon = |line: &str| {
+        if line.trim_start().starts_with("for: ") { "        for: 1s".to_owned() } else { line.to_owned() }
+    };
+    let soon: Vec<String> = rules.lines().map(soon).collect();
+    fs::write(dir.join("rules.yaml"), soon.join("\n") + "\n")?;
+    fs::write(dir.join("targets.json"), "[]")?;
+    fs::create_dir(dir.join("data"))?;
+    let at = dir.display();
+    let config = format!(
+        "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}\n\
+         rule_files: ['{at}/rules.yaml']\n\
+         scrape_configs:\n- job_name: mesh\n  file_sd_configs: [{{files: ['{at}/targets.json'], refresh_interval: 1s}}]\n"
+    );
+    Ok(fs::write(dir.join("prometheus.yaml"), config)?)
+}
+
+/// Pods are found as Prometheus finds them in a cluster: by their annotations.
+fn discover(mesh: &Mesh) -> Result<()> {
+    let mut found = Vec::new();
+    let all = wait(|| {
+        found = targets(&mesh.pods()?);
+        let named = |part: &str| {
+            found.iter().filter(|one| one["labels"]["pod"].as_str().is_some_and(|pod| pod.starts_with(part))).count()
+        };
+        Ok(named("ztunnel-") == 2
+            && named("istio-cni-node-") == 2
+            && named("stillmesh-controller") == 1
+            && named("waypoint") == 1)
+    })?;
+    ensure!(all, "pods with metrics: {}", json!(found));
+    let file = mesh.dir.path().join("targets.json");
+    fs::write(file.with_extension("part"), json!(found).to_string())?;
+    fs::rename(file.with_extension("part"), file)?;
+    mesh.expect("count(up == 1)", 6.0)?;
+    mesh.expect("count(up == 0) or vector(0)", 0.0)
+}
+
+fn targets(pods: &[Value]) -> Vec<Value> {
+    let target = |pod: &Value| {
+        let annotation = |key: &str| pod["metadata"]["annotations"][format!("prometheus.io/{key}")].as_str();
+        let ip = pod["status"]["podIP"].as_str()?;
+        (annotation("scrape")? == "true").then(|| {
+            json!({
+                "targets": [format!("{ip}:{}", annotation("port").unwrap_or_default())],
+                "labels": {
+                    "__metrics_path__": annotation("path"), "pod": pod["metadata"]["name"],
+                    "namespace": pod["metadata"]["namespace"],
+                },
+            })
+        })
+    };
+    pods.iter().filter_map(target).collect()
+}
+
+/// So many requests and connections are counted as so many, by whoever reports.
+fn traffic(mesh: &Mesh) -> Result<()> {
+    let get = |pod: &str, url: &str, times: usize, status: &str| -> Result<()> {
+        let script =
+            format!("for i in $(seq {times}); do curl -sS -o /dev/null -w '%{{http_code}} ' -m 20 {url}; done");
+        let output = mesh.exec("shop", pod, &["sh", "-c", &script])?;
+        let wanted = format!("{status} ").repeat(times);
+        ensure!(String::from_utf8_lossy(&output.stdout) == wanted, "{times} x {url}:\n{}", text(&output));
+        Ok(())
+    };
+    // Everything is captured and bound before anything is counted.
+    let ready = wait(|| {
+        let output = mesh.exec("shop", "client", &["curl", "-sS", "-m", "5", "http://warm/"])?;
+        Ok(String::from_utf8_lossy(&output.stdout).contains("By=spiffe"))
+    })?;
+    ensure!(ready, "nothing passes the waypoint");
+    get("client", "http://web/", REQUESTS, "200")?;
+    get("client", "http://direct/", CONNECTIONS, "200")?;
+
+    // In clear text, from outside the mesh.
+    let plain =
+        mesh.exec("monitoring", "prometheus", &["curl", "-sS", "-m", "5", "http://direct.shop.svc.cluster.local/"])?;
+    ensure!(plain.status.success(), "in clear text:\n{}", text(&plain));
+    mesh.expect("sum(istio_tcp_connections_opened_total{connection_security_policy=\"unknown\"})", 1.0)?;
+
+    // A name that the mesh does not know is asked for elsewhere.
+    mesh.exec("shop", "client", &["getent", "hosts", "elsewhere.example"])?;
+    mesh.appears("sum(istio_dns_upstream_requests_total{source_canonical_service=\"client\"}) > 0")?;
+
+    let web = "reporter=\"waypoint\",destination_service=\"web.shop.svc.cluster.local\",source_workload=\"client\"";
+    mesh.expect(&format!("sum(istio_requests_total{{{web},response_code=\"200\",request_protocol=\"http\"}})"), 40.0)?;
+    for metric in
+        ["istio_request_duration_milliseconds_count", "istio_request_bytes_count", "istio_response_bytes_count"]
+    {
+        mesh.expect(&format!("sum({metric}{{{web}}})"), 40.0)?;
+    }
+    mesh.expect(&format!("count(count by (le) (istio_request_duration_milliseconds_bucket{{{web}}}))"), 20.0)?;
+    for reporter in ["source", "destination"] {
+        let direct = format!(
+            "reporter=\"{reporter}\",source_workload=\"client\",destination_workload=\"web\",\
+             destination_service_name=\"direct\",destination_service_namespace=\"shop\",\
+             destination_principal=\"spiffe://cluster.local/ns/shop/sa/default\",request_protocol=\"tcp\",\
+             connection_security_policy=\"mutual_tls\",response_flags=\"-\""
+        );
+        mesh.expect(&format!("sum(istio_tcp_connections_opened_total{{{direct}}})"), 25.0)?;
+        mesh.expect(&format!("sum(istio_tcp_connections_closed_total{{{direct}}})"), 25.0)?;
+    }
+    let bytes = |metric: &str, reporter: &str| {
+        let of = format!("reporter=\"{reporter}\",source_workload=\"client\",destination_service_name=\"direct\"");
+        mesh.number(&format!("sum({metric}{{{of}}})"))
+    };
+    for metric in ["istio_tcp_sent_bytes_total", "istio_tcp_received_bytes_total"] {
+        let (source, destination) = (bytes(metric, "source")?, bytes(metric, "destination")?);
+        ensure!(source > 0.0 && (source - destination).abs() < 0.5, "{metric}: {source} and {destination}");
+        println!("ok    {source} = {metric}, by both reporters");
+    }
+    // Through a waypoint the source's next hop is the waypoint, and the service is the one that was meant.
+    let hop = "reporter=\"source\",destination_workload=\"waypoint\",destination_service_name=\"web\"";
+    mesh.appears(&format!("istio_tcp_connections_opened_total{{{hop}}} > 0"))
+}
+
+/// What contract 9.1 to 9.3 promise and this traffic makes is there.
+fn contract(mesh: &Mesh) -> Result<()> {
+    let names: Vec<(Value, f64)> = mesh.query("count by (__name__) ({job=\"mesh\"})")?;
+    let names: BTreeSet<&str> = names.iter().filter_map(|(labels, _)| labels["__name__"].as_str()).collect();
+    let missing: Vec<_> = scene::PROMISED.iter().filter(|name| !names.contains(**name)).collect();
+    ensure!(missing.is_empty(), "not served: {missing:?}\nserved: {names:?}");
+    println!("ok    {} names of the contract, of {} that are served", scene::PROMISED.len(), names.len());
+    for component in ["ztunnel", "proxy", "pilot"] {
+        mesh.appears(&format!("istio_build{{component=\"{component}\"}} == 1"))?;
+    }
+    mesh.expect("sum(workload_manager_active_proxy_count)", 4.0)?;
+    mesh.expect("min(ztunnel_connected)", 1.0)?;
+    mesh.expect("sum(stillmesh_agent_pods{state=\"captured\"})", 4.0)?;
+    mesh.expect("sum(pilot_xds)", 3.0)
+}
+
+/// Alerts that have a reason fire, with names; others do not.
+fn alerts(mesh: &Mesh) -> Result<()> {
+    let firing = |name: &str| format!("ALERTS{{alertname=\"{name}\",alertstate=\"firing\"}}");
+    for quiet in
+        ["StillmeshDenials", "StillmeshLatency", "StillmeshErrors", "StillmeshNodeTunnelDown", "StillmeshRootExpires"]
+    {
+        ensure!(mesh.query(&firing(quiet))?.is_empty(), "{quiet} fires without reason");
+    }
+    // How many of so many tries were refused.
+    let denied = |times: usize| -> Result<usize> {
+        let script =
+            format!("for i in $(seq {times}); do curl -s -o /dev/null -m 5 http://direct/ || echo refused; done");
+        let output = mesh.exec("shop", "stranger", &["sh", "-c", &script])?;
+        Ok(String::from_utf8_lossy(&output.stdout).lines().count())
+    };
+    mesh.apply("deny.yaml", scene::DENY)?;
+    let labels = "reporter=\"destination\",response_flags=\"DENY\",source_workload=\"stranger\"";
+    let counted = format!("sum(istio_tcp_connections_failed_total{{{labels}}})");
+    ensure!(wait(|| Ok(denied(1)? == 1))?, "nobody is refused");
+    // Rates see what comes after a series' first sample.
+    mesh.expect(&counted, 1.0)?;
+    ensure!(denied(DENIED)? == DENIED, "not everybody is refused");
+    mesh.expect(&counted, 91.0)?;
+    mesh.appears(&firing("StillmeshDenials"))?;
+    println!("ok    StillmeshDenials fires");
+
+    mesh.apply("slow.yaml", scene::SLOW)?;
+    let slow = || -> Result<()> {
+        let script = format!("for i in $(seq {SLOW}); do curl -s -o /dev/null -m 20 http://warm/ & done; wait");
+        mesh.exec("shop", "client", &["sh", "-c", &script]).map(drop)
+    };
+    let fires = wait(|| {
+        slow()?;
+        Ok(!mesh.query(&firing("StillmeshLatency"))?.is_empty())
+    })?;
+    ensure!(fires, "StillmeshLatency does not fire");
+    println!("ok    StillmeshLatency fires");
+
+    mesh.apply("slow.yaml", scene::BROKEN)?;
+    let fires = wait(|| {
+        slow()?;
+        Ok(!mesh.query(&firing("StillmeshErrors"))?.is_empty())
+    })?;
+    ensure!(fires, "StillmeshErrors does not fire");
+    println!("ok    StillmeshErrors fires");
+    ensure!(mesh.query(&firing("StillmeshNodeTunnelDown"))?.is_empty(), "StillmeshNodeTunnelDown fires without reason");
+    Ok(())
+}
