@@ -233,7 +233,6 @@ impl Connections {
         free.map(|shared| shared.lease(true))
     }
 
-
     /// Closes what has been idle for long. Runs for ever.
     pub async fn tidy(self: Arc<Self>) {
         let every = (self.limits.upstream_idle / 2).max(Duration::from_millis(10));
