@@ -1,0 +1,80 @@
+//! A record that is being written: its texts in one buffer, so that the lock is held for no formatting.
+
+use std::fmt::{self, Display, Write as _};
+use std::ops::Range;
+
+use crate::names::LONGEST_NAME;
+use crate::record::{Field, Record, Recorded};
+
+/// A record with its texts, not kept yet.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// Its numbers.
+    pub record: Record,
+    buffer: String,
+    ranges: [(usize, usize); Field::COUNT],
+}
+
+/// What most records' texts take, bytes.
+const USUAL: usize = 640;
+
+impl Draft {
+    /// Of a record without texts.
+    pub fn new(record: Record) -> Self {
+        Self { record, buffer: String::with_capacity(USUAL), ranges: [(0, 0); Field::COUNT] }
+    }
+
+    /// Writes a text. Of one longer than [`LONGEST_NAME`] the beginning counts. The last one written of a field stays.
+    pub fn name(&mut self, field: Field, text: impl Display) {
+        let start = self.buffer.len();
+        // It ends with an error where it is too long: what is there then is what is kept.
+        let _ = write!(Short { buffer: &mut self.buffer, most: LONGEST_NAME }, "{text}");
+        if let Some(range) = self.ranges.get_mut(field.index()) {
+            *range = (start, self.buffer.len());
+        }
+    }
+
+    /// Writes a text if there is one.
+    pub fn name_some(&mut self, field: Field, text: Option<impl Display>) {
+        if let Some(text) = text {
+            self.name(field, text);
+        }
+    }
+
+    pub(crate) fn texts(&self) -> [&str; Field::COUNT] {
+        self.ranges.map(|(start, end)| self.at(start..end))
+    }
+
+    fn at(&self, range: Range<usize>) -> &str {
+        self.buffer.get(range).unwrap_or_default()
+    }
+}
+
+impl Recorded for Draft {
+    fn record(&self) -> &Record {
+        &self.record
+    }
+
+    fn text(&self, field: Field) -> &str {
+        self.ranges.get(field.index()).map_or("", |(start, end)| self.at(*start..*end))
+    }
+}
+
+/// Takes so many bytes and no more.
+struct Short<'a> {
+    buffer: &'a mut String,
+    most: usize,
+}
+
+impl fmt::Write for Short<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let end = text.floor_char_boundary(self.most.min(text.len()));
+        self.buffer.push_str(text.get(..end).unwrap_or_default());
+        self.most -= end;
+        if end < text.len() {
+            self.most = 0;
+            return Err(fmt::Error);
+        }
+        Ok(())
+    }
+}

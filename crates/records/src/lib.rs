@@ -1,0 +1,28 @@
+//! What was decided about connections and requests, kept for whoever asks why.
+//!
+//! A proxy writes one [`Record`] per connection or request, when it has ended: a [`Draft`] is filled outside of the lock and
+//! put into the [`Recorder`]. Records have a fixed size; their texts are in a table of [`Names`], each text once for all
+//! records that have it. Both together stay within one budget of bytes: the oldest records leave.
+//!
+//! [`Query`] is what is asked at the admin port, [`Told`] what is answered; the command reads the same types.
+//!
+//! No I/O, no clock, no tasks: time is passed in.
+
+mod draft;
+mod names;
+mod query;
+mod record;
+mod recorder;
+mod ring;
+mod told;
+
+pub use draft::Draft;
+pub use names::{Handle, LONGEST_NAME, Names};
+pub use query::{MOST_ANSWERS, Query, QueryError, Term};
+pub use record::{Address, Field, Hop, Kept, Record, Recorded};
+pub use recorder::{DEFAULT_BUDGET, Recorder, SMALLEST_BUDGET};
+pub use ring::Ring;
+pub use told::{Answer, Destination, Miss, Source, Told};
+
+#[cfg(test)]
+mod tests;

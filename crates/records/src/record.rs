@@ -1,0 +1,176 @@
+//! What is kept of one connection or request.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::names::{Handle, Names};
+
+/// Where on its way something was seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hop {
+    /// At the client's ztunnel.
+    #[default]
+    Outbound,
+    /// At a waypoint, as a connection.
+    Connection,
+    /// At a waypoint, as a request.
+    Request,
+    /// At the server's ztunnel.
+    Inbound,
+}
+
+impl Hop {
+    /// As people read it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Outbound => "ztunnel, outbound",
+            Self::Connection => "waypoint, connection",
+            Self::Request => "waypoint, request",
+            Self::Inbound => "ztunnel, inbound",
+        }
+    }
+}
+
+/// A text of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// The client's workload, by its uid.
+    Source,
+    /// The client's identity, where mutual TLS proved it.
+    SourceIdentity,
+    /// The service that was meant: `namespace/hostname`.
+    Service,
+    /// Who was to serve it, by its uid: the endpoint, or the waypoint.
+    Endpoint,
+    /// The policy or route that decided.
+    Object,
+    /// The decision in words.
+    Because,
+    /// What went wrong, in words.
+    Error,
+    /// How it ended, as metrics say it.
+    Flags,
+    /// The CONNECT's authority.
+    Authority,
+    /// A request's method.
+    Method,
+    /// A request's host.
+    Host,
+    /// A request's path, without its query.
+    Path,
+}
+
+impl Field {
+    /// How many there are.
+    pub(crate) const COUNT: usize = 12;
+
+    pub(crate) fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// An address and a port, in less room than [`SocketAddr`] takes; the default is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Address {
+    ip: [u8; 16],
+    port: u16,
+}
+
+impl Address {
+    /// The address; none where nothing was written.
+    pub fn get(self) -> Option<SocketAddr> {
+        (self != Self::default()).then(|| SocketAddr::new(Ipv6Addr::from(self.ip).to_canonical(), self.port))
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Self {
+        let ip = match address.ip() {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        Self { ip: ip.octets(), port: address.port() }
+    }
+}
+
+/// One connection or request, without its texts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Record {
+    /// When it was written: microseconds since 1970.
+    pub at_us: u64,
+    /// The trace of the CONNECT that brought it here; where there is none, of its own.
+    pub id: u128,
+    /// The trace of the CONNECT that carried it on, where it is another one; 0: none.
+    pub next: u128,
+    /// A request's id (`x-request-id`), where that is a UUID; else 0.
+    pub request: u128,
+    /// What a client was told that was refused; 0: nothing.
+    pub decision: u64,
+    /// Where it was seen.
+    pub hop: Hop,
+    /// Whether it was refused: a decision said so, or its way was never open.
+    pub is_refused: bool,
+    /// Whether it left, or came, in a HBONE tunnel.
+    pub is_tunnelled: bool,
+    /// The reason's stable code.
+    pub reason: &'static str,
+    /// What to do about it; empty where nothing is to be done.
+    pub remedy: &'static str,
+    /// A response's status; 0: none.
+    pub status: u16,
+    /// The status of gRPC plus one; 0: none.
+    pub grpc: u8,
+    /// How often it was tried anew.
+    pub retries: u16,
+    /// The client.
+    pub source: Address,
+    /// What was dialled.
+    pub original: Address,
+    /// Where it was carried: the next hop, or the application.
+    pub upstream: Address,
+    /// How long deciding took, microseconds.
+    pub decide_us: u32,
+    /// How long it took until it was open, microseconds; 0: it never was.
+    pub open_us: u32,
+    /// How long it lasted, microseconds.
+    pub total_us: u64,
+    /// Bytes from the client.
+    pub received: u64,
+    /// Bytes to the client.
+    pub sent: u64,
+}
+
+/// A record in the ring: its texts are in a table of [`Names`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    pub(crate) record: Record,
+    pub(crate) names: [Handle; Field::COUNT],
+}
+
+/// A record with its texts, wherever they are.
+pub trait Recorded {
+    /// The record.
+    fn record(&self) -> &Record;
+
+    /// One of its texts; empty where it has none.
+    fn text(&self, field: Field) -> &str;
+}
+
+/// A record that is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept<'a> {
+    pub(crate) entry: &'a Entry,
+    pub(crate) names: &'a Names,
+}
+
+impl Recorded for Kept<'_> {
+    fn record(&self) -> &Record {
+        &self.entry.record
+    }
+
+    fn text(&self, field: Field) -> &str {
+        self.entry.names.get(field.index()).map_or("", |handle| self.names.text(*handle))
+    }
+}

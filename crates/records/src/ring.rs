@@ -1,0 +1,100 @@
+//! The records of one process, newest last, with their names, within a budget.
+
+use std::collections::VecDeque;
+
+use crate::draft::Draft;
+use crate::names::Names;
+use crate::record::{Entry, Kept};
+
+/// Records of one chunk: what is allocated, and given back, at once.
+const CHUNK: usize = 64;
+
+/// Bytes of one chunk.
+pub(crate) const CHUNK_BYTES: usize = CHUNK * size_of::<Entry>();
+
+/// Records and their names. Grows by chunks as it fills; then the oldest make room.
+#[derive(Debug)]
+pub struct Ring {
+    /// All but the last are full.
+    chunks: VecDeque<Vec<Entry>>,
+    /// Of the first chunk so many have left.
+    gone: usize,
+    /// The number of the next record.
+    next: u64,
+    names: Names,
+    budget: usize,
+}
+
+impl Ring {
+    /// An empty one that takes at most `budget` bytes, and at least what its newest record takes.
+    pub fn new(budget: usize) -> Self {
+        Self { chunks: VecDeque::new(), gone: 0, next: 0, names: Names::default(), budget }
+    }
+
+    /// Keeps a record. The oldest leave until everything fits.
+    pub fn push(&mut self, draft: &Draft) {
+        let names = draft.texts().map(|text| self.names.hold(text));
+        let entry = Entry { record: draft.record, names };
+        match self.chunks.back_mut().filter(|chunk| chunk.len() < CHUNK) {
+            Some(chunk) => chunk.push(entry),
+            None => {
+                let mut chunk = Vec::with_capacity(CHUNK);
+                chunk.push(entry);
+                self.chunks.push_back(chunk);
+            }
+        }
+        self.next += 1;
+        while self.bytes() > self.budget && self.len() > 1 {
+            self.pop();
+        }
+    }
+
+    /// Lets go of the oldest record and of its names.
+    fn pop(&mut self) {
+        let Some(chunk) = self.chunks.front() else { return };
+        let names = chunk.get(self.gone).map(|record| record.names);
+        let is_last = self.gone + 1 >= chunk.len();
+        self.gone += 1;
+        names.into_iter().flatten().for_each(|handle| self.names.release(handle));
+        if is_last {
+            self.chunks.pop_front();
+            self.gone = 0;
+        }
+    }
+
+    /// How many records are kept.
+    pub fn len(&self) -> usize {
+        let last = self.chunks.back().map_or(0, Vec::len);
+        (self.chunks.len().saturating_sub(1) * CHUNK + last).saturating_sub(self.gone)
+    }
+
+    /// Whether none is kept.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What is held, bytes.
+    pub fn bytes(&self) -> usize {
+        self.chunks.len() * CHUNK_BYTES + self.names.bytes()
+    }
+
+    /// How many were ever kept: the number of the next record.
+    pub fn written(&self) -> u64 {
+        self.next
+    }
+
+    /// The texts.
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// Records with numbers below `before`, newest first, with their numbers.
+    pub fn before(&self, before: u64) -> impl Iterator<Item = (u64, Kept<'_>)> {
+        let oldest = self.next - self.len() as u64;
+        (oldest..before.min(self.next)).rev().filter_map(move |number| {
+            let place = usize::try_from(number - oldest).ok()? + self.gone;
+            let entry = self.chunks.get(place / CHUNK)?.get(place % CHUNK)?;
+            Some((number, Kept { entry, names: &self.names }))
+        })
+    }
+}

@@ -1,0 +1,169 @@
+//! Properties of the ring and of its names.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use crate::ring::CHUNK_BYTES;
+use crate::*;
+
+fn draft(number: u64, source: &str, path: &str) -> Draft {
+    let record = Record { at_us: number, id: u128::from(number) + 1, hop: Hop::Request, ..Record::default() };
+    let mut draft = Draft::new(record);
+    draft.name(Field::Source, source);
+    draft.name(Field::Path, path);
+    draft.name_some(Field::Method, Some("GET"));
+    draft.name_some(Field::Host, None::<&str>);
+    draft
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn a_ring_stays_within_its_budget_keeps_the_newest_in_order_and_leaks_no_name(
+        records in proptest::collection::vec(("[a-c]{1,2}", "/[a-z0-9]{0,40}"), 1..400),
+        budget in 2 * CHUNK_BYTES..6 * CHUNK_BYTES,
+    ) {
+        let mut ring = Ring::new(budget);
+        for (number, (source, path)) in records.iter().enumerate() {
+            ring.push(&draft(number as u64, source, path));
+            prop_assert!(ring.bytes() <= budget, "{} of {budget} bytes with {} records", ring.bytes(), ring.len());
+        }
+        prop_assert!(!ring.is_empty());
+        prop_assert_eq!(ring.written(), records.len() as u64);
+        let kept: Vec<(u64, String, String)> = ring
+            .before(u64::MAX)
+            .map(|(number, kept)| (number, kept.text(Field::Source).to_owned(), kept.text(Field::Path).to_owned()))
+            .collect();
+        prop_assert_eq!(kept.len(), ring.len());
+        // The newest, without a gap, newest first, with the texts that they were written with.
+        for (place, (number, source, path)) in kept.iter().enumerate() {
+            prop_assert_eq!(*number, (records.len() - 1 - place) as u64);
+            prop_assert_eq!((source, path), (&records[records.len() - 1 - place].0, &records[records.len() - 1 - place].1));
+        }
+        // Names are those of what is kept, and no others.
+        let mut names: Vec<&str> = kept.iter().flat_map(|(_, source, path)| [source.as_str(), path.as_str(), "GET"]).collect();
+        names.sort_unstable();
+        names.dedup();
+        prop_assert_eq!(ring.names().len(), names.len());
+    }
+
+    #[test]
+    fn names_are_held_as_often_as_they_are_used(steps in proptest::collection::vec((any::<bool>(), 0..12_usize), 0..300)) {
+        let (mut names, mut model) = (Names::default(), BTreeMap::<usize, Vec<Handle>>::new());
+        for (holds, which) in steps {
+            if holds {
+                model.entry(which).or_default().push(names.hold(&format!("name {which}")));
+            } else if let Some(handle) = model.get_mut(&which).and_then(Vec::pop) {
+                names.release(handle);
+            }
+            model.retain(|_, uses| !uses.is_empty());
+            prop_assert_eq!(names.len(), model.len());
+            for (which, uses) in &model {
+                let name = format!("name {which}");
+                prop_assert!(uses.iter().all(|handle| names.text(*handle) == name));
+            }
+        }
+        for handle in model.into_values().flatten() {
+            names.release(handle);
+        }
+        prop_assert!(names.is_empty() && names.bytes() == 0);
+    }
+
+    #[test]
+    fn no_question_breaks_the_reader(parameters in proptest::collection::vec((".{0,8}", ".{0,40}"), 0..4)) {
+        drop(Query::read(&parameters));
+    }
+
+    #[test]
+    fn long_texts_are_cut_between_characters(text in "[aä€]{0,400}") {
+        let mut draft = draft(0, "x", "/");
+        draft.name(Field::Error, &text);
+        let kept = draft.text(Field::Error);
+        prop_assert!(text.starts_with(kept) && kept.len() <= LONGEST_NAME);
+        prop_assert!(kept.len() == text.len() || kept.len() > LONGEST_NAME - 4);
+        let mut names = Names::default();
+        let handle = names.hold(&text);
+        prop_assert_eq!(names.text(handle), kept);
+    }
+}
+
+#[test]
+fn an_empty_ring_costs_nothing_and_one_that_is_off_keeps_nothing() {
+    assert_eq!(Ring::new(DEFAULT_BUDGET).bytes(), 0);
+    let off = Recorder::new(0);
+    assert!(!off.is_on());
+    off.put(&draft(1, "a", "/"));
+    assert!(off.find(&Query::all(), 0).is_empty() && off.size() == (0, 0, 0) && off.oldest_us().is_none());
+}
+
+#[test]
+fn a_record_is_not_larger_than_is_said() {
+    // docs/architecture.md says how many connections the default budget keeps.
+    assert!(CHUNK_BYTES / 64 <= 288, "{}", CHUNK_BYTES / 64);
+}
+
+fn ask(parameters: &[(&str, &str)]) -> Result<Query, String> {
+    let owned: Vec<_> = parameters.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    Query::read(&owned).map_err(|error| error.to_string())
+}
+
+#[test]
+fn questions_are_answered_newest_first_and_bounded() {
+    let recorder = Recorder::new(DEFAULT_BUDGET);
+    for number in 0..1000 {
+        recorder.put(&draft(number, if number % 2 == 0 { "K//Pod/shop/even" } else { "K//Pod/shop/odd" }, "/a"));
+    }
+    let find = |parameters: &[(&str, &str)], now| {
+        let found = recorder.find(&ask(parameters).unwrap_or_default(), now);
+        found.into_iter().map(|told| told.at_us).collect::<Vec<_>>()
+    };
+    assert_eq!(find(&[("src", "pod/shop/even"), ("limit", "3")], 0), [998, 996, 994]);
+    assert_eq!(find(&[("src", "pod/shop/even"), ("src", "pod/shop/odd"), ("limit", "2")], 0), [999, 998]);
+    assert_eq!(find(&[("src", "pod/op/even")], 0), [0_u64; 0]);
+    assert_eq!(find(&[("id", "00000000000000000000000000000005")], 0), [4]);
+    assert_eq!(find(&[("path", "/b")], 0), [0_u64; 0]);
+    assert_eq!(find(&[("path", "/a"), ("method", "GET"), ("limit", "1")], 0), [999]);
+    assert_eq!(find(&[("since", "1"), ("limit", "1000")], 1_000_998).len(), 2);
+    assert_eq!(find(&[], 0).len(), 100);
+    assert_eq!(recorder.oldest_us(), Some(0));
+    for bad in [("src", "shop"), ("id", "xyz"), ("limit", "0"), ("limit", "1001"), ("port", "x"), ("what", "x")] {
+        let error = ask(&[bad]).unwrap_err();
+        assert!(error.contains(bad.0) && error.contains("is accepted"), "{error}");
+    }
+}
+
+#[test]
+fn destinations_are_found_by_service_address_pod_and_port() {
+    let mut draft = draft(1, "K//Pod/shop/page", "/");
+    draft.record.original = "10.0.0.9:80".parse::<std::net::SocketAddr>().map(Address::from).unwrap_or_default();
+    draft.record.decision = 7;
+    draft.record.hop = Hop::Outbound;
+    draft.name(Field::Service, "shop/stock.shop.svc.local");
+    draft.name(Field::Endpoint, "K//Pod/shop/stock-0");
+    let takes = |parameters: &[(&str, &str)]| ask(parameters).is_ok_and(|query| query.takes(&draft, 0));
+    for dst in [
+        "service/shop/stock.shop.svc.local",
+        "service/shop/stock",
+        "pod/shop/stock-0",
+        "ip/10.0.0.9",
+        "ip/::ffff:10.0.0.9",
+    ] {
+        assert!(takes(&[("dst", dst)]), "{dst}");
+    }
+    for dst in ["service/shop/stoc", "service/depot/stock", "pod/hop/stock-0", "ip/10.0.0.8", "identity/spiffe://x"] {
+        assert!(!takes(&[("dst", dst)]), "{dst}");
+    }
+    assert!(takes(&[("port", "80"), ("path", "/other")]) && !takes(&[("port", "81")]));
+    assert!(takes(&[("id", "0000000000000007")]) && !takes(&[("id", "0000000000000008")]));
+    let query = ask(&[("since", "5")]).unwrap_or_default();
+    assert_eq!(query.since, Some(Duration::from_secs(5)));
+}
+
+#[test]
+fn what_is_told_reads_back() {
+    let told = Told::of(&draft(1, "a", "/"));
+    let text = serde_json::to_string(&told).unwrap_or_default();
+    assert_eq!(serde_json::from_str::<Told>(&text).ok(), Some(told));
+}
