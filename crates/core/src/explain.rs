@@ -178,6 +178,19 @@ impl Reason {
         matches!(self, Self::DeniedBy { .. } | Self::NoAllowMatched { .. } | Self::MutualTlsRequired { .. })
     }
 
+    /// The policy that it names first.
+    pub fn policy(&self) -> Option<&PolicyKey> {
+        match self {
+            Self::AllowedBy { policy, .. }
+            | Self::DeniedBy { policy, .. }
+            | Self::MutualTlsRequired { policy }
+            | Self::PolicyUnknown { policy }
+            | Self::PolicyUnreadable { policy, .. } => Some(policy),
+            Self::NoAllowMatched { policies } => policies.first(),
+            _ => None,
+        }
+    }
+
     /// Whether a connection with this reason goes nowhere.
     pub fn is_refusal(&self) -> bool {
         self.entry().refuses

@@ -1,11 +1,12 @@
 //! What every proxy of the mesh is made of, whatever it carries: the keys of its environment that mean the same
 //! everywhere ([`settings`]), the mesh as it is known and the one writer of it ([`snapshots`], [`writer`]), readiness
-//! ([`readiness`]), how both ends are called in telemetry ([`labels`]), and metrics within a
-//! budget ([`series`]).
+//! ([`readiness`]), how both ends are called in telemetry ([`labels`]), metrics within a budget ([`series`]), and how decisions
+//! are recorded and told ([`decisions`]).
 //!
 //! It must not know how traffic is captured or carried: that is what proxies differ in.
 
 pub mod control;
+pub mod decisions;
 pub mod labels;
 pub mod readiness;
 pub mod revocations;

@@ -7,6 +7,7 @@ use stillmesh_api::{ControlPlane, Root, Token};
 use stillmesh_core::model::TrustDomain;
 use stillmesh_core::snapshot::UnknownPolicies;
 use stillmesh_hbone::{Limits, Memory};
+use stillmesh_records::{DEFAULT_BUDGET, SMALLEST_BUDGET};
 use stillmesh_runtime::env::{Reader, parse_duration};
 
 /// The tunnels' sizes.
@@ -184,13 +185,26 @@ pub fn hbone(env: &mut Reader) -> Hbone {
     }
 }
 
-/// Bytes, or Ki, Mi, Gi as Kubernetes writes them.
+/// What the records of decisions may take, bytes; 0: none are kept.
+pub fn records(env: &mut Reader) -> usize {
+    const LARGEST: usize = 1 << 30;
+    let parse = |value: &str| {
+        let bytes = bytes(value)?;
+        (bytes == 0 || (SMALLEST_BUDGET..=LARGEST).contains(&bytes)).then_some(bytes)
+    };
+    env.parse_with("DECISION_RECORDS_MEMORY", "0, or 256Ki to 1Gi", parse).unwrap_or(DEFAULT_BUDGET)
+}
+
 fn memory(value: &str) -> Option<usize> {
+    bytes(value).filter(|bytes| (16 << 20..=64 << 30).contains(bytes))
+}
+
+/// Bytes, or Ki, Mi, Gi as Kubernetes writes them.
+fn bytes(value: &str) -> Option<usize> {
     const UNITS: [(&str, usize); 3] = [("Ki", 10), ("Mi", 20), ("Gi", 30)];
     let unit = UNITS.iter().find_map(|(unit, shift)| Some((value.strip_suffix(unit)?, *shift)));
     let (number, shift) = unit.unwrap_or((value, 0));
-    let bytes = number.trim().parse::<usize>().ok()?.checked_mul(1 << shift)?;
-    (16 << 20..=64 << 30).contains(&bytes).then_some(bytes)
+    number.trim().parse::<usize>().ok()?.checked_mul(1 << shift)
 }
 
 /// TCP keepalive; `None` where it is off.
