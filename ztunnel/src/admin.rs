@@ -10,6 +10,8 @@ use std::time::UNIX_EPOCH;
 use http::{Method, StatusCode};
 use serde::Serialize;
 use stillmesh_identity::revocation::Side;
+use stillmesh_proxy::decisions::{answer, explain_connection};
+use stillmesh_records::{Hop, Told};
 use stillmesh_runtime::admin::{Request, Response, Server};
 use stillmesh_runtime::telemetry::Levels;
 use stillmesh_runtime::telemetry::metrics::{CONTENT_TYPE, Metrics as Registered};
@@ -18,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 use crate::capture::pods::Table;
 use crate::config::ROWS;
 use crate::node::Node;
-use crate::record::Live;
 use crate::record::labels::Word;
 use crate::record::metrics::Reporter;
+use crate::record::{self, Live};
 
 /// What the admin port shows and does.
 #[derive(Clone, Debug)]
@@ -51,6 +53,7 @@ pub fn server(admin: Admin) -> Server {
         .route(Method::POST, "/logging", page(logging))
         .route(Method::POST, "/quitquitquit", page(|admin, _| quit(admin)))
         .route(Method::GET, "/stillmesh/connections", page(|admin, _| pretty(&connections(&admin.node))))
+        .route(Method::GET, "/decisions", page(decided))
         .route(Method::GET, "/stillmesh/pods", page(|admin, _| pretty(&pods(admin))))
         .route(Method::GET, "/debug/generation", page(|admin, _| pretty(&admin.node.snapshots.load().generation())))
 }
@@ -93,7 +96,7 @@ fn count_memory(node: &Node) {
 
 const INDEX: &str = "<!doctype html><title>ztunnel</title><h1>ztunnel</h1><ul>\
 <li><a href=/config_dump>config_dump</a><li><a href=/config>config</a>\
-<li><a href=/stillmesh/connections>stillmesh/connections</a><li><a href=/stillmesh/pods>stillmesh/pods</a>\
+<li><a href=/decisions>decisions</a><li><a href=/stillmesh/connections>stillmesh/connections</a><li><a href=/stillmesh/pods>stillmesh/pods</a>\
 <li>POST logging[?level=info | mod=lvl,… | reset]<li>POST quitquitquit</ul>\n";
 
 fn pretty<T: Serialize>(value: &T) -> Response {
@@ -211,6 +214,18 @@ impl From<&Live> for Connection {
 
 fn connections(node: &Node) -> Vec<Connection> {
     node.ledger.all().iter().map(|live| Connection::from(live.as_ref())).collect()
+}
+
+/// What was decided about connections that have ended and that are open.
+fn decided(admin: &Admin, request: &Request) -> Response {
+    let node = &admin.node;
+    let snapshot = node.snapshots.load();
+    let explain = |told: &mut Told| {
+        if told.hop == Hop::Inbound {
+            explain_connection(&snapshot, told);
+        }
+    };
+    answer(node.ledger.records(), request, || record::live(&node.ledger), explain)
 }
 
 fn pods(admin: &Admin) -> serde_json::Value {

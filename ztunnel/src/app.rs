@@ -7,6 +7,7 @@ use stillmesh_api::xds::{Client, NodeInfo, Status};
 use stillmesh_core::snapshot::Snapshot;
 use stillmesh_proxy::series::Budget;
 use stillmesh_proxy::{Publisher, Readiness, Writer, readiness};
+use stillmesh_records::Recorder;
 use stillmesh_runtime::drain::{self, Mode, Watch};
 use stillmesh_runtime::sys::socket;
 use stillmesh_runtime::tasks::Tasks;
@@ -75,7 +76,7 @@ pub async fn run(config: Config, watch: Watch) -> anyhow::Result<()> {
     let registered = Registered::new();
     let budget = Budget::new(config.max_series);
     let metrics = registered.register(|registry| Metrics::new(registry, &config.version, &budget));
-    let ledger = Ledger::new(metrics.clone());
+    let ledger = Ledger::new(metrics.clone(), Recorder::new(config.records_bytes));
     let initial = Snapshot::empty(config.network.as_str());
     let snapshots = Arc::new(Snapshots::new(initial.clone()));
     let enforcer = Enforcer::new(ledger.clone());

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use stillmesh_core::attrs::{ConnectAttrs, InboundAttrs, OutboundAttrs};
 use stillmesh_core::decide::{self, InboundPlan, OutboundPlan, Refusal};
+use stillmesh_core::explain::Reason;
 use stillmesh_core::snapshot::Snapshot;
 
 use crate::node::Node;
@@ -24,9 +25,9 @@ pub fn inbound_plaintext(destination: SocketAddr) -> Result<(), PathError> {
     decide::inbound_plaintext(destination).map_err(|refusal| PathError::refused(destination, refusal))
 }
 
-/// Whether policies let an inbound connection pass. What dry-run policies would have done is logged, policies that
+/// Whether policies let an inbound connection pass, and why. What dry-run policies would have done is logged, policies that
 /// could not be asked are counted.
-pub fn authorize(snapshot: &Snapshot, attrs: &InboundAttrs<'_>, node: &Node) -> Result<(), PathError> {
+pub fn authorize(snapshot: &Snapshot, attrs: &InboundAttrs<'_>, node: &Node) -> Result<Reason, PathError> {
     let verdict = decide::authorize(snapshot, attrs);
     for reason in &verdict.dry_run {
         tracing::info!(
@@ -41,5 +42,5 @@ pub fn authorize(snapshot: &Snapshot, attrs: &InboundAttrs<'_>, node: &Node) -> 
         node.metrics.policy_skipped.inc();
         tracing::warn!(target: "policy", %policy, destination = %attrs.destination.uid, "policy not known: skipped");
     }
-    if verdict.allowed { Ok(()) } else { Err(PathError::Denied { reason: verdict.reason }) }
+    if verdict.allowed { Ok(verdict.reason) } else { Err(PathError::Denied { reason: verdict.reason }) }
 }

@@ -3,8 +3,9 @@
 //!
 //! A path fills [`Facts`] as it learns them, calls [`Record::opened`] when bytes may flow, and ends with
 //! [`Record::complete`] or [`Record::fail`]. [`Ledger`] holds what is open, for metrics scrapes, listings and
-//! [`crate::enforce`].
+//! [`crate::enforce`]. What has ended is kept for whoever asks why ([`stillmesh_records`]).
 
+mod decision;
 pub mod labels;
 mod ledger;
 mod log;
@@ -12,16 +13,18 @@ pub mod metrics;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use stillmesh_core::explain::Reason;
 use stillmesh_core::model::{Identity, Service, Workload};
+use stillmesh_records::Draft;
 
 use labels::{LabelParts, Party, TrafficLabels, Word};
 pub use ledger::{Bytes, Cut, First, Ledger, Live};
-pub use log::policy;
 pub use metrics::Metrics;
 use metrics::Reporter;
+
+use crate::capture::Pod;
 
 /// Seen from the captured workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -188,6 +191,10 @@ pub trait Ending: std::fmt::Display {
     fn flag(&self) -> Flag;
     /// Why, where a decision ended it.
     fn reason(&self) -> Option<&Reason>;
+    /// Stable code of what went wrong.
+    fn code(&self) -> &'static str;
+    /// What to do about it.
+    fn remedy(&self) -> &'static str;
 }
 
 /// One connection's record. Dropping it writes it down.
@@ -200,6 +207,12 @@ pub struct Record {
     bytes: Arc<Bytes>,
     opened: bool,
     outcome: Option<Outcome>,
+    because: Option<Reason>,
+    /// Code and remedy of what ended it.
+    failure: Option<(&'static str, &'static str)>,
+    decided: Duration,
+    opened_after: Option<Duration>,
+    retries: u16,
 }
 
 impl Record {
@@ -217,7 +230,31 @@ impl Record {
             bytes,
             opened: false,
             outcome: None,
+            because: None,
+            failure: None,
+            decided: Duration::ZERO,
+            opened_after: None,
+            retries: 0,
         }
+    }
+
+    /// It began before there was a record of it.
+    pub fn began(&mut self, at: Instant) {
+        self.started = at;
+    }
+
+    /// What was decided, and now. The last decision stays.
+    pub fn decided(&mut self, because: Reason) {
+        self.decided = self.started.elapsed();
+        if let Some(live) = &self.live {
+            let _ = live.because.set(because.clone());
+        }
+        self.because = Some(because);
+    }
+
+    /// It is tried anew.
+    pub fn retried(&mut self) {
+        self.retries = self.retries.saturating_add(1);
     }
 
     /// What is known so far.
@@ -236,7 +273,11 @@ impl Record {
     /// Lists the connection as live, so that policy changes from now on reach it. The facts are fixed from here.
     pub fn enlist(&mut self) -> Arc<Live> {
         let (ledger, facts, bytes) = (&self.ledger, &self.facts, &self.bytes);
-        self.live.get_or_insert_with(|| ledger.enlist(facts.clone(), bytes.clone())).clone()
+        let live = self.live.get_or_insert_with(|| ledger.enlist(facts.clone(), bytes.clone())).clone();
+        if let Some(because) = &self.because {
+            let _ = live.because.set(because.clone());
+        }
+        live
     }
 
     /// Counts the connection as opened and lists it.
@@ -244,6 +285,8 @@ impl Record {
         let live = self.enlist();
         if !self.opened {
             self.opened = true;
+            self.opened_after = Some(self.started.elapsed());
+            let _ = live.taken.set((self.decided, self.opened_after, self.retries));
             live.open(&self.ledger.metrics);
             let facts = &self.facts;
             tracing::event!(
@@ -271,6 +314,10 @@ impl Record {
 
     /// The connection ended by `error`.
     pub fn fail(mut self, error: &impl Ending) {
+        self.failure = Some((error.code(), error.remedy()));
+        if error.reason().is_some() && self.opened_after.is_none() {
+            self.decided = self.started.elapsed();
+        }
         self.outcome =
             Some(Outcome { error: Some(error.to_string()), flag: error.flag(), reason: error.reason().cloned() });
     }
@@ -303,7 +350,22 @@ impl Drop for Record {
                 metrics.sockets_open.get_or_create(&Reporter { reporter: Word(self.facts.direction.reporter()) }).dec();
             }
         }
-        log::complete(&self.facts, &self.bytes, self.started.elapsed(), &outcome);
+        let total = self.started.elapsed();
+        log::complete(&self.facts, &self.bytes, total, &outcome);
+        if self.ledger.records.is_on() {
+            let story = decision::Story {
+                because: outcome.reason.as_ref().or(self.because.as_ref()),
+                error: outcome.error.as_deref(),
+                failure: self.failure,
+                flag: outcome.flag,
+                retries: self.retries,
+                decided: self.decided,
+                opened: self.opened_after,
+                total,
+                bytes: (self.bytes.received(), self.bytes.sent()),
+            };
+            self.ledger.records.put(&decision::draft(&self.facts, &story));
+        }
     }
 }
 
@@ -312,9 +374,28 @@ pub fn new_id() -> Arc<str> {
     format!("{:032x}", rand::random::<u128>()).into()
 }
 
-/// Writes down a connection that ended before enough was known for a record.
-pub fn failed_early(direction: Direction, source: SocketAddr, destination: SocketAddr, error: &dyn std::fmt::Display) {
-    log::failed(direction, source, destination, error);
+/// A connection that ended before enough was known for a record.
+#[derive(Clone, Copy, Debug)]
+pub struct Early<'a> {
+    /// Of which pod.
+    pub pod: &'a Pod,
+    /// Which end of it the pod is.
+    pub direction: Direction,
+    /// The client's address.
+    pub source: SocketAddr,
+    /// What was dialled, as far as it is known.
+    pub destination: SocketAddr,
+}
+
+/// Writes it down.
+pub fn failed_early(ledger: &Ledger, early: &Early<'_>, error: &impl Ending) {
+    log::failed(early.direction, early.source, early.destination, error);
+    decision::keep_early(&ledger.records, early, error);
+}
+
+/// What is open now, as records have it.
+pub fn live(ledger: &Ledger) -> Vec<Draft> {
+    ledger.all().iter().map(|live| decision::live(live)).collect()
 }
 
 #[cfg(test)]

@@ -252,6 +252,12 @@ impl Node {
         agent.as_mut().expect("a running agent").del(&pod.uid()).await.expect("ztunnel to let the pod go");
     }
 
+    /// A page of the admin port as text, whatever its status.
+    pub async fn admin_text(&self, path: &str) -> String {
+        let answer = Client::new(Endpoint::Tcp(self.admin)).get(path).await.expect("the admin port to answer");
+        answer.text().to_string()
+    }
+
     /// A page of the admin port.
     pub async fn admin(&self, path: &str) -> Value {
         let answer = Client::new(Endpoint::Tcp(self.admin)).get(path).await.expect("the admin port to answer");

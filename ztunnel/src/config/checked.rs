@@ -12,8 +12,8 @@ use stillmesh_core::model::Identity;
 use stillmesh_core::snapshot::UnknownPolicies;
 pub use stillmesh_proxy::settings::{Hbone, Keepalive};
 use stillmesh_proxy::settings::{
-    cluster_id, control_planes, drain, hbone, keepalive, max_series, secret_ttl, text, trust_domain, unknown_policies,
-    within,
+    cluster_id, control_planes, drain, hbone, keepalive, max_series, records, secret_ttl, text, trust_domain,
+    unknown_policies, within,
 };
 use stillmesh_runtime::env::{Problems, Reader, parse_duration};
 
@@ -99,6 +99,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// Metrics port.
     pub stats: SocketAddr,
+    /// What records of decisions may take, bytes; 0: none are kept.
+    pub records_bytes: usize,
     /// Readiness port.
     pub readiness: SocketAddr,
     /// Version shown in metrics.
@@ -219,6 +221,7 @@ impl Config {
             dns: dns(env, ipv6),
             ipv6,
             hbone: hbone(env),
+            records_bytes: records(env),
             keepalive: keepalive(env),
             drain: drain(env),
             pod_drain: env.parse_with("POD_DRAIN", "a duration such as 60s", parse_duration),

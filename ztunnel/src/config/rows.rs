@@ -78,6 +78,7 @@ rows! {
     "METRICS_MAX_SERIES", "100 to 1000000", "5000", "label sets of one metric; more are counted under `overflow`";
     "READINESS_ADDRESS", "ip:port", "[::]:15021", "readiness port";
     "ISTIO_META_ISTIO_VERSION", "text", "this version", "version shown in metrics";
+    "DECISION_RECORDS_MEMORY", "0, or 256Ki to 1Gi, or bytes", "16Mi", "what records of decisions may take, for stillmesh why; 0 keeps none";
     "CRL_PATH", "path", "", "PEM file of certificate revocation lists, read again when it changes";
     "LOCAL_XDS", "", "", "not supported: a control plane is needed";
     "LOCAL_XDS_PATH", "", "", "not supported: a control plane is needed";

@@ -2,6 +2,7 @@ use prometheus_client::registry::Registry;
 use stillmesh_core::model::{Action, Policy, PolicyKey, Rule, Scope};
 use stillmesh_core::snapshot::Change;
 use stillmesh_proxy::series::Budget;
+use stillmesh_records::Recorder;
 
 use super::*;
 use crate::record::labels::Party;
@@ -17,7 +18,7 @@ struct World {
 impl World {
     /// Workloads `details` of `shop` and `stock` of `depot`, nothing forbidden.
     fn new() -> Self {
-        let ledger = Ledger::new(Metrics::new(&mut Registry::default(), "test", &Budget::new(100)));
+        let ledger = Ledger::new(Metrics::new(&mut Registry::default(), "test", &Budget::new(100)), Recorder::new(0));
         let workloads = [("shop", "details-1", 2), ("depot", "stock-1", 3)];
         let changes: Vec<Change> = workloads
             .iter()
@@ -77,7 +78,7 @@ async fn a_denied_connection_is_closed_with_the_policy_as_reason() {
     let outcome = live.cut.wait().await;
     assert_eq!(outcome.error.as_deref(), Some("connection closed due to policy change"));
     assert_eq!(outcome.flag, Flag::Deny);
-    assert_eq!(crate::record::policy(outcome.reason.as_ref().unwrap()), Some(&PolicyKey::new("shop", "no")));
+    assert_eq!(outcome.reason.as_ref().unwrap().policy(), Some(&PolicyKey::new("shop", "no")));
     assert_eq!(world.ledger.metrics().policy_closed.get(), 1);
 }
 

@@ -22,7 +22,7 @@ use crate::capture::{self, Pod};
 use crate::deliver::{self, connect, proxy_header};
 use crate::node::Node;
 use crate::record::labels::Party;
-use crate::record::{self, Direction, Ending, Facts, Protocol, Record};
+use crate::record::{self, Direction, Early, Ending, Facts, Protocol, Record};
 use crate::tunnel::pools;
 use crate::{decide, lookup};
 
@@ -32,17 +32,19 @@ pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: SocketAddr
     let Ok(handshake) = node.handshakes.clone().try_acquire_owned() else {
         node.metrics.refuse("handshakes");
         let error = PathError::Full { what: "TLS handshakes", limit: node.config.limits.handshakes };
-        return record::failed_early(Direction::Inbound, peer, local, &error);
+        let early = Early { pod: &pod, direction: Direction::Inbound, source: peer, destination: local };
+        return record::failed_early(&node.ledger, &early, &error);
     };
     let place = node.workers.next();
     let owner = pod.clone();
     owner.adopt(place, "inbound HBONE", stream, move |stream| async move {
         let ends = Ends { peer, local };
-        if let Err(error) = terminate(pod, node.clone(), stream, ends, held, handshake).await {
+        if let Err(error) = terminate(pod.clone(), node.clone(), stream, ends, held, handshake).await {
             if error.flag() == record::Flag::TlsFailure {
                 node.metrics.refuse("tls");
             }
-            record::failed_early(Direction::Inbound, peer, local, &error);
+            let early = Early { pod: &pod, direction: Direction::Inbound, source: peer, destination: local };
+            record::failed_early(&node.ledger, &early, &error);
         }
     });
 }
@@ -96,13 +98,13 @@ impl Tunnel {
             let error = PathError::NotConnect { authority: incoming.authority_text().chars().take(256).collect() };
             incoming.refuse(StatusCode::BAD_REQUEST);
             self.node.metrics.refuse("not_connect");
-            return record::failed_early(Direction::Inbound, self.ends.peer, self.ends.local, &error);
+            return self.failed_early(&error);
         };
         let destination = match self.pod.workload(&self.node).await {
             Ok(destination) => destination,
             Err(error) => {
                 incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
-                return record::failed_early(Direction::Inbound, self.ends.peer, self.ends.local, &error);
+                return self.failed_early(&error);
             }
         };
         let snapshot = self.node.snapshots.load();
@@ -125,6 +127,12 @@ impl Tunnel {
         }
     }
 
+    fn failed_early(&self, error: &PathError) {
+        let (source, destination) = (self.ends.peer, self.ends.local);
+        let early = Early { pod: &self.pod, direction: Direction::Inbound, source, destination };
+        record::failed_early(&self.node.ledger, &early, error);
+    }
+
     async fn carry(
         &self,
         incoming: Incoming,
@@ -142,7 +150,7 @@ impl Tunnel {
                 source_ip: self.ends.peer.ip(),
                 source_identity: Some(&self.source),
             };
-            decide::authorize(&self.node.snapshots.load(), &attrs, &self.node)?;
+            record.decided(decide::authorize(&self.node.snapshots.load(), &attrs, &self.node)?);
             Ok::<_, PathError>((permit, self.deliver(&plan).await?))
         };
         let (_permit, upstream) = match opened.await {

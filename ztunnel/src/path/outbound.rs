@@ -14,7 +14,7 @@ use crate::capture::pod::Held;
 use crate::capture::{self, Captured, Pod};
 use crate::node::Node;
 use crate::record::labels::Party;
-use crate::record::{self, Direction, Facts, Protocol, Record};
+use crate::record::{self, Direction, Early, Facts, Protocol, Record};
 use crate::tunnel::{self, Upstream};
 use crate::{decide, deliver};
 
@@ -26,6 +26,7 @@ pub const MOST_TRIES: usize = 3;
 /// The first decision is made where the connection was accepted, since it says which worker carries it.
 pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: SocketAddr, held: Held) {
     let owner = pod.clone();
+    let accepted = std::time::Instant::now();
     owner.spawn("outbound", async move {
         let began = async {
             let permit = pod.place()?;
@@ -35,7 +36,10 @@ pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: SocketAddr
         };
         let (permit, conn, source) = match began.await {
             Ok(began) => began,
-            Err(error) => return record::failed_early(Direction::Outbound, peer, peer, &error),
+            Err(error) => {
+                let early = Early { pod: &pod, direction: Direction::Outbound, source: peer, destination: peer };
+                return record::failed_early(&node.ledger, &early, &error);
+            }
         };
         let first = decide(&conn, &source, &node, &[]);
         let place = match &first {
@@ -49,6 +53,7 @@ pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: SocketAddr
             let _permit = permit;
             let conn = Captured { stream, peer, original };
             let mut record = Record::new(&node.ledger, facts(&conn, &source));
+            record.began(accepted);
             let trip = Trip { source: &source, pod: &pod, node: &node, worker };
             match trip.carry(conn, first, &held, &mut record).await {
                 Ok(()) => record.complete(),
@@ -99,6 +104,7 @@ impl Trip<'_> {
         let mut plan = first?;
         for tries_left in (0..MOST_TRIES).rev() {
             record.learn(|facts| learn(facts, &plan));
+            record.decided(plan.reason.clone());
             tried.extend(plan.upstream.as_ref().map(|workload| workload.uid.clone()));
             let other_way = || decide(conn, self.source, self.node, &tried).ok().filter(|next| is_new(next, &tried));
             let request = tunnel::Request { plan: &plan, source: self.source, conn, facts: record.facts(), deadline };
@@ -120,6 +126,7 @@ impl Trip<'_> {
                 None => return Err(error),
             };
             self.node.metrics.repicked.inc();
+            record.retried();
             tracing::debug!(conn.id = %record.facts().id, %error, "trying again");
         }
         Err(PathError::Slow { to: conn.original, limit: self.node.config.limits.connect })

@@ -14,7 +14,7 @@ use crate::capture::pod::Held;
 use crate::capture::{self, Captured, Pod};
 use crate::node::Node;
 use crate::record::labels::Party;
-use crate::record::{self, Direction, Facts, Protocol, Record};
+use crate::record::{self, Direction, Early, Facts, Protocol, Record};
 use crate::{decide, deliver, lookup};
 
 /// Takes an accepted connection over. Never fails silently: what cannot be carried is written down.
@@ -30,7 +30,10 @@ pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: std::net::
         };
         let (_permit, conn, destination) = match began.await {
             Ok(began) => began,
-            Err(error) => return record::failed_early(Direction::Inbound, peer, peer, &error),
+            Err(error) => {
+                let early = Early { pod: &pod, direction: Direction::Inbound, source: peer, destination: peer };
+                return record::failed_early(&node.ledger, &early, &error);
+            }
         };
         let mut record = Record::new(&node.ledger, facts(&conn, &destination, &node));
         match carry(conn, &destination, &pod, &node, &held, &mut record).await {
@@ -53,13 +56,14 @@ async fn carry(
     decide::inbound_plaintext(conn.original)?;
     let attrs = InboundAttrs { destination, upstream: conn.original, source_ip: conn.peer.ip(), source_identity: None };
     let authorized = decide::authorize(&node.snapshots.load(), &attrs, node);
-    if let Err(denied) = authorized {
-        match probe::verdict(&conn, pod, node, record.facts()).await {
+    match authorized {
+        Ok(because) => record.decided(because),
+        Err(denied) => match probe::verdict(&conn, pod, node, record.facts()).await {
             Verdict::Probe => {}
             // A TCP probe: the kubelet has what it wanted.
             Verdict::Closed if probe::is_silent(&conn.stream).await => return Ok(()),
             Verdict::Closed | Verdict::Other => return Err(denied),
-        }
+        },
     }
     let deadline = Instant::now() + node.config.limits.connect;
     let upstream = deliver::connect::keeping_source(&pod.thread, node, conn.original, conn.peer.ip(), deadline).await?;

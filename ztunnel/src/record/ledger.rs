@@ -5,13 +5,15 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
+use stillmesh_core::explain::Reason;
 use stillmesh_core::model::WorkloadUid;
 use stillmesh_hbone::copy::Counters;
 use stillmesh_proxy::series::Held;
+use stillmesh_records::Recorder;
 use tokio_util::sync::CancellationToken;
 
 use super::labels::Word;
@@ -94,6 +96,10 @@ pub struct Live {
     pub since: SystemTime,
     /// Ends it.
     pub cut: Cut,
+    /// Why it was let pass, once that is decided.
+    pub(super) because: OnceLock<Reason>,
+    /// How long deciding and opening took, and how often it was tried anew; once it is open.
+    pub(super) taken: OnceLock<(Duration, Option<Duration>, u16)>,
     bytes: Arc<Bytes>,
     counted: OnceLock<Counted>,
 }
@@ -145,6 +151,7 @@ type Shard = HashMap<Option<WorkloadUid>, HashMap<u64, Arc<Live>>>;
 #[derive(Debug)]
 pub struct Ledger {
     pub(super) metrics: Arc<Metrics>,
+    pub(super) records: Recorder,
     shards: Vec<Mutex<Shard>>,
     hasher: RandomState,
     next: AtomicU64,
@@ -153,10 +160,11 @@ pub struct Ledger {
 impl Ledger {
     const SHARDS: usize = 16;
 
-    /// An empty ledger that counts into `metrics`.
-    pub fn new(metrics: Arc<Metrics>) -> Arc<Self> {
+    /// An empty ledger that counts into `metrics` and keeps what has ended in `records`.
+    pub fn new(metrics: Arc<Metrics>, records: Recorder) -> Arc<Self> {
         Arc::new(Self {
             metrics,
+            records,
             shards: (0..Self::SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             next: AtomicU64::new(1),
@@ -168,12 +176,19 @@ impl Ledger {
         &self.metrics
     }
 
+    /// What has ended.
+    pub fn records(&self) -> &Recorder {
+        &self.records
+    }
+
     pub(super) fn enlist(&self, facts: Arc<Facts>, bytes: Arc<Bytes>) -> Arc<Live> {
         let live = Arc::new(Live {
             number: self.next.fetch_add(1, Ordering::Relaxed),
             facts,
             since: SystemTime::now(),
             cut: Cut::default(),
+            because: OnceLock::new(),
+            taken: OnceLock::new(),
             bytes,
             counted: OnceLock::new(),
         });

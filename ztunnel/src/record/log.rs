@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use stillmesh_core::explain::Reason;
-use stillmesh_core::model::PolicyKey;
 
 use super::{Bytes, Direction, Facts, Outcome};
 
@@ -22,7 +21,7 @@ pub(super) fn complete(facts: &Facts, bytes: &Bytes, duration: Duration, outcome
         Direction::Inbound => (sent, received),
     };
     let duration = format!("{}ms", duration.as_millis());
-    let policy = outcome.reason.as_ref().and_then(policy).map(ToString::to_string);
+    let policy = outcome.reason.as_ref().and_then(Reason::policy).map(ToString::to_string);
 
     macro_rules! emit {
         ($level:ident) => {
@@ -70,17 +69,4 @@ pub(super) fn failed(direction: Direction, source: SocketAddr, destination: Sock
         error = error.to_string().as_str(),
         "connection failed"
     );
-}
-
-/// The policy that a reason names first.
-pub fn policy(reason: &Reason) -> Option<&PolicyKey> {
-    match reason {
-        Reason::AllowedBy { policy, .. }
-        | Reason::DeniedBy { policy, .. }
-        | Reason::MutualTlsRequired { policy }
-        | Reason::PolicyUnknown { policy }
-        | Reason::PolicyUnreadable { policy, .. } => Some(policy),
-        Reason::NoAllowMatched { policies } => policies.first(),
-        _ => None,
-    }
 }

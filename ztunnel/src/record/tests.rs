@@ -4,6 +4,7 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use stillmesh_core::model::PolicyKey;
 use stillmesh_proxy::series::Budget;
+use stillmesh_records::{DEFAULT_BUDGET, Recorder};
 
 use super::*;
 use crate::testing::{self, Events};
@@ -17,7 +18,7 @@ impl World {
     fn new() -> Self {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry, "test", &Budget::new(100));
-        Self { registry, ledger: Ledger::new(metrics) }
+        Self { registry, ledger: Ledger::new(metrics, Recorder::new(DEFAULT_BUDGET)) }
     }
 
     fn metrics(&self) -> String {
@@ -68,6 +69,12 @@ impl Ending for Denied {
     }
     fn reason(&self) -> Option<&Reason> {
         Some(&self.0)
+    }
+    fn code(&self) -> &'static str {
+        self.0.code()
+    }
+    fn remedy(&self) -> &'static str {
+        self.0.remedy()
     }
 }
 

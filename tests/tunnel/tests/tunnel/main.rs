@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod carry;
+mod decisions;
 mod hostile;
 mod lifecycle;
 mod names;

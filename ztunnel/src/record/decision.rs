@@ -1,0 +1,129 @@
+//! What is kept of a connection for whoever asks why: a [`Draft`] of what is known of it, open or over.
+
+use std::time::Duration;
+
+use stillmesh_core::explain::Reason;
+use stillmesh_proxy::decisions::{because, microseconds, now_us, short_microseconds};
+use stillmesh_records::{Draft, Field, Hop, Record, Recorder};
+
+use super::{Direction, Early, Ending, Facts, Flag, Live, Protocol};
+
+/// What a record has beside the facts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Story<'a> {
+    /// Why, where that was decided.
+    pub because: Option<&'a Reason>,
+    /// What went wrong.
+    pub error: Option<&'a str>,
+    /// Its code and what to do about it.
+    pub failure: Option<(&'static str, &'static str)>,
+    /// For the metrics.
+    pub flag: Flag,
+    /// How often it was tried anew.
+    pub retries: u16,
+    /// How long deciding took.
+    pub decided: Duration,
+    /// How long it took until bytes might flow.
+    pub opened: Option<Duration>,
+    /// How long it lasted.
+    pub total: Duration,
+    /// Bytes from the client and from the server.
+    pub bytes: (u64, u64),
+}
+
+/// A connection as it is kept.
+pub(super) fn draft(facts: &Facts, story: &Story<'_>) -> Draft {
+    let was_refused = story.because.is_some_and(Reason::is_refusal);
+    let record = Record {
+        at_us: now_us(),
+        id: u128::from_str_radix(&facts.id, 16).unwrap_or_default(),
+        hop: hop(facts.direction),
+        is_refused: story.failure.is_some() && (story.opened.is_none() || was_refused),
+        is_tunnelled: facts.protocol == Protocol::Hbone,
+        retries: story.retries,
+        source: facts.source_addr.into(),
+        original: facts.original.into(),
+        upstream: facts.upstream.unwrap_or(facts.destination_addr).into(),
+        decide_us: short_microseconds(story.decided),
+        open_us: story.opened.map_or(0, short_microseconds),
+        total_us: microseconds(story.total),
+        received: story.bytes.0,
+        sent: story.bytes.1,
+        ..Record::default()
+    };
+    let mut draft = Draft::new(record);
+    draft.name_some(Field::Source, facts.source.as_ref().map(|workload| &workload.uid));
+    draft.name_some(Field::SourceIdentity, facts.source_identity.as_ref());
+    draft.name_some(Field::Service, facts.service.as_ref().map(|service| &service.key));
+    draft.name_some(Field::Endpoint, facts.destination.as_ref().map(|workload| &workload.uid));
+    draft.name_some(Field::Authority, facts.hbone_addr.as_ref());
+    if let Some(reason) = story.because {
+        because(&mut draft, reason);
+    }
+    ended(&mut draft, story.flag, story.error, story.failure.filter(|_| !was_refused));
+    draft
+}
+
+/// An open connection as it is now.
+pub(super) fn live(live: &Live) -> Draft {
+    let since = live.since.elapsed().unwrap_or_default();
+    let (decided, opened, retries) = live.taken.get().copied().unwrap_or_default();
+    let story = Story {
+        because: live.because.get(),
+        error: None,
+        failure: None,
+        flag: Flag::None,
+        retries,
+        decided,
+        opened,
+        total: since + opened.unwrap_or_default(),
+        bytes: live.bytes(),
+    };
+    draft(&live.facts, &story)
+}
+
+/// Keeps what ended before enough was known for a record.
+pub(super) fn keep_early(recorder: &Recorder, early: &Early<'_>, error: &impl Ending) {
+    if !recorder.is_on() {
+        return;
+    }
+    let record = Record {
+        at_us: now_us(),
+        id: rand::random(),
+        hop: hop(early.direction),
+        is_refused: true,
+        source: early.source.into(),
+        original: early.destination.into(),
+        ..Record::default()
+    };
+    let mut draft = Draft::new(record);
+    let end = match early.direction {
+        Direction::Outbound => Field::Source,
+        Direction::Inbound => Field::Endpoint,
+    };
+    draft.name(end, format_args!("{}/{}", early.pod.info.namespace, early.pod.info.name));
+    if let Some(reason) = error.reason() {
+        because(&mut draft, reason);
+    }
+    ended(&mut draft, error.flag(), Some(&error.to_string()), Some((error.code(), error.remedy())));
+    recorder.put(&draft);
+}
+
+fn ended(draft: &mut Draft, flag: Flag, error: Option<&str>, failure: Option<(&'static str, &'static str)>) {
+    draft.name(Field::Flags, flag.as_str());
+    draft.name_some(Field::Error, error);
+    if let Some((code, remedy)) = failure {
+        draft.record.reason = code;
+        draft.record.remedy = remedy;
+        // What was decided before is not why it failed.
+        draft.name(Field::Because, "");
+        draft.name(Field::Object, "");
+    }
+}
+
+fn hop(direction: Direction) -> Hop {
+    match direction {
+        Direction::Outbound => Hop::Outbound,
+        Direction::Inbound => Hop::Inbound,
+    }
+}
