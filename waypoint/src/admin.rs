@@ -4,18 +4,27 @@ use std::sync::Arc;
 
 use http::{Method, StatusCode};
 use serde_json::json;
+use stillmesh_proxy::decisions::answer;
 use stillmesh_runtime::admin::{Request, Response, Server};
 use stillmesh_runtime::telemetry::metrics::{CONTENT_TYPE, Metrics as Registered};
 
+use crate::explain::explain;
 use crate::waypoint::Waypoint;
 
 /// The admin port's pages.
 pub fn server(waypoint: Arc<Waypoint>) -> Server {
+    let decided = {
+        let waypoint = waypoint.clone();
+        move |request: Request| {
+            let response = decisions(&waypoint, &request);
+            async move { response }
+        }
+    };
     let dump = move |_request: Request| {
         let response = Response::json(StatusCode::OK, &dump(&waypoint));
         async move { response }
     };
-    Server::new("admin").route(Method::GET, "/config_dump", dump)
+    Server::new("admin").route(Method::GET, "/config_dump", dump).route(Method::GET, "/decisions", decided)
 }
 
 /// The metrics port's pages.
@@ -28,6 +37,12 @@ pub fn metrics_server(waypoint: Arc<Waypoint>, registered: Registered) -> Server
         async move { response }
     };
     Server::new("metrics").route(Method::GET, "/metrics", page.clone()).route(Method::GET, "/stats/prometheus", page)
+}
+
+/// What was decided about requests and connections that have ended.
+fn decisions(waypoint: &Waypoint, request: &Request) -> Response {
+    let snapshot = waypoint.snapshots.load();
+    answer(&waypoint.records, request, Vec::new, |told| explain(waypoint, &snapshot, told))
 }
 
 /// What is known and what is held. No keys.

@@ -22,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clients::Peer;
 use crate::path::{self, PathError};
-use crate::record;
 use crate::record::series::Known;
+use crate::record::{self, Early};
 use crate::waypoint::Waypoint;
 
 /// Accepts until the future is dropped. What was accepted lives on in the waypoint's tasks.
@@ -53,7 +53,7 @@ async fn terminate(
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     if let Err(error) = session(&waypoint, stream, peer, handshake).await {
         waypoint.metrics.refuse(error.word());
-        record::failed_early(peer, None, &error);
+        record::failed_early(&waypoint, Early { client: Some(peer), ..Early::default() }, &error);
     }
 }
 
@@ -113,19 +113,25 @@ impl Client {
     async fn take(self: Arc<Self>, incoming: Incoming) {
         let Some(authority) = incoming.authority() else {
             let error = PathError::NotConnect { authority: incoming.authority_text().chars().take(256).collect() };
+            let early = self.early(&incoming, None);
             incoming.refuse(StatusCode::BAD_REQUEST);
             self.waypoint.metrics.refuse(error.word());
-            return record::failed_early(self.address, None, &error);
+            return record::failed_early(&self.waypoint, early, &error);
         };
         let stream = match self.downstream(&incoming, &authority).await {
             Ok(stream) => stream,
             Err(error) => {
+                let early = self.early(&incoming, Some(&authority));
                 incoming.refuse(status(&error));
                 self.waypoint.metrics.refuse(error.word());
-                return record::failed_early(self.address, Some(&authority), &error);
+                return record::failed_early(&self.waypoint, early, &error);
             }
         };
         path::carry(Arc::new(stream), incoming).await;
+    }
+
+    fn early<'a>(&'a self, incoming: &Incoming, authority: Option<&'a Authority>) -> Early<'a> {
+        Early { client: Some(self.address), identity: Some(&self.identity), trace: trace(incoming), authority }
     }
 
     /// What a CONNECT is for.
@@ -138,12 +144,15 @@ impl Client {
         let target = decide::waypoint(&snapshot, &attrs)?;
         let described = incoming.headers().baggage.map(Party::from).unwrap_or_default();
         let at = NetworkAddress::new(snapshot.network().clone(), self.address.ip());
-        let party = match snapshot.workload_at(&at).filter(|workload| workload.identity() == self.identity) {
+        let source = snapshot.workload_at(&at).filter(|workload| workload.identity() == self.identity).cloned();
+        let party = match &source {
             Some(workload) => Party::from(workload.as_ref()),
             None => Party { namespace: Some(self.identity.namespace.clone()), ..described },
         };
         Ok(Downstream {
             client: self.clone(),
+            trace: trace(incoming),
+            source,
             own,
             target,
             authority: authority.clone(),
@@ -153,11 +162,20 @@ impl Client {
     }
 }
 
+/// The trace of a CONNECT; where it has none, a new one.
+fn trace(incoming: &Incoming) -> u128 {
+    incoming.headers().traceparent.map_or_else(rand::random, |trace| trace.trace)
+}
+
 /// One CONNECT that is carried.
 #[derive(Debug)]
 pub struct Downstream {
     /// Whose it is.
     pub client: Arc<Client>,
+    /// Its trace, which the client's ztunnel knows it by.
+    pub trace: u128,
+    /// The client's workload, where it is known for sure.
+    pub source: Option<Arc<Workload>>,
     /// The waypoint's own workload.
     pub own: Arc<Workload>,
     /// What it is for.

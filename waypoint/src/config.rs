@@ -10,8 +10,8 @@ use stillmesh_api::ControlPlane;
 use stillmesh_core::model::Identity;
 use stillmesh_core::snapshot::UnknownPolicies;
 use stillmesh_proxy::settings::{
-    Hbone, Keepalive, cluster_id, control_planes, drain, hbone, keepalive, max_series, secret_ttl, text, trust_domain,
-    unknown_policies, within,
+    Hbone, Keepalive, cluster_id, control_planes, drain, hbone, keepalive, max_series, records, secret_ttl, text,
+    trust_domain, unknown_policies, within,
 };
 use stillmesh_runtime::env::{Problems, Reader};
 
@@ -71,6 +71,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// Metrics port.
     pub stats: SocketAddr,
+    /// What records of decisions may take, bytes; 0: none are kept.
+    pub records_bytes: usize,
     /// Readiness port.
     pub readiness: SocketAddr,
     /// Version shown in metrics.
@@ -179,6 +181,7 @@ impl Config {
             crl: text(env, "CRL_PATH").map(Into::into),
             secret_ttl: secret_ttl(env),
             hbone: hbone(env),
+            records_bytes: records(env),
             keepalive: keepalive(env),
             drain: drain(env),
             limits: limits(env),

@@ -13,6 +13,7 @@ pub mod authenticate;
 pub mod capture;
 pub mod clients;
 pub mod config;
+mod explain;
 pub mod path;
 pub mod record;
 pub mod upstream;

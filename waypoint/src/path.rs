@@ -33,7 +33,7 @@ use tokio::time::timeout;
 
 use crate::capture::Downstream;
 use crate::config::Limits;
-use crate::record;
+use crate::record::{self, Early};
 pub use error::PathError;
 use hello::Hello;
 pub use pace::UnderWay;
@@ -129,7 +129,13 @@ fn accept(downstream: &Downstream, incoming: Incoming) -> Option<Stream> {
         Ok(stream) => Some(stream),
         Err(source) => {
             let error = PathError::ClientGone { source: Arc::new(source) };
-            record::failed_early(downstream.client.address, Some(&downstream.authority), &error);
+            let early = Early {
+                client: Some(downstream.client.address),
+                identity: Some(&downstream.client.identity),
+                trace: downstream.trace,
+                authority: Some(&downstream.authority),
+            };
+            record::failed_early(downstream.waypoint(), early, &error);
             None
         }
     }

@@ -2,6 +2,7 @@
 //! it was cut. Under Istio's names (contract 9.2), `reporter` is `waypoint`.
 
 pub mod connection;
+mod decision;
 mod flags;
 mod flow;
 pub mod grpc;
@@ -15,20 +16,36 @@ use std::net::SocketAddr;
 
 use stillmesh_core::Diagnose as _;
 use stillmesh_core::attrs::Authority;
+use stillmesh_core::model::Identity;
 
 pub use flags::{Flag, Flags};
 pub use labels::{Ends, RequestLabels, TcpLabels};
 pub use metrics::Metrics;
 
 use crate::path::PathError;
+use crate::waypoint::Waypoint;
 
-/// Writes down what was refused before much was known of it.
-pub fn failed_early(client: SocketAddr, authority: Option<&Authority>, error: &PathError) {
+/// What was refused before much was known of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Early<'a> {
+    /// The client's address.
+    pub client: Option<SocketAddr>,
+    /// Who it is, by its certificate.
+    pub identity: Option<&'a Identity>,
+    /// The CONNECT's trace; 0: there was no CONNECT.
+    pub trace: u128,
+    /// What it asked for.
+    pub authority: Option<&'a Authority>,
+}
+
+/// Writes it down.
+pub fn failed_early(waypoint: &Waypoint, early: Early<'_>, error: &PathError) {
+    decision::keep_early(waypoint, &early, error);
     tracing::event!(
         target: "access",
         tracing::Level::WARN,
-        src.addr = %client,
-        dst.hbone_addr = authority.map(tracing::field::display),
+        src.addr = early.client.map(tracing::field::display),
+        dst.hbone_addr = early.authority.map(tracing::field::display),
         error.code = error.code(),
         error = error.text().as_str(),
         "connection failed"

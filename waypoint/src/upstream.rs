@@ -168,11 +168,11 @@ pub struct Opened {
 }
 
 /// Opens a way for a connection that is carried as it is. What fails before the endpoint has taken it is tried at
-/// another, within one deadline for all. `learn` is told of each endpoint.
+/// another, within one deadline for all. `learn` is told of each endpoint, and of the trace of the CONNECT that goes there.
 pub async fn open(
     downstream: &Downstream,
     upstream: &Upstream,
-    mut learn: impl FnMut(&OutboundPlan),
+    mut learn: impl FnMut(&OutboundPlan, u128),
 ) -> Result<Opened, PathError> {
     let waypoint = downstream.waypoint();
     let deadline = Instant::now() + upstream.patience(downstream);
@@ -187,10 +187,11 @@ pub async fn open(
             (Ok(_) | Err(_), Some(error)) => return Err(error),
             (Err(error), None) => return Err(error),
         };
-        learn(&plan);
+        let trace = dial::trace(&plan);
+        learn(&plan, trace);
         tried.extend(plan.upstream.as_ref().map(|workload| workload.uid.clone()));
         let (from, flight) = (downstream.client.address, upstream.flight(&plan));
-        let opened = dial::way(waypoint, &downstream.own, &plan, Some(from), deadline).await;
+        let opened = dial::way(waypoint, &downstream.own, &plan, Some(from), trace, deadline).await;
         if let Some(endpoint) = &plan.upstream {
             match &opened {
                 Ok(_) => upstream.note(downstream, &endpoint.uid, Outcome::Answered { status: 200, grpc: None }),

@@ -8,6 +8,7 @@ use stillmesh_core::snapshot::Snapshot;
 use stillmesh_hbone::{Limits, Memory, Pool};
 use stillmesh_identity::Secrets;
 use stillmesh_proxy::Snapshots;
+use stillmesh_records::Recorder;
 use stillmesh_runtime::drain::Watch;
 use stillmesh_runtime::tasks::Tasks;
 use tokio::sync::Semaphore;
@@ -40,6 +41,8 @@ pub struct Waypoint {
     pub clients: Arc<Clients>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What was decided about what has ended.
+    pub records: Recorder,
     /// What all tunnels may hold together.
     pub memory: Memory,
     /// TLS handshakes that may be under way.
@@ -87,6 +90,7 @@ impl Waypoint {
             handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
             requests: Arc::new(Semaphore::new(config.limits.requests)),
             clusters: Arc::default(),
+            records: Recorder::new(config.records_bytes),
             memory,
             config,
             snapshots,

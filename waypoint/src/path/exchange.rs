@@ -25,8 +25,8 @@ use crate::capture::Downstream;
 use crate::record::Flag;
 use crate::record::request::Request as Record;
 use crate::upstream::clusters::Place;
-use crate::upstream::connections::InUse;
-use crate::upstream::{Upstream, is_new};
+use crate::upstream::connections::{InUse, Wanted};
+use crate::upstream::{Upstream, dial, is_new};
 
 /// What is sent.
 pub struct Exchange<'a> {
@@ -71,7 +71,9 @@ impl Exchange<'_> {
         loop {
             record.learn(&plan);
             let flight = upstream.flight(&plan);
-            let (sent, place) = self.attempt(&plan, fresh, deadline, retry::per_try(rule)).await;
+            let mut trace = 0;
+            let (sent, place) = self.attempt(&plan, fresh, deadline, retry::per_try(rule), &mut trace).await;
+            record.carried(trace);
             let (outcome, by_age) = match &sent {
                 Ok((response, _)) => (outcome(response), false),
                 Err(Failed { outcome: Some(outcome), by_age, .. }) => (*outcome, *by_age),
@@ -111,6 +113,7 @@ impl Exchange<'_> {
                 }
                 (Again::AtOnce, Some(next)) if is_possible => {
                     repicked += 1;
+                    record.retried();
                     waypoint.metrics.repicked.inc();
                     plan = next;
                     Duration::ZERO
@@ -124,6 +127,7 @@ impl Exchange<'_> {
                         return sent.map_err(|failed| failed.error);
                     }
                     retried += 1;
+                    record.retried();
                     waypoint.metrics.retried.inc();
                     plan = next;
                     wait
@@ -146,13 +150,14 @@ impl Exchange<'_> {
         }
     }
 
-    /// One try.
+    /// One try. `trace` becomes that of the CONNECT that carries it.
     async fn attempt(
         &self,
         plan: &OutboundPlan,
         fresh: bool,
         deadline: Instant,
         limit: Option<Duration>,
+        trace: &mut u128,
     ) -> (Result<Answered, Failed>, Option<Place>) {
         // HTTP/2 carries many requests on one connection; HTTP/1.1 one.
         let place = match self.version {
@@ -163,7 +168,7 @@ impl Exchange<'_> {
             Ok(place) => place,
             Err(error) => return (Err(Failed { error, outcome: None, by_age: false }), None),
         };
-        let sent = self.send(plan, fresh, deadline);
+        let sent = self.send(plan, fresh, deadline, trace);
         let sent = match limit {
             None => sent.await,
             Some(limit) => timeout(limit, sent).await.unwrap_or_else(|_| {
@@ -173,15 +178,24 @@ impl Exchange<'_> {
         (sent, place)
     }
 
-    async fn send(&self, plan: &OutboundPlan, fresh: bool, deadline: Instant) -> Result<Answered, Failed> {
+    async fn send(
+        &self,
+        plan: &OutboundPlan,
+        fresh: bool,
+        deadline: Instant,
+        trace: &mut u128,
+    ) -> Result<Answered, Failed> {
         let connections = &self.downstream.waypoint().connections;
-        let leased = connections.lease(self.downstream, self.upstream, plan, self.version, fresh, deadline).await;
+        *trace = dial::trace(plan);
+        let wanted = Wanted { plan, version: self.version, fresh, trace: *trace, deadline };
+        let leased = connections.lease(self.downstream, self.upstream, wanted).await;
         let lease = leased.map_err(|error| {
             let may_repick = error.may_repick() || matches!(error, PathError::Upstream { .. });
             let outcome = may_repick.then_some(Outcome::NotConnected);
             Failed { error, outcome, by_age: false }
         })?;
         let reused = lease.reused;
+        *trace = lease.trace;
         let (request, wanted) = build(self.head, self.replay, self.version);
         let sent = lease.send(request).await;
         // Whatever it is: an answer is one to the question whether the body is wanted.

@@ -207,6 +207,7 @@ async fn answer(
         Err(error) => reply::refuse(&error, is_grpc, record),
         Ok((Plan { taken, action }, permit)) => {
             record.hold(permit);
+            record.planned(&taken);
             let fault = match taken.rule().and_then(|rule| rule.fault.as_ref()) {
                 Some(rule) => fault::inject(rule, entropy, &mut record).await,
                 None => None,

@@ -23,7 +23,8 @@ use super::plan;
 use super::replay::Replay;
 use super::{PathError, Version, forward};
 use crate::capture::Downstream;
-use crate::upstream::Upstream;
+use crate::upstream::connections::Wanted;
+use crate::upstream::{Upstream, dial};
 
 /// What one copy may take, its request's body and its response included.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -105,7 +106,8 @@ async fn once(
     let plan = upstream.choose(downstream, &[])?;
     let deadline = Instant::now() + upstream.patience(downstream);
     let _flight = upstream.flight(&plan);
-    let lease = waypoint.connections.lease(downstream, upstream, &plan, version, false, deadline).await?;
+    let wanted = Wanted { plan: &plan, version, fresh: false, trace: dial::trace(&plan), deadline };
+    let lease = waypoint.connections.lease(downstream, upstream, wanted).await?;
     let request = Request::from_parts(head, body.again(None));
     let sent = lease.send(request).await;
     let (response, _in_use) = sent.map_err(|error| PathError::Upstream { source: Arc::new(error.into_error()) })?;

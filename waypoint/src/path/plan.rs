@@ -13,7 +13,8 @@ use stillmesh_core::attrs::{Headers, RequestAttrs, Token};
 use stillmesh_core::decide::Target;
 use stillmesh_core::decide::route::{self, Chosen};
 use stillmesh_core::model::http::{
-    Forward, HeaderEdit, HttpRoute, Redirect, Respond, RouteAction, RouteBackend, RouteKind, RouteRule, WeightedBackend,
+    Forward, HeaderEdit, HttpRoute, Redirect, Respond, RouteAction, RouteBackend, RouteKey, RouteKind, RouteRule,
+    WeightedBackend,
 };
 use stillmesh_core::snapshot::Snapshot;
 
@@ -75,6 +76,11 @@ impl Plan {
 }
 
 impl Taken {
+    /// The route by name, with its rule's number.
+    pub fn name(&self) -> Option<(&RouteKey, usize)> {
+        self.rule.as_ref().map(|(route, index)| (&route.key, *index))
+    }
+
     /// The rule.
     pub fn rule(&self) -> Option<&RouteRule> {
         let (route, index) = self.rule.as_ref()?;

@@ -137,7 +137,7 @@ async fn open(
     };
     record.routed(&streamed);
     let upstream = Upstream::new(downstream, streamed.target, None)?;
-    let opened = upstream::open(downstream, &upstream, |plan| record.learn(plan)).await;
+    let opened = upstream::open(downstream, &upstream, |plan, trace| record.learn(plan, trace)).await;
     if opened.as_ref().is_err_and(PathError::may_repick) {
         record.exhausted();
     }

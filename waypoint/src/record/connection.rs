@@ -1,14 +1,17 @@
 //! One TCP connection: counted and logged exactly once.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use stillmesh_core::decide::OutboundPlan;
 use stillmesh_core::decide::stream::Streamed;
+use stillmesh_core::decide::{Dial, OutboundPlan};
 use stillmesh_core::model::{Service, Workload};
 use stillmesh_proxy::labels::Word;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use super::decision::{self, Why};
 use super::flow::Flow;
 use super::{Ends, Flag, Flags, TcpLabels};
 use crate::capture::Downstream;
@@ -17,18 +20,24 @@ use crate::path::{Bytes, PathError};
 /// What is known of a connection.
 #[derive(Debug)]
 pub struct Connection {
-    downstream: Arc<Downstream>,
-    began: Instant,
-    service: Option<Arc<Service>>,
-    endpoint: Option<Arc<Workload>>,
-    route: Option<String>,
-    flow: Option<Arc<Flow>>,
+    pub(super) downstream: Arc<Downstream>,
+    pub(super) began: Instant,
+    pub(super) service: Option<Arc<Service>>,
+    pub(super) endpoint: Option<Arc<Workload>>,
+    pub(super) route: Option<String>,
+    pub(super) flow: Option<Arc<Flow>>,
     /// Until it has ended otherwise, it was cut.
-    end: Option<Flag>,
-    flags: Flags,
-    error: Option<String>,
-    is_forgotten: bool,
-    permit: Option<OwnedSemaphorePermit>,
+    pub(super) end: Option<Flag>,
+    pub(super) flags: Flags,
+    pub(super) error: Option<String>,
+    pub(super) is_forgotten: bool,
+    pub(super) permit: Option<OwnedSemaphorePermit>,
+    pub(super) why: Option<Why>,
+    pub(super) opened_after: Option<Duration>,
+    pub(super) retries: u16,
+    /// The trace of the CONNECT that carries it on; 0: none.
+    pub(super) carried: u128,
+    pub(super) upstream: Option<SocketAddr>,
 }
 
 impl Connection {
@@ -46,6 +55,11 @@ impl Connection {
             error: None,
             is_forgotten: false,
             permit: None,
+            why: None,
+            opened_after: None,
+            retries: 0,
+            carried: 0,
+            upstream: None,
         }
     }
 
@@ -58,15 +72,28 @@ impl Connection {
     pub fn routed(&mut self, streamed: &Streamed) {
         self.route = streamed.by.as_ref().map(|(route, rule)| format!("{}, rule {rule}", route.key));
         self.service = streamed.target.service().cloned();
+        self.why = streamed.by.as_ref().map(|(route, rule)| Why::of_route(&route.key, *rule));
     }
 
-    /// Where it is carried.
-    pub fn learn(&mut self, plan: &OutboundPlan) {
+    /// Where it is carried, and by a CONNECT of which trace.
+    pub fn learn(&mut self, plan: &OutboundPlan, trace: u128) {
+        self.carried = trace;
+        if self.endpoint.is_some() {
+            self.retries = self.retries.saturating_add(1);
+        }
         self.endpoint.clone_from(&plan.upstream);
+        self.upstream = match &plan.dial {
+            Dial::Address(address) => Some(*address),
+            Dial::Name(..) => None,
+        };
+        if self.why.is_none() {
+            self.why = Some(Why::of_reason(&plan.reason));
+        }
     }
 
     /// It is open at both ends; what passes is counted here.
     pub fn opened(&mut self, bytes: Arc<Bytes>) {
+        self.opened_after = Some(self.began.elapsed());
         let labels = self.labels(Flags::default());
         let metrics = &self.downstream.waypoint().metrics;
         metrics.tcp_opened.get(&labels).inc();
@@ -87,6 +114,7 @@ impl Connection {
     pub fn fail(mut self, error: &PathError) {
         self.end = Some(error.flag());
         self.error = Some(error.text());
+        self.why = Some(Why::of_error(error));
     }
 
     /// Nothing passed for too long, or it has lived for as long as it may.
@@ -149,5 +177,6 @@ impl Drop for Connection {
             error = self.error.as_deref(),
             "connection complete"
         );
+        decision::keep_connection(self, flags);
     }
 }

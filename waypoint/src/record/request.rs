@@ -1,51 +1,62 @@
 //! One request: counted and logged exactly once, when its response has ended or nobody reads it any more.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use stillmesh_core::decide::OutboundPlan;
+use stillmesh_core::decide::{Dial, OutboundPlan};
 use stillmesh_core::model::{Service, Workload};
 use stillmesh_proxy::labels::Word;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use super::decision::{self, Why};
 use super::grpc::Messages;
 use super::judged::Judged;
 use super::series::{Counted, Kind};
 use super::{Ends, Flag, Flags, RequestLabels};
 use crate::capture::Downstream;
+use crate::path::plan::Taken;
 use crate::path::{PathError, Received, UnderWay, Version};
 use crate::upstream::clusters::{Flight, Place};
 
 /// What is known of a request.
 #[derive(Debug)]
 pub struct Request {
-    downstream: Arc<Downstream>,
-    began: Instant,
-    id: HeaderValue,
-    method: Method,
-    path: String,
-    host: String,
-    version: Version,
-    is_grpc: bool,
-    received: Arc<Received>,
-    sent: u64,
+    pub(super) downstream: Arc<Downstream>,
+    pub(super) began: Instant,
+    pub(super) id: HeaderValue,
+    pub(super) method: Method,
+    pub(super) path: String,
+    pub(super) host: String,
+    pub(super) version: Version,
+    pub(super) is_grpc: bool,
+    pub(super) received: Arc<Received>,
+    pub(super) sent: u64,
     /// Of the response, if it is gRPC.
-    messages: Messages,
-    status: Option<StatusCode>,
-    grpc_status: Option<u8>,
-    service: Option<Arc<Service>>,
-    endpoint: Option<Arc<Workload>>,
+    pub(super) messages: Messages,
+    pub(super) status: Option<StatusCode>,
+    pub(super) grpc_status: Option<u8>,
+    pub(super) service: Option<Arc<Service>>,
+    pub(super) endpoint: Option<Arc<Workload>>,
     /// Until it has ended otherwise, its client has broken off.
-    end: Option<Flag>,
-    flags: Flags,
-    error: Option<String>,
-    permit: Option<OwnedSemaphorePermit>,
-    active: Option<Place>,
-    held: Option<(Option<Flight>, Option<Place>)>,
-    under_way: UnderWay,
-    judged: Option<Judged>,
+    pub(super) end: Option<Flag>,
+    pub(super) flags: Flags,
+    pub(super) error: Option<String>,
+    pub(super) permit: Option<OwnedSemaphorePermit>,
+    pub(super) active: Option<Place>,
+    pub(super) held: Option<(Option<Flight>, Option<Place>)>,
+    pub(super) under_way: UnderWay,
+    pub(super) judged: Option<Judged>,
+    pub(super) why: Option<Why>,
+    pub(super) decided: Duration,
+    pub(super) answered_after: Option<Duration>,
+    pub(super) retries: u16,
+    /// The trace of the CONNECT that carried it on; 0: none.
+    pub(super) carried: u128,
+    pub(super) upstream: Option<SocketAddr>,
 }
 
 /// Longest text of a client's that is logged, bytes.
@@ -88,6 +99,12 @@ impl Request {
             held: None,
             under_way,
             judged: None,
+            why: None,
+            decided: Duration::ZERO,
+            answered_after: None,
+            retries: 0,
+            carried: 0,
+            upstream: None,
             downstream,
         }
     }
@@ -112,6 +129,26 @@ impl Request {
         self.endpoint.as_ref()
     }
 
+    /// Which rule takes it.
+    pub fn planned(&mut self, taken: &Taken) {
+        self.decided = self.began.elapsed();
+        if self.downstream.waypoint().records.is_on() {
+            self.why = taken.name().map(|(route, rule)| Why::of_route(route, rule));
+        }
+    }
+
+    /// It is tried anew.
+    pub fn retried(&mut self) {
+        self.retries = self.retries.saturating_add(1);
+    }
+
+    /// By which CONNECT it was carried on; 0: by none.
+    pub fn carried(&mut self, trace: u128) {
+        if trace != 0 {
+            self.carried = trace;
+        }
+    }
+
     /// What was decided about it.
     pub fn judged(&mut self, judged: Judged) {
         self.judged = Some(judged);
@@ -125,6 +162,10 @@ impl Request {
     /// Where it is sent.
     pub fn learn(&mut self, plan: &OutboundPlan) {
         self.endpoint.clone_from(&plan.upstream);
+        self.upstream = match &plan.dial {
+            Dial::Address(address) => Some(*address),
+            Dial::Name(..) => None,
+        };
         if plan.service.is_some() {
             self.service.clone_from(&plan.service);
         }
@@ -133,6 +174,7 @@ impl Request {
     /// The endpoint has answered.
     pub fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.status = Some(status);
+        self.answered_after = Some(self.began.elapsed());
         // A response of trailers alone has them among its headers.
         self.trailers(headers);
     }
@@ -170,6 +212,7 @@ impl Request {
     pub fn failed(&mut self, error: &PathError) {
         self.end = Some(error.flag());
         self.error = Some(error.text());
+        self.why = Some(Why::of_error(error));
     }
 
     /// The endpoint broke off.
@@ -247,5 +290,6 @@ impl Drop for Request {
             request.id = self.id.to_str().unwrap_or_default(),
             "request complete"
         );
+        decision::keep_request(self, duration, flags);
     }
 }

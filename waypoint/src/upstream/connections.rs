@@ -109,6 +109,8 @@ impl Bounds {
 #[derive(Debug)]
 struct Idle {
     sender: http1::SendRequest<RequestBody>,
+    /// Of the CONNECT that it goes through.
+    trace: u128,
     /// Requests that it has carried.
     carried: usize,
     made: Instant,
@@ -119,11 +121,28 @@ struct Idle {
 #[derive(Debug)]
 struct Shared {
     sender: http2::SendRequest<RequestBody>,
+    /// Of the CONNECT that it goes through.
+    trace: u128,
     made: Instant,
     used: Arc<Mutex<Instant>>,
     requests: Arc<AtomicUsize>,
     /// Requests that it was given in all.
     carried: AtomicUsize,
+}
+
+/// The connection that a request wants.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// To where.
+    pub plan: &'a OutboundPlan,
+    /// Of which HTTP version.
+    pub version: Version,
+    /// A new one in any case.
+    pub fresh: bool,
+    /// The trace of the CONNECT of a new one ([`dial::trace`]).
+    pub trace: u128,
+    /// When it is too late.
+    pub deadline: Instant,
 }
 
 /// Idle HTTP/1.1 connections that are kept per endpoint; what is more is closed.
@@ -141,23 +160,22 @@ impl Connections {
         slots.values().map(|slot| slot.idle.lock().len() + slot.shared.lock().len()).sum()
     }
 
-    /// A connection for one request: one that is there, or a new one. `fresh`: a new one in any case.
+    /// A connection for one request: one that is there, or a new one.
     pub async fn lease(
         self: &Arc<Self>,
         downstream: &Downstream,
         upstream: &Upstream,
-        plan: &OutboundPlan,
-        version: Version,
-        fresh: bool,
-        deadline: Instant,
+        wanted: Wanted<'_>,
     ) -> Result<Lease, PathError> {
+        let Wanted { plan, version, fresh, trace, deadline } = wanted;
         let key = Key { dial: plan.dial.clone(), protocol: plan.protocol.clone(), version, kept: upstream.kept() };
         let slot = self.slot(&key);
         if version == Version::One {
             if !fresh && let Some(idle) = self.idle(&slot) {
                 return Ok(Lease::one(slot, idle));
             }
-            let io = TokioIo::new(dial::way(downstream.waypoint(), &downstream.own, plan, None, deadline).await?);
+            let way = dial::way(downstream.waypoint(), &downstream.own, plan, None, trace, deadline).await?;
+            let io = TokioIo::new(way);
             let handshake = http1::Builder::new().max_buf_size(self.limits.head_bytes).handshake(io).await;
             let (sender, connection) = handshake.map_err(broken)?;
             self.tasks.spawn("http1", async move {
@@ -166,7 +184,7 @@ impl Connections {
                 }
             });
             let now = Instant::now();
-            return Ok(Lease::one(slot, Idle { sender, carried: 0, made: now, since: now }));
+            return Ok(Lease::one(slot, Idle { sender, trace, carried: 0, made: now, since: now }));
         }
         if !fresh && let Some(lease) = self.shared(&slot) {
             return Ok(lease);
@@ -177,7 +195,7 @@ impl Connections {
         if !fresh && let Some(lease) = self.shared(&slot) {
             return Ok(lease);
         }
-        let way = dial::way(downstream.waypoint(), &downstream.own, plan, None, deadline).await?;
+        let way = dial::way(downstream.waypoint(), &downstream.own, plan, None, trace, deadline).await?;
         let mut builder = http2::Builder::new(Owned(self.tasks.clone()));
         builder
             .timer(TokioTimer::new())
@@ -195,7 +213,7 @@ impl Connections {
         let now = Instant::now();
         let requests = Arc::new(AtomicUsize::new(0));
         let carried = AtomicUsize::new(0);
-        let shared = Shared { sender, made: now, used: Arc::new(Mutex::new(now)), requests, carried };
+        let shared = Shared { sender, trace, made: now, used: Arc::new(Mutex::new(now)), requests, carried };
         let lease = shared.lease(false);
         slot.shared.lock().push(shared);
         drop(dialling);
@@ -296,7 +314,7 @@ impl Shared {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.carried.fetch_add(1, Ordering::Relaxed);
         let in_use = InUse(Held::Two { requests: self.requests.clone(), used: self.used.clone() });
-        Lease { sender: Sender::Two { sender: self.sender.clone(), in_use }, reused }
+        Lease { sender: Sender::Two { sender: self.sender.clone(), in_use }, reused, trace: self.trace }
     }
 }
 
@@ -334,6 +352,8 @@ pub struct Lease {
     sender: Sender,
     /// Whether other requests were sent on it before: the endpoint may be about to close it.
     pub reused: bool,
+    /// The trace of the CONNECT that it goes through; 0: none.
+    pub trace: u128,
 }
 
 #[derive(Debug)]
@@ -344,8 +364,8 @@ enum Sender {
 
 impl Lease {
     fn one(slot: Arc<Slot>, connection: Idle) -> Self {
-        let reused = connection.carried > 0;
-        Self { sender: Sender::One { connection, slot }, reused }
+        let (reused, trace) = (connection.carried > 0, connection.trace);
+        Self { sender: Sender::One { connection, slot }, reused, trace }
     }
 
     /// Sends a request and waits for the head of its response. What is returned beside it is to be kept until the

@@ -18,12 +18,22 @@ use super::Way;
 use crate::path::PathError;
 use crate::waypoint::Waypoint;
 
-/// Opens the way that a plan names. `client` is whose connection it is; `None` where several share it.
+/// A trace for the CONNECT that opens the way of a plan; 0 where it needs none.
+pub fn trace(plan: &OutboundPlan) -> u128 {
+    match plan.protocol {
+        OutboundProtocol::Hbone { .. } => rand::random::<u128>().max(1),
+        OutboundProtocol::Passthrough | OutboundProtocol::Tcp => 0,
+    }
+}
+
+/// Opens the way that a plan names, by a CONNECT with this [`trace`]. `client` is whose connection it is; `None` where several
+/// share it.
 pub async fn way(
     waypoint: &Waypoint,
     own: &Workload,
     plan: &OutboundPlan,
     client: Option<SocketAddr>,
+    trace: u128,
     deadline: Instant,
 ) -> Result<Way, PathError> {
     let slow = || PathError::Slow { to: text(&plan.dial), limit: waypoint.config.limits.connect };
@@ -52,7 +62,7 @@ pub async fn way(
             let headers = ConnectHeaders {
                 baggage: Some(baggage(own)),
                 forwarded: Some(Forwarded { source: client, host }),
-                traceparent: Some(Traceparent::new(rand::random(), rand::random())),
+                traceparent: Some(Traceparent::new(trace, rand::random())),
                 network: None,
             };
             let opened = timeout_at(deadline, waypoint.pool.open(&key, authority, &headers)).await;

@@ -3,6 +3,7 @@
 mod authentication;
 mod authorization;
 mod clients;
+mod decisions;
 mod destinations;
 mod filters;
 mod hostile;
