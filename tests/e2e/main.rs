@@ -25,3 +25,4 @@ mod shell;
 mod support;
 mod traffic;
 mod waypoint;
+mod why;

@@ -5,7 +5,7 @@ use crate::scene::Scene;
 use crate::support::{text, wait};
 
 /// The namespace's Gateway.
-const GATEWAY: &str = "
+pub const GATEWAY: &str = "
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
@@ -16,7 +16,7 @@ spec:
 ";
 
 /// `web`, which is bound to the waypoint, in two versions on two nodes, and a client.
-fn shop() -> String {
+pub fn shop() -> String {
     let mut all = String::new();
     for (version, node) in [("v1", "node1"), ("v2", "node2")] {
         all += &format!(

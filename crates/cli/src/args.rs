@@ -19,6 +19,7 @@ use crate::cluster::waypoint::Waypoint;
 use crate::cluster::zc::Zc;
 use crate::demo::Demo;
 use crate::shop::Shop;
+use crate::why::Why;
 
 /// A service mesh without sidecars.
 #[derive(Debug, Parser)]
@@ -63,6 +64,8 @@ pub(crate) enum Command {
     /// Show what a node tunnel knows: workloads, services, policies, certificates, connections
     #[command(visible_alias = "ztunnel-config")]
     Zc(Zc),
+    /// Say what became of a connection or request, hop by hop, and why: by the names of both ends, or by its id
+    Why(Why),
     /// Waypoints of a cluster: HTTP routing and L7 authorization for a namespace
     #[command(subcommand)]
     Waypoint(Waypoint),

@@ -13,6 +13,7 @@ mod echo;
 pub mod machine;
 mod output;
 mod shop;
+mod why;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -87,6 +88,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Manifest(args) => return cluster::install::manifest(&args),
         Command::Waypoint(args) => return runtime()?.block_on(cluster::waypoint::run(&args)),
         Command::Zc(args) => return runtime()?.block_on(cluster::zc::run(&args)),
+        Command::Why(args) => return runtime()?.block_on(why::run(&args)),
         Command::Capture(args) => return runtime()?.block_on(commands::capture(&args)),
     }
     Ok(ExitCode::SUCCESS)

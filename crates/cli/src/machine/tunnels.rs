@@ -1,5 +1,5 @@
-//! The admin ports of the node tunnels of a mesh on this machine: only the tunnel's own pod can see them, so they are
-//! asked from there.
+//! The admin ports of the node tunnels and waypoints of a mesh on this machine: only their own pods can see them, so they
+//! are asked from there.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::control;
 use super::reconcile::Summary;
 
 /// Where the tunnels run.
-const NAMESPACE: &str = "istio-system";
+pub(crate) const NAMESPACE: &str = "istio-system";
 /// How long an answer may take.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -31,15 +31,20 @@ pub(crate) async fn ask(mesh: &str, node: &str, port: u16, method: Method, path:
         method == Method::GET,
         "the log of a mesh on this machine is not changed while it runs; start it with RUST_LOG set"
     );
+    fetch(mesh, NAMESPACE, &format!("ztunnel-{node}"), port, path).await
+}
+
+/// Gets a page of the admin port of a pod.
+pub(crate) async fn fetch(mesh: &str, namespace: &str, pod: &str, port: u16, path: &str) -> anyhow::Result<Bytes> {
     let exe = std::env::current_exe().context("the path of this executable")?;
     let mut fetch = Command::new(&exe);
-    fetch.args(["exec", "--name", mesh, "-n", NAMESPACE, &format!("ztunnel-{node}"), "--"]).arg(&exe);
+    fetch.args(["exec", "--name", mesh, "-n", namespace, pod, "--"]).arg(&exe);
     fetch.args(["shop", "fetch", &format!("127.0.0.1:{port}"), "--path", path]);
     fetch.stdin(Stdio::null()).kill_on_drop(true);
     let Ok(done) = tokio::time::timeout(DEADLINE, fetch.output()).await else {
-        bail!("the tunnel of {node} has not answered within {DEADLINE:?}");
+        bail!("{pod} has not answered within {DEADLINE:?}");
     };
     let done = done.context("asking the tunnel")?;
-    ensure!(done.status.success(), "the tunnel of {node}: {}", String::from_utf8_lossy(&done.stderr).trim());
+    ensure!(done.status.success(), "{pod}: {}", String::from_utf8_lossy(&done.stderr).trim());
     Ok(done.stdout.into())
 }

@@ -1,0 +1,142 @@
+//! The mesh that is asked: one on this machine, or a cluster's, through its API server and with the caller's own rights.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use anyhow::ensure;
+use http::Method;
+use kube::Client;
+use serde_json::Value;
+use stillmesh_records::Answer;
+
+use crate::cluster::access::reach;
+use crate::cluster::args::Access;
+use crate::cluster::objects::{Objects, Resource};
+use crate::cluster::pod_http::PodPort;
+use crate::machine::{control, tunnels};
+use crate::output::note;
+
+/// The admin port of tunnels and waypoints.
+const ADMIN: u16 = 15000;
+/// Most proxies that one question is put to.
+pub(super) const MOST_PROXIES: usize = 200;
+/// What runs a Gateway carries its name in this label.
+const GATEWAY: &str = "gateway.networking.k8s.io/gateway-name";
+
+/// Where objects and proxies are.
+pub(super) enum Place {
+    /// On this machine.
+    Here { mesh: String },
+    /// In a cluster.
+    Cluster { objects: Objects },
+}
+
+/// A proxy that can be asked.
+pub(super) enum Proxy {
+    /// On this machine.
+    Here { mesh: String, namespace: String, pod: String },
+    /// In a cluster.
+    Cluster { client: Client, port: PodPort, shown: String },
+}
+
+impl fmt::Display for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Here { namespace, pod, .. } if namespace == tunnels::NAMESPACE => f.write_str(pod),
+            Self::Here { namespace, pod, .. } => write!(f, "{namespace}/{pod}"),
+            Self::Cluster { shown, .. } => f.write_str(shown),
+        }
+    }
+}
+
+impl Proxy {
+    /// Asks for records. `query` is ready to stand behind a question mark.
+    pub(super) async fn ask(&self, query: &str) -> anyhow::Result<Answer> {
+        let path = format!("/decisions?{query}");
+        let body = match self {
+            Self::Here { mesh, namespace, pod } => tunnels::fetch(mesh, namespace, pod, ADMIN, &path).await?,
+            Self::Cluster { client, port, .. } => port.ask(client, Method::GET, &path).await?,
+        };
+        Ok(serde_json::from_slice(&body)?)
+    }
+}
+
+impl Place {
+    /// The mesh that is named or runs here, else the cluster.
+    pub(super) async fn find(name: Option<&str>, access: &Access) -> anyhow::Result<Self> {
+        if let Some(name) = name {
+            return Ok(Self::Here { mesh: name.to_owned() });
+        }
+        if !access.chosen() {
+            let running = control::running();
+            if let Some(mesh) = running.iter().find(|name| *name == "default").or(running.first()) {
+                note(&format!("in the mesh {mesh:?} on this machine; --kubeconfig or --context mean a cluster"));
+                return Ok(Self::Here { mesh: mesh.clone() });
+            }
+        }
+        Ok(Self::Cluster { objects: Objects::new(reach(access).await?.client()) })
+    }
+
+    /// Objects of a kind, in a namespace or, where that is empty, everywhere.
+    pub(super) async fn list(&self, kind: &str, namespace: &str, labels: &str) -> anyhow::Result<Vec<Value>> {
+        match self {
+            Self::Here { mesh } => {
+                let query = if namespace.is_empty() { String::new() } else { format!("?namespace={namespace}") };
+                let answer = control::client(mesh)?.get(&format!("/objects/{kind}{query}")).await?;
+                ensure!(answer.status.is_success(), "{}", answer.text().trim());
+                let listed: Value = serde_json::from_slice(&answer.body)?;
+                let mut all = listed.as_array().cloned().unwrap_or_default();
+                if let Some((label, value)) = labels.split_once('=') {
+                    all.retain(|object| object["metadata"]["labels"][label] == value);
+                } else if !labels.is_empty() {
+                    all.retain(|object| !object["metadata"]["labels"][labels].is_null());
+                }
+                Ok(all)
+            }
+            Self::Cluster { objects } => {
+                let version = if kind == "Deployment" { "apps/v1" } else { "v1" };
+                objects.list(&Resource::new(version, kind), namespace, labels).await
+            }
+        }
+    }
+
+    /// Tunnels of these nodes, or all where none is named, and waypoints.
+    pub(super) async fn proxies(&self, nodes: &BTreeSet<String>) -> anyhow::Result<Vec<Proxy>> {
+        let runs = |pod: &Value| pod["status"]["phase"] == "Running";
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let mut proxies = Vec::new();
+        match self {
+            Self::Here { mesh } => {
+                let all = tunnels::nodes(mesh).await?;
+                proxies.extend(all.into_iter().map(|node| Proxy::Here {
+                    mesh: mesh.clone(),
+                    namespace: tunnels::NAMESPACE.to_owned(),
+                    pod: format!("ztunnel-{node}"),
+                }));
+                for pod in self.list("Pod", "", GATEWAY).await?.iter().filter(|pod| runs(pod)) {
+                    let (namespace, pod) = (text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
+                    proxies.push(Proxy::Here { mesh: mesh.clone(), namespace, pod });
+                }
+            }
+            Self::Cluster { objects } => {
+                let of = |pod: &Value, what: &str| {
+                    let (namespace, name) = (text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
+                    let shown = format!("{what} {namespace}/{name} on {}", text(&pod["spec"]["nodeName"]));
+                    let port = PodPort { namespace, pod: name, port: ADMIN };
+                    Proxy::Cluster { client: objects.client().clone(), port, shown }
+                };
+                let tunnels = self.list("Pod", "", "app=ztunnel").await?;
+                let is_meant =
+                    |pod: &&Value| runs(pod) && (nodes.is_empty() || nodes.contains(&text(&pod["spec"]["nodeName"])));
+                proxies.extend(tunnels.iter().filter(is_meant).map(|pod| of(pod, "ztunnel")));
+                let waypoints = self.list("Pod", "", GATEWAY).await?;
+                proxies.extend(waypoints.iter().filter(|pod| runs(pod)).map(|pod| of(pod, "waypoint")));
+            }
+        }
+        if proxies.len() > MOST_PROXIES {
+            note(&format!("{} tunnels and waypoints could have seen it; {MOST_PROXIES} are asked", proxies.len()));
+            proxies.truncate(MOST_PROXIES);
+        }
+        Ok(proxies)
+    }
+}
