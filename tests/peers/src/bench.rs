@@ -7,7 +7,7 @@ mod process;
 mod proxies;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ pub struct Args {
     /// Envoy.
     #[arg(long)]
     envoy: PathBuf,
-    /// The waypoint, built for release.
+    /// The waypoint, built as for the image.
     #[arg(long)]
     waypoint: PathBuf,
     /// Rounds; each measures both once for everything.
@@ -73,19 +73,23 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     load::backend(at, Duration::ZERO, &world.tasks).await?;
     world.service("one", "10.2.0.1", 1, &[&backend]);
     let mut services = Vec::new();
-    for (index, table) in [one_route(), guarded(), many_routes(), changing(0)].into_iter().enumerate() {
-        let address = world.service(&table.service, &format!("10.1.0.{}", index + 1), 1, &[&backend]);
-        publish(&world, &table);
-        services.push((table, address));
-    }
     let folder = tempfile::tempdir()?;
-    let first = services.first().context("a service")?.1;
-    let both = [
-        proxies::waypoint(&args.waypoint, &world, first).await?,
-        proxies::envoy(&args.envoy, folder.path(), &world, &services, at).await?,
-    ];
     let mut table = Report::default();
-    idle(&args, &both, first, &mut table).await?;
+    for (index, routes) in [one_route(), guarded(), many_routes(), changing(0)].into_iter().enumerate() {
+        let address = world.service(&routes.service, &format!("10.1.0.{}", index + 1), 1, &[&backend]);
+        publish(&world, &routes);
+        services.push((routes, address));
+        if index == 0 {
+            // What memory they need by themselves, with one route each.
+            let both = start(&args, folder.path(), &world, &services, at).await?;
+            idle(&args, &both, address, &mut table).await?;
+            for proxy in both {
+                proxy.stop().await?;
+            }
+        }
+    }
+    let first = services.first().context("a service")?.1;
+    let both = start(&args, folder.path(), &world, &services, at).await?;
     let names = ["one route", "RBAC, header match, retry", "1000 routes"];
     let mut per_request: Vec<[Vec<f64>; 2]> = Vec::new();
     for (index, name) in names.into_iter().enumerate() {
@@ -103,6 +107,21 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     println!("{}", table.text());
     println!("{}", serde_json::to_string(&table.rows)?);
     Ok(())
+}
+
+/// Starts both.
+async fn start(
+    args: &Args,
+    folder: &Path,
+    world: &World,
+    services: &[(Table, SocketAddr)],
+    backend: SocketAddr,
+) -> anyhow::Result<[Proxy; 2]> {
+    let first = services.first().context("a service")?.1;
+    Ok([
+        proxies::waypoint(&args.waypoint, world, first).await?,
+        proxies::envoy(&args.envoy, folder, world, services, backend).await?,
+    ])
 }
 
 /// Memory without clients, and of connections that have had a request.

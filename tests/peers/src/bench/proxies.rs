@@ -35,7 +35,7 @@ pub struct Proxy {
     pub client: Arc<Client>,
     /// Another one, that means harm.
     pub evil: Arc<Client>,
-    _child: Child,
+    child: Child,
 }
 
 impl Proxy {
@@ -58,7 +58,12 @@ impl Proxy {
                 _ => sleep(Duration::from_millis(50)).await,
             }
         }
-        Ok(Self { name, pid, client: Arc::new(client), evil: Arc::new(evil), _child: child })
+        Ok(Self { name, pid, client: Arc::new(client), evil: Arc::new(evil), child })
+    }
+
+    /// Ends it.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        self.child.kill().await.with_context(|| format!("{} does not end", self.name))
     }
 }
 
