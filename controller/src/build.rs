@@ -25,7 +25,8 @@ use stillmesh_core::model::access::AccessKind;
 use stillmesh_core::model::{Policy, PolicyKey, Service, Str, Workload, WorkloadUid};
 use stillmesh_core::snapshot::Change;
 use stillmesh_k8s::gateway::binding::Named;
-use stillmesh_k8s::gateway::http_route::{ParentRef, RouteParentStatus};
+use stillmesh_k8s::gateway::condition::Said;
+use stillmesh_k8s::gateway::http_route::RouteParentStatus;
 use stillmesh_k8s::gateway::{Gateway, class, generate};
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, StatusCondition};
 use stillmesh_k8s::labels;
@@ -61,8 +62,8 @@ pub struct Verdict {
 /// What is to be written into a route's status.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parents {
-    /// What is said to each of its parents that is a Service.
-    pub said: Vec<(ParentRef, Vec<Condition>)>,
+    /// What is said to each of its parents that is a Service or a waypoint of ours.
+    pub said: Vec<Said>,
     /// What is there.
     pub existing: Vec<RouteParentStatus>,
 }
@@ -357,6 +358,9 @@ impl Builder {
         let class = class.map(|class| &**class);
         let ours = gateway.as_deref().filter(|one| class::is_waypoint(&one.spec.gateway_class_name, class));
         self.running.replace_waypoint(named, ours.map(generate::account_name));
+        // What is said to it as a parent.
+        let name = (named.namespace.clone(), named.name.clone());
+        self.dirty.routes.extend(self.world.routes.naming(&name).cloned());
         if !self.world.waypoints.replace(named, gateway, class) {
             return;
         }

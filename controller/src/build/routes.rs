@@ -6,10 +6,11 @@ use std::sync::Arc;
 use stillmesh_core::model::http::{self as model, RouteKind, RouteParent};
 use stillmesh_core::model::{AppProtocol, Str};
 use stillmesh_core::snapshot::Change;
-use stillmesh_k8s::gateway::binding::{Binding, Target};
+use stillmesh_k8s::gateway::binding::{Binding, Named, Target};
 use stillmesh_k8s::gateway::http_route::{
     BackendRef, HttpBackendRef, HttpFilter, ParentRef, ReferenceGrant, RouteStatus,
 };
+use stillmesh_k8s::gateway::{Gateway, class};
 use stillmesh_k8s::istio::virtual_service::VirtualService;
 use stillmesh_k8s::translate::{self, Mesh, References, Routed, Virtual};
 use stillmesh_k8s::{Kind, Object, ObjectKey};
@@ -34,7 +35,7 @@ fn gives_way_to(kind: Kind) -> Option<Kind> {
 pub(super) struct Routes {
     written: BTreeMap<ObjectKey, Object>,
     grants: Grouped<ReferenceGrant>,
-    /// The routes that name a Service, as parent or backend.
+    /// The routes that name a Service or Gateway, as parent or backend.
     naming: HashMap<Name, BTreeSet<ObjectKey>>,
     published: HashMap<ObjectKey, Vec<Arc<model::HttpRoute>>>,
     /// Those that may mean Services which they do not name.
@@ -103,8 +104,8 @@ impl Routes {
         self.written.keys().filter(|key| key.kind == Kind::VirtualService).count()
     }
 
-    /// The routes that name a Service.
-    fn naming(&self, service: &Name) -> impl Iterator<Item = &ObjectKey> {
+    /// The routes that name a Service, or a Gateway.
+    pub fn naming(&self, service: &Name) -> impl Iterator<Item = &ObjectKey> {
         self.naming.get(service).into_iter().flatten()
     }
 
@@ -226,7 +227,7 @@ fn read(object: &Object) -> Option<Written<'_>> {
 }
 
 impl Written<'_> {
-    /// The Services that it names.
+    /// The Services that it names, and Gateways.
     fn services(&self, key: &ObjectKey) -> Vec<Name> {
         let named = |namespace: Option<&String>, service: &str| -> Name {
             (namespace.map_or_else(|| key.namespace.clone(), |other| other.as_str().into()), service.into())
@@ -332,6 +333,14 @@ impl References for Known<'_> {
 
     fn services(&self) -> Vec<(Str, Str)> {
         self.world.services.all().map(|(name, _)| name).collect()
+    }
+
+    fn waypoint(&self, namespace: &str, name: &str) -> Option<(Arc<Gateway>, &'static str)> {
+        let named = Named { namespace: namespace.into(), name: name.into() };
+        let gateway = self.world.waypoints.gateway(&named)?;
+        let class = gateway.spec.gateway_class_name.as_str();
+        let controller = class::waypoint_controller(class, self.world.classes.get(class).map(|class| &**class))?;
+        Some((gateway.clone(), controller))
     }
 
     fn binding(&self, namespace: &str, name: &str) -> Binding {

@@ -196,7 +196,7 @@ fn what_a_route_names_costs_the_routes_that_name_it() {
 /// Type, status and message of what is said to the first parent of a route.
 fn said_to_parent(built: &Built) -> Vec<(&'static str, &'static str, String)> {
     let verdict = built.verdicts.iter().find(|one| one.parents.is_some()).expect("a route's verdict");
-    let said = &verdict.parents.as_ref().unwrap().said[0].1;
+    let said = &verdict.parents.as_ref().unwrap().said[0].conditions;
     said.iter().map(|one| (one.type_, one.status, one.message.clone())).collect()
 }
 
@@ -221,6 +221,37 @@ fn a_routes_status_follows_its_services_and_what_these_are_bound_to() {
 }
 
 #[test]
+fn a_route_on_a_waypoint_is_told_to_name_a_service_and_one_on_another_gateway_is_told_nothing() {
+    let mut world = World::new(&shop());
+    let route = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: shop}\n\
+                 spec: {parentRefs: [{name: w}], rules: [{backendRefs: [{name: page, port: 80}]}]}\n";
+    let said = |built: &Built| {
+        let parents = built.verdicts.iter().find_map(|one| one.parents.clone()).expect("a route's verdict");
+        let conditions =
+            parents.said.into_iter().flat_map(|one| one.conditions.into_iter().map(move |it| (one.controller, it)));
+        conditions.map(|(controller, one)| (controller, one.type_, one.reason, one.message)).collect::<Vec<_>>()
+    };
+    let mut apply = |text: &str| world.builder.apply(&update(text, &[]));
+    let built = apply(route);
+    assert_eq!((said(&built), told(&built.changes)), (vec![], vec![]), "nobody knows whose the Gateway is");
+    let of = |class: &str| gateway("shop", "w", class, "service", "{}", true);
+    assert_eq!(said(&apply(&of("istio"))), [], "somebody else's");
+    for (class, controller) in
+        [("istio-waypoint", "istio.io/mesh-controller"), ("stillmesh-waypoint", "stillmesh.io/waypoint-controller")]
+    {
+        let said = said(&apply(&of(class)));
+        let told: Vec<_> = said.iter().map(|(whose, type_, reason, _)| (*whose, *type_, *reason)).collect();
+        let resolved = (controller, "ResolvedRefs", "ResolvedRefs");
+        assert_eq!(told, [(controller, "Accepted", "NotAllowedByListeners"), resolved]);
+        assert!(said[0].3.contains("kind: Service"), "{said:?}");
+    }
+    let built = apply(&route.replace("name: w}", "name: w, sectionName: web}"));
+    assert_eq!(said(&built)[0].2, "NoMatchingParent");
+    let gone = world.builder.apply(&update("", &[ObjectKey::new(Kind::Gateway, "shop", "w")]));
+    assert_eq!(said(&gone), []);
+}
+
+#[test]
 fn an_http_route_gives_way_to_grpc_routes_on_its_port_and_comes_back() {
     let mut world = World::new(&shop());
     let to = "name: page, port: 80";
@@ -230,7 +261,7 @@ fn an_http_route_gives_way_to_grpc_routes_on_its_port_and_comes_back() {
     assert_eq!(told(&built.changes), ["route GRPCRoute shop/g", "no route HTTPRoute shop/h"]);
     let said = |built: &Built, name: &str| {
         let verdict = built.verdicts.iter().find(|one| *one.object.name == *name).unwrap();
-        let accepted = verdict.parents.as_ref().unwrap().said[0].1[0].clone();
+        let accepted = verdict.parents.as_ref().unwrap().said[0].conditions[0].clone();
         (accepted.status, accepted.reason)
     };
     assert_eq!(said(&built, "g"), ("True", "Accepted"));

@@ -50,13 +50,19 @@ pub const FEATURES: [&str; 18] = [
     "ReferenceGrant",
 ];
 
-/// Whether the Gateways of a class are waypoints that we run. A class that is not there (yet) is who its name says; one
-/// that is there is whose controller it names.
+/// Whether the Gateways of a class are waypoints that we run.
 pub fn is_waypoint(name: &str, class: Option<&GatewayClass>) -> bool {
-    match class {
-        Some(class) => WAYPOINTS.iter().any(|own| own.controller == class.spec.controller_name),
-        None => WAYPOINTS.iter().any(|own| own.name == name),
-    }
+    waypoint_controller(name, class).is_some()
+}
+
+/// As whom the Gateways of a class are run, if they are waypoints that we run. A class that is not there (yet) is who its
+/// name says; one that is there is whose controller it names.
+pub fn waypoint_controller(name: &str, class: Option<&GatewayClass>) -> Option<&'static str> {
+    let is_it = |own: &&Own| match class {
+        Some(class) => own.controller == class.spec.controller_name,
+        None => own.name == name,
+    };
+    WAYPOINTS.iter().find(is_it).map(|own| own.controller)
 }
 
 #[cfg(test)]

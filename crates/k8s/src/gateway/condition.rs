@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::binding::service_name;
-use super::class::FEATURES;
+use super::class::{FEATURES, WAYPOINTS};
 use super::http_route::{ParentRef, RouteParentStatus};
 use super::{
     Address, Feature, Gateway, GatewayClass, GatewayClassStatus, GatewayStatus, HBONE, Listener, ListenerStatus,
@@ -13,8 +13,19 @@ use crate::object::DEFAULT_NAMESPACE;
 use crate::status::{Condition, merged};
 use crate::translate::{Mesh, service_key};
 
-/// As whom things are said to parents of routes.
+/// As whom things are said to Services that are parents of routes. To waypoints they are said as who runs them.
 pub const ROUTES: &str = "istio.io/gateway-controller";
+
+/// What is said to one parent of a route.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Said {
+    /// The parent.
+    pub parent: ParentRef,
+    /// As whom.
+    pub controller: &'static str,
+    /// What.
+    pub conditions: Vec<Condition>,
+}
 
 /// How far a Gateway's objects are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,31 +51,41 @@ pub fn class_status(class: &GatewayClass, now: &str) -> Option<GatewayClassStatu
     (after != before).then_some(after)
 }
 
-/// The entries of `status.parents` that a route should have: what is said to each of its parents that is a Service.
-/// `None` where it has them. What others have said, and what was said to parents of other kinds, is left alone; what was
-/// said to Services that are parents no more goes. `now` is RFC 3339.
+/// The entries of `status.parents` that a route should have: what is said to each of its parents that is a Service or a
+/// waypoint of ours. `None` where it has them. What others have said, and to parents of other kinds, is left alone; what was
+/// said to those that are parents no more goes. `now` is RFC 3339.
 pub fn parents(
     before: &[RouteParentStatus],
-    said: &[(ParentRef, Vec<Condition>)],
+    said: &[Said],
     generation: Option<i64>,
     now: &str,
 ) -> Option<Vec<RouteParentStatus>> {
-    let is_ours = |one: &&RouteParentStatus| one.controller_name == ROUTES && one.parent_ref.is_service();
     let mut after: Vec<RouteParentStatus> = before.iter().filter(|one| !is_ours(one)).cloned().collect();
-    let ours = said.iter().enumerate().filter(|(at, (parent, _))| !said.iter().take(*at).any(|(one, _)| one == parent));
-    after.extend(ours.map(|(_, (parent, said))| {
-        let known = before.iter().filter(is_ours).find(|one| one.parent_ref == *parent);
+    let ours =
+        said.iter().enumerate().filter(|(at, one)| !said.iter().take(*at).any(|before| before.parent == one.parent));
+    after.extend(ours.map(|(_, Said { parent, controller, conditions: said })| {
+        let is_it = |one: &&RouteParentStatus| one.parent_ref == *parent && one.controller_name == *controller;
+        let known = before.iter().find(is_it);
         // A condition that is not said any more goes.
         let known = known.map_or(&[][..], |one| &one.conditions);
         let known: Vec<_> = known.iter().filter(|one| said.iter().any(|new| new.type_ == one.type_)).cloned().collect();
         RouteParentStatus {
             parent_ref: parent.clone(),
-            controller_name: ROUTES.to_owned(),
+            controller_name: (*controller).to_owned(),
             conditions: all(&known, said, generation, now),
         }
     }));
     let same = after.len() == before.len() && after.iter().all(|one| before.contains(one));
     (!same).then_some(after)
+}
+
+/// Whether it is us who say something to a parent: Istio speaks to Gateways as [`ROUTES`], and they are its own.
+fn is_ours(one: &RouteParentStatus) -> bool {
+    let is_waypoints = || WAYPOINTS.iter().any(|own| own.controller == one.controller_name);
+    match one.parent_ref.is_service() {
+        true => one.controller_name == ROUTES,
+        false => one.parent_ref.is_gateway() && is_waypoints(),
+    }
 }
 
 /// The status that a Gateway of ours should have; `None` where it has it. `now` is RFC 3339.

@@ -65,6 +65,12 @@ impl ParentRef {
     pub fn is_service(&self) -> bool {
         self.group.as_deref() == Some("") && self.kind.as_deref() == Some("Service")
     }
+
+    /// Whether a Gateway is meant.
+    pub fn is_gateway(&self) -> bool {
+        self.group.as_deref().is_none_or(|group| group == "gateway.networking.k8s.io")
+            && self.kind.as_deref().is_none_or(|kind| kind == "Gateway")
+    }
 }
 
 /// Matches, and what is done with the requests that they describe.

@@ -16,7 +16,9 @@ use stillmesh_core::model::{AppProtocol, Str};
 
 use super::{Mesh, service_key};
 use crate::gateway::binding::Binding;
+use crate::gateway::condition::{ROUTES, Said};
 use crate::gateway::http_route::ParentRef;
+use crate::gateway::{Gateway, Listener};
 use crate::istio::virtual_service::VirtualService;
 use crate::object::{DEFAULT_NAMESPACE, Kind};
 use crate::status::Condition;
@@ -33,6 +35,8 @@ pub trait References {
     fn virtual_service(&self, namespace: &str, name: &str) -> Option<Arc<VirtualService>>;
     /// All Services, by namespace and name.
     fn services(&self) -> Vec<(Str, Str)>;
+    /// A Gateway, and as whom it is run, where it is a waypoint of ours.
+    fn waypoint(&self, namespace: &str, name: &str) -> Option<(Arc<Gateway>, &'static str)>;
     /// Which waypoint a Service is bound to.
     fn binding(&self, namespace: &str, name: &str) -> Binding;
     /// Whether routes of a kind take a port of a Service, or all of them: those that give way to it have none of it then.
@@ -48,8 +52,8 @@ pub struct Routed {
     /// For waypoints: one for everybody's requests, or one for those of its own namespace, or both. Empty where no parent
     /// is a Service, or none takes it.
     pub routes: Vec<HttpRoute>,
-    /// What is said to each parent that is a Service.
-    pub parents: Vec<(ParentRef, Vec<Condition>)>,
+    /// What is said to each parent that is a Service, or a waypoint of ours.
+    pub parents: Vec<Said>,
     /// The rules are such that no parent takes them: the last version that was taken stays, if there is one.
     pub refused: bool,
 }
@@ -57,7 +61,8 @@ pub struct Routed {
 impl Routed {
     /// Says that an earlier version stays in force.
     pub fn stays_as_it_was(&mut self) {
-        let said = self.parents.iter_mut().flat_map(|(_, said)| said);
+        let services = self.parents.iter_mut().filter(|said| said.parent.is_service());
+        let said = services.flat_map(|said| &mut said.conditions);
         for condition in said.filter(|one| one.type_ == "Accepted" && one.status == "False") {
             condition.message.push_str("; its last accepted version stays in force");
         }
@@ -134,7 +139,11 @@ impl<'a, R: References> Reader<'a, R> {
     pub fn finish(self, rules: Result<Rules, Problem>) -> Routed {
         let mut parents = Vec::new();
         let (mut own, mut consumed) = (Vec::new(), Vec::new());
-        for parent in self.parents.iter().filter(|parent| parent.is_service()) {
+        for parent in self.parents {
+            if !parent.is_service() {
+                parents.extend(self.said_to_gateway(parent));
+                continue;
+            }
             let taken = rules.as_ref().map(|_| ()).map_err(Clone::clone).and_then(|()| self.parent(parent));
             match &taken {
                 Ok(found) if parent.namespace.as_deref().is_none_or(|other| other == self.namespace) => {
@@ -143,7 +152,8 @@ impl<'a, R: References> Reader<'a, R> {
                 Ok(found) => consumed.push(found.clone()),
                 Err(_) => {}
             }
-            parents.push((parent.clone(), self.said(parent, taken)));
+            let conditions = self.said(parent, taken);
+            parents.push(Said { parent: parent.clone(), controller: ROUTES, conditions });
         }
         let refused = rules.is_err();
         let rules = rules.unwrap_or_default();
@@ -179,12 +189,41 @@ impl<'a, R: References> Reader<'a, R> {
             Ok(_) => Condition::accepted("Accepted", "Route was valid".to_owned()),
             Err(problem) => Condition::not_accepted(problem.reason, problem.message),
         };
-        let resolved = match &self.unresolved {
+        let binding = self.references.binding(parent.namespace.as_deref().unwrap_or(self.namespace), &parent.name);
+        vec![accepted, self.resolved(), Condition::waypoints(&binding)]
+    }
+
+    /// Whether all that it refers to is there.
+    fn resolved(&self) -> Condition {
+        match &self.unresolved {
             None => Condition::resolved("All references resolved".to_owned()),
             Some(Problem { reason, message }) => Condition::unresolved(reason, message.clone()),
+        }
+    }
+
+    /// What is said to a parent that is no Service: a waypoint of ours takes no routes, since its one listener takes tunnels.
+    /// Who runs other Gateways speaks of them.
+    fn said_to_gateway(&self, parent: &ParentRef) -> Option<Said> {
+        if !parent.is_gateway() {
+            return None;
+        }
+        let namespace = parent.namespace.as_deref().unwrap_or(self.namespace);
+        let (gateway, controller) = self.references.waypoint(namespace, &parent.name)?;
+        let is_meant = |listener: &&Listener| {
+            parent.section_name.as_ref().is_none_or(|name| *name == listener.name)
+                && parent.port.is_none_or(|port| port == listener.port)
         };
-        let binding = self.references.binding(parent.namespace.as_deref().unwrap_or(self.namespace), &parent.name);
-        vec![accepted, resolved, Condition::waypoints(&binding)]
+        let reason = match gateway.spec.listeners.iter().any(|listener| is_meant(&listener)) {
+            true => "NotAllowedByListeners",
+            false => "NoMatchingParent",
+        };
+        let message = format!(
+            "Gateway {namespace}/{} is a waypoint, to which no route attaches: name as parent the Service whose traffic the \
+             route is about (group: \"\", kind: Service)",
+            parent.name
+        );
+        let conditions = vec![Condition::not_accepted(reason, message), self.resolved()];
+        Some(Said { parent: parent.clone(), controller, conditions })
     }
 
     fn parent(&self, parent: &ParentRef) -> Result<RouteParent, Problem> {

@@ -18,6 +18,7 @@ use stillmesh_core::model::{AppProtocol, Str};
 use super::Mesh;
 use super::hosts::{Holder, resolve, said};
 use super::route::References;
+use crate::gateway::Gateway;
 use crate::gateway::binding::Binding;
 use crate::istio::virtual_service::{VirtualService, VirtualServiceSpec};
 use crate::object::{DEFAULT_NAMESPACE, Kind};
@@ -142,6 +143,10 @@ impl References for Nothing {
 
     fn services(&self) -> Vec<(Str, Str)> {
         Vec::new()
+    }
+
+    fn waypoint(&self, _: &str, _: &str) -> Option<(Arc<Gateway>, &'static str)> {
+        None
     }
 
     fn binding(&self, _: &str, _: &str) -> Binding {

@@ -99,7 +99,8 @@ fn what_is_said_to_parents_leaves_what_others_say_and_goes_with_the_parent() {
     let a_gateway = ParentRef { name: "ingress".into(), ..ParentRef::default() };
     let before = [entry(service("a"), "x.example/y"), entry(a_gateway, ROUTES), entry(service("gone"), ROUTES)];
     let accepted = Condition::accepted("Accepted", "x".into());
-    let said = |condition: &Condition| vec![(service("a"), vec![condition.clone()]), (service("a"), Vec::new())];
+    let to = |parent: ParentRef, conditions: Vec<Condition>| Said { parent, controller: ROUTES, conditions };
+    let said = |condition: &Condition| vec![to(service("a"), vec![condition.clone()]), to(service("a"), Vec::new())];
     let first = parents(&before, &said(&accepted), Some(1), "t1").unwrap();
     assert_eq!(first[..2], before[..2]);
     assert_eq!((first.len(), &first[2].parent_ref, first[2].controller_name.as_str()), (3, &service("a"), ROUTES));
@@ -118,4 +119,23 @@ fn what_is_said_to_parents_leaves_what_others_say_and_goes_with_the_parent() {
     assert_eq!(told(&parents(&newer, &said(&refused), Some(2), "t3").unwrap()), ("False".into(), "t3".into(), 2, 1));
     assert_eq!(parents(&first, &[], Some(2), "t3").unwrap(), before[..2]);
     assert_eq!(parents(&before[..2], &[], Some(2), "t3"), None);
+}
+
+#[test]
+fn what_is_said_to_waypoints_is_said_as_who_runs_them_and_others_gateways_are_left_alone() {
+    let gateway = |name: &str| ParentRef { name: name.into(), ..ParentRef::default() };
+    let entry = |parent: ParentRef, controller: &str| RouteParentStatus {
+        parent_ref: parent,
+        controller_name: controller.into(),
+        conditions: Vec::new(),
+    };
+    let controller = WAYPOINTS[0].controller;
+    let before = [entry(gateway("w"), ROUTES), entry(gateway("gone"), controller), entry(gateway("w"), "x.example/y")];
+    let refused = Condition::not_accepted("NotAllowedByListeners", "x".into());
+    let said = [Said { parent: gateway("w"), controller, conditions: vec![refused] }];
+    let after = parents(&before, &said, Some(1), "t1").unwrap();
+    assert_eq!(after[..2], [before[0].clone(), before[2].clone()]);
+    assert_eq!((after.len(), after[2].controller_name.as_str(), &after[2].parent_ref), (3, controller, &gateway("w")));
+    assert_eq!(told(&after[2].conditions), [("Accepted", "False", "NotAllowedByListeners")]);
+    assert_eq!(parents(&after, &said, Some(1), "t2"), None);
 }

@@ -47,6 +47,20 @@ fn a_route_is_for_the_services_it_names_in_its_namespace_for_everybody() {
 }
 
 #[test]
+fn a_waypoint_is_no_parent_and_a_service_beside_it_is() {
+    let routed = translated(json!({"parentRefs": [{"name": "w"}, page()], "rules": [{}]}));
+    assert_eq!(routed.routes.len(), 1);
+    let told: Vec<_> =
+        routed.parents.iter().map(|said| (said.conditions[0].status, said.conditions[0].reason)).collect();
+    assert_eq!(told, [("False", "NotAllowedByListeners"), ("True", "Accepted")]);
+    let broken = json!({"parentRefs": [{"name": "w"}, page()], "rules": [{"sessionPersistence": {}}]});
+    let mut routed = translated(broken);
+    routed.stays_as_it_was();
+    let stays = |at: usize| routed.parents[at].conditions[0].message.contains("stays in force");
+    assert!(routed.refused && !stays(0) && stays(1), "what never was is not kept: {:?}", routed.parents);
+}
+
+#[test]
 fn a_route_on_another_namespaces_service_is_for_its_own_clients() {
     let other = json!({"group": "", "kind": "Service", "name": "page", "namespace": "else"});
     let routed = translated(json!({"parentRefs": [page(), other], "rules": [{}]}));

@@ -8,6 +8,7 @@ use stillmesh_core::model::http::RouteKind;
 use stillmesh_core::model::{AppProtocol, Gateway, GatewayDestination, NetworkAddress, Str};
 
 use super::{References, Routed};
+use crate::gateway::Gateway as Waypoint;
 use crate::gateway::binding::{Binding, Named};
 use crate::istio::virtual_service::VirtualService;
 use crate::object::Kind;
@@ -15,7 +16,7 @@ use crate::object::Kind;
 /// Services `page` (80, 8080), `mixed` (80, 8080), `details` (9080) and `bare` (no port) of namespace `shop`; `page` of `else`,
 /// which is open to HTTPRoutes and TLSRoutes of `shop` and bound to a waypoint of `shop`, and of `closed`. GRPCRoutes and
 /// TLSRoutes take port 8080 of `mixed`, and all of `page` in `closed` for clients of `shop`. Port 80 of `page` is HTTP, that of
-/// `mixed` TCP, and 8080 of `mixed` TLS.
+/// `mixed` TCP, and 8080 of `mixed` TLS. Gateway `w` of `shop` is a waypoint.
 pub(in crate::translate) struct World;
 
 impl References for World {
@@ -62,6 +63,17 @@ impl References for World {
         all.map(|(namespace, name)| (namespace.into(), name.into())).into()
     }
 
+    fn waypoint(&self, namespace: &str, name: &str) -> Option<(Arc<Waypoint>, &'static str)> {
+        let listeners = json!([{"name": "mesh", "port": 15008, "protocol": "HBONE"}]);
+        let written = json!({"metadata": {"name": name, "namespace": namespace},
+            "spec": {"gatewayClassName": "istio-waypoint", "listeners": listeners}});
+        let is_there = (namespace, name) == ("shop", "w");
+        is_there
+            .then(|| serde_json::from_value(written).ok())
+            .flatten()
+            .map(|gateway| (Arc::new(gateway), "istio.io/mesh-controller"))
+    }
+
     fn binding(&self, namespace: &str, name: &str) -> Binding {
         let waypoint = match (namespace, name) {
             ("shop", "details") => Named { namespace: "shop".into(), name: "w".into() },
@@ -93,10 +105,10 @@ pub(in crate::translate) fn page() -> Value {
 
 /// Type, status and reason of what is said to the first parent about the route itself.
 pub(in crate::translate) fn said(routed: &Routed) -> Vec<(&'static str, &'static str, &'static str)> {
-    assert_eq!(routed.parents[0].1[2].type_, "ResolvedWaypoints");
-    routed.parents[0].1[..2].iter().map(|one| (one.type_, one.status, one.reason)).collect()
+    assert_eq!(routed.parents[0].conditions[2].type_, "ResolvedWaypoints");
+    routed.parents[0].conditions[..2].iter().map(|one| (one.type_, one.status, one.reason)).collect()
 }
 
 pub(in crate::translate) fn message(routed: &Routed) -> String {
-    routed.parents[0].1.iter().map(|one| one.message.as_str()).collect::<Vec<_>>().join("; ")
+    routed.parents[0].conditions.iter().map(|one| one.message.as_str()).collect::<Vec<_>>().join("; ")
 }
