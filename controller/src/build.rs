@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Service as KubeService};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 use stillmesh_core::model::access::AccessKind;
 use stillmesh_core::model::{Policy, PolicyKey, Service, Str, Workload, WorkloadUid};
@@ -57,6 +58,21 @@ pub struct Verdict {
     pub existing: Vec<StatusCondition>,
     /// What is said to a route's parents.
     pub parents: Option<Parents>,
+}
+
+impl Verdict {
+    /// Says nothing yet of an object, which has this metadata (`None`: it is gone) and these conditions.
+    fn new(object: ObjectKey, metadata: Option<&ObjectMeta>, existing: Vec<StatusCondition>) -> Self {
+        Self {
+            object,
+            condition: None,
+            retracted: None,
+            generation: metadata.and_then(|metadata| metadata.generation),
+            version: metadata.and_then(|metadata| metadata.resource_version.clone()),
+            existing,
+            parents: None,
+        }
+    }
 }
 
 /// What is to be written into a route's status.

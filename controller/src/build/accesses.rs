@@ -191,15 +191,10 @@ impl Builder {
         let object = ObjectKey::new(Kind::RequestAuthentication, &name.0, &name.1);
         let metadata = written.map(|written| &written.metadata);
         let status = written.and_then(|written| written.status.as_ref());
-        let verdict = self.unreadable(&object).unwrap_or_else(|| Verdict {
-            object,
-            condition,
-            retracted: None,
-            generation: metadata.and_then(|metadata| metadata.generation),
-            version: metadata.and_then(|metadata| metadata.resource_version.clone()),
-            existing: status.map(|status| status.conditions.clone()).unwrap_or_default(),
-            parents: None,
-        });
+        let existing = status.map(|status| status.conditions.clone()).unwrap_or_default();
+        let verdict = self
+            .unreadable(&object)
+            .unwrap_or_else(|| Verdict { condition, ..Verdict::new(object, metadata, existing) });
         let key =
             AccessKey { kind: AccessKind::RequestAuthentication, key: PolicyKey::new(name.0.clone(), name.1.clone()) };
         self.world.accesses.publish(key, access, set, removed);

@@ -121,15 +121,9 @@ impl Builder {
         }
         let metadata = written.as_ref().map(|written| &written.metadata);
         let status = written.as_ref().and_then(|written| written.status.as_ref());
-        Verdict {
-            object: ObjectKey::new(Kind::DestinationRule, &name.0, &name.1),
-            condition: made.map(|made| made.condition),
-            retracted: None,
-            generation: metadata.and_then(|metadata| metadata.generation),
-            version: metadata.and_then(|metadata| metadata.resource_version.clone()),
-            existing: status.map(|status| status.conditions.clone()).unwrap_or_default(),
-            parents: None,
-        }
+        let object = ObjectKey::new(Kind::DestinationRule, &name.0, &name.1);
+        let existing = status.map(|status| status.conditions.clone()).unwrap_or_default();
+        Verdict { condition: made.map(|made| made.condition), ..Verdict::new(object, metadata, existing) }
     }
 }
 

@@ -138,15 +138,9 @@ impl Builder {
     /// What the status of an object should say whose newest version cannot be read; `None` for others.
     pub(super) fn unreadable(&self, object: &ObjectKey) -> Option<Verdict> {
         let (unusable, last_good) = self.unusable.get(object)?;
-        Some(Verdict {
-            object: object.clone(),
-            condition: Some(unusable.condition(*last_good)),
-            retracted: None,
-            generation: unusable.metadata.generation,
-            version: unusable.metadata.resource_version.clone(),
-            existing: unusable.conditions.clone(),
-            parents: None,
-        })
+        let condition = Some(unusable.condition(*last_good));
+        let verdict = Verdict::new(object.clone(), Some(&unusable.metadata), unusable.conditions.clone());
+        Some(Verdict { condition, ..verdict })
     }
 
     /// What a policy's status should say.
@@ -156,19 +150,9 @@ impl Builder {
             return verdict;
         }
         let written = self.world.policies.get(name);
-        let metadata = written.map(|written| &written.metadata);
-        Verdict {
-            object,
-            condition,
-            retracted: None,
-            generation: metadata.and_then(|metadata| metadata.generation),
-            version: metadata.and_then(|metadata| metadata.resource_version.clone()),
-            existing: written
-                .and_then(|written| written.status.as_ref())
-                .map(|status| status.conditions.clone())
-                .unwrap_or_default(),
-            parents: None,
-        }
+        let status = written.and_then(|written| written.status.as_ref());
+        let existing = status.map(|status| status.conditions.clone()).unwrap_or_default();
+        Verdict { condition, ..Verdict::new(object, written.map(|written| &written.metadata), existing) }
     }
 
     pub(super) fn publish_policy(
@@ -219,16 +203,11 @@ impl Builder {
     fn service_verdict(&self, name: &Name, condition: Option<Condition>) -> Verdict {
         let written = self.world.services.get(name);
         let conditions = written.and_then(|written| written.status.as_ref()?.conditions.as_ref());
-        Verdict {
-            object: ObjectKey::new(Kind::Service, &name.0, &name.1),
-            retracted: condition.is_none().then_some(binding::BOUND),
-            condition,
-            // Services have none.
-            generation: None,
-            version: written.and_then(|written| written.metadata.resource_version.clone()),
-            existing: conditions.into_iter().flatten().map(StatusCondition::from).collect(),
-            parents: None,
-        }
+        let object = ObjectKey::new(Kind::Service, &name.0, &name.1);
+        let existing = conditions.into_iter().flatten().map(StatusCondition::from).collect();
+        let verdict = Verdict::new(object, written.map(|written| &written.metadata), existing);
+        // Services have no generation.
+        Verdict { retracted: condition.is_none().then_some(binding::BOUND), condition, generation: None, ..verdict }
     }
 
     fn build_slice(&mut self, name: &Name, set: &mut Vec<Change>, ended: &mut Vec<Change>) {

@@ -279,15 +279,7 @@ impl Builder {
         };
         self.world.routes.publish(key, &mut made, set, removed);
         let metadata = object.as_ref().map(Object::metadata);
-        let mut verdict = Verdict {
-            object: key.clone(),
-            condition: None,
-            retracted: None,
-            generation: metadata.and_then(|metadata| metadata.generation),
-            version: metadata.and_then(|metadata| metadata.resource_version.clone()),
-            existing: Vec::new(),
-            parents: None,
-        };
+        let mut verdict = Verdict::new(key.clone(), metadata, Vec::new());
         match (made, &object) {
             (Meaning::Route(routed), Some(object)) => {
                 let existing = read(object).and_then(|written| written.status);
