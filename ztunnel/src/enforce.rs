@@ -1,34 +1,29 @@
 //! Open connections are decided again when what they were decided by changes: those now denied are closed with the
 //! reason, within the pass that comes before the update is acknowledged.
 //!
-//! One pass per 50 ms at most: the first runs at once, the next waits, and what changed meanwhile comes with it.
+//! One pass per 50 ms at most ([`Turns`]).
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use stillmesh_core::attrs::InboundAttrs;
 use stillmesh_core::decide;
 use stillmesh_core::snapshot::{Snapshot, Touched};
-use stillmesh_proxy::Pass;
-use tokio::time::Instant;
+use stillmesh_proxy::{Pass, Turns};
 
 use crate::record::{Facts, Flag, Ledger, Live, Outcome};
-
-/// Shortest time between two passes.
-pub const INTERVAL: Duration = Duration::from_millis(50);
 
 /// Decides again. Belongs to the writer of snapshots.
 #[derive(Debug)]
 pub struct Enforcer {
     ledger: Arc<Ledger>,
-    last: Option<Instant>,
+    turns: Turns,
 }
 
 impl Enforcer {
     /// Over what is open.
     pub fn new(ledger: Arc<Ledger>) -> Self {
-        Self { ledger, last: None }
+        Self { ledger, turns: Turns::default() }
     }
 }
 
@@ -39,12 +34,10 @@ impl Pass for Enforcer {
         if select(&self.ledger, &touched).is_empty() {
             return;
         }
-        if let Some(last) = self.last {
-            tokio::time::sleep_until(last + INTERVAL).await;
-        }
+        self.turns.next().await;
         // Selected anew: connections come and go while a pass waits.
         let closed = select(&self.ledger, &touched).iter().filter(|live| enforce(snapshot, live)).count();
-        self.last = Some(Instant::now());
+        self.turns.done();
         if closed > 0 {
             self.ledger.metrics().policy_closed.inc_by(closed as u64);
             tracing::info!(closed, generation = snapshot.generation(), "connections closed by a policy change");

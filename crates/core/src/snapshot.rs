@@ -71,18 +71,20 @@ pub enum Change {
 /// A batch that ends where it began touches nothing. A workload that is gone is not in here: nothing is left to decide.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Touched {
-    /// Every destination must be decided again (a mesh-wide policy changed).
+    /// Every destination must be decided again (a mesh-wide policy changed, or what holds for all requests).
     pub everything: bool,
     /// Every destination in these namespaces. Sorted.
     pub namespaces: Vec<Str>,
     /// These destinations: other policies apply to them, a policy that they name changed, or they are new. Sorted.
     pub workloads: Vec<WorkloadUid>,
+    /// What a waypoint carries for these services: what is attached to them changed. Sorted.
+    pub services: Vec<ServiceKey>,
 }
 
 impl Touched {
     /// Whether no live connection can be affected.
     pub fn is_empty(&self) -> bool {
-        !self.everything && self.namespaces.is_empty() && self.workloads.is_empty()
+        !self.everything && self.namespaces.is_empty() && self.workloads.is_empty() && self.services.is_empty()
     }
 
     /// Whether connections to `destination` must be decided again.
@@ -101,6 +103,9 @@ impl Touched {
         self.workloads.extend(later.workloads);
         self.workloads.sort();
         self.workloads.dedup();
+        self.services.extend(later.services);
+        self.services.sort();
+        self.services.dedup();
     }
 }
 

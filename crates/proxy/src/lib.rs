@@ -17,4 +17,4 @@ pub mod writer;
 
 pub use readiness::Readiness;
 pub use snapshots::Snapshots;
-pub use writer::{Pass, Publisher, Writer};
+pub use writer::{INTERVAL, Pass, Publisher, Turns, Writer};

@@ -2,7 +2,7 @@
 //! and only then lets the response be acknowledged.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use stillmesh_api::xds::{Batch, Rejected, Sink};
 use stillmesh_core::snapshot::{Change, Snapshot, Stage, Touched, UnknownPolicies};
@@ -15,6 +15,29 @@ use crate::control::XdsMetrics;
 pub trait Pass: Send + 'static {
     /// Decides again what is open and was touched. `snapshot` is published already.
     fn pass(&mut self, snapshot: &Snapshot, touched: Touched) -> impl Future<Output = ()> + Send;
+}
+
+/// Shortest time between two passes over what is open.
+pub const INTERVAL: Duration = Duration::from_millis(50);
+
+/// When passes run: the first at once, the next after [`INTERVAL`], and what changed meanwhile comes with it.
+#[derive(Debug, Default)]
+pub struct Turns {
+    last: Option<tokio::time::Instant>,
+}
+
+impl Turns {
+    /// Waits until the next pass may run.
+    pub async fn next(&self) {
+        if let Some(last) = self.last {
+            tokio::time::sleep_until(last + INTERVAL).await;
+        }
+    }
+
+    /// A pass has run.
+    pub fn done(&mut self) {
+        self.last = Some(tokio::time::Instant::now());
+    }
 }
 
 /// Batches that wait; more make the control plane's stream wait.

@@ -1,8 +1,12 @@
+use std::time::Duration;
+
 use prometheus_client::registry::Registry;
 use stillmesh_core::model::{Action, Policy, PolicyKey, Rule, Scope};
 use stillmesh_core::snapshot::Change;
+use stillmesh_proxy::INTERVAL;
 use stillmesh_proxy::series::Budget;
 use stillmesh_records::Recorder;
+use tokio::time::Instant;
 
 use super::*;
 use crate::record::labels::Party;

@@ -28,6 +28,13 @@ pub struct RequestVerdict {
     pub audited: Vec<(PolicyKey, usize)>,
 }
 
+impl RequestVerdict {
+    /// Whether what is carried already ends by this verdict, as with [`super::Verdict::ends_open_connection`].
+    pub fn ends_open_connection(&self) -> bool {
+        !self.allowed && !self.reason.is_undecided()
+    }
+}
+
 /// Whether `attrs` may pass under the policies of `snapshot`.
 ///
 /// In this order: a deny policy that matches refuses. A policy that cannot be read refuses. Where allow policies apply, one

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Change, Snapshot, Touched};
+use crate::model::access::{Access, AccessKey, Attachment};
 use crate::model::destination::DestinationRule;
 use crate::model::http::{HttpRoute, RouteKey};
 use crate::model::{NetworkAddress, Policy, PolicyKey, Scope, TunnelProtocol, Workload, WorkloadUid};
@@ -20,6 +21,8 @@ pub(super) struct Edit {
     routes: BTreeMap<RouteKey, Option<Arc<HttpRoute>>>,
     /// Rules about endpoints likewise.
     destinations: BTreeMap<PolicyKey, Option<Arc<DestinationRule>>>,
+    /// What each changed object that decides about requests was before.
+    accesses: BTreeMap<AccessKey, Option<Arc<Access>>>,
 }
 
 impl Edit {
@@ -32,6 +35,7 @@ impl Edit {
             workloads: BTreeMap::new(),
             routes: BTreeMap::new(),
             destinations: BTreeMap::new(),
+            accesses: BTreeMap::new(),
         }
     }
 
@@ -59,8 +63,14 @@ impl Edit {
             }
             Change::Route(new) => drop(self.routes.insert(new.key.clone(), Some(new.clone()))),
             Change::RouteRemoved(key) => drop(self.routes.insert(key.clone(), None)),
-            Change::Access(new) => self.next.tables.accesses.put(new),
-            Change::AccessRemoved(key) => self.next.tables.accesses.remove(key),
+            Change::Access(new) => {
+                self.remember_access(new.key());
+                self.next.tables.accesses.put(new);
+            }
+            Change::AccessRemoved(key) => {
+                self.remember_access(key.clone());
+                self.next.tables.accesses.remove(key);
+            }
             Change::Destination(new) => drop(self.destinations.insert(new.key.clone(), Some(new.clone()))),
             Change::DestinationRemoved(key) => drop(self.destinations.insert(key.clone(), None)),
         }
@@ -82,6 +92,11 @@ impl Edit {
             self.policies.entry(new.key.clone()).or_insert_with(|| old.cloned());
             self.next.tables.put_policy(new);
         }
+    }
+
+    fn remember_access(&mut self, key: AccessKey) {
+        let old = self.next.access(&key).cloned();
+        self.accesses.entry(key).or_insert(old);
     }
 
     /// Addresses of workloads in the mesh that are nobody's any more.
@@ -117,10 +132,24 @@ impl Edit {
                 workloads.insert(uid);
             }
         }
+        let mut services = BTreeSet::new();
+        for (key, old) in &self.accesses {
+            let new = self.next.access(key);
+            if old.as_ref() == new {
+                continue;
+            }
+            for access in old.iter().chain(new) {
+                match access.attached() {
+                    Some(Attachment::To(attached)) => services.extend(attached.iter().cloned()),
+                    Some(Attachment::Everything) | None => everything = true,
+                }
+            }
+        }
         let touched = Touched {
             everything,
             namespaces: namespaces.into_iter().collect(),
             workloads: workloads.into_iter().collect(),
+            services: services.into_iter().collect(),
         };
         (self.next, touched)
     }

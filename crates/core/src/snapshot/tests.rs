@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::arbitrary::{SERVICES, WORKLOADS, any_changes};
 use crate::fixtures::{World, clear_text, from, policy, policy_key, service, service_key, uid, workload};
+use crate::model::access::{Access, AccessKey, AccessKind, Attachment, RequestAction, RequestPolicy};
 use crate::model::{Action, Match, NetworkCidr, NetworkMode, Scope};
 
 fn ip(text: &str) -> IpAddr {
@@ -304,6 +305,26 @@ fn a_policy_touches_its_scope() {
     let wide = snapshot.apply(&[policy(deny("ns/p", Scope::Namespace))]).0;
     let (_, touched) = wide.apply(&[policy(deny("ns/p", Scope::WorkloadSelector))]);
     assert_eq!((touched.namespaces, touched.workloads), (vec!["ns".into()], vec![uid("ns/a")]));
+}
+
+#[test]
+fn what_decides_about_requests_touches_what_it_is_attached_to() {
+    let policy = |services: &[&str], dry_run: bool| {
+        let attached = Attachment::To(services.iter().map(|name| service_key(name)).collect());
+        let key = policy_key("ns/p");
+        let (rules, unreadable) = (Vec::new(), None);
+        let policy = RequestPolicy { key, attached, action: RequestAction::Deny, rules, dry_run, unreadable };
+        Change::Access(Arc::new(Access::Policy(policy)))
+    };
+    let services = |touched: Touched| touched.services;
+    let (snapshot, touched) = Snapshot::empty("").apply(&[policy(&["web", "api"], false)]);
+    assert_eq!(services(touched), [service_key("api"), service_key("web")]);
+    assert!(snapshot.apply(&[policy(&["web", "api"], false)]).1.is_empty());
+    assert_eq!(services(snapshot.apply(&[policy(&["api"], true)]).1).len(), 2, "what it leaves, too");
+    let key = AccessKey { kind: AccessKind::AuthorizationPolicy, key: policy_key("ns/p") };
+    let gone = Change::AccessRemoved(key);
+    assert_eq!(services(snapshot.apply(std::slice::from_ref(&gone)).1).len(), 2);
+    assert!(snapshot.apply(&[gone, policy(&["web", "api"], false)]).1.is_empty(), "it ends where it began");
 }
 
 #[test]
