@@ -109,7 +109,7 @@ pub async fn serve(config: Config, listeners: Listeners, watch: Watch) -> anyhow
     let snapshots = Arc::new(Snapshots::new(initial.clone()));
     let xds_metrics = metrics.xds.clone();
     let open = Arc::new(Clients::default());
-    let enforcer = Enforcer::new(open.clone(), config.clone());
+    let enforcer = Enforcer::new(open.clone(), config.clone(), metrics.clone());
     let (writer, publisher) =
         Writer::new(initial, config.unknown_policies, snapshots.clone(), enforcer, xds_metrics.clone());
     tasks.spawn("snapshots", writer.run());

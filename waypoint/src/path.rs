@@ -1,6 +1,7 @@
 //! What a CONNECT's bytes are, and how they are carried: [`http`] request by request, [`tcp`] as they are.
 
 mod authorize;
+mod carried;
 mod cors;
 mod error;
 mod exchange;
@@ -34,6 +35,7 @@ use tokio::time::timeout;
 use crate::capture::Downstream;
 use crate::config::Limits;
 use crate::record::{self, Early};
+pub use carried::Carried;
 pub use error::PathError;
 use hello::Hello;
 pub use pace::UnderWay;

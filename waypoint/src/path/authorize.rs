@@ -101,8 +101,17 @@ fn unauthorized(problem: Problem, head: &Parts) -> Answer {
 /// TLS asks for, where that was looked for.
 pub fn connection(downstream: &Downstream, server_name: Option<&str>) -> Result<(), PathError> {
     let snapshot = downstream.waypoint().snapshots.load();
+    let attrs = of_connection(downstream, server_name);
+    let verdict = decide::authorize_request(&snapshot, &attrs);
+    let judged = judged(verdict, || misses(&snapshot, &attrs));
+    downstream.waypoint().metrics.judged(&judged);
+    if judged.allowed { Ok(()) } else { Err(PathError::Refused(Refusal::from(judged.reason))) }
+}
+
+/// A connection that is no HTTP, as policies see it.
+pub fn of_connection<'a>(downstream: &'a Downstream, server_name: Option<&'a str>) -> AccessAttrs<'a> {
     let client = &downstream.client;
-    let attrs = AccessAttrs {
+    AccessAttrs {
         waypoint: &downstream.own,
         target: &downstream.target,
         source_identity: Some(&client.identity),
@@ -111,14 +120,23 @@ pub fn connection(downstream: &Downstream, server_name: Option<&str>) -> Result<
         server_name,
         request: None,
         token: None,
-    };
-    let verdict = decide::authorize_request(&snapshot, &attrs);
-    let judged = judged(verdict, || misses(&snapshot, &attrs));
-    downstream.waypoint().metrics.judged(&judged);
-    if judged.allowed { Ok(()) } else { Err(PathError::Refused(Refusal::from(judged.reason))) }
+    }
 }
 
 fn judge(downstream: &Downstream, snapshot: &Snapshot, head: &Parts, token: Option<&Token>) -> Judged {
+    with_request(downstream, snapshot, head, token, |attrs| {
+        judged(decide::authorize_request(snapshot, attrs), || misses(snapshot, attrs))
+    })
+}
+
+/// Asks something about a request as policies see it.
+pub fn with_request<R>(
+    downstream: &Downstream,
+    snapshot: &Snapshot,
+    head: &Parts,
+    token: Option<&Token>,
+    ask: impl FnOnce(&AccessAttrs<'_>) -> R,
+) -> R {
     let client = &downstream.client;
     let authority = plan::authority(head);
     let request = RequestAttrs {
@@ -134,7 +152,7 @@ fn judge(downstream: &Downstream, snapshot: &Snapshot, head: &Parts, token: Opti
         },
         token,
     };
-    let attrs = AccessAttrs {
+    ask(&AccessAttrs {
         waypoint: &downstream.own,
         target: &downstream.target,
         source_identity: Some(&client.identity),
@@ -143,8 +161,7 @@ fn judge(downstream: &Downstream, snapshot: &Snapshot, head: &Parts, token: Opti
         server_name: None,
         request: Some(&request),
         token,
-    };
-    judged(decide::authorize_request(snapshot, &attrs), || misses(snapshot, &attrs))
+    })
 }
 
 fn judged(verdict: RequestVerdict, misses: impl FnOnce() -> Vec<String>) -> Judged {

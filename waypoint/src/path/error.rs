@@ -29,6 +29,9 @@ pub enum PathError {
     /// There is nowhere to carry it to.
     #[error("{}", .0.reason)]
     Refused(Refusal),
+    /// It was open, and policies have changed.
+    #[error("closed due to policy change: {}", .0.reason)]
+    Closed(Refusal),
     /// A bound was reached.
     #[error("refused: {limit} {what} are open already")]
     Full {
@@ -144,7 +147,7 @@ impl PathError {
     /// What core decided by, where it was core.
     pub fn reason(&self) -> Option<&Reason> {
         match self {
-            Self::Refused(refusal) => Some(&refusal.reason),
+            Self::Refused(refusal) | Self::Closed(refusal) => Some(&refusal.reason),
             _ => None,
         }
     }
@@ -157,6 +160,7 @@ impl PathError {
                 Reason::SubsetUnknown { .. } => Flag::NoCluster,
                 _ => Flag::NoRoute,
             },
+            Self::Closed(_) => Flag::Denied,
             Self::NoOwnWorkload { .. } => Flag::NoRoute,
             Self::Full { .. } => Flag::Overflow,
             Self::Connect { .. } | Self::Resolve { .. } | Self::Tunnel(_) | Self::Slow { .. } | Self::Identity(_) => {
@@ -178,6 +182,7 @@ impl PathError {
             Self::NoOwnWorkload { .. } => "own_workload",
             Self::Refused(refusal) if refusal.reason.is_denial() => "denied",
             Self::Refused(_) => "not_bound",
+            Self::Closed(_) => "denied",
             Self::Full { .. } => "full",
             Self::Handshake(_) => "tls",
             Self::Serve(_) => "tunnel",
@@ -224,7 +229,7 @@ impl Diagnose for PathError {
     fn code(&self) -> &'static str {
         match self {
             Self::NoOwnWorkload { .. } => "WAY001",
-            Self::Refused(refusal) => refusal.code(),
+            Self::Refused(refusal) | Self::Closed(refusal) => refusal.code(),
             Self::Full { .. } => "WAY002",
             Self::Connect { .. } => "WAY003",
             Self::Slow { .. } => "WAY004",
@@ -245,7 +250,7 @@ impl Diagnose for PathError {
 
     fn fault(&self) -> Fault {
         match self {
-            Self::Refused(refusal) => refusal.fault(),
+            Self::Refused(refusal) | Self::Closed(refusal) => refusal.fault(),
             Self::Tunnel(error) => error.fault(),
             Self::Identity(error) => error.fault(),
             Self::Handshake(error) => error.fault(),
@@ -265,7 +270,7 @@ impl Diagnose for PathError {
 
     fn remedy(&self) -> &'static str {
         match self {
-            Self::Refused(refusal) => refusal.remedy(),
+            Self::Refused(refusal) | Self::Closed(refusal) => refusal.remedy(),
             Self::Tunnel(error) => error.remedy(),
             Self::Identity(error) => error.remedy(),
             Self::Handshake(error) => error.remedy(),

@@ -33,8 +33,9 @@ use super::pace::Pace;
 use super::plan::{self, Action, Plan, Taken};
 use super::replay::Replay;
 use super::response::Overdue;
-use super::{PathError, ResponseBody, Rewound, Version, authorize, fault, forward, mirror, reply};
+use super::{Carried, PathError, ResponseBody, Rewound, Version, authorize, fault, forward, mirror, reply};
 use crate::capture::Downstream;
+use crate::clients::Entered;
 use crate::config::Limits;
 use crate::record::request::Request as Record;
 use crate::upstream::Upstream;
@@ -180,7 +181,7 @@ async fn answer(
         Version::One => forward::upgrade(request.headers()),
         Version::Two => forward::extended_connect(&mut request, rand::random()),
     };
-    let client = asked.as_ref().map(|_| hyper::upgrade::on(&mut request));
+    let upgrades = asked.as_ref().map(|_| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();
     let id = forward::request_id(&mut head.headers, rand::random());
     let waypoint = downstream.waypoint().clone();
@@ -193,9 +194,14 @@ async fn answer(
         Ok(()) => authorize::admit(&downstream, &mut head, &mut record).await,
         Err(error) => Err(error),
     };
+    let mut client = None;
     let planned = admitted.and_then(|admitted| match admitted {
         Admitted::Answered(answer) => Ok(Plan::answered(answer)),
         Admitted::Passes(token) => {
+            client = upgrades.map(|connection| {
+                let carried = Carried::upgrade(&downstream, &head, token.as_ref());
+                Upgrading { connection, version, carried }
+            });
             let asked = plan::Asked { version, token: token.as_ref(), entropy };
             plan::plan(&downstream, &waypoint.snapshots.load(), &mut head, asked)
         }
@@ -251,10 +257,18 @@ struct Asked {
     is_grpc: bool,
     /// What the connection is to become.
     upgrade: Option<HeaderValue>,
-    /// The connection, if it becomes something else.
-    client: Option<OnUpgrade>,
+    /// Its connection, if it becomes something else.
+    client: Option<Upgrading>,
     /// Of what is left to chance.
     entropy: u64,
+}
+
+/// A client's connection, or stream, that is to become something else.
+struct Upgrading {
+    connection: OnUpgrade,
+    version: Version,
+    /// How it was asked for.
+    carried: Carried,
 }
 
 /// Sends a request on and hands its response back.
@@ -309,7 +323,6 @@ async fn forward(
     match sent {
         Ok((response, in_use)) => {
             let body = |body, record| ResponseBody::of(body, in_use, record, overdue, is_grpc);
-            let client = client.map(|client| (client, client_version));
             let mut response = deliver(downstream, response, body, client, record);
             if let Some(cookie) = cookie {
                 response.headers_mut().append(header::SET_COOKIE, cookie);
@@ -408,12 +421,12 @@ fn deliver(
     downstream: &Arc<Downstream>,
     mut response: Response<Incoming>,
     make: impl FnOnce(Incoming, Record) -> ResponseBody,
-    client: Option<(OnUpgrade, Version)>,
+    client: Option<Upgrading>,
     mut record: Record,
 ) -> Response<ResponseBody> {
     record.answered(response.status(), response.headers());
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let Some((client, version)) = client else {
+        let Some(client) = client else {
             return reply::refuse(
                 &PathError::BadRequest { what: "the endpoint switched protocols unasked" },
                 false,
@@ -424,7 +437,7 @@ fn deliver(
         let (mut head, _) = response.into_parts();
         let protocol = head.headers.get(header::UPGRADE).cloned();
         forward::strip(&mut head.headers);
-        if version == Version::Two {
+        if client.version == Version::Two {
             // A CONNECT is answered 200, and the client has sent no key (RFC 8441 section 5).
             head.status = StatusCode::OK;
             head.version = http::Version::HTTP_2;
@@ -435,10 +448,13 @@ fn deliver(
                 head.headers.insert(header::UPGRADE, protocol);
             }
         }
-        downstream.waypoint().tasks.spawn("upgraded", tunnel(client, endpoint, record));
+        let waypoint = downstream.waypoint();
+        let carried = waypoint.clients.carry(client.carried);
+        carried.again();
+        waypoint.tasks.spawn("upgraded", tunnel(client.connection, endpoint, carried, record));
         return Response::from_parts(head, ResponseBody::empty());
     }
-    if matches!(client, Some((_, Version::Two))) && response.status().is_success() {
+    if client.is_some_and(|client| client.version == Version::Two) && response.status().is_success() {
         // To a CONNECT this would say that it is open.
         return reply::refuse(&PathError::NotSwitched { status: response.status() }, false, record);
     }
@@ -449,14 +465,18 @@ fn deliver(
     Response::from_parts(head, make(body, record))
 }
 
-/// Carries what a connection was upgraded to, until both sides have ended.
-async fn tunnel(client: OnUpgrade, endpoint: OnUpgrade, mut record: Record) {
+/// Carries what a connection was upgraded to, until both sides have ended or a policy closes it.
+async fn tunnel(client: OnUpgrade, endpoint: OnUpgrade, carried: Entered<Carried>, mut record: Record) {
     let (client, endpoint) = match tokio::try_join!(client, endpoint) {
         Ok(both) => both,
         Err(error) => return record.broke_off(&error),
     };
     let (mut client, mut endpoint) = (TokioIo::new(client), TokioIo::new(endpoint));
-    match copy_bidirectional(&mut client, &mut endpoint).await {
+    let ended = tokio::select! {
+        ended = copy_bidirectional(&mut client, &mut endpoint) => ended,
+        refusal = carried.refused() => return record.failed(&PathError::Closed(refusal)),
+    };
+    match ended {
         Ok((_, sent)) => {
             record.sent(usize::try_from(sent).unwrap_or(usize::MAX));
             record.complete();

@@ -16,8 +16,9 @@ use tokio::time::{sleep, timeout};
 
 use super::hello::Hello;
 use super::sniff::{self, Seen};
-use super::{Bytes, PathError, Rewound, authorize, go_on};
+use super::{Bytes, Carried, PathError, Rewound, authorize, go_on};
 use crate::capture::{Downstream, status};
+use crate::clients::Entered;
 use crate::record::Flag;
 use crate::record::connection::Connection;
 use crate::upstream::{self, Opened, Upstream};
@@ -63,10 +64,7 @@ pub async fn after_accept(downstream: &Arc<Downstream>, mut stream: Rewound<Stre
 /// such, so that being slow is no way round what HTTP requests are subject to.
 pub async fn or_http(downstream: &Arc<Downstream>, mut stream: Rewound<Stream>) {
     if authorize::connection(downstream, None).is_err() {
-        // Nobody is connected to for it; requests may pass where a connection as such may not.
-        let limit = downstream.waypoint().config.limits.idle;
-        let seen = timeout(limit, super::look(&mut stream)).await.unwrap_or(Seen::Gone);
-        return Box::pin(go_on(downstream, stream, seen)).await;
+        return or_requests(downstream, stream).await;
     }
     let mut record = Connection::new(downstream);
     let mut opened = match open(downstream, &mut record, Opening::Bytes).await {
@@ -76,7 +74,11 @@ pub async fn or_http(downstream: &Arc<Downstream>, mut stream: Rewound<Stream>) 
     let mut greeting = BytesMut::with_capacity(PIECE);
     let mut first = BytesMut::with_capacity(sniff::LONGEST_LINE);
     let client_first = tokio::select! {
-        greeted = opened.way.read_buf(&mut greeting) => {
+        refusal = opened.carried.refused() => {
+            record.fail(&PathError::Closed(refusal));
+            return Box::pin(or_requests(downstream, stream)).await;
+        }
+        greeted = opened.endpoint.way.read_buf(&mut greeting) => {
             if let Err(source) = greeted {
                 let error = PathError::Broken { source: Arc::new(source) };
                 return fail(stream, record, &error);
@@ -100,8 +102,21 @@ pub async fn or_http(downstream: &Arc<Downstream>, mut stream: Rewound<Stream>) 
             return Box::pin(go_on(downstream, stream, seen)).await;
         }
     }
-    opened.way.keep(&greeting);
+    opened.endpoint.way.keep(&greeting);
     copy(stream, opened, record).await;
+}
+
+/// Nobody is connected to for a client that is still silent; requests may pass where a connection as such may not.
+async fn or_requests(downstream: &Arc<Downstream>, mut stream: Rewound<Stream>) {
+    let limit = downstream.waypoint().config.limits.idle;
+    let seen = timeout(limit, super::look(&mut stream)).await.unwrap_or(Seen::Gone);
+    Box::pin(go_on(downstream, stream, seen)).await;
+}
+
+/// A connection that is open at its endpoint.
+struct Open {
+    endpoint: Opened,
+    carried: Entered<Carried>,
 }
 
 /// How a client begins. One whose port says that it speaks TLS has as long as for any head; another one may wait for the
@@ -116,17 +131,15 @@ async fn hello(downstream: &Downstream, stream: &mut Rewound<Stream>) -> Hello {
     timeout(limits.head, super::greeting(stream)).await.unwrap_or(Hello::Other)
 }
 
-async fn open(
-    downstream: &Arc<Downstream>,
-    record: &mut Connection,
-    opening: Opening<'_>,
-) -> Result<Opened, PathError> {
+async fn open(downstream: &Arc<Downstream>, record: &mut Connection, opening: Opening<'_>) -> Result<Open, PathError> {
     let server_name = match opening {
         Opening::Tls(name) => name,
         Opening::Bytes => None,
     };
-    authorize::connection(downstream, server_name)?;
     let waypoint = downstream.waypoint();
+    // Known first: what changes from now on is not missed.
+    let carried = waypoint.clients.carry(Carried::connection(downstream, server_name));
+    authorize::connection(downstream, server_name)?;
     let permit = waypoint.requests.clone().try_acquire_owned();
     let limit = waypoint.config.limits.requests;
     record.hold(permit.map_err(|_| PathError::Full { what: "requests and connections", limit })?);
@@ -141,13 +154,14 @@ async fn open(
     if opened.as_ref().is_err_and(PathError::may_repick) {
         record.exhausted();
     }
-    opened
+    Ok(Open { endpoint: opened?, carried })
 }
 
-async fn copy(mut stream: Rewound<Stream>, mut opened: Opened, mut record: Connection) {
+async fn copy(mut stream: Rewound<Stream>, opened: Open, mut record: Connection) {
+    let Open { mut endpoint, carried } = opened;
     let bytes = stream.bytes();
     record.opened(bytes.clone());
-    let (idle, age) = (opened.idle, opened.age);
+    let (idle, age) = (endpoint.idle, endpoint.age);
     let too_old = async {
         match age {
             Some(age) => sleep(age).await,
@@ -155,9 +169,10 @@ async fn copy(mut stream: Rewound<Stream>, mut opened: Opened, mut record: Conne
         }
     };
     let ended = tokio::select! {
-        ended = copy_bidirectional_with_sizes(&mut stream, &mut opened.way, PIECE, PIECE) => Some(ended),
+        ended = copy_bidirectional_with_sizes(&mut stream, &mut endpoint.way, PIECE, PIECE) => Some(ended),
         () = quiet(&bytes, idle) => None,
         () = too_old => None,
+        refusal = carried.refused() => return fail(stream, record, &PathError::Closed(refusal)),
     };
     match ended {
         Some(Ok(_)) => record.complete(),

@@ -1,4 +1,4 @@
-//! How something ended, in Envoy's short codes (contract 9.2). Pure.
+//! How something ended, in Envoy's short codes (contract 9.2) and one of ztunnel's. Pure.
 
 use std::fmt::{self, Write as _};
 
@@ -35,9 +35,11 @@ pub enum Flag {
     DownstreamProtocol,
     /// There is no such subset.
     NoCluster,
+    /// It was open, and a policy that changed closed it: ztunnel's word.
+    Denied,
 }
 
-const ALL: [(Flag, &str); 14] = [
+const ALL: [(Flag, &str); 15] = [
     (Flag::NoHealthyUpstream, "UH"),
     (Flag::UpstreamTimeout, "UT"),
     (Flag::UpstreamReset, "UR"),
@@ -52,6 +54,7 @@ const ALL: [(Flag, &str); 14] = [
     (Flag::StreamIdle, "SI"),
     (Flag::DownstreamProtocol, "DPE"),
     (Flag::NoCluster, "NC"),
+    (Flag::Denied, "DENY"),
 ];
 
 /// All that one met; none: it went as its ends wanted.

@@ -54,6 +54,7 @@ pub struct Metrics {
     pub retried: Counter,
     pub mirrored: Counter,
     pub ejected: Counter,
+    pub policy_closed: Counter,
     authorized: Family<Authorized, Counter>,
     refused: Family<Refused, Counter>,
     pub certificates: CertificateMetrics,
@@ -113,6 +114,7 @@ impl Metrics {
             retried: Counter::default(),
             mirrored: Counter::default(),
             ejected: Counter::default(),
+            policy_closed: Counter::default(),
             authorized: Family::default(),
             refused: Family::default(),
             certificates: CertificateMetrics::default(),
@@ -148,6 +150,7 @@ impl Metrics {
         own.register("retried", "Requests sent again because a rule asks for it", self.retried.clone());
         own.register("mirrored", "Copies of requests that were answered", self.mirrored.clone());
         own.register("ejected", "Endpoints left out for a while because they failed", self.ejected.clone());
+        own.register("policy_closed", "Open connections closed by a policy change", self.policy_closed.clone());
         own.register("authorizations", "Decisions of policies", self.authorized.clone());
         own.register("refused", "Work refused", self.refused.clone());
         self.certificates.register(own);

@@ -9,6 +9,7 @@ mod filters;
 mod hostile;
 mod http;
 mod lifecycle;
+mod open;
 mod protocols;
 mod retries;
 mod routes;
