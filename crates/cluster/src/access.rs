@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use rustls::ProtocolVersion;
+use rustls::crypto::CryptoProvider;
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -61,9 +63,9 @@ impl Cluster {
 
     fn with(mut config: Config) -> Result<Self, AccessError> {
         // Two users of rustls in one process may each bring a provider along; ours is the one that counts.
-        if rustls::crypto::CryptoProvider::get_default().is_none() {
+        if CryptoProvider::get_default().is_none() {
             // Somebody else may have been quicker, with the same one.
-            let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+            let _ = provider().install_default();
         }
         config.connect_timeout = Some(CONNECT);
         config.read_timeout = Some(SILENCE);
@@ -101,4 +103,23 @@ fn one_line(error: &dyn std::error::Error) -> String {
         cause = next.source();
     }
     text.replace('\n', " ")
+}
+/// TLS 1.3 alone, which every API server speaks: the client takes whatever version the provider has suites for.
+fn provider() -> CryptoProvider {
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.cipher_suites.retain(|suite| suite.version().version == ProtocolVersion::TLSv1_3);
+    provider
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_api_server_is_spoken_to_in_tls_1_3_alone() {
+        let all = rustls::crypto::aws_lc_rs::default_provider().cipher_suites;
+        assert!(all.iter().any(|suite| suite.version().version == ProtocolVersion::TLSv1_2), "there is a choice");
+        let versions: Vec<_> = provider().cipher_suites.iter().map(|suite| suite.version().version).collect();
+        assert!(!versions.is_empty() && versions.iter().all(|version| *version == ProtocolVersion::TLSv1_3));
+    }
 }

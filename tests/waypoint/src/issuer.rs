@@ -19,6 +19,7 @@ use stillmesh_core::fixtures::{policy_key, service_key};
 use stillmesh_core::model::access::{Access, Attachment, JwtKeys, JwtRule, RequestAuthentication};
 use stillmesh_core::snapshot::Change;
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 use crate::World;
 
@@ -63,6 +64,11 @@ pub struct Web {
 impl Web {
     /// Serves these keys.
     pub async fn start(world: &World, keys: &str) -> Self {
+        Self::over(world, keys, None).await
+    }
+
+    /// Serves these keys over TLS, where something says how.
+    pub async fn over(world: &World, keys: &str, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.5.1:0").await.expect("a port");
         let address = listener.local_addr().expect("its address");
         let served = Arc::new((Mutex::new(keys.to_owned()), AtomicUsize::new(0)));
@@ -75,8 +81,18 @@ impl Web {
                     let body = Full::new(Bytes::from(shared.0.lock().clone()));
                     async move { Ok::<_, std::convert::Infallible>(Response::new(body)) }
                 });
-                let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-                tasks.spawn("a reader of keys", async move { drop(connection.await) });
+                let tls = tls.clone();
+                tasks.spawn("a reader of keys", async move {
+                    let builder = http1::Builder::new();
+                    match tls {
+                        None => drop(builder.serve_connection(TokioIo::new(stream), service).await),
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                drop(builder.serve_connection(TokioIo::new(stream), service).await);
+                            }
+                        }
+                    }
+                });
             }
         });
         Self { address, served }

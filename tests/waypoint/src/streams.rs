@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use rustls::crypto::aws_lc_rs::default_provider;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName as TlsName};
 use stillmesh_core::fixtures::service_key;
 use stillmesh_core::model::http::{HttpRoute, RouteBackend, RouteKey, RouteKind, RouteParent};
@@ -47,6 +47,7 @@ pub fn route(kind: RouteKind, name: &str, streams: Vec<StreamRule>) -> Change {
 /// An application's certificate, which its clients know.
 pub struct Certificate {
     certificate: CertificateDer<'static>,
+    pem: String,
     key: PrivateKeyDer<'static>,
 }
 
@@ -56,7 +57,7 @@ impl Certificate {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
         let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
-        Self { certificate: made.cert.der().clone(), key: key.into() }
+        Self { certificate: made.cert.der().clone(), pem: made.cert.pem(), key: key.into() }
     }
 
     /// TLS with whoever has this certificate, as a client that asks for a name.
@@ -78,15 +79,25 @@ impl Certificate {
         TlsConnector::from(Arc::new(config)).connect(name, io).await
     }
 
-    /// Greets over TLS with this name, then sends back what comes.
-    pub fn serve(&self, name: &'static str, listener: TcpListener, tasks: &Tasks) {
+    /// As a file has it.
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// Takes connections over TLS of these versions.
+    pub fn acceptor(&self, versions: &[&'static SupportedProtocolVersion]) -> TlsAcceptor {
         let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .expect("versions")
             .with_no_client_auth()
             .with_single_cert(vec![self.certificate.clone()], self.key.clone_key())
             .expect("a certificate");
-        let acceptor = TlsAcceptor::from(Arc::new(config));
+        TlsAcceptor::from(Arc::new(config))
+    }
+
+    /// Greets over TLS with this name, then sends back what comes.
+    pub fn serve(&self, name: &'static str, listener: TcpListener, tasks: &Tasks) {
+        let acceptor = self.acceptor(rustls::DEFAULT_VERSIONS);
         let own = tasks.clone();
         tasks.spawn("tls", async move {
             while let Ok((stream, _)) = listener.accept().await {

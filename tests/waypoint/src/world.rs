@@ -160,9 +160,14 @@ impl World {
         self.running.as_ref().expect("a running waypoint")
     }
 
+    /// Where the waypoint takes tunnels.
+    pub fn hbone(&self) -> SocketAddr {
+        self.running().addresses.hbone
+    }
+
     /// A client `shop/name` at 127.0.3.`number`.
     pub fn client(&self, name: &str, number: u8) -> Client {
-        self.client_of(self.running().addresses.hbone, name, number)
+        self.client_of(self.hbone(), name, number)
     }
 
     /// [`World::client`] of whoever is `gate/w` at this address.

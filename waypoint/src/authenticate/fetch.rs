@@ -1,4 +1,5 @@
-//! One GET of an issuer's keys, over HTTP or HTTPS (TLS 1.3): bounded in time and size, no redirects.
+//! One GET of an issuer's keys, over HTTP or HTTPS: bounded in time and size, no redirects. Many issuers know no TLS 1.3,
+//! so that 1.2 is permitted here and nowhere else.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -114,7 +115,7 @@ fn connector(extra_root: Option<&Path>) -> Result<TlsConnector, String> {
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(|error| error.to_string())?;
     Ok(TlsConnector::from(Arc::new(config.with_root_certificates(roots).with_no_client_auth())))
 }

@@ -15,4 +15,5 @@ mod retries;
 mod routes;
 mod smuggling;
 mod streams;
+mod versions;
 mod ways;
