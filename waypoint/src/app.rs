@@ -132,7 +132,8 @@ pub async fn serve(config: Config, listeners: Listeners, watch: Watch) -> anyhow
     tasks.spawn("metrics", admin::metrics_server(waypoint.clone(), registered).serve(stats, servers.clone()));
     tasks.spawn("readiness", readiness::server(readiness.clone()).serve(ready, servers));
     tasks.spawn("idle", until_cancelled(tasks.token(), waypoint.connections.clone().tidy()));
-    let known = waypoint.clusters.clone().tidy(waypoint.snapshots.clone());
+    let namespace = waypoint.config.identity.namespace.clone();
+    let known = waypoint.clusters.clone().tidy(waypoint.snapshots.clone(), namespace);
     tasks.spawn("endpoints", until_cancelled(tasks.token(), known));
     tasks.spawn("readiness of certificate", {
         let (waypoint, readiness) = (waypoint.clone(), readiness.clone());

@@ -35,6 +35,17 @@ struct Key {
     subset: Option<Str>,
 }
 
+impl Key {
+    fn is_there(&self, snapshot: &Snapshot, namespace: &str) -> bool {
+        let Some(service) = &self.service else { return true };
+        let is_subset = |subset: &Str| {
+            let rules = snapshot.destination(service, namespace);
+            rules.is_some_and(|rules| rules.treatment(self.port, Some(subset)).is_some())
+        };
+        snapshot.service(service).is_some() && self.subset.as_ref().is_none_or(is_subset)
+    }
+}
+
 /// Endpoints that are treated alike.
 #[derive(Debug, Default)]
 pub struct Cluster {
@@ -72,17 +83,17 @@ impl Clusters {
         }
     }
 
-    /// Forgets services and endpoints that are gone. Runs for ever.
-    pub async fn tidy(self: Arc<Self>, snapshots: Arc<Snapshots>) {
+    /// Forgets services, subsets and endpoints that are gone, as a waypoint of this namespace sees them. Runs for ever.
+    pub async fn tidy(self: Arc<Self>, snapshots: Arc<Snapshots>, namespace: Str) {
         loop {
             sleep(TIDY).await;
-            self.forget(&snapshots.load());
+            self.forget(&snapshots.load(), &namespace);
         }
     }
 
-    fn forget(&self, snapshot: &Snapshot) {
+    fn forget(&self, snapshot: &Snapshot, namespace: &str) {
         self.all.lock().retain(|key, cluster| {
-            let is_there = key.service.as_ref().is_none_or(|service| snapshot.service(service).is_some());
+            let is_there = key.is_there(snapshot, namespace);
             let mut members = cluster.members.write();
             members.retain(|uid, member| snapshot.workload(uid).is_some() || Arc::strong_count(member) > 1);
             // The map's lock is held: nobody begins to use one.
@@ -99,8 +110,15 @@ const TIDY: Duration = Duration::from_secs(30);
 /// Retries that are always allowed at a time: a share of few requests is none.
 pub const FLOOR: usize = 3;
 
-/// A counter of a cluster.
-type Counter = fn(&Cluster) -> &AtomicUsize;
+/// What a cluster counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Counter {
+    Requests,
+    Retries,
+    Connections,
+    /// Those who wait for a connection.
+    Pending,
+}
 
 /// A place among those that a cluster has; given back when dropped.
 #[derive(Debug)]
@@ -111,33 +129,44 @@ pub struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        (self.of)(&self.cluster).fetch_sub(1, Ordering::Relaxed);
+        self.cluster.count(self.of).fetch_sub(1, Ordering::Relaxed);
         // Whoever waits, waits for a connection.
-        self.cluster.freed.notify_one();
+        if self.of == Counter::Connections {
+            self.cluster.freed.notify_one();
+        }
     }
 }
 
 impl Cluster {
+    fn count(&self, of: Counter) -> &AtomicUsize {
+        match of {
+            Counter::Requests => &self.requests,
+            Counter::Retries => &self.retries,
+            Counter::Connections => &self.connections,
+            Counter::Pending => &self.pending,
+        }
+    }
+
     /// The place is taken first: of two who ask at once not both get the last one.
     fn place(self: &Arc<Self>, of: Counter, most: usize) -> Option<Place> {
-        if of(self).fetch_add(1, Ordering::Relaxed) < most {
+        if self.count(of).fetch_add(1, Ordering::Relaxed) < most {
             return Some(Place { cluster: self.clone(), of });
         }
         // Nothing was freed: nobody is told.
-        of(self).fetch_sub(1, Ordering::Relaxed);
+        self.count(of).fetch_sub(1, Ordering::Relaxed);
         None
     }
 
     /// Counts a request for as long as what is returned is held; `None`: there are as many as may be.
     pub fn request(self: &Arc<Self>, most: Option<u32>) -> Option<Place> {
-        self.place(|cluster| &cluster.requests, bound(most))
+        self.place(Counter::Requests, bound(most))
     }
 
     /// The right to one retry, given back when dropped; `None`: as many requests as may be are retries, which is `percent` of
     /// them, [`FLOOR`] in any case, and `most`.
     pub fn retry(self: &Arc<Self>, percent: usize, most: Option<u32>) -> Option<Place> {
         let share = self.requests.load(Ordering::Relaxed).saturating_mul(percent) / 100;
-        self.place(|cluster| &cluster.retries, share.max(FLOOR).min(bound(most)))
+        self.place(Counter::Retries, share.max(FLOOR).min(bound(most)))
     }
 
     /// A connection's place, waited for while not too many others wait; `None`: there is none.
@@ -147,11 +176,11 @@ impl Cluster {
         pending: Option<u32>,
         deadline: Instant,
     ) -> Option<Place> {
-        let place = || self.place(|cluster| &cluster.connections, bound(most));
+        let place = || self.place(Counter::Connections, bound(most));
         if let Some(place) = place() {
             return Some(place);
         }
-        let _waiting = self.place(|cluster| &cluster.pending, bound(pending))?;
+        let _waiting = self.place(Counter::Pending, bound(pending))?;
         let freed = async {
             loop {
                 let freed = self.freed.notified();
@@ -238,7 +267,9 @@ impl Drop for Flight {
 
 #[cfg(test)]
 mod tests {
-    use stillmesh_core::fixtures::{World, uid};
+    use stillmesh_core::fixtures::{World, policy_key, uid};
+    use stillmesh_core::model::destination::{DestinationRule, Subset, Traffic};
+    use stillmesh_core::snapshot::Change;
 
     use super::*;
 
@@ -300,13 +331,60 @@ mod tests {
         let clusters = Clusters::default();
         let flight = clusters.of(&target).flight(&uid("a"));
         clusters.of(&target).flight(&uid("b"));
-        clusters.forget(&world.snapshot());
+        clusters.forget(&world.snapshot(), "ns");
         assert_eq!(clusters.of(&target).members.read().len(), 1, "b is not there");
-        clusters.forget(&World::new().snapshot());
+        clusters.forget(&World::new().snapshot(), "ns");
         assert_eq!(clusters.all.lock().len(), 1, "something is under way");
         drop(flight);
         // The workload is still there; its service is not.
-        clusters.forget(&World::new().workload("a").snapshot());
+        clusters.forget(&World::new().workload("a").snapshot(), "ns");
         assert!(clusters.all.lock().is_empty());
+    }
+
+    #[test]
+    fn a_subset_that_nobody_defines_any_more_is_forgotten() {
+        let world = World::new().workload("a").service("web", &[(80, 80)], &["a"]);
+        let service = world.get_service("web");
+        let port = service.ports[0];
+        let target = |subset: Option<&str>| {
+            let subset = subset.map(Into::into);
+            Target::Service { service: service.clone(), port, address: None, subset }
+        };
+        let rule = |names: &[&str]| {
+            let subset =
+                |name: &&str| Subset { name: (*name).into(), members: Vec::new(), traffic: Traffic::default() };
+            let rule = DestinationRule {
+                key: policy_key("ns/r"),
+                services: vec![service.key.clone()],
+                exactness: 0,
+                is_mesh_wide: false,
+                created: 0,
+                traffic: Traffic::default(),
+                subsets: names.iter().map(subset).collect(),
+            };
+            world.snapshot().apply(&[Change::Destination(Arc::new(rule))]).0
+        };
+        let clusters = Clusters::default();
+        for subset in [None, Some("old"), Some("kept")] {
+            clusters.of(&target(subset));
+        }
+        clusters.forget(&rule(&["old", "kept"]), "ns");
+        assert_eq!(clusters.all.lock().len(), 3);
+        clusters.forget(&rule(&["kept"]), "ns");
+        let left: Vec<_> = clusters.all.lock().keys().map(|key| key.subset.clone()).collect();
+        assert!(left.len() == 2 && left.contains(&None) && left.contains(&Some("kept".into())), "{left:?}");
+        clusters.forget(&world.snapshot(), "ns");
+        assert_eq!(clusters.all.lock().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_ends_wakes_nobody_who_waits_for_a_connection() {
+        let cluster = Arc::new(Cluster::default());
+        drop(cluster.request(None));
+        drop(cluster.retry(20, None));
+        let told = tokio::time::timeout(Duration::from_secs(1), cluster.freed.notified()).await;
+        assert!(told.is_err());
+        drop(cluster.connection(None, None, Instant::now()).await);
+        cluster.freed.notified().await;
     }
 }
