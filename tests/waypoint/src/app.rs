@@ -91,7 +91,8 @@ impl App {
                         let (seen, name, tasks) = (seen.clone(), name.clone(), tasks.clone());
                         async move { Ok::<_, Infallible>(answer(request, &name, &seen, &tasks).await) }
                     });
-                    let builder = Builder::new(executor);
+                    let mut builder = Builder::new(executor);
+                    builder.http2().enable_connect_protocol();
                     drop(builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await);
                 });
             }
@@ -200,6 +201,9 @@ async fn answer(mut request: Request<Incoming>, name: &str, counts: &Arc<Counts>
                 drop(tokio::io::copy(&mut from, &mut to).await);
                 drop(tokio::io::AsyncWriteExt::shutdown(&mut to).await);
             });
+            if request.method() == Method::CONNECT {
+                return status(StatusCode::OK);
+            }
             let mut response = status(StatusCode::SWITCHING_PROTOCOLS);
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("echo"));

@@ -117,6 +117,9 @@ pub enum PathError {
         /// Its answer.
         status: http::StatusCode,
     },
+    /// The endpoint speaks HTTP/2, and not CONNECT for the protocol that the client wants to go on in.
+    #[error("the endpoint does not take CONNECT for other protocols on HTTP/2 (RFC 8441)")]
+    NoConnect,
     /// The request cannot be forwarded.
     #[error("{what}")]
     BadRequest {
@@ -167,7 +170,9 @@ impl PathError {
                 Flag::UpstreamFailure
             }
             Self::Upstream { source } if is_reset(source) => Flag::UpstreamReset,
-            Self::Upstream { .. } | Self::Broken { .. } | Self::NotSwitched { .. } => Flag::UpstreamTermination,
+            Self::Upstream { .. } | Self::Broken { .. } | Self::NotSwitched { .. } | Self::NoConnect => {
+                Flag::UpstreamTermination
+            }
             Self::Handshake(_) | Self::Serve(_) | Self::NotConnect { .. } | Self::ClientGone { .. } => {
                 Flag::DownstreamTermination
             }
@@ -245,6 +250,7 @@ impl Diagnose for PathError {
             Self::BadRequest { .. } => "WAY010",
             Self::TimedOut { .. } => "WAY011",
             Self::NotSwitched { .. } => "WAY012",
+            Self::NoConnect => "WAY013",
         }
     }
 
@@ -264,6 +270,7 @@ impl Diagnose for PathError {
             | Self::Upstream { .. }
             | Self::TimedOut { .. }
             | Self::NotSwitched { .. }
+            | Self::NoConnect
             | Self::Broken { .. } => Fault::Upstream,
         }
     }
@@ -284,6 +291,9 @@ impl Diagnose for PathError {
             }
             Self::Resolve { .. } => "check the endpoint's name and the resolver of the waypoint",
             Self::Upstream { .. } | Self::Broken { .. } | Self::NotSwitched { .. } => "see the endpoint's log",
+            Self::NoConnect => {
+                "have the endpoint announce SETTINGS_ENABLE_CONNECT_PROTOCOL, or make its port one of HTTP/1.1"
+            }
             Self::TimedOut { .. } => "see why the endpoint is slow, or allow more in the route's timeouts",
             Self::NotConnect { .. } => "dial this port through ztunnel",
             Self::ClientGone { .. } => "see the client's log",

@@ -9,8 +9,9 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use hyper::body::{Body as _, Incoming};
+use hyper::ext::Protocol;
 use hyper::{Request, Response};
 use stillmesh_core::decide::OutboundPlan;
 use stillmesh_core::decide::retry::{self, Again, Ask, Outcome};
@@ -196,6 +197,9 @@ impl Exchange<'_> {
         })?;
         let reused = lease.reused;
         *trace = lease.trace;
+        if self.head.method == Method::CONNECT && !lease.takes_connect().await {
+            return Err(Failed { error: PathError::NoConnect, outcome: None, by_age: false });
+        }
         let (request, wanted) = build(self.head, self.replay, self.version);
         let sent = lease.send(request).await;
         // Whatever it is: an answer is one to the question whether the body is wanted.
@@ -257,6 +261,9 @@ fn build(head: &Parts, replay: &Replay, version: Version) -> (Request<RequestBod
     request.uri_mut().clone_from(&head.uri);
     *request.version_mut() = head.version;
     request.headers_mut().clone_from(&head.headers);
+    if let Some(protocol) = head.extensions.get::<Protocol>() {
+        request.extensions_mut().insert(protocol.clone());
+    }
     if let Some(wanted) = wanted.clone() {
         hyper::ext::on_informational(&mut request, move |response| {
             if response.status() == StatusCode::CONTINUE {

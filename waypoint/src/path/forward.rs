@@ -80,6 +80,15 @@ pub fn extended_connect<B>(request: &mut Request<B>, bits: u128) -> Option<Heade
     Some(protocol)
 }
 
+/// Makes a request that asks for another protocol the CONNECT that asks an HTTP/2 endpoint for the same (RFC 8441).
+pub fn connect(head: &mut Parts, protocol: &HeaderValue) {
+    head.method = Method::CONNECT;
+    head.headers.remove(header::SEC_WEBSOCKET_KEY);
+    if let Ok(protocol) = protocol.to_str() {
+        head.extensions.insert(hyper::ext::Protocol::from(protocol));
+    }
+}
+
 /// Takes out what is meant for the next hop only (RFC 9110 section 7.6.1).
 pub fn strip(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> =

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::authorize::Admitted;
 use super::cors::Crossed;
-use super::exchange::Exchange;
+use super::exchange::{Answered, Exchange};
 use super::last_words::LastWords;
 use super::pace::Pace;
 use super::plan::{self, Action, Plan, Taken};
@@ -39,7 +39,7 @@ use crate::clients::Entered;
 use crate::config::Limits;
 use crate::record::request::Request as Record;
 use crate::upstream::Upstream;
-use crate::upstream::connections::{CONNECTION_WINDOW, Owned, SEND_BUFFER, STREAM_WINDOW};
+use crate::upstream::connections::{CONNECTION_WINDOW, InUse, Owned, SEND_BUFFER, STREAM_WINDOW};
 
 /// Serves one client's HTTP connection to its end.
 pub async fn serve(downstream: Arc<Downstream>, stream: Rewound<Stream>, version: Version) {
@@ -287,16 +287,17 @@ async fn forward(
         Err(error) => return reply::refuse(&error, is_grpc, record),
     };
     let version = upstream_version(&upstream, version, upgrade.as_ref());
-    if client_version == Version::Two && version == Version::Two && upgrade.is_some() {
-        let what = "CONNECT is not forwarded to a port that speaks HTTP/2";
-        return reply::refuse(&PathError::BadRequest { what }, is_grpc, record);
-    }
-    // HTTP/2 knows no upgrade; it may be left out (RFC 9110 section 7.8).
+    // HTTP/2 has CONNECT for it where the client speaks HTTP/2 too (RFC 8441); else it may be left out (RFC 9110 section 7.8).
+    let connect = upgrade.clone().filter(|_| client_version == Version::Two && version == Version::Two);
     let upgrade = upgrade.filter(|_| version == Version::One);
     if let Err(error) = prepare(downstream, &mut head, version, upgrade.as_ref()) {
         return reply::refuse(&error, is_grpc, record);
     }
-    if let Some(rule) = rule.filter(|rule| upgrade.is_none() && !rule.mirrors.is_empty()) {
+    if let Some(protocol) = &connect {
+        forward::connect(&mut head, protocol);
+    }
+    let upgrades = upgrade.is_some() || connect.is_some();
+    if let Some(rule) = rule.filter(|rule| !upgrades && !rule.mirrors.is_empty()) {
         mirror::send(downstream, &rule.mirrors, taken.is_virtual_service(), (&head, &replay), client_version, entropy);
     }
     let patience = rule.and_then(|rule| rule.timeout);
@@ -322,8 +323,9 @@ async fn forward(
     let cookie = upstream.cookie.take();
     match sent {
         Ok((response, in_use)) => {
-            let body = |body, record| ResponseBody::of(body, in_use, record, overdue, is_grpc);
-            let mut response = deliver(downstream, response, body, client, record);
+            let body = |body, in_use, record| ResponseBody::of(body, in_use, record, overdue, is_grpc);
+            let client = client.filter(|_| upgrades);
+            let mut response = deliver(downstream, (response, in_use), body, client, record);
             if let Some(cookie) = cookie {
                 response.headers_mut().append(header::SET_COOKIE, cookie);
             }
@@ -419,54 +421,66 @@ fn prepare(
 /// Hands an endpoint's answer to the client.
 fn deliver(
     downstream: &Arc<Downstream>,
-    mut response: Response<Incoming>,
-    make: impl FnOnce(Incoming, Record) -> ResponseBody,
+    (mut response, in_use): Answered,
+    make: impl FnOnce(Incoming, Option<InUse>, Record) -> ResponseBody,
     client: Option<Upgrading>,
     mut record: Record,
 ) -> Response<ResponseBody> {
     record.answered(response.status(), response.headers());
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let Some(client) = client else {
-            return reply::refuse(
-                &PathError::BadRequest { what: "the endpoint switched protocols unasked" },
-                false,
-                record,
-            );
-        };
-        let endpoint = hyper::upgrade::on(&mut response);
-        let (mut head, _) = response.into_parts();
-        let protocol = head.headers.get(header::UPGRADE).cloned();
-        forward::strip(&mut head.headers);
-        if client.version == Version::Two {
-            // A CONNECT is answered 200, and the client has sent no key (RFC 8441 section 5).
-            head.status = StatusCode::OK;
-            head.version = http::Version::HTTP_2;
-            head.headers.remove(header::SEC_WEBSOCKET_ACCEPT);
-        } else {
-            head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            if let Some(protocol) = protocol {
-                head.headers.insert(header::UPGRADE, protocol);
-            }
+    let is_connected = response.version() == http::Version::HTTP_2 && response.status().is_success();
+    match client {
+        Some(client) if response.status() == StatusCode::SWITCHING_PROTOCOLS || is_connected => {
+            let endpoint = (hyper::upgrade::on(&mut response), in_use);
+            let head = switched(response.into_parts().0, client.version);
+            let waypoint = downstream.waypoint();
+            let carried = waypoint.clients.carry(client.carried);
+            carried.again();
+            waypoint.tasks.spawn("upgraded", tunnel(client.connection, endpoint, carried, record));
+            return Response::from_parts(head, ResponseBody::empty());
         }
-        let waypoint = downstream.waypoint();
-        let carried = waypoint.clients.carry(client.carried);
-        carried.again();
-        waypoint.tasks.spawn("upgraded", tunnel(client.connection, endpoint, carried, record));
-        return Response::from_parts(head, ResponseBody::empty());
-    }
-    if client.is_some_and(|client| client.version == Version::Two) && response.status().is_success() {
-        // To a CONNECT this would say that it is open.
-        return reply::refuse(&PathError::NotSwitched { status: response.status() }, false, record);
+        None if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            let error = PathError::BadRequest { what: "the endpoint switched protocols unasked" };
+            return reply::refuse(&error, false, record);
+        }
+        Some(client) if client.version == Version::Two && response.status().is_success() => {
+            // To a CONNECT this would say that it is open.
+            return reply::refuse(&PathError::NotSwitched { status: response.status() }, false, record);
+        }
+        _ => {}
     }
     let (mut head, body) = response.into_parts();
     forward::strip(&mut head.headers);
     // The client's connection has its own.
     head.version = http::Version::default();
-    Response::from_parts(head, make(body, record))
+    Response::from_parts(head, make(body, in_use, record))
+}
+
+/// The head of an answer by which a client's connection, or stream, becomes something else.
+fn switched(mut head: http::response::Parts, client: Version) -> http::response::Parts {
+    let protocol = head.headers.get(header::UPGRADE).cloned();
+    forward::strip(&mut head.headers);
+    if client == Version::Two {
+        // A CONNECT is answered 200, and the client has sent no key (RFC 8441 section 5).
+        head.status = StatusCode::OK;
+        head.version = http::Version::HTTP_2;
+        head.headers.remove(header::SEC_WEBSOCKET_ACCEPT);
+        head.headers.remove(header::CONTENT_LENGTH);
+    } else {
+        head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        if let Some(protocol) = protocol {
+            head.headers.insert(header::UPGRADE, protocol);
+        }
+    }
+    head
 }
 
 /// Carries what a connection was upgraded to, until both sides have ended or a policy closes it.
-async fn tunnel(client: OnUpgrade, endpoint: OnUpgrade, carried: Entered<Carried>, mut record: Record) {
+async fn tunnel(
+    client: OnUpgrade,
+    (endpoint, _in_use): (OnUpgrade, Option<InUse>),
+    carried: Entered<Carried>,
+    mut record: Record,
+) {
     let (client, endpoint) = match tokio::try_join!(client, endpoint) {
         Ok(both) => both,
         Err(error) => return record.broke_off(&error),

@@ -66,6 +66,7 @@ pub fn refuse(error: &PathError, is_grpc: bool, mut record: Record) -> Response<
         PathError::Refused(_) => (StatusCode::SERVICE_UNAVAILABLE, "no endpoint"),
         PathError::Upstream { .. } => (StatusCode::SERVICE_UNAVAILABLE, "the endpoint broke off before its answer"),
         PathError::NotSwitched { .. } => (StatusCode::BAD_GATEWAY, "the endpoint did not switch protocols"),
+        PathError::NoConnect => (StatusCode::BAD_GATEWAY, "the endpoint does not take CONNECT for other protocols"),
         PathError::TimedOut { .. } => (StatusCode::GATEWAY_TIMEOUT, "the request took too long"),
         _ => (StatusCode::SERVICE_UNAVAILABLE, "no endpoint was reached"),
     };

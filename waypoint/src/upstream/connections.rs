@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use stillmesh_core::decide::{Dial, OutboundPlan, OutboundProtocol};
 use stillmesh_runtime::tasks::Tasks;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 
 use super::{Upstream, dial};
@@ -123,6 +123,8 @@ struct Shared {
     sender: http2::SendRequest<RequestBody>,
     /// Of the CONNECT that it goes through.
     trace: u128,
+    /// Whether the endpoint has said that it takes CONNECT for other protocols.
+    connect: watch::Receiver<bool>,
     made: Instant,
     used: Arc<Mutex<Instant>>,
     requests: Arc<AtomicUsize>,
@@ -205,15 +207,30 @@ impl Connections {
             .max_header_list_size(u32::try_from(self.limits.head_bytes).unwrap_or(u32::MAX));
         let handshake = timeout_at(deadline, builder.handshake(TokioIo::new(way))).await.map_err(slow)?;
         let (sender, connection) = handshake.map_err(broken)?;
+        let (announces, connect) = watch::channel(false);
         self.tasks.spawn("http2", async move {
-            if let Err(error) = connection.await {
+            let mut connection = std::pin::pin!(connection);
+            // Nothing wakes who waits for the endpoint's settings: they are looked at again and again while they are young.
+            let (mut looks, made) = (Some(tokio::time::interval(SETTINGS / 100)), Instant::now());
+            let ended = std::future::poll_fn(|cx| {
+                let polled = connection.as_mut().poll(cx);
+                if polled.is_pending() && connection.is_extended_connect_protocol_enabled() {
+                    announces.send_if_modified(|is_announced| !std::mem::replace(is_announced, true));
+                    looks = None;
+                }
+                while looks.as_mut().is_some_and(|looks| looks.poll_tick(cx).is_ready()) {
+                    looks = looks.take().filter(|_| made.elapsed() < SETTINGS);
+                }
+                polled
+            });
+            if let Err(error) = ended.await {
                 tracing::debug!(%error, "a connection to an endpoint ended early");
             }
         });
         let now = Instant::now();
         let requests = Arc::new(AtomicUsize::new(0));
         let carried = AtomicUsize::new(0);
-        let shared = Shared { sender, trace, made: now, used: Arc::new(Mutex::new(now)), requests, carried };
+        let shared = Shared { sender, trace, connect, made: now, used: Arc::new(Mutex::new(now)), requests, carried };
         let lease = shared.lease(false);
         slot.shared.lock().push(shared);
         drop(dialling);
@@ -283,6 +300,9 @@ pub const SEND_BUFFER: usize = 128 << 10;
 /// Requests at a time on one HTTP/2 connection, either side.
 pub const CONCURRENT: u32 = 100;
 
+/// How long the settings of an endpoint are waited for, from its connection's begin on.
+const SETTINGS: Duration = Duration::from_secs(1);
+
 impl Slot {
     fn new(bounds: Bounds) -> Self {
         Self { bounds, idle: Mutex::default(), shared: Mutex::default(), dialling: Semaphore::new(1) }
@@ -314,7 +334,11 @@ impl Shared {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.carried.fetch_add(1, Ordering::Relaxed);
         let in_use = InUse(Held::Two { requests: self.requests.clone(), used: self.used.clone() });
-        Lease { sender: Sender::Two { sender: self.sender.clone(), in_use }, reused, trace: self.trace }
+        Lease {
+            sender: Sender::Two { sender: self.sender.clone(), made: self.made, connect: self.connect.clone(), in_use },
+            reused,
+            trace: self.trace,
+        }
     }
 }
 
@@ -359,13 +383,22 @@ pub struct Lease {
 #[derive(Debug)]
 enum Sender {
     One { connection: Idle, slot: Arc<Slot> },
-    Two { sender: http2::SendRequest<RequestBody>, in_use: InUse },
+    Two { sender: http2::SendRequest<RequestBody>, made: Instant, connect: watch::Receiver<bool>, in_use: InUse },
 }
 
 impl Lease {
     fn one(slot: Arc<Slot>, connection: Idle) -> Self {
         let (reused, trace) = (connection.carried > 0, connection.trace);
         Self { sender: Sender::One { connection, slot }, reused, trace }
+    }
+
+    /// Whether the endpoint takes CONNECT for other protocols (RFC 8441): it says so in its settings, which are the first that
+    /// it sends on a new connection, and are waited for as long as [`SETTINGS`].
+    pub async fn takes_connect(&self) -> bool {
+        let Sender::Two { made, connect, .. } = &self.sender else { return false };
+        let mut connect = connect.clone();
+        let announced = timeout_at(*made + SETTINGS, connect.wait_for(|is_announced| *is_announced)).await;
+        announced.is_ok_and(|announced| announced.is_ok())
     }
 
     /// Sends a request and waits for the head of its response. What is returned beside it is to be kept until the
@@ -381,7 +414,7 @@ impl Lease {
                 let held = is_http.then(|| InUse(Held::One { connection: Some(connection), slot }));
                 Ok((response, held))
             }
-            Sender::Two { mut sender, in_use } => {
+            Sender::Two { mut sender, in_use, .. } => {
                 let response = sender.try_send_request(request).await?;
                 Ok((response, Some(in_use)))
             }

@@ -5,8 +5,9 @@ use http::{Method, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
 use stillmesh_test_support::isolated_async;
-use stillmesh_waypoint_tests::Http;
+use stillmesh_waypoint::upstream::connections::Owned;
 use stillmesh_waypoint_tests::routes::{Shop, asked, shop};
+use stillmesh_waypoint_tests::{Http, World};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// Of service ports, as numbered on the wire.
@@ -85,5 +86,61 @@ fn a_stream_of_http2_becomes_a_websocket_at_an_endpoint_that_speaks_http1() {
         assert_eq!(http.send(connect("/name")).await.unwrap().status(), StatusCode::BAD_GATEWAY);
         assert_eq!(http.send(connect("/nothing")).await.unwrap().status(), StatusCode::NOT_FOUND);
         world.counts("istio_requests_total", &["response_code=\"101\"", "response_flags=\"-\""], 1.0).await;
+    });
+}
+
+#[test]
+fn a_stream_of_http2_becomes_a_websocket_at_an_endpoint_that_speaks_http2() {
+    isolated_async(|| async {
+        let Shop { world, web, apps } = shop(HTTP2, &[], vec![]).await;
+        let mut http = world.client("page", 1).http2(web).await;
+        assert_eq!(http.get("/name").await.1, "web");
+        let response = http.send(connect("/upgrade?a=b")).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let seen = apps[0].counts.last.lock().clone().unwrap();
+        assert_eq!((&seen.method, seen.uri.to_string().as_str()), (&Method::CONNECT, "http://web/upgrade?a=b"));
+        assert!(
+            !seen.headers.contains_key("sec-websocket-key") && seen.headers.contains_key("x-forwarded-client-cert")
+        );
+        let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+        stream.write_all(b"hello").await.unwrap();
+        let mut back = [0; 5];
+        stream.read_exact(&mut back).await.unwrap();
+        assert_eq!(&back, b"hello");
+        assert_eq!(http.get("/name").await.1, "web", "beside it");
+        stream.shutdown().await.unwrap();
+        assert_eq!(stream.read(&mut back).await.unwrap(), 0, "both sides end");
+        assert_eq!(http.send(connect("/nothing")).await.unwrap().status(), StatusCode::NOT_FOUND);
+        let labels = ["response_code=\"200\"", "response_flags=\"-\""];
+        world.counts("istio_requests_total", &labels, 3.0).await;
+        assert_eq!(apps[0].connections(), 1, "all of it on one connection");
+    });
+}
+
+#[test]
+fn an_endpoint_that_does_not_announce_connect_is_not_asked() {
+    isolated_async(|| async {
+        let mut world = World::new().await;
+        let workload = world.workload("web");
+        let web = world.service("web", "10.1.0.1", HTTP2, &[&workload]);
+        let listener = world.endpoint(&workload).await.listen().await;
+        let tasks = world.tasks.clone();
+        world.tasks.spawn("an application without CONNECT", async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let service = hyper::service::service_fn(|request: http::Request<hyper::body::Incoming>| async move {
+                    assert_ne!(request.method(), Method::CONNECT);
+                    Ok::<_, std::convert::Infallible>(http::Response::new(String::from("plain")))
+                });
+                let builder = hyper::server::conn::http2::Builder::new(Owned(tasks.clone()));
+                tasks.spawn("connection", builder.serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        world.start(&[]).await;
+        let mut http = world.client("page", 1).http2(web).await;
+        assert_eq!(http.get("/").await.1, "plain");
+        let response = http.send(connect("/upgrade")).await.unwrap();
+        assert_eq!(response.status(), StatusCode::BAD_GATEWAY);
+        world.counts("istio_requests_total", &["response_code=\"502\"", "response_flags=\"UC\""], 1.0).await;
+        assert_eq!(http.get("/").await.1, "plain", "on the same connection");
     });
 }
