@@ -157,6 +157,11 @@ pub struct Entered<T> {
 }
 
 impl<T> Entered<T> {
+    /// What it is.
+    pub fn what(&self) -> &T {
+        &self.open.what
+    }
+
     /// Waits until a policy closes it; says why.
     pub async fn refused(&self) -> Refusal {
         loop {

@@ -108,8 +108,8 @@ pub struct Limits {
     /// How long a request's head may take from its first byte; HTTP/1.1. On a connection that has carried requests it is up to
     /// three times that, and of one that begins right behind another request only what comes later is seen.
     pub head: Duration,
-    /// How long nothing may pass on a client's HTTP connection while requests are under way: what is stuck, or held back by a
-    /// client that does not read, ends.
+    /// How long nothing may pass on a client's HTTP connection while requests are under way, on one stream of HTTP/2, or on what
+    /// was upgraded: what is stuck, or held back by a client that does not read, ends.
     pub stream_idle: Duration,
     /// From about then on (up to a tenth earlier, at random) a client's connection, its tunnel included, takes no new requests:
     /// further replicas get their share.

@@ -18,6 +18,7 @@ mod reply;
 pub mod response;
 mod rewound;
 mod sniff;
+mod streams;
 pub mod tcp;
 
 use std::sync::Arc;

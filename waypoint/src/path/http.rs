@@ -33,13 +33,15 @@ use super::pace::Pace;
 use super::plan::{self, Action, Plan, Taken};
 use super::replay::Replay;
 use super::response::Overdue;
-use super::{Carried, PathError, ResponseBody, Rewound, Version, authorize, fault, forward, mirror, reply};
+use super::streams::Streams;
+use super::{Carried, PathError, ResponseBody, Rewound, Version, authorize, fault, forward, mirror, reply, tcp};
 use crate::capture::Downstream;
 use crate::clients::Entered;
 use crate::config::Limits;
+use crate::record::Flag;
 use crate::record::request::Request as Record;
 use crate::upstream::Upstream;
-use crate::upstream::connections::{CONNECTION_WINDOW, InUse, Owned, SEND_BUFFER, STREAM_WINDOW};
+use crate::upstream::connections::{CONNECTION_WINDOW, InUse, SEND_BUFFER, STREAM_WINDOW};
 
 /// Serves one client's HTTP connection to its end.
 pub async fn serve(downstream: Arc<Downstream>, stream: Rewound<Stream>, version: Version) {
@@ -78,7 +80,8 @@ pub async fn serve(downstream: Arc<Downstream>, stream: Rewound<Stream>, version
             ended
         }
         Version::Two => {
-            let connection = http2::Builder::new(Owned(waypoint.tasks.clone()))
+            let streams = Streams { tasks: waypoint.tasks.clone(), idle: limits.stream_idle };
+            let connection = http2::Builder::new(streams)
                 .timer(TokioTimer::new())
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
@@ -485,10 +488,12 @@ async fn tunnel(
         Ok(both) => both,
         Err(error) => return record.broke_off(&error),
     };
-    let (mut client, mut endpoint) = (TokioIo::new(client), TokioIo::new(endpoint));
+    let (mut client, mut endpoint) = (Rewound::new(TokioIo::new(client)), TokioIo::new(endpoint));
+    let (bytes, idle) = (client.bytes(), carried.what().waypoint().config.limits.stream_idle);
     let ended = tokio::select! {
         ended = copy_bidirectional(&mut client, &mut endpoint) => ended,
         refusal = carried.refused() => return record.failed(&PathError::Closed(refusal)),
+        () = tcp::quiet(&bytes, Some(idle)) => return record.cut(Flag::StreamIdle),
     };
     match ended {
         Ok((_, sent)) => {

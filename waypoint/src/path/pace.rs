@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::Bytes;
+use super::streams::Progress;
 
 /// Of one connection.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ impl Pace {
     pub fn begin(self: &Arc<Self>) -> UnderWay {
         self.begun.fetch_add(1, Ordering::Relaxed);
         self.under_way.fetch_add(1, Ordering::Relaxed);
-        UnderWay(self.clone())
+        UnderWay { pace: self.clone(), progress: Progress::of_stream() }
     }
 
     /// Requests that have begun so far.
@@ -111,19 +112,27 @@ impl Pace {
 
 /// A request that is under way.
 #[derive(Debug)]
-pub struct UnderWay(Arc<Pace>);
+pub struct UnderWay {
+    pace: Arc<Pace>,
+    progress: Arc<Progress>,
+}
 
 impl UnderWay {
-    /// Whether its connection was ended because nothing passed.
+    /// Whether its connection, or its stream, was ended because nothing passed.
     pub fn is_cut(&self) -> bool {
-        self.0.is_cut()
+        self.pace.is_cut() || self.progress.is_cut()
+    }
+
+    /// What of it passes.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.at_end.store(self.0.passed.received(), Ordering::Relaxed);
-        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+        self.pace.at_end.store(self.pace.passed.received(), Ordering::Relaxed);
+        self.pace.under_way.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

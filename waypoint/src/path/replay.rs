@@ -56,7 +56,7 @@ impl Received {
         Self { bytes: AtomicU64::new(0), messages: is_grpc.then(Mutex::default) }
     }
 
-    fn see(&self, piece: &[u8]) {
+    pub(super) fn see(&self, piece: &[u8]) {
         self.bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
         if let Some(messages) = &self.messages {
             messages.lock().see(piece);

@@ -189,7 +189,7 @@ async fn copy(mut stream: Rewound<Stream>, opened: Open, mut record: Connection)
 }
 
 /// Waits until nothing has passed for as long as `limit`, and less than twice that.
-async fn quiet(bytes: &Bytes, limit: Option<Duration>) {
+pub async fn quiet(bytes: &Bytes, limit: Option<Duration>) {
     let Some(limit) = limit else { return std::future::pending().await };
     let count = || (bytes.received(), bytes.sent());
     loop {

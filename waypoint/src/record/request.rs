@@ -74,6 +74,7 @@ impl Request {
     ) -> Self {
         let short = |text: &str| text.chars().take(LONGEST).collect::<String>();
         let header = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        under_way.progress().receives(&received);
         let host = head.uri.authority().map(|authority| authority.as_str()).or(header(header::HOST));
         Self {
             began: Instant::now(),
@@ -199,6 +200,7 @@ impl Request {
 
     /// Bytes of the response's body went to the client.
     pub fn sent(&mut self, bytes: usize) {
+        self.under_way.progress().taken();
         self.sent = self.sent.saturating_add(bytes as u64);
     }
 
@@ -213,6 +215,11 @@ impl Request {
         self.end = Some(error.flag());
         self.error = Some(error.text());
         self.why = Some(Why::of_error(error));
+    }
+
+    /// It was ended, for this.
+    pub fn cut(&mut self, flag: Flag) {
+        self.end = Some(flag);
     }
 
     /// The endpoint broke off.

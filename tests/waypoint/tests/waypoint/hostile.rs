@@ -208,8 +208,45 @@ fn clients_that_give_no_window_hold_little_and_hold_up_nobody() {
             assert_eq!(timeout(PATIENCE, neighbour.get("/name")).await.unwrap().0, StatusCode::OK);
         }
         let sent = apps[0].counts.sent.load(Ordering::Relaxed);
-        assert!(sent < 200 * (512 << 10), "{sent} bytes left the application for clients that take none");
+        // As docs/architecture.md promises, for each stream.
+        assert!(sent < 200 * (256 << 10), "{sent} bytes left the application for clients that take none");
         let grown = resident().saturating_sub(before);
         assert!(grown < 256 << 20, "{grown} bytes");
+    });
+}
+
+#[test]
+fn a_stream_without_window_ends_however_lively_its_connection_is() {
+    isolated_async(|| async {
+        let Shop { world, web, .. } = shop(2, &[("STREAM_IDLE_TIMEOUT", "500ms")], vec![]).await;
+        let client = world.client("page", 1);
+        let mut builder = h2::client::Builder::new();
+        let built = builder.initial_window_size(0).handshake::<_, bytes::Bytes>(client.stream(web).await);
+        let (sender, connection) = built.await.unwrap();
+        world.tasks.spawn("held", async move { drop(connection.await) });
+        let mut sender = sender.ready().await.unwrap();
+        let get = Request::builder().uri("http://web/source").body(()).unwrap();
+        let response = sender.send_request(get, true).unwrap().0.await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let mut body = response.into_body();
+        let mut held = std::pin::pin!(timeout(PATIENCE, body.data()));
+        let ended = loop {
+            let head = Request::builder().method("HEAD").uri("http://web/name").body(()).unwrap();
+            let asked = async {
+                sender = sender.clone().ready().await.unwrap();
+                sender.send_request(head, true).unwrap().0.await.unwrap()
+            };
+            tokio::select! {
+                ended = held.as_mut() => break ended,
+                response = asked => assert_eq!(response.status(), StatusCode::OK),
+            }
+        };
+        let error = ended.expect("it ends in time").expect("no whole body").unwrap_err();
+        assert!(error.is_reset() && error.reason() == Some(h2::Reason::CANCEL), "{error}");
+        world.counts("istio_requests_total", &["response_code=\"200\"", "response_flags=\"SI\""], 1.0).await;
+        // Its neighbours on the same connection go on.
+        let head = Request::builder().method("HEAD").uri("http://web/name").body(()).unwrap();
+        let response = sender.clone().ready().await.unwrap().send_request(head, true).unwrap().0.await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
     });
 }
