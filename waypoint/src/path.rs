@@ -20,6 +20,7 @@ mod rewound;
 mod sniff;
 mod streams;
 pub mod tcp;
+mod upgrade;
 
 use std::sync::Arc;
 

@@ -12,7 +12,6 @@ use http::{Method, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use stillmesh_core::decide::Target;
@@ -21,7 +20,6 @@ use stillmesh_core::model::AppProtocol;
 use stillmesh_core::model::destination::EndpointVersion;
 use stillmesh_hbone::Stream;
 use stillmesh_runtime::drain::Watch;
-use tokio::io::copy_bidirectional;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -34,11 +32,10 @@ use super::plan::{self, Action, Plan, Taken};
 use super::replay::Replay;
 use super::response::Overdue;
 use super::streams::Streams;
-use super::{Carried, PathError, ResponseBody, Rewound, Version, authorize, fault, forward, mirror, reply, tcp};
+use super::upgrade::Upgrading;
+use super::{Carried, PathError, ResponseBody, Rewound, Version, authorize, fault, forward, mirror, reply};
 use crate::capture::Downstream;
-use crate::clients::Entered;
 use crate::config::Limits;
-use crate::record::Flag;
 use crate::record::request::Request as Record;
 use crate::upstream::Upstream;
 use crate::upstream::connections::{CONNECTION_WINDOW, InUse, SEND_BUFFER, STREAM_WINDOW};
@@ -266,14 +263,6 @@ struct Asked {
     entropy: u64,
 }
 
-/// A client's connection, or stream, that is to become something else.
-struct Upgrading {
-    connection: OnUpgrade,
-    version: Version,
-    /// How it was asked for.
-    carried: Carried,
-}
-
 /// Sends a request on and hands its response back.
 async fn forward(
     downstream: &Arc<Downstream>,
@@ -424,7 +413,7 @@ fn prepare(
 /// Hands an endpoint's answer to the client.
 fn deliver(
     downstream: &Arc<Downstream>,
-    (mut response, in_use): Answered,
+    (response, in_use): Answered,
     make: impl FnOnce(Incoming, Option<InUse>, Record) -> ResponseBody,
     client: Option<Upgrading>,
     mut record: Record,
@@ -433,13 +422,7 @@ fn deliver(
     let is_connected = response.version() == http::Version::HTTP_2 && response.status().is_success();
     match client {
         Some(client) if response.status() == StatusCode::SWITCHING_PROTOCOLS || is_connected => {
-            let endpoint = (hyper::upgrade::on(&mut response), in_use);
-            let head = switched(response.into_parts().0, client.version);
-            let waypoint = downstream.waypoint();
-            let carried = waypoint.clients.carry(client.carried);
-            carried.again();
-            waypoint.tasks.spawn("upgraded", tunnel(client.connection, endpoint, carried, record));
-            return Response::from_parts(head, ResponseBody::empty());
+            return client.switch(downstream, response, in_use, record);
         }
         None if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
             let error = PathError::BadRequest { what: "the endpoint switched protocols unasked" };
@@ -456,50 +439,4 @@ fn deliver(
     // The client's connection has its own.
     head.version = http::Version::default();
     Response::from_parts(head, make(body, in_use, record))
-}
-
-/// The head of an answer by which a client's connection, or stream, becomes something else.
-fn switched(mut head: http::response::Parts, client: Version) -> http::response::Parts {
-    let protocol = head.headers.get(header::UPGRADE).cloned();
-    forward::strip(&mut head.headers);
-    if client == Version::Two {
-        // A CONNECT is answered 200, and the client has sent no key (RFC 8441 section 5).
-        head.status = StatusCode::OK;
-        head.version = http::Version::HTTP_2;
-        head.headers.remove(header::SEC_WEBSOCKET_ACCEPT);
-        head.headers.remove(header::CONTENT_LENGTH);
-    } else {
-        head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        if let Some(protocol) = protocol {
-            head.headers.insert(header::UPGRADE, protocol);
-        }
-    }
-    head
-}
-
-/// Carries what a connection was upgraded to, until both sides have ended or a policy closes it.
-async fn tunnel(
-    client: OnUpgrade,
-    (endpoint, _in_use): (OnUpgrade, Option<InUse>),
-    carried: Entered<Carried>,
-    mut record: Record,
-) {
-    let (client, endpoint) = match tokio::try_join!(client, endpoint) {
-        Ok(both) => both,
-        Err(error) => return record.broke_off(&error),
-    };
-    let (mut client, mut endpoint) = (Rewound::new(TokioIo::new(client)), TokioIo::new(endpoint));
-    let (bytes, idle) = (client.bytes(), carried.what().waypoint().config.limits.stream_idle);
-    let ended = tokio::select! {
-        ended = copy_bidirectional(&mut client, &mut endpoint) => ended,
-        refusal = carried.refused() => return record.failed(&PathError::Closed(refusal)),
-        () = tcp::quiet(&bytes, Some(idle)) => return record.cut(Flag::StreamIdle),
-    };
-    match ended {
-        Ok((_, sent)) => {
-            record.sent(usize::try_from(sent).unwrap_or(usize::MAX));
-            record.complete();
-        }
-        Err(error) => record.failed(&PathError::Broken { source: Arc::new(error) }),
-    }
 }
