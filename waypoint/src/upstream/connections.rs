@@ -393,7 +393,7 @@ impl Lease {
     }
 
     /// Whether the endpoint takes CONNECT for other protocols (RFC 8441): it says so in its settings, which are the first that
-    /// it sends on a new connection, and are waited for as long as [`SETTINGS`].
+    /// it sends on a new connection, and are waited for during its first second.
     pub async fn takes_connect(&self) -> bool {
         let Sender::Two { made, connect, .. } = &self.sender else { return false };
         let mut connect = connect.clone();
