@@ -207,12 +207,12 @@ fn limits(env: &mut Reader) -> Limits {
         connect: Duration::from_secs(10),
         own_workload: Duration::from_secs(5),
         detection: env.duration("PROTOCOL_DETECTION_TIMEOUT", Duration::from_millis(100)),
-        idle: env.duration("IDLE_TIMEOUT", Duration::from_secs(300)),
-        head: env.duration("HEADER_TIMEOUT", Duration::from_secs(10)),
-        stream_idle: env.duration("STREAM_IDLE_TIMEOUT", Duration::from_secs(3600)),
-        client_age: env.duration("CLIENT_CONNECTION_AGE", Duration::from_secs(300)),
+        idle: bound(env, "IDLE_TIMEOUT", Duration::from_secs(300)),
+        head: bound(env, "HEADER_TIMEOUT", Duration::from_secs(10)),
+        stream_idle: bound(env, "STREAM_IDLE_TIMEOUT", Duration::from_secs(3600)),
+        client_age: bound(env, "CLIENT_CONNECTION_AGE", Duration::from_secs(300)),
         quiet: env.duration("DRAIN_QUIET_PERIOD", Duration::from_secs(5)),
-        upstream_idle: env.duration("UPSTREAM_IDLE_TIMEOUT", Duration::from_secs(60)),
+        upstream_idle: bound(env, "UPSTREAM_IDLE_TIMEOUT", Duration::from_secs(60)),
         upstream_age: Duration::from_secs(600),
         head_bytes: within(env, "MAX_HEADER_BYTES", 64 << 10, 8 << 10, 1 << 20),
         replay_bytes: within(env, "MAX_REPLAY_BYTES", 64 << 10, 0, 1 << 20),
@@ -221,6 +221,14 @@ fn limits(env: &mut Reader) -> Limits {
         concurrent: crate::upstream::connections::CONCURRENT,
     }
 }
+
+/// A bound in time; of zero: none, as in Istio and Envoy.
+fn bound(env: &mut Reader, key: &str, default: Duration) -> Duration {
+    Some(env.duration(key, default)).filter(|bound| !bound.is_zero()).unwrap_or(NEVER)
+}
+
+/// Longer than anything lives; unlike the longest duration it can be reckoned with.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 impl Limits {
     /// How old one client's connection may become.
@@ -241,6 +249,14 @@ mod tests {
         assert_eq!((config.stats.port(), config.readiness.port()), (15020, 15021));
         assert!(config.admin.ip().is_loopback() && config.gateways.is_empty());
         assert_eq!(config.drain, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_bound_of_zero_is_none() {
+        let limits = |pairs: &[(&str, &str)]| Config::read(Reader::from_values(pairs.to_vec())).unwrap().limits;
+        let set = limits(&[("STREAM_IDLE_TIMEOUT", "2s"), ("IDLE_TIMEOUT", "0")]);
+        assert_eq!((set.stream_idle, set.idle), (Duration::from_secs(2), NEVER));
+        assert!(limits(&[("CLIENT_CONNECTION_AGE", "0s")]).client_age() > NEVER / 2);
     }
 
     #[test]

@@ -270,7 +270,7 @@ impl Connections {
 
     /// Closes what has been idle for long. Runs for ever.
     pub async fn tidy(self: Arc<Self>) {
-        let every = (self.limits.upstream_idle / 2).max(Duration::from_millis(10));
+        let every = (self.limits.upstream_idle / 2).clamp(Duration::from_millis(10), TIDY);
         loop {
             tokio::time::sleep(every).await;
             self.slots.lock().retain(|_, slot| {
@@ -290,6 +290,9 @@ impl Connections {
         }
     }
 }
+
+/// Longest time between two looks for connections that have ended.
+const TIDY: Duration = Duration::from_secs(30);
 
 /// Receive windows and buffers of HTTP/2 inside the tunnels, bytes.
 pub const STREAM_WINDOW: u32 = 128 << 10;
