@@ -15,10 +15,10 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::json;
-use stillmesh_records::{Hop, Told};
+use stillmesh_records::{Hop, Query, Told};
 
 use crate::cluster::args::{Access, MeshNamespace, duration, namespace_name};
 use crate::output::line;
@@ -100,21 +100,20 @@ struct Found {
 }
 
 async fn by_id(args: &Why, place: &Place) -> anyhow::Result<Found> {
-    let id: String = args.source.chars().filter(|one| *one != '-').collect::<String>().to_ascii_lowercase();
-    let is_id = matches!(id.len(), 16 | 32) && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    ensure!(
-        is_id,
-        "{:?} is no id: 16 or 32 hexadecimal digits, as `conn.id` of the access log or the body of a 403 has them. To ask by \
-         names, give two: stillmesh why SRC DST",
-        args.source
-    );
+    let id = stillmesh_records::id(&args.source).with_context(|| {
+        format!(
+            "{:?} is no id: 16 or 32 hexadecimal digits, as `conn.id` of the access log or the body of a 403 has them. To ask \
+             by names, give two: stillmesh why SRC DST",
+            args.source
+        )
+    })?;
     let proxies = place.proxies(&BTreeSet::new()).await?;
     let mut gathered = ask::Gathered::default();
-    ask::follow(&proxies, &mut gathered, vec![id.clone()]).await;
-    let connections = join::connections(std::mem::take(&mut gathered.told), &|told| join::has_id(told, &id));
+    ask::follow(&proxies, &mut gathered, vec![id]).await;
+    let connections = join::connections(std::mem::take(&mut gathered.told), &|told| join::has_id(told, id));
     let mut notes = gathered.notes();
     if connections.is_empty() {
-        notes.insert(0, format!("nothing is recorded under {id}"));
+        notes.insert(0, format!("nothing is recorded under {}", args.source));
         notes.push(story::reach(&gathered.asked));
     }
     Ok(Found { connections, notes, asked: gathered.asked })
@@ -129,15 +128,19 @@ async fn by_names(args: &Why, place: &Place, destination: &str) -> anyhow::Resul
     if proxies.is_empty() {
         bail!("no ztunnel and no waypoint runs where they could have seen it");
     }
-    let question = ask::question(&source, &destination, port, args.since, args.path.as_deref(), args.method.as_deref());
+    let question = Query {
+        sources: source.terms.clone(),
+        destinations: destination.terms.clone(),
+        port,
+        since: Some(args.since.max(Duration::from_secs(1))),
+        path: args.path.clone(),
+        method: args.method.clone(),
+        ..Query::all()
+    };
     let mut gathered = ask::Gathered::default();
     let ids = ask::ask(&proxies, &question, &mut gathered).await;
     ask::follow(&proxies, &mut gathered, ids).await;
-    let wanted = |told: &Told| {
-        told.hop != Hop::Request
-            || (args.path.as_ref().is_none_or(|path| *path == told.path)
-                && args.method.as_ref().is_none_or(|method| *method == told.method))
-    };
+    let wanted = |told: &Told| told.hop != Hop::Request || question.takes_request(&told.method, &told.path);
     let mut connections = join::connections(std::mem::take(&mut gathered.told), &wanted);
     if args.path.is_some() || args.method.is_some() {
         connections.retain(|one| one.hops.iter().any(|told| told.hop == Hop::Request));

@@ -18,7 +18,7 @@ mod told;
 
 pub use draft::Draft;
 pub use names::{Handle, LONGEST_NAME, Names};
-pub use query::{MOST_ANSWERS, Query, QueryError, Term};
+pub use query::{MOST_ANSWERS, Query, QueryError, Term, id};
 pub use record::{Address, Field, Hop, Kept, Record, Recorded};
 pub use recorder::{DEFAULT_BUDGET, Recorder, SMALLEST_BUDGET};
 pub use ring::Ring;

@@ -96,6 +96,11 @@ impl Query {
         Self { limit: USUAL_ANSWERS, ..Self::default() }
     }
 
+    /// Records with one of these ids, as much as may be told.
+    pub fn of(ids: Vec<u128>) -> Self {
+        Self { ids, limit: MOST_ANSWERS, ..Self::default() }
+    }
+
     /// Reads the parameters of a request: `id`, `src`, `dst` (each any number of times), `port`, `since` in seconds, `path`,
     /// `method`, `limit`.
     pub fn read(parameters: &[(String, String)]) -> Result<Self, QueryError> {
@@ -124,6 +129,12 @@ impl Query {
         Ok(query)
     }
 
+    /// Whether a request is asked for, by its method and its path as records have it.
+    pub fn takes_request(&self, method: &str, path: &str) -> bool {
+        self.method.as_deref().is_none_or(|wanted| wanted == method)
+            && self.path.as_deref().is_none_or(|wanted| crate::names::shortened(wanted) == path)
+    }
+
     /// Whether a record is asked for. One that is written after `now_us` counts as new.
     pub fn takes(&self, recorded: &impl Recorded, now_us: u64) -> bool {
         let record = recorded.record();
@@ -144,14 +155,8 @@ impl Query {
         {
             return false;
         }
-        if record.hop == Hop::Request {
-            if self.method.as_deref().is_some_and(|method| method != recorded.text(Field::Method)) {
-                return false;
-            }
-            let wanted = self.path.as_deref().map(crate::names::shortened);
-            if wanted.is_some_and(|path| path != recorded.text(Field::Path)) {
-                return false;
-            }
+        if record.hop == Hop::Request && !self.takes_request(recorded.text(Field::Method), recorded.text(Field::Path)) {
+            return false;
         }
         let is_source = |term: &Term| match term {
             Term::Pod(name) => is_pod(recorded.text(Field::Source), name),
@@ -171,6 +176,22 @@ impl Query {
             Term::Identity(_) => false,
         };
         self.destinations.is_empty() || self.destinations.iter().any(is_destination)
+    }
+}
+
+/// As parameters of a request, escaped; [`Query::read`] reads them.
+impl fmt::Display for Query {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut pairs = form_urlencoded::Serializer::new(String::new());
+        pairs.extend_pairs(self.ids.iter().map(|id| ("id", format!("{id:032x}"))));
+        pairs.extend_pairs(self.sources.iter().map(|term| ("src", term.to_string())));
+        pairs.extend_pairs(self.destinations.iter().map(|term| ("dst", term.to_string())));
+        pairs.extend_pairs(self.port.map(|port| ("port", port.to_string())));
+        pairs.extend_pairs(self.since.map(|since| ("since", since.as_secs().to_string())));
+        pairs.extend_pairs(self.path.as_ref().map(|path| ("path", path)));
+        pairs.extend_pairs(self.method.as_ref().map(|method| ("method", method)));
+        pairs.append_pair("limit", &self.limit.to_string());
+        f.write_str(&pairs.finish())
     }
 }
 
@@ -207,8 +228,8 @@ fn is_port(authority: &str, port: u16) -> bool {
     authority.rsplit_once(':').is_some_and(|(_, text)| text.parse() == Ok(port))
 }
 
-/// An id as people have it: hexadecimal, with hyphens or without.
-fn id(text: &str) -> Option<u128> {
+/// An id as people have it: 16 or 32 hexadecimal digits, with hyphens or without. `None` is no id.
+pub fn id(text: &str) -> Option<u128> {
     let digits: String = text.chars().filter(|one| *one != '-').collect();
     let legal = matches!(digits.len(), 16 | 32) && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
     legal.then(|| u128::from_str_radix(&digits, 16).ok()).flatten().filter(|id| *id != 0)

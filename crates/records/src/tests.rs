@@ -77,6 +77,24 @@ proptest! {
     }
 
     #[test]
+    fn what_is_asked_is_read_as_it_was_meant(
+        ids in proptest::collection::vec(1_u128.., 0..3),
+        pods in proptest::collection::vec(".{1,20}", 0..3),
+        port in proptest::option::of(0_u16..),
+        since in proptest::option::of(0_u64..1 << 40),
+        path in proptest::option::of(".{0,40}"),
+        limit in 1..=MOST_ANSWERS,
+    ) {
+        let sources = pods.into_iter().map(Term::Pod).collect();
+        let destinations = vec![Term::Ip([10, 0, 0, 1].into()), Term::Service("shop/stock".to_owned())];
+        let since = since.map(Duration::from_secs);
+        let meant = Query { ids, sources, destinations, port, since, path, method: Some("GET".to_owned()), limit };
+        let written = meant.to_string();
+        let pairs: Vec<(String, String)> = form_urlencoded::parse(written.as_bytes()).into_owned().collect();
+        prop_assert_eq!(Query::read(&pairs), Ok(meant));
+    }
+
+    #[test]
     fn long_texts_are_cut_between_characters(text in "[aä€]{0,400}") {
         let mut draft = draft(0, "x", "/");
         draft.name(Field::Error, &text);

@@ -16,6 +16,9 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use nix::unistd::getuid;
 use stillmesh_runtime::admin::client::{Client, Endpoint};
 
+use crate::cluster::args::Access;
+use crate::output::note;
+
 /// Takes the name. Errors: a mesh of this name runs already.
 pub fn bind(name: &str) -> anyhow::Result<UnixListener> {
     let address = SocketAddr::from_abstract_name(socket_name(name))?;
@@ -37,6 +40,17 @@ pub fn client(name: &str) -> anyhow::Result<Client> {
 /// Names of the meshes that run for this user.
 pub fn running() -> Vec<String> {
     std::fs::read_to_string("/proc/net/unix").map(|table| names(&table, getuid().as_raw())).unwrap_or_default()
+}
+
+/// The mesh on this machine that a command means: the named one, or, where no cluster is chosen, one that runs.
+pub(crate) fn here(name: Option<&str>, access: &Access) -> Option<String> {
+    if name.is_some() || access.chosen() {
+        return name.map(str::to_owned);
+    }
+    let running = running();
+    let mesh = running.iter().find(|name| *name == "default").or(running.first())?;
+    note(&format!("in the mesh {mesh:?} on this machine; --kubeconfig or --context mean a cluster"));
+    Some(mesh.clone())
 }
 
 /// Whether a peer of the runner's sockets may command it: the user whose mesh it is. Inside a user namespace that

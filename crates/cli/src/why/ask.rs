@@ -1,14 +1,12 @@
 //! Puts a question to all that could have seen something, and follows the ids in what they tell.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use futures::StreamExt as _;
 use serde::Serialize;
-use stillmesh_records::{Hop, Told};
+use stillmesh_records::{Hop, Query, Told};
 
 use super::place::Proxy;
-use super::who::End;
 
 /// Proxies that are asked at a time.
 const AT_ONCE: usize = 8;
@@ -66,41 +64,8 @@ impl Gathered {
     }
 }
 
-/// The question that two ends make.
-pub(super) fn question(
-    source: &End,
-    destination: &End,
-    port: Option<u16>,
-    since: Duration,
-    path: Option<&str>,
-    method: Option<&str>,
-) -> String {
-    let mut pairs = vec![("since", since.as_secs().max(1).to_string())];
-    pairs.extend(source.terms.iter().map(|term| ("src", term.to_string())));
-    pairs.extend(destination.terms.iter().map(|term| ("dst", term.to_string())));
-    pairs.extend(port.map(|port| ("port", port.to_string())));
-    pairs.extend(path.map(|path| ("path", path.to_owned())));
-    pairs.extend(method.map(|method| ("method", method.to_owned())));
-    encoded(&pairs)
-}
-
-/// Pairs as a query.
-fn encoded(pairs: &[(&str, String)]) -> String {
-    let escape = |text: &str| {
-        text.bytes().fold(String::new(), |mut whole, byte| {
-            if byte.is_ascii_alphanumeric() || b"-._~/:".contains(&byte) {
-                whole.push(char::from(byte));
-            } else {
-                whole.push_str(&format!("%{byte:02X}"));
-            }
-            whole
-        })
-    };
-    pairs.iter().map(|(key, value)| format!("{key}={}", escape(value))).collect::<Vec<_>>().join("&")
-}
-
 /// Asks all, and gives the ids that lead on from what is new: refused ones first, then the newest.
-pub(super) async fn ask(proxies: &[Proxy], query: &str, gathered: &mut Gathered) -> Vec<String> {
+pub(super) async fn ask(proxies: &[Proxy], query: &Query, gathered: &mut Gathered) -> Vec<u128> {
     let answers = futures::stream::iter(proxies.iter().enumerate())
         .map(|(place, proxy)| async move { (place, proxy.to_string(), proxy.ask(query).await) })
         .buffer_unordered(AT_ONCE);
@@ -132,11 +97,11 @@ pub(super) async fn ask(proxies: &[Proxy], query: &str, gathered: &mut Gathered)
         }
     }
     new.sort_by_key(|told| (!told.refused, std::cmp::Reverse(told.at_us)));
-    let mut ids: Vec<String> = Vec::new();
+    let mut ids: Vec<u128> = Vec::new();
     for told in &new {
         // What a waypoint carries on is followed; where it came from is the same id everywhere.
-        let next = if told.hop == Hop::Outbound { None } else { told.next.clone() };
-        for id in [Some(told.id.clone()), next].into_iter().flatten() {
+        let next = told.next.as_ref().filter(|_| told.hop != Hop::Outbound);
+        for id in [Some(&told.id), next].into_iter().flatten().filter_map(|id| stillmesh_records::id(id)) {
             if !ids.contains(&id) {
                 ids.push(id);
             }
@@ -146,29 +111,15 @@ pub(super) async fn ask(proxies: &[Proxy], query: &str, gathered: &mut Gathered)
 }
 
 /// Asks all for these ids, and for those that they lead to.
-pub(super) async fn follow(proxies: &[Proxy], gathered: &mut Gathered, ids: Vec<String>) {
-    let mut known: BTreeSet<String> = BTreeSet::new();
+pub(super) async fn follow(proxies: &[Proxy], gathered: &mut Gathered, ids: Vec<u128>) {
+    let mut known: BTreeSet<u128> = BTreeSet::new();
     let mut ids = ids;
     for _ in 0..STEPS {
-        ids.retain(|id| known.insert(id.clone()));
+        ids.retain(|id| known.insert(*id));
         ids.truncate(IDS);
         if ids.is_empty() {
             return;
         }
-        let pairs: Vec<(&str, String)> = ids.iter().map(|id| ("id", id.clone())).collect();
-        ids = ask(proxies, &format!("{}&limit=500", encoded(&pairs)), gathered).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_asked_is_escaped() {
-        assert_eq!(
-            encoded(&[("path", "/a b&c=ä".to_owned()), ("port", "80".to_owned())]),
-            "path=/a%20b%26c%3D%C3%A4&port=80"
-        );
+        ids = ask(proxies, &Query::of(ids), gathered).await;
     }
 }

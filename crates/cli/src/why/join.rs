@@ -31,9 +31,9 @@ impl Connection {
 const MOST_HOPS: usize = 24;
 
 /// Whether a record goes by an id.
-pub(super) fn has_id(told: &Told, id: &str) -> bool {
+pub(super) fn has_id(told: &Told, id: u128) -> bool {
     let own = [Some(&told.id), told.next.as_ref(), told.request.as_ref(), told.decision.as_ref()];
-    own.into_iter().flatten().any(|one| one == id)
+    own.into_iter().flatten().any(|one| stillmesh_records::id(one) == Some(id))
 }
 
 /// Connections: refused ones first, then the newest. `wanted` says which records are asked for; others are told only where

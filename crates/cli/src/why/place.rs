@@ -7,13 +7,14 @@ use anyhow::ensure;
 use http::Method;
 use kube::Client;
 use serde_json::Value;
-use stillmesh_records::Answer;
+use stillmesh_records::{Answer, Query};
 
 use crate::cluster::access::reach;
 use crate::cluster::args::Access;
 use crate::cluster::objects::{Objects, Resource};
 use crate::cluster::pod_http::PodPort;
-use crate::machine::{control, tunnels};
+use crate::machine::control::{self, here};
+use crate::machine::tunnels;
 use crate::output::note;
 
 /// The admin port of tunnels and waypoints.
@@ -50,8 +51,8 @@ impl fmt::Display for Proxy {
 }
 
 impl Proxy {
-    /// Asks for records. `query` is ready to stand behind a question mark.
-    pub(super) async fn ask(&self, query: &str) -> anyhow::Result<Answer> {
+    /// Asks for records.
+    pub(super) async fn ask(&self, query: &Query) -> anyhow::Result<Answer> {
         let path = format!("/decisions?{query}");
         let body = match self {
             Self::Here { mesh, namespace, pod } => tunnels::fetch(mesh, namespace, pod, ADMIN, &path).await?,
@@ -64,15 +65,8 @@ impl Proxy {
 impl Place {
     /// The mesh that is named or runs here, else the cluster.
     pub(super) async fn find(name: Option<&str>, access: &Access) -> anyhow::Result<Self> {
-        if let Some(name) = name {
-            return Ok(Self::Here { mesh: name.to_owned() });
-        }
-        if !access.chosen() {
-            let running = control::running();
-            if let Some(mesh) = running.iter().find(|name| *name == "default").or(running.first()) {
-                note(&format!("in the mesh {mesh:?} on this machine; --kubeconfig or --context mean a cluster"));
-                return Ok(Self::Here { mesh: mesh.clone() });
-            }
+        if let Some(mesh) = here(name, access) {
+            return Ok(Self::Here { mesh });
         }
         Ok(Self::Cluster { objects: Objects::new(reach(access).await?.client()) })
     }

@@ -46,7 +46,7 @@ fn requests_of_two_clients_on_one_connection_onwards_are_two_stories() {
 
 #[test]
 fn refused_ones_come_first_and_only_what_is_asked_for_is_told() {
-    let refused = Told { refused: true, decision: Some("d".to_owned()), ..told(Hop::Request, "a", None, 2) };
+    let refused = Told { refused: true, decision: Some("d".repeat(16)), ..told(Hop::Request, "a", None, 2) };
     let all = vec![
         told(Hop::Outbound, "a", None, 3),
         refused,
@@ -55,7 +55,7 @@ fn refused_ones_come_first_and_only_what_is_asked_for_is_told() {
     ];
     let found = join::connections(all.clone(), &|_| true);
     assert_eq!(found.iter().map(|one| one.id.as_str()).collect::<Vec<_>>(), ["a", "z"]);
-    let by_id = join::connections(all, &|told| join::has_id(told, "d"));
+    let by_id = join::connections(all, &|told| join::has_id(told, 0xdddd_dddd_dddd_dddd));
     assert_eq!(by_id.len(), 1);
     assert_eq!(by_id[0].hops.len(), 2, "the client's and the one request");
 }

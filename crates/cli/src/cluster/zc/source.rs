@@ -99,7 +99,7 @@ pub(super) async fn every(from: &From) -> anyhow::Result<Vec<Tunnel>> {
     if let Some(file) = &from.file {
         return Ok(vec![Tunnel::File(file.clone())]);
     }
-    if let Some(mesh) = local(from) {
+    if let Some(mesh) = control::here(from.name.as_deref(), &from.access) {
         return every_local(from, &mesh).await;
     }
     let reached = reach(&from.access).await?;
@@ -148,20 +148,6 @@ pub(super) async fn every(from: &From) -> anyhow::Result<Vec<Tunnel>> {
     found.dedup_by_key(|pod| node(pod));
     found.sort_by_key(|pod| (!ready(pod), node(pod)));
     Ok(found.iter().map(|pod| made(pod, &pod.namespace().unwrap_or_default())).collect())
-}
-
-/// The mesh on this machine that is meant: the named one, or one that runs where no cluster is named.
-fn local(from: &From) -> Option<String> {
-    if let Some(name) = &from.name {
-        return Some(name.clone());
-    }
-    if from.access.chosen() {
-        return None;
-    }
-    let running = control::running();
-    let mesh = running.iter().find(|name| *name == "default").or(running.first())?;
-    note(&format!("in the mesh {mesh:?} on this machine; --kubeconfig or --context mean a cluster"));
-    Some(mesh.clone())
 }
 
 async fn every_local(from: &From, mesh: &str) -> anyhow::Result<Vec<Tunnel>> {
