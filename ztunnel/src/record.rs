@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use stillmesh_core::Diagnose;
 use stillmesh_core::explain::Reason;
 use stillmesh_core::model::{Identity, Service, Workload};
 use stillmesh_records::Draft;
@@ -186,15 +187,11 @@ pub struct Outcome {
 }
 
 /// What an error says of itself to the record.
-pub trait Ending: std::fmt::Display {
+pub trait Ending: Diagnose {
     /// For the metrics.
     fn flag(&self) -> Flag;
     /// Why, where a decision ended it.
     fn reason(&self) -> Option<&Reason>;
-    /// Stable code of what went wrong.
-    fn code(&self) -> &'static str;
-    /// What to do about it.
-    fn remedy(&self) -> &'static str;
 }
 
 /// One connection's record. Dropping it writes it down.

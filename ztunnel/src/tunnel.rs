@@ -88,14 +88,6 @@ pub fn is_worth_another_try(error: &PathError) -> bool {
     }
 }
 
-/// The address that a plan dials, where it is known already.
-pub fn next_hop(plan: &OutboundPlan) -> Option<SocketAddr> {
-    match &plan.dial {
-        Dial::Address(address) => Some(*address),
-        Dial::Name(..) => None,
-    }
-}
-
 /// The CONNECT's authority as text, where the plan has one.
 pub fn authority(plan: &OutboundPlan) -> Option<String> {
     match &plan.protocol {

@@ -104,6 +104,7 @@ fn one_line(error: &dyn std::error::Error) -> String {
     }
     text.replace('\n', " ")
 }
+
 /// TLS 1.3 alone, which every API server speaks: the client takes whatever version the provider has suites for.
 fn provider() -> CryptoProvider {
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();

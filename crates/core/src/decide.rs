@@ -59,6 +59,16 @@ pub enum Dial {
     Name(Str, u16),
 }
 
+impl Dial {
+    /// The address, where it is known already.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Address(address) => Some(*address),
+            Self::Name(..) => None,
+        }
+    }
+}
+
 /// How to speak to what is dialled.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum OutboundProtocol {

@@ -141,6 +141,26 @@ impl<M> Drop for Held<M> {
     }
 }
 
+/// A counter that follows a number which only grows, and is nobody else's.
+#[derive(Debug)]
+pub struct Following {
+    counter: Held<Counter>,
+    so_far: AtomicU64,
+}
+
+impl Following {
+    /// Follows from 0 on.
+    pub fn new(counter: Held<Counter>) -> Self {
+        Self { counter, so_far: AtomicU64::new(0) }
+    }
+
+    /// The number is `now`, or greater by now. Any number of callers at once count each unit once.
+    pub fn follow(&self, now: u64) {
+        let before = self.so_far.fetch_max(now, Ordering::Relaxed);
+        self.counter.inc_by(now.saturating_sub(before));
+    }
+}
+
 impl<L: Labels, M> Series<L, M> {
     /// The metric of these labels, or the one that overflows are counted in.
     pub fn get(&self, labels: &L) -> Held<M> {

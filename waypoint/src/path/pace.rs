@@ -9,6 +9,18 @@ use tokio::time::sleep;
 use super::Bytes;
 use super::streams::Progress;
 
+/// Waits until what `look` shows has been the same for as long as `limit`, and less than twice that. While it shows nothing,
+/// nothing is waited for.
+pub async fn unchanged<T: PartialEq>(limit: Duration, look: impl Fn() -> Option<T>) {
+    loop {
+        let before = look();
+        sleep(limit).await;
+        if before.is_some() && before == look() {
+            return;
+        }
+    }
+}
+
 /// Of one connection.
 #[derive(Debug)]
 pub struct Pace {
@@ -69,24 +81,12 @@ impl Pace {
 
     /// Waits until no request has been under way for as long as `limit`, and less than twice that.
     pub async fn idle(&self, limit: Duration) {
-        loop {
-            let before = self.begun();
-            sleep(limit).await;
-            if !self.is_busy() && before == self.begun() {
-                return;
-            }
-        }
+        unchanged(limit, || (!self.is_busy()).then(|| self.begun())).await;
     }
 
     /// Waits until requests are under way and no byte has passed for as long as `limit`, and less than twice that.
     pub async fn stalled(&self, limit: Duration) {
-        loop {
-            let before = self.count();
-            sleep(limit).await;
-            if self.is_busy() && before == self.count() {
-                return;
-            }
-        }
+        unchanged(limit, || self.is_busy().then(|| (self.passed.received(), self.passed.sent(), self.begun()))).await;
     }
 
     /// Waits until the head of a request has been coming for as long as `limit`, and less than three times that. Of one that
@@ -103,10 +103,6 @@ impl Pace {
                 }
             }
         }
-    }
-
-    fn count(&self) -> (u64, u64, u64) {
-        (self.passed.received(), self.passed.sent(), self.begun())
     }
 }
 

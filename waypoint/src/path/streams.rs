@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use hyper::rt::Executor;
 use stillmesh_runtime::tasks::Tasks;
-use tokio::time::sleep;
 
 use super::Received;
+use super::pace::unchanged;
 
 tokio::task_local! {
     /// Of the stream whose task this is.
@@ -54,13 +54,7 @@ impl Progress {
 
     /// Waits until nothing has passed for as long as `limit`, and less than twice that.
     async fn stuck(&self, limit: Duration) {
-        loop {
-            let before = self.count();
-            sleep(limit).await;
-            if before == self.count() {
-                return;
-            }
-        }
+        unchanged(limit, || Some(self.count())).await;
     }
 }
 
@@ -99,7 +93,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::{Instant, timeout};
+    use tokio::time::{Instant, sleep, timeout};
 
     use super::*;
 

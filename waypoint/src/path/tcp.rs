@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt as _, copy_bidirectional_with_sizes};
 use tokio::time::{sleep, timeout};
 
 use super::hello::Hello;
+use super::pace::unchanged;
 use super::sniff::{self, Seen};
 use super::{Bytes, Carried, PathError, Rewound, authorize, go_on};
 use crate::capture::{Downstream, status};
@@ -190,14 +191,9 @@ async fn copy(mut stream: Rewound<Stream>, opened: Open, mut record: Connection)
 
 /// Waits until nothing has passed for as long as `limit`, and less than twice that.
 pub async fn quiet(bytes: &Bytes, limit: Option<Duration>) {
-    let Some(limit) = limit else { return std::future::pending().await };
-    let count = || (bytes.received(), bytes.sent());
-    loop {
-        let before = count();
-        sleep(limit).await;
-        if before == count() {
-            return;
-        }
+    match limit {
+        Some(limit) => unchanged(limit, || Some((bytes.received(), bytes.sent()))).await,
+        None => std::future::pending().await,
     }
 }
 

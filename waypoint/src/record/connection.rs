@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use stillmesh_core::decide::OutboundPlan;
 use stillmesh_core::decide::stream::Streamed;
-use stillmesh_core::decide::{Dial, OutboundPlan};
 use stillmesh_core::model::{Service, Workload};
 use stillmesh_proxy::labels::Word;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::decision::{self, Why};
+use super::decision::{self, Rule, Why};
 use super::flow::Flow;
 use super::{Ends, Flag, Flags, TcpLabels};
 use crate::capture::Downstream;
@@ -24,7 +24,7 @@ pub struct Connection {
     pub(super) began: Instant,
     pub(super) service: Option<Arc<Service>>,
     pub(super) endpoint: Option<Arc<Workload>>,
-    pub(super) route: Option<String>,
+    pub(super) route: Option<Rule>,
     pub(super) flow: Option<Arc<Flow>>,
     /// Until it has ended otherwise, it was cut.
     pub(super) end: Option<Flag>,
@@ -70,9 +70,9 @@ impl Connection {
 
     /// To which service it is carried, and by which route.
     pub fn routed(&mut self, streamed: &Streamed) {
-        self.route = streamed.by.as_ref().map(|(route, rule)| format!("{}, rule {rule}", route.key));
+        self.route = streamed.by.as_ref().map(|(route, rule)| Rule::new(&route.key, *rule));
         self.service = streamed.target.service().cloned();
-        self.why = streamed.by.as_ref().map(|(route, rule)| Why::of_route(&route.key, *rule));
+        self.why = self.route.clone().map(Why::Route);
     }
 
     /// Where it is carried, and by a CONNECT of which trace.
@@ -82,10 +82,7 @@ impl Connection {
             self.retries = self.retries.saturating_add(1);
         }
         self.endpoint.clone_from(&plan.upstream);
-        self.upstream = match &plan.dial {
-            Dial::Address(address) => Some(*address),
-            Dial::Name(..) => None,
-        };
+        self.upstream = plan.dial.address();
         if self.why.is_none() {
             self.why = Some(Why::of_reason(&plan.reason));
         }
@@ -169,7 +166,7 @@ impl Drop for Connection {
             dst.service = self.service.as_ref().map(|service| &*service.key.hostname),
             dst.workload = self.endpoint.as_ref().map(|workload| &*workload.name),
             dst.namespace = self.endpoint.as_ref().map(|workload| &*workload.namespace),
-            route = self.route.as_deref(),
+            route = self.route.as_ref().map(tracing::field::display),
             %flags,
             bytes_recv = received,
             bytes_sent = sent,

@@ -1,6 +1,7 @@
 //! What is kept of a request or connection for whoever asks why. A request's record has the trace of the CONNECT that
 //! brought it and of the one that carried it on, so that both ways lead on from it.
 
+use std::fmt;
 use std::time::Duration;
 
 use stillmesh_core::Diagnose as _;
@@ -22,16 +23,33 @@ const ROUTED: &str = "ROUTED";
 /// The code of what went where it was dialled, no route being attached.
 const CARRIED: &str = "CARRIED";
 
+/// One of a route's rules.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    route: RouteKey,
+    index: usize,
+}
+
+impl Rule {
+    /// The one at `index`, from 0 on.
+    pub fn new(route: &RouteKey, index: usize) -> Self {
+        Self { route: route.clone(), index }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, rule {}", self.route, self.index)
+    }
+}
+
 /// What was decided.
 #[derive(Clone, Debug)]
 pub enum Why {
     /// Core said so.
     Reason(Reason),
     /// A route took it.
-    Route {
-        /// By kind and name, and its rule.
-        name: String,
-    },
+    Route(Rule),
     /// It failed otherwise.
     Failure {
         /// Stable code.
@@ -42,11 +60,6 @@ pub enum Why {
 }
 
 impl Why {
-    /// A route's rule took it.
-    pub fn of_route(route: &RouteKey, rule: usize) -> Self {
-        Self::Route { name: format!("{route}, rule {rule}") }
-    }
-
     /// Core said so.
     pub fn of_reason(reason: &Reason) -> Self {
         Self::Reason(reason.clone())
@@ -63,10 +76,10 @@ impl Why {
     fn write(&self, draft: &mut Draft) {
         match self {
             Self::Reason(reason) => because(draft, reason),
-            Self::Route { name } => {
+            Self::Route(rule) => {
                 draft.record.reason = ROUTED;
-                draft.name(Field::Because, format_args!("taken by {name}"));
-                draft.name(Field::Object, name);
+                draft.name(Field::Because, format_args!("taken by {rule}"));
+                draft.name(Field::Object, rule);
             }
             Self::Failure { code, remedy } => {
                 draft.record.reason = code;

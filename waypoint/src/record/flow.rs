@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use prometheus_client::metrics::counter::Counter;
-use stillmesh_proxy::series::Held;
+use stillmesh_proxy::series::Following;
 
 use super::{Metrics, TcpLabels};
 use crate::path::Bytes;
@@ -16,17 +15,15 @@ use crate::path::Bytes;
 pub struct Flow {
     number: u64,
     bytes: Arc<Bytes>,
-    received: (Held<Counter>, AtomicU64),
-    sent: (Held<Counter>, AtomicU64),
+    received: Following,
+    sent: Following,
 }
 
 impl Flow {
     /// Counts what has passed since it was last called; any number of callers at once count each byte once.
     fn flush(&self) {
-        for (now, (counter, so_far)) in [(self.bytes.received(), &self.received), (self.bytes.sent(), &self.sent)] {
-            let before = so_far.fetch_max(now, Ordering::Relaxed);
-            counter.inc_by(now.saturating_sub(before));
-        }
+        self.received.follow(self.bytes.received());
+        self.sent.follow(self.bytes.sent());
     }
 
     /// Bytes from the client and to it.
@@ -48,8 +45,8 @@ impl Flows {
         let flow = Arc::new(Flow {
             number: self.next.fetch_add(1, Ordering::Relaxed),
             bytes,
-            received: (metrics.tcp_received_bytes.get(labels), AtomicU64::new(0)),
-            sent: (metrics.tcp_sent_bytes.get(labels), AtomicU64::new(0)),
+            received: Following::new(metrics.tcp_received_bytes.get(labels)),
+            sent: Following::new(metrics.tcp_sent_bytes.get(labels)),
         });
         self.open.lock().insert(flow.number, flow.clone());
         flow

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use stillmesh_core::decide::{Dial, OutboundPlan};
+use stillmesh_core::decide::OutboundPlan;
 use stillmesh_core::model::{Service, Workload};
 use stillmesh_proxy::labels::Word;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::decision::{self, Why};
+use super::decision::{self, Rule, Why};
 use super::grpc::Messages;
 use super::judged::Judged;
 use super::series::{Counted, Kind};
@@ -134,7 +134,7 @@ impl Request {
     pub fn planned(&mut self, taken: &Taken) {
         self.decided = self.began.elapsed();
         if self.downstream.waypoint().records.is_on() {
-            self.why = taken.name().map(|(route, rule)| Why::of_route(route, rule));
+            self.why = taken.name().map(|(route, rule)| Why::Route(Rule::new(route, rule)));
         }
     }
 
@@ -163,10 +163,7 @@ impl Request {
     /// Where it is sent.
     pub fn learn(&mut self, plan: &OutboundPlan) {
         self.endpoint.clone_from(&plan.upstream);
-        self.upstream = match &plan.dial {
-            Dial::Address(address) => Some(*address),
-            Dial::Name(..) => None,
-        };
+        self.upstream = plan.dial.address();
         if plan.service.is_some() {
             self.service.clone_from(&plan.service);
         }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::task::AtomicWaker;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper::rt::Executor;
 use hyper::{Request, Response, body::Incoming};
@@ -123,13 +124,20 @@ struct Shared {
     sender: http2::SendRequest<RequestBody>,
     /// Of the CONNECT that it goes through.
     trace: u128,
-    /// Whether the endpoint has said that it takes CONNECT for other protocols.
-    connect: watch::Receiver<bool>,
+    connect: TakesConnect,
     made: Instant,
     used: Arc<Mutex<Instant>>,
     requests: Arc<AtomicUsize>,
     /// Requests that it was given in all.
     carried: AtomicUsize,
+}
+
+/// Whether an endpoint has said that it takes CONNECT for other protocols. Its connection looks at its settings when it is
+/// woken, and their arrival does not wake it: who wants to know does.
+#[derive(Clone, Debug)]
+struct TakesConnect {
+    announced: watch::Receiver<bool>,
+    asked: Arc<AtomicWaker>,
 }
 
 /// The connection that a request wants.
@@ -207,19 +215,16 @@ impl Connections {
             .max_header_list_size(u32::try_from(self.limits.head_bytes).unwrap_or(u32::MAX));
         let handshake = timeout_at(deadline, builder.handshake(TokioIo::new(way))).await.map_err(slow)?;
         let (sender, connection) = handshake.map_err(broken)?;
-        let (announces, connect) = watch::channel(false);
+        let (announces, announced) = watch::channel(false);
+        let asked = Arc::new(AtomicWaker::new());
+        let connect = TakesConnect { announced, asked: asked.clone() };
         self.tasks.spawn("http2", async move {
             let mut connection = std::pin::pin!(connection);
-            // Nothing wakes who waits for the endpoint's settings: they are looked at again and again while they are young.
-            let (mut looks, made) = (Some(tokio::time::interval(SETTINGS / 100)), Instant::now());
             let ended = std::future::poll_fn(|cx| {
+                asked.register(cx.waker());
                 let polled = connection.as_mut().poll(cx);
                 if polled.is_pending() && connection.is_extended_connect_protocol_enabled() {
                     announces.send_if_modified(|is_announced| !std::mem::replace(is_announced, true));
-                    looks = None;
-                }
-                while looks.as_mut().is_some_and(|looks| looks.poll_tick(cx).is_ready()) {
-                    looks = looks.take().filter(|_| made.elapsed() < SETTINGS);
                 }
                 polled
             });
@@ -305,6 +310,8 @@ pub const CONCURRENT: u32 = 100;
 
 /// How long the settings of an endpoint are waited for, from its connection's begin on.
 const SETTINGS: Duration = Duration::from_secs(1);
+/// Between two looks for them.
+const LOOK: Duration = Duration::from_millis(10);
 
 impl Slot {
     fn new(bounds: Bounds) -> Self {
@@ -386,7 +393,7 @@ pub struct Lease {
 #[derive(Debug)]
 enum Sender {
     One { connection: Idle, slot: Arc<Slot> },
-    Two { sender: http2::SendRequest<RequestBody>, made: Instant, connect: watch::Receiver<bool>, in_use: InUse },
+    Two { sender: http2::SendRequest<RequestBody>, made: Instant, connect: TakesConnect, in_use: InUse },
 }
 
 impl Lease {
@@ -399,9 +406,16 @@ impl Lease {
     /// it sends on a new connection, and are waited for during its first second.
     pub async fn takes_connect(&self) -> bool {
         let Sender::Two { made, connect, .. } = &self.sender else { return false };
-        let mut connect = connect.clone();
-        let announced = timeout_at(*made + SETTINGS, connect.wait_for(|is_announced| *is_announced)).await;
-        announced.is_ok_and(|announced| announced.is_ok())
+        let mut announced = connect.announced.clone();
+        loop {
+            connect.asked.wake();
+            let next = (Instant::now() + LOOK).min(*made + SETTINGS);
+            match timeout_at(next, announced.wait_for(|is_announced| *is_announced)).await {
+                Ok(announced) => return announced.is_ok(),
+                Err(_) if made.elapsed() >= SETTINGS => return false,
+                Err(_) => {}
+            }
+        }
     }
 
     /// Sends a request and waits for the head of its response. What is returned beside it is to be kept until the

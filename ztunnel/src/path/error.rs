@@ -164,14 +164,6 @@ impl Ending for PathError {
             _ => None,
         }
     }
-
-    fn code(&self) -> &'static str {
-        Diagnose::code(self)
-    }
-
-    fn remedy(&self) -> &'static str {
-        Diagnose::remedy(self)
-    }
 }
 
 impl Diagnose for PathError {

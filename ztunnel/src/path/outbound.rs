@@ -43,7 +43,7 @@ pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: SocketAddr
         };
         let first = decide(&conn, &source, &node, &[]);
         let place = match &first {
-            Ok(plan) => node.workers.of(&(source.identity(), tunnel::next_hop(plan))),
+            Ok(plan) => node.workers.of(&(source.identity(), plan.dial.address())),
             Err(_) => node.workers.next(),
         };
         let worker = place.index;
@@ -140,7 +140,7 @@ impl Trip<'_> {
         is_other_way: impl Fn() -> bool,
     ) -> Result<tunnel::Opened, PathError> {
         let slow = || PathError::Slow {
-            to: tunnel::next_hop(request.plan).unwrap_or(request.conn.original),
+            to: request.plan.dial.address().unwrap_or(request.conn.original),
             limit: self.node.config.limits.connect,
         };
         let left = request.deadline.saturating_duration_since(Instant::now());
@@ -185,7 +185,7 @@ fn facts(conn: &Captured, source: &Arc<Workload>) -> Facts {
 }
 
 fn learn(facts: &mut Facts, plan: &OutboundPlan) {
-    facts.destination_addr = tunnel::next_hop(plan).unwrap_or(facts.original);
+    facts.destination_addr = plan.dial.address().unwrap_or(facts.original);
     facts.hbone_addr = tunnel::authority(plan);
     facts.protocol = if facts.hbone_addr.is_some() { Protocol::Hbone } else { Protocol::Tcp };
     facts.destination = plan.upstream.clone();

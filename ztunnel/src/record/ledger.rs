@@ -8,11 +8,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use prometheus_client::metrics::counter::Counter;
 use stillmesh_core::explain::Reason;
 use stillmesh_core::model::WorkloadUid;
 use stillmesh_hbone::copy::Counters;
-use stillmesh_proxy::series::Held;
+use stillmesh_proxy::series::Following;
 use stillmesh_records::Recorder;
 use tokio_util::sync::CancellationToken;
 
@@ -104,13 +103,11 @@ pub struct Live {
     counted: OnceLock<Counted>,
 }
 
-/// The byte metrics of one connection and what of them is counted already.
+/// The byte metrics of one connection.
 #[derive(Debug)]
 struct Counted {
-    received: Held<Counter>,
-    sent: Held<Counter>,
-    received_so_far: AtomicU64,
-    sent_so_far: AtomicU64,
+    received: Following,
+    sent: Following,
 }
 
 impl Live {
@@ -120,23 +117,16 @@ impl Live {
         metrics.connections_opened.get(&labels).inc();
         metrics.sockets_open.get_or_create(&Reporter { reporter: Word(self.facts.direction.reporter()) }).inc();
         let _ = self.counted.set(Counted {
-            received: metrics.received_bytes.get(&labels),
-            sent: metrics.sent_bytes.get(&labels),
-            received_so_far: AtomicU64::new(0),
-            sent_so_far: AtomicU64::new(0),
+            received: Following::new(metrics.received_bytes.get(&labels)),
+            sent: Following::new(metrics.sent_bytes.get(&labels)),
         });
     }
 
     /// Brings the byte metrics up to date. Any number of callers at once count each byte once.
     pub fn flush(&self) {
         let Some(counted) = self.counted.get() else { return };
-        for (now, so_far, counter) in [
-            (self.bytes.received(), &counted.received_so_far, &counted.received),
-            (self.bytes.sent(), &counted.sent_so_far, &counted.sent),
-        ] {
-            let before = so_far.fetch_max(now, Ordering::Relaxed);
-            counter.inc_by(now.saturating_sub(before));
-        }
+        counted.received.follow(self.bytes.received());
+        counted.sent.follow(self.bytes.sent());
     }
 
     /// Bytes from the client's side and from the server's side.

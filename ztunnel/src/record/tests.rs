@@ -2,6 +2,7 @@ use std::sync::atomic::Ordering;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
+use stillmesh_core::Fault;
 use stillmesh_core::model::PolicyKey;
 use stillmesh_proxy::series::Budget;
 use stillmesh_records::{DEFAULT_BUDGET, Recorder};
@@ -70,11 +71,17 @@ impl Ending for Denied {
     fn reason(&self) -> Option<&Reason> {
         Some(&self.0)
     }
+}
+
+impl Diagnose for Denied {
     fn code(&self) -> &'static str {
         self.0.code()
     }
     fn remedy(&self) -> &'static str {
         self.0.remedy()
+    }
+    fn fault(&self) -> Fault {
+        self.0.fault()
     }
 }
 
