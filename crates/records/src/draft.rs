@@ -3,8 +3,10 @@
 use std::fmt::{self, Display, Write as _};
 use std::ops::Range;
 
-use crate::names::LONGEST_NAME;
-use crate::record::{Field, Record, Recorded};
+use crate::record::{BETWEEN, Field, Record, Recorded};
+
+/// Longest text that is kept, bytes; of a longer one its beginning is.
+pub const LONGEST_NAME: usize = 256;
 
 /// A record with its texts, not kept yet.
 #[derive(Clone, Debug)]
@@ -41,8 +43,29 @@ impl Draft {
         }
     }
 
-    pub(crate) fn texts(&self) -> [&str; Field::COUNT] {
-        self.ranges.map(|(start, end)| self.at(start..end))
+    /// The texts of each group, joined; nothing of a group without texts.
+    pub(crate) fn groups(&self) -> Groups {
+        let mut groups = Groups { text: String::with_capacity(USUAL), ends: [0; Field::GROUPS.len()] };
+        let has_between = self.buffer.contains(BETWEEN);
+        for (fields, end) in Field::GROUPS.iter().zip(&mut groups.ends) {
+            let begin = groups.text.len();
+            for (place, field) in fields.iter().enumerate() {
+                if place > 0 {
+                    groups.text.push(BETWEEN);
+                }
+                let text = self.text(*field);
+                if has_between {
+                    groups.text.extend(text.chars().map(|one| if one == BETWEEN { ' ' } else { one }));
+                } else {
+                    groups.text.push_str(text);
+                }
+            }
+            if groups.text.len() - begin < fields.len() {
+                groups.text.truncate(begin);
+            }
+            *end = groups.text.len();
+        }
+        groups
     }
 
     fn at(&self, range: Range<usize>) -> &str {
@@ -58,6 +81,34 @@ impl Recorded for Draft {
     fn text(&self, field: Field) -> &str {
         self.ranges.get(field.index()).map_or("", |(start, end)| self.at(*start..*end))
     }
+}
+
+/// The texts of a record, ready to be held.
+#[derive(Debug)]
+pub(crate) struct Groups {
+    text: String,
+    ends: [usize; Field::GROUPS.len()],
+}
+
+impl Groups {
+    /// One for each group; empty where it has no text.
+    pub(crate) fn texts(&self) -> [&str; Field::GROUPS.len()] {
+        let mut begin = 0;
+        self.ends.map(|end| {
+            let text = self.text.get(begin..end).unwrap_or_default();
+            begin = end;
+            text
+        })
+    }
+}
+
+/// As much of a text as is kept.
+pub(crate) fn shortened(text: &str) -> &str {
+    if text.len() <= LONGEST_NAME {
+        return text;
+    }
+    let end = text.floor_char_boundary(LONGEST_NAME);
+    text.get(..end).unwrap_or_default()
 }
 
 /// Takes so many bytes and no more.

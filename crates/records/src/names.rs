@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Longest text that is kept, bytes; of a longer one its beginning is.
-pub const LONGEST_NAME: usize = 256;
+use foldhash::quality::RandomState;
 
 /// What a text costs beside its bytes: its place in the table and in the index, and the allocator's own.
 const OVERHEAD: usize = 112;
@@ -33,14 +32,13 @@ struct Slot {
 pub struct Names {
     slots: Vec<Option<Slot>>,
     free: Vec<u32>,
-    index: HashMap<Arc<str>, u32>,
+    index: HashMap<Arc<str>, u32, RandomState>,
     bytes: usize,
 }
 
 impl Names {
-    /// Holds a text once more. An empty one is [`Handle::NONE`]; of one longer than [`LONGEST_NAME`] the beginning is held.
+    /// Holds a text once more. An empty one is [`Handle::NONE`].
     pub fn hold(&mut self, text: &str) -> Handle {
-        let text = shortened(text);
         if text.is_empty() {
             return Handle::NONE;
         }
@@ -117,13 +115,4 @@ impl Names {
 
 fn cost(text: &str) -> usize {
     text.len() + OVERHEAD
-}
-
-/// As much of a text as is kept.
-pub(crate) fn shortened(text: &str) -> &str {
-    if text.len() <= LONGEST_NAME {
-        return text;
-    }
-    let end = text.floor_char_boundary(LONGEST_NAME);
-    text.get(..end).unwrap_or_default()
 }

@@ -132,7 +132,7 @@ impl Query {
     /// Whether a request is asked for, by its method and its path as records have it.
     pub fn takes_request(&self, method: &str, path: &str) -> bool {
         self.method.as_deref().is_none_or(|wanted| wanted == method)
-            && self.path.as_deref().is_none_or(|wanted| crate::names::shortened(wanted) == path)
+            && self.path.as_deref().is_none_or(|wanted| crate::draft::shortened(wanted) == path)
     }
 
     /// Whether a record is asked for. One that is written after `now_us` counts as new.

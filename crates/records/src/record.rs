@@ -66,10 +66,40 @@ impl Field {
     /// How many there are.
     pub(crate) const COUNT: usize = 12;
 
+    /// What is held as one text, since it comes together again and again: what all requests of a client's connection have, what
+    /// a decision says, what a kind of request has, and a path.
+    pub(crate) const GROUPS: [&[Self]; 4] = [
+        &[Self::Source, Self::SourceIdentity, Self::Authority],
+        &[Self::Service, Self::Endpoint, Self::Object, Self::Because],
+        &[Self::Method, Self::Host, Self::Flags, Self::Error],
+        &[Self::Path],
+    ];
+
     pub(crate) fn index(self) -> usize {
         self as usize
     }
+
+    /// Its group, and its place there.
+    fn place(self) -> (usize, usize) {
+        match self {
+            Self::Source => (0, 0),
+            Self::SourceIdentity => (0, 1),
+            Self::Authority => (0, 2),
+            Self::Service => (1, 0),
+            Self::Endpoint => (1, 1),
+            Self::Object => (1, 2),
+            Self::Because => (1, 3),
+            Self::Method => (2, 0),
+            Self::Host => (2, 1),
+            Self::Flags => (2, 2),
+            Self::Error => (2, 3),
+            Self::Path => (3, 0),
+        }
+    }
 }
+
+/// Stands between the texts of a group, and in none of them.
+pub(crate) const BETWEEN: char = '\0';
 
 /// An address and a port, in less room than [`SocketAddr`] takes; the default is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -142,11 +172,11 @@ pub struct Record {
     pub sent: u64,
 }
 
-/// A record in the ring: its texts are in a table of [`Names`].
+/// A record in the ring: its texts are in a table of [`Names`], by group.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {
     pub(crate) record: Record,
-    pub(crate) names: [Handle; Field::COUNT],
+    pub(crate) names: [Handle; Field::GROUPS.len()],
 }
 
 /// A record with its texts, wherever they are.
@@ -171,6 +201,8 @@ impl Recorded for Kept<'_> {
     }
 
     fn text(&self, field: Field) -> &str {
-        self.entry.names.get(field.index()).map_or("", |handle| self.names.text(*handle))
+        let (group, place) = field.place();
+        let text = self.entry.names.get(group).map_or("", |handle| self.names.text(*handle));
+        text.split(BETWEEN).nth(place).unwrap_or_default()
     }
 }

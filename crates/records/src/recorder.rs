@@ -38,7 +38,8 @@ impl Recorder {
     /// Keeps a record.
     pub fn put(&self, draft: &Draft) {
         if let Some(ring) = &self.ring {
-            ring.lock().push(draft);
+            let groups = draft.groups();
+            ring.lock().push_ready(draft.record, &groups);
         }
     }
 

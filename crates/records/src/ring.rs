@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
-use crate::draft::Draft;
+use crate::draft::{Draft, Groups};
 use crate::names::Names;
-use crate::record::{Entry, Kept};
+use crate::record::{Entry, Kept, Record};
 
 /// Records of one chunk: what is allocated, and given back, at once.
 const CHUNK: usize = 64;
@@ -33,8 +33,13 @@ impl Ring {
 
     /// Keeps a record. The oldest leave until everything fits.
     pub fn push(&mut self, draft: &Draft) {
-        let names = draft.texts().map(|text| self.names.hold(text));
-        let entry = Entry { record: draft.record, names };
+        self.push_ready(draft.record, &draft.groups());
+    }
+
+    /// Likewise, of texts that were joined before.
+    pub(crate) fn push_ready(&mut self, record: Record, groups: &Groups) {
+        let names = groups.texts().map(|text| self.names.hold(text));
+        let entry = Entry { record, names };
         match self.chunks.back_mut().filter(|chunk| chunk.len() < CHUNK) {
             Some(chunk) => chunk.push(entry),
             None => {
