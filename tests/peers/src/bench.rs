@@ -5,6 +5,7 @@
 pub mod load;
 mod process;
 mod proxies;
+pub mod recording;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,19 @@ pub struct Args {
     /// The waypoint, built as for the image.
     #[arg(long)]
     waypoint: PathBuf,
+    #[command(flatten)]
+    load: Load,
+    /// Idle connections for memory.
+    #[arg(long, default_value_t = 1000)]
+    idle: usize,
+    /// How often a route is changed.
+    #[arg(long, default_value_t = 100)]
+    changes: usize,
+}
+
+/// How much is asked.
+#[derive(Debug, clap::Args)]
+pub struct Load {
     /// Rounds; each measures both once for everything.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -53,12 +67,6 @@ pub struct Args {
     /// Requests a second for latencies.
     #[arg(long, default_value_t = 1000)]
     rate: usize,
-    /// Idle connections for memory.
-    #[arg(long, default_value_t = 1000)]
-    idle: usize,
-    /// How often a route is changed.
-    #[arg(long, default_value_t = 100)]
-    changes: usize,
 }
 
 /// Routes of the scenario with many.
@@ -74,7 +82,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     world.service("one", "10.2.0.1", 1, &[&backend]);
     let mut services = Vec::new();
     let folder = tempfile::tempdir()?;
-    let mut table = Report::default();
+    let mut table = Report::new(["waypoint", "Envoy"]);
     for (index, routes) in [one_route(), guarded(), many_routes(), changing(0)].into_iter().enumerate() {
         let address = world.service(&routes.service, &format!("10.1.0.{}", index + 1), 1, &[&backend]);
         publish(&world, &routes);
@@ -94,7 +102,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut per_request: Vec<[Vec<f64>; 2]> = Vec::new();
     for (index, name) in names.into_iter().enumerate() {
         let target = Target { to: services[index].1, paths: if index == 2 { MANY } else { 1 } };
-        per_request.push(scenario(&args, &both, name, target, &world, &mut table).await?);
+        per_request.push(scenario(&args.load, &both, name, target, &world, &mut table).await?);
     }
     if let [one, _, many] = per_request.as_slice() {
         let ratio = |index: usize| median(&many[index]) / median(&one[index]);
@@ -102,7 +110,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     }
     let after = [process::resident_mib(both[0].pid)?[0], process::resident_mib(both[1].pid)?[0]];
     table.row("resident memory after load", "MiB", &[after[0]], &[after[1]]);
-    neighbours(&args, &both, first, &world, &mut table).await?;
+    neighbours(&args.load, &both, first, &world, &mut table).await?;
     changes(&args, &both, &world, folder.path(), services[3].1, &mut table).await?;
     println!("{}", table.text());
     println!("{}", serde_json::to_string(&table.rows)?);
@@ -119,7 +127,7 @@ async fn start(
 ) -> anyhow::Result<[Proxy; 2]> {
     let first = services.first().context("a service")?.1;
     Ok([
-        proxies::waypoint(&args.waypoint, world, first).await?,
+        proxies::waypoint(&args.waypoint, world, first, proxies::HBONE, &[]).await?,
         proxies::envoy(&args.envoy, folder, world, services, backend).await?,
     ])
 }
@@ -148,7 +156,7 @@ async fn idle(args: &Args, both: &[Proxy; 2], to: SocketAddr, table: &mut Report
 
 /// One scenario: closed loop with CPU, then a fixed rate. Says what CPU a request took, microseconds, in each round.
 async fn scenario(
-    args: &Args,
+    args: &Load,
     both: &[Proxy; 2],
     name: &str,
     target: Target,
@@ -194,7 +202,7 @@ async fn scenario(
 
 /// What a client that floods does to its neighbours: their p99 at a fixed rate, to that without the flood.
 async fn neighbours(
-    args: &Args,
+    args: &Load,
     both: &[Proxy; 2],
     to: SocketAddr,
     world: &World,
@@ -258,31 +266,39 @@ async fn changes(
 }
 
 /// What is told at the end.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Report {
+    names: [&'static str; 2],
     rows: Vec<Value>,
 }
 
 impl Report {
+    /// Of two that are called so.
+    fn new(names: [&'static str; 2]) -> Self {
+        Self { names, rows: Vec::new() }
+    }
+
     /// Medians, and the median of the ratios round by round.
-    fn row(&mut self, what: &str, unit: &str, ours: &[f64], envoys: &[f64]) {
+    fn row(&mut self, what: &str, unit: &str, ours: &[f64], others: &[f64]) {
         let ratios: Vec<f64> =
-            ours.iter().zip(envoys).filter(|(_, envoys)| **envoys > 0.0).map(|(ours, envoys)| ours / envoys).collect();
+            ours.iter().zip(others).filter(|(_, others)| **others > 0.0).map(|(ours, others)| ours / others).collect();
+        let [our, other] = self.names;
         self.rows.push(json!({
-            "what": what, "unit": unit, "waypoint": median(ours), "envoy": median(envoys),
+            "what": what, "unit": unit, our: median(ours), other: median(others),
             "ratio": if ratios.is_empty() { Value::Null } else { median(&ratios).into() },
         }));
     }
 
     fn text(&self) -> String {
-        let mut text = format!("{:<52} {:>7} {:>12} {:>12} {:>7}\n", "", "", "waypoint", "Envoy", "ratio");
+        let [our, other] = self.names;
+        let mut text = format!("{:<52} {:>7} {our:>12} {other:>12} {:>7}\n", "", "", "ratio");
         for row in &self.rows {
             let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
             let (what, unit) = (row["what"].as_str().unwrap_or_default(), row["unit"].as_str().unwrap_or_default());
             text += &format!(
-                "{what:<52} {unit:>7} {:>12.2} {:>12.2} {:>7.2}\n",
-                number("waypoint"),
-                number("envoy"),
+                "{what:<52} {unit:>7} {:>12.2} {:>12.2} {:>7.3}\n",
+                number(our),
+                number(other),
                 number("ratio")
             );
         }

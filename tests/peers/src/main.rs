@@ -33,6 +33,8 @@ enum Command {
     Differential(differential::Args),
     /// The waypoint's HTTP/2 and HBONE framing, by h2spec.
     H2spec(h2spec::Args),
+    /// What records of decisions cost.
+    Recording(bench::recording::Args),
     /// One of two waypoints is killed under load.
     Replicas(replicas::Args),
 }
@@ -45,6 +47,7 @@ async fn main() -> ExitCode {
         Command::Clients(args) => clients::run(args).await,
         Command::Differential(args) => differential::run(args).await,
         Command::H2spec(args) => h2spec::run(args).await,
+        Command::Recording(args) => bench::recording::run(args).await,
         Command::Replicas(args) => replicas::run(args).await,
     };
     match tried {

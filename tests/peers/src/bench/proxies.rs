@@ -20,7 +20,7 @@ use crate::differential::envoy;
 use crate::differential::table::Table;
 
 /// The port of tunnels.
-const HBONE: u16 = 15008;
+pub const HBONE: u16 = 15008;
 /// Envoy's address.
 const ENVOY: Ipv4Addr = Ipv4Addr::new(127, 0, 5, 1);
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -67,12 +67,17 @@ impl Proxy {
     }
 }
 
-/// Starts a waypoint.
-pub async fn waypoint(program: &Path, world: &World, probe: SocketAddr) -> anyhow::Result<Proxy> {
-    let at = |address, port| SocketAddr::from((address, port));
-    let hbone = at(WAYPOINT, HBONE);
+/// Starts a waypoint, with further environment.
+pub async fn waypoint(
+    program: &Path,
+    world: &World,
+    probe: SocketAddr,
+    port: u16,
+    more: &[(&str, &str)],
+) -> anyhow::Result<Proxy> {
+    let hbone = SocketAddr::from((WAYPOINT, port));
     let mut command = Command::new(program);
-    command.env_clear().envs(world.environment(WAYPOINT, &[("HBONE_ADDRESS", &hbone.to_string())]));
+    command.env_clear().envs(world.environment(WAYPOINT, more)).env("HBONE_ADDRESS", hbone.to_string());
     command.env("RUST_LOG", "info").stderr(Stdio::null());
     Proxy::start("waypoint", command, [world.client_of(hbone, "page", 1), world.client_of(hbone, "evil", 3)], probe)
         .await
