@@ -1,5 +1,7 @@
 //! `stillmesh why`: what became of connections and requests, from the names of both ends and from the id that a client saw.
 
+use std::process::Stdio;
+
 use serde_json::Value;
 
 use crate::mesh::{client, namespace, server, service};
@@ -103,6 +105,32 @@ spec: {mtls: {mode: STRICT}}
     mesh.delete("asked.yaml");
 }
 
+/// What is shown while it happens.
+fn live(mesh: &Mesh, happens: &dyn Fn()) {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let seen = || std::fs::read_to_string(file.path()).unwrap_or_default();
+    let mut tap = mesh.prepare(&["tap", "-n", "asked-http", "--from", "client", "--to", "web", "--path", "/some/path"]);
+    let mut tap = tap.stdout(file.reopen().expect("the file")).spawn().expect("it starts");
+    wait("what happens is shown", || {
+        happens();
+        seen().contains("GET web/some/path 200 ok")
+    });
+    assert!(seen().lines().all(|line| line.contains("asked-http/client")), "{}", seen());
+    tap.kill().and_then(|()| tap.wait()).expect("it is ours");
+
+    wait("what happens is counted", || {
+        let mut top = mesh.prepare(&["top", "asked-http", "--interval", "2s", "--json"]);
+        let mut top = top.stdout(Stdio::piped()).spawn().expect("it starts");
+        while top.try_wait().expect("a child").is_none() {
+            happens();
+        }
+        let rows: Value =
+            serde_json::from_slice(&top.wait_with_output().expect("its output").stdout).unwrap_or_default();
+        let row = rows.as_array().into_iter().flatten().find(|row| row["of"] == "asked-http/web").cloned();
+        row.is_some_and(|row| row["requests"].as_f64() > Some(0.0) && row["success"] == 1.0 && row["p99Ms"].is_number())
+    });
+}
+
 #[test]
 fn requests_are_explained_by_names_and_by_the_id_that_a_refused_client_saw() {
     let more = "
@@ -127,6 +155,8 @@ spec:
     for part in ["TO_WAYPOINT", "CARRIED", "sa/waypoint; for asked-http/web-v"] {
         assert!(story.contains(part), "{part} is not in\n{story}");
     }
+
+    live(&scene.mesh, &|| drop(curl("http://web/some/path")));
 
     wait("refused", || text(&curl("http://web/other")).contains("denied: "));
     let answer = text(&curl("http://web/other"));

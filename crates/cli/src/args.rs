@@ -19,7 +19,9 @@ use crate::cluster::waypoint::Waypoint;
 use crate::cluster::zc::Zc;
 use crate::demo::Demo;
 use crate::shop::Shop;
+use crate::top::Top;
 use crate::why::Why;
+use crate::why::tap::Tap;
 
 /// A service mesh without sidecars.
 #[derive(Debug, Parser)]
@@ -66,6 +68,10 @@ pub(crate) enum Command {
     Zc(Zc),
     /// Say what became of a connection or request, hop by hop, and why: by the names of both ends, or by its id
     Why(Why),
+    /// Show connections and requests as they end, and why they were refused
+    Tap(Tap),
+    /// Show who is asked how often, how well and how fast, right now
+    Top(Top),
     /// Waypoints of a cluster: HTTP routing and L7 authorization for a namespace
     #[command(subcommand)]
     Waypoint(Waypoint),

@@ -13,6 +13,7 @@ mod echo;
 pub mod machine;
 mod output;
 mod shop;
+mod top;
 mod why;
 
 use std::process::ExitCode;
@@ -88,6 +89,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Manifest(args) => return cluster::install::manifest(&args),
         Command::Waypoint(args) => return runtime()?.block_on(cluster::waypoint::run(&args)),
         Command::Zc(args) => return runtime()?.block_on(cluster::zc::run(&args)),
+        Command::Tap(args) => return runtime()?.block_on(why::tap::run(&args)),
+        Command::Top(args) => return runtime()?.block_on(top::run(&args)),
         Command::Why(args) => return runtime()?.block_on(why::run(&args)),
         Command::Capture(args) => return runtime()?.block_on(commands::capture(&args)),
     }

@@ -5,8 +5,9 @@
 
 mod ask;
 mod join;
-mod place;
+pub(crate) mod place;
 mod story;
+pub(crate) mod tap;
 #[cfg(test)]
 mod tests;
 mod who;

@@ -9,7 +9,7 @@ use stillmesh_records::{Hop, Query, Told};
 use super::place::Proxy;
 
 /// Proxies that are asked at a time.
-const AT_ONCE: usize = 8;
+pub(super) const AT_ONCE: usize = 8;
 /// Ids of one question.
 const IDS: usize = 40;
 /// How often ids lead on: client, waypoint, server, and one more.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use anyhow::ensure;
+use bytes::Bytes;
 use http::Method;
 use kube::Client;
 use serde_json::Value;
@@ -25,7 +26,7 @@ pub(super) const MOST_PROXIES: usize = 200;
 const GATEWAY: &str = "gateway.networking.k8s.io/gateway-name";
 
 /// Where objects and proxies are.
-pub(super) enum Place {
+pub(crate) enum Place {
     /// On this machine.
     Here { mesh: String },
     /// In a cluster.
@@ -33,11 +34,11 @@ pub(super) enum Place {
 }
 
 /// A proxy that can be asked.
-pub(super) enum Proxy {
+pub(crate) enum Proxy {
     /// On this machine.
     Here { mesh: String, namespace: String, pod: String },
     /// In a cluster.
-    Cluster { client: Client, port: PodPort, shown: String },
+    Cluster { client: Client, pod: PodPort, shown: String },
 }
 
 impl fmt::Display for Proxy {
@@ -53,18 +54,21 @@ impl fmt::Display for Proxy {
 impl Proxy {
     /// Asks for records.
     pub(super) async fn ask(&self, query: &Query) -> anyhow::Result<Answer> {
-        let path = format!("/decisions?{query}");
-        let body = match self {
-            Self::Here { mesh, namespace, pod } => tunnels::fetch(mesh, namespace, pod, ADMIN, &path).await?,
-            Self::Cluster { client, port, .. } => port.ask(client, Method::GET, &path).await?,
-        };
-        Ok(serde_json::from_slice(&body)?)
+        Ok(serde_json::from_slice(&self.page(ADMIN, &format!("/decisions?{query}")).await?)?)
+    }
+
+    /// Gets a page of one of its ports.
+    pub(crate) async fn page(&self, port: u16, path: &str) -> anyhow::Result<Bytes> {
+        match self {
+            Self::Here { mesh, namespace, pod } => tunnels::fetch(mesh, namespace, pod, port, path).await,
+            Self::Cluster { client, pod, .. } => PodPort { port, ..pod.clone() }.ask(client, Method::GET, path).await,
+        }
     }
 }
 
 impl Place {
     /// The mesh that is named or runs here, else the cluster.
-    pub(super) async fn find(name: Option<&str>, access: &Access) -> anyhow::Result<Self> {
+    pub(crate) async fn find(name: Option<&str>, access: &Access) -> anyhow::Result<Self> {
         if let Some(mesh) = here(name, access) {
             return Ok(Self::Here { mesh });
         }
@@ -95,7 +99,7 @@ impl Place {
     }
 
     /// Tunnels of these nodes, or all where none is named, and waypoints.
-    pub(super) async fn proxies(&self, nodes: &BTreeSet<String>) -> anyhow::Result<Vec<Proxy>> {
+    pub(crate) async fn proxies(&self, nodes: &BTreeSet<String>) -> anyhow::Result<Vec<Proxy>> {
         let runs = |pod: &Value| pod["status"]["phase"] == "Running";
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let mut proxies = Vec::new();
@@ -116,8 +120,8 @@ impl Place {
                 let of = |pod: &Value, what: &str| {
                     let (namespace, name) = (text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
                     let shown = format!("{what} {namespace}/{name} on {}", text(&pod["spec"]["nodeName"]));
-                    let port = PodPort { namespace, pod: name, port: ADMIN };
-                    Proxy::Cluster { client: objects.client().clone(), port, shown }
+                    let pod = PodPort { namespace, pod: name, port: ADMIN };
+                    Proxy::Cluster { client: objects.client().clone(), pod, shown }
                 };
                 let tunnels = self.list("Pod", "", "app=ztunnel").await?;
                 let is_meant =

@@ -24,7 +24,7 @@ pub(super) fn of(connection: &Connection) -> String {
 
 fn heading(connection: &Connection) -> String {
     let told = connection.hops.first();
-    let source = told.map(|told| named(&told.source.workload, &told.source.address)).unwrap_or_default();
+    let source = told.map(source).unwrap_or_default();
     let destination = told.map(destination).unwrap_or_default();
     let is_open = !connection.refused && connection.hops.iter().any(|told| told.live);
     let state = match (connection.refused, is_open) {
@@ -41,8 +41,13 @@ fn heading(connection: &Connection) -> String {
     format!("{source} → {destination}: {state}\n  id {}, at {}", connection.id, told.map(at).unwrap_or_default())
 }
 
+/// Who asked.
+pub(super) fn source(told: &Told) -> String {
+    named(&told.source.workload, &told.source.address)
+}
+
 /// Who was meant.
-fn destination(told: &Told) -> String {
+pub(super) fn destination(told: &Told) -> String {
     let to = &told.destination;
     if !to.service.is_empty() {
         let host = to.service.split_once('/').map_or(to.service.as_str(), |(_, host)| host);

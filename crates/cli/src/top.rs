@@ -1,0 +1,354 @@
+//! `stillmesh top`: who is asked how often, how well and how fast, right now: what tunnels and waypoints count, read twice, and
+//! the difference. Exact, not sampled; the same counters as a Prometheus scrapes.
+
+mod exposition;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use futures::StreamExt as _;
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+
+use crate::cluster::args::{Access, duration, namespace_name};
+use crate::output::{aligned, line, note};
+use crate::why::place::{Place, Proxy};
+use exposition::Sample;
+
+/// The port of metrics (contract 9.1).
+const STATS: u16 = 15020;
+/// Proxies that are asked at a time.
+const AT_ONCE: usize = 8;
+
+/// `stillmesh top`.
+#[derive(Debug, Args)]
+pub(crate) struct Top {
+    /// Only what is in this namespace; everything when absent
+    #[arg(value_name = "NAMESPACE", value_parser = namespace_name)]
+    of: Option<String>,
+    /// How long is counted
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    interval: Duration,
+    /// What a row is
+    #[arg(long, value_enum, default_value = "service")]
+    by: By,
+    /// Rows at most, the busiest first
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    limit: u16,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// The mesh of this name that runs on this machine (`stillmesh up`), instead of a cluster
+    #[arg(long, conflicts_with_all = ["kubeconfig", "context"], value_name = "MESH")]
+    name: Option<String>,
+    #[command(flatten)]
+    access: Access,
+}
+
+/// What is counted together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum By {
+    /// What is for one service.
+    Service,
+    /// What one workload serves.
+    Workload,
+    /// What one workload asks of one service.
+    Edge,
+}
+
+/// What was counted of one row.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Counts {
+    requests: f64,
+    failed_requests: f64,
+    /// Requests by the upper bound of their duration, milliseconds; each bound has those below it too.
+    within_ms: BTreeMap<u64, f64>,
+    connections: f64,
+    failed_connections: f64,
+    received: f64,
+    sent: f64,
+}
+
+/// One row as it is told. Rates are per second.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Row {
+    of: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
+    requests: f64,
+    /// Share of the requests without an error, 0 to 1; none without requests.
+    success: Option<f64>,
+    p50_ms: Option<f64>,
+    p99_ms: Option<f64>,
+    connections: f64,
+    failed_connections: f64,
+    received_bytes: f64,
+    sent_bytes: f64,
+}
+
+/// Carries it out. Errors: there is no proxy to ask, or none answers.
+pub(crate) async fn run(args: &Top) -> anyhow::Result<ExitCode> {
+    let place = Place::find(args.name.as_deref(), &args.access).await?;
+    let proxies = place.proxies(&std::collections::BTreeSet::new()).await?;
+    anyhow::ensure!(!proxies.is_empty(), "no ztunnel and no waypoint runs here");
+    let before = read(&proxies).await;
+    let began = Instant::now();
+    sleep(args.interval).await;
+    let after = read(&proxies).await;
+    let seconds = began.elapsed().as_secs_f64();
+    let mut counted: BTreeMap<(String, Option<String>), Counts> = BTreeMap::new();
+    let mut answered = 0;
+    for (by, now) in after {
+        let now = match now {
+            Ok(now) => now,
+            Err(error) => {
+                note(&format!("{by} has not answered, so its part is missing: {error:#}"));
+                continue;
+            }
+        };
+        answered += 1;
+        // One that is new meanwhile has counted from 0 on.
+        let then = before.get(&by).and_then(|then| then.as_ref().ok());
+        count(args, &now, then.map_or(&[][..], Vec::as_slice), &mut counted);
+    }
+    anyhow::ensure!(answered > 0, "no tunnel and no waypoint has answered");
+    let mut rows: Vec<Row> =
+        counted.into_iter().map(|((of, from), counts)| counts.row(of, from, seconds)).filter(Row::is_busy).collect();
+    rows.sort_by(|one, other| other.weight().total_cmp(&one.weight()).then_with(|| one.of.cmp(&other.of)));
+    let whole = rows.len();
+    rows.truncate(usize::from(args.limit));
+    if args.json {
+        line(&serde_json::to_string_pretty(&rows)?);
+    } else if rows.is_empty() {
+        note(&format!("nothing has passed within {:?}", args.interval));
+    } else {
+        line(&aligned(&table(&rows, args.by)));
+        if whole > rows.len() {
+            note(&format!("{} more; --limit shows them", whole - rows.len()));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn read(proxies: &[Proxy]) -> BTreeMap<String, anyhow::Result<Vec<Sample>>> {
+    let asked = futures::stream::iter(proxies).map(|proxy| async move {
+        let page = proxy.page(STATS, "/metrics").await;
+        (proxy.to_string(), page.map(|page| exposition::samples(&String::from_utf8_lossy(&page))))
+    });
+    asked.buffer_unordered(AT_ONCE).collect().await
+}
+
+/// Adds what one proxy has counted between two looks.
+fn count(args: &Top, now: &[Sample], then: &[Sample], counted: &mut BTreeMap<(String, Option<String>), Counts>) {
+    let before: BTreeMap<&str, f64> = then.iter().map(|sample| (sample.series.as_str(), sample.value)).collect();
+    for sample in now {
+        let Some(add) = place_of(sample) else { continue };
+        let namespace = sample.label("destination_workload_namespace");
+        if args
+            .of
+            .as_deref()
+            .is_some_and(|wanted| wanted != namespace && wanted != sample.label("destination_service_namespace"))
+        {
+            continue;
+        }
+        let then = before.get(sample.series.as_str()).copied().unwrap_or(0.0);
+        // One that started anew counts from 0 on.
+        let grown = if sample.value >= then { sample.value - then } else { sample.value };
+        if grown > 0.0 {
+            add(counted.entry(key(sample, args.by)).or_default(), sample, grown);
+        }
+    }
+}
+
+/// How a sample counts, if it does. Each connection and request once: where it arrives, and where it failed to.
+fn place_of(sample: &Sample) -> Option<fn(&mut Counts, &Sample, f64)> {
+    let at_end = sample.label("reporter") == "destination";
+    let is_request = sample.label("reporter") == "waypoint";
+    Some(match sample.name.as_str() {
+        "istio_requests_total" if is_request => |counts, sample, grown| {
+            counts.requests += grown;
+            let code: u16 = sample.label("response_code").parse().unwrap_or(0);
+            let grpc = sample.label("grpc_response_status");
+            if code == 0 || code >= 500 || !matches!(grpc, "" | "0") {
+                counts.failed_requests += grown;
+            }
+        },
+        "istio_request_duration_milliseconds_bucket" if is_request => |counts, sample, grown| {
+            let bound = sample
+                .label("le")
+                .parse::<f64>()
+                .map_or(u64::MAX, |bound| if bound.is_finite() { (bound * 1000.0) as u64 } else { u64::MAX });
+            *counts.within_ms.entry(bound).or_default() += grown;
+        },
+        "istio_tcp_connections_opened_total" if at_end => |counts, _, grown| counts.connections += grown,
+        "istio_tcp_connections_failed_total" => |counts, _, grown| counts.failed_connections += grown,
+        "istio_tcp_received_bytes_total" if at_end => |counts, _, grown| counts.received += grown,
+        "istio_tcp_sent_bytes_total" if at_end => |counts, _, grown| counts.sent += grown,
+        _ => return None,
+    })
+}
+
+fn key(sample: &Sample, by: By) -> (String, Option<String>) {
+    let of = |name: &str, namespace: &str| match (sample.label(namespace), sample.label(name)) {
+        ("" | "unknown", name) => name.to_owned(),
+        (namespace, name) => format!("{namespace}/{name}"),
+    };
+    let workload = || of("destination_workload", "destination_workload_namespace");
+    let service = || match sample.label("destination_service_name") {
+        // What was dialled by its address belongs to no service.
+        "" | "unknown" => workload(),
+        _ => of("destination_service_name", "destination_service_namespace"),
+    };
+    match by {
+        By::Service => (service(), None),
+        By::Workload => (workload(), None),
+        By::Edge => (service(), Some(of("source_workload", "source_workload_namespace"))),
+    }
+}
+
+impl Counts {
+    fn row(self, of: String, from: Option<String>, seconds: f64) -> Row {
+        let rate = |count: f64| count / seconds.max(0.001);
+        Row {
+            of,
+            from,
+            requests: rate(self.requests),
+            success: (self.requests > 0.0).then(|| 1.0 - self.failed_requests / self.requests),
+            p50_ms: self.quantile(0.5),
+            p99_ms: self.quantile(0.99),
+            connections: rate(self.connections),
+            failed_connections: rate(self.failed_connections),
+            received_bytes: rate(self.received),
+            sent_bytes: rate(self.sent),
+        }
+    }
+
+    /// As Prometheus' `histogram_quantile` has it: evenly spread within a bucket. Milliseconds.
+    fn quantile(&self, share: f64) -> Option<f64> {
+        let all = *self.within_ms.values().next_back()?;
+        let rank = all * share;
+        let (mut lower, mut below) = (0.0, 0.0);
+        for (bound, within) in &self.within_ms {
+            let upper = *bound as f64 / 1000.0;
+            if *within >= rank && *within > below {
+                let is_last = *bound == u64::MAX;
+                return Some(if is_last { lower } else { lower + (upper - lower) * (rank - below) / (within - below) });
+            }
+            (lower, below) = (upper, *within);
+        }
+        None
+    }
+}
+
+impl Row {
+    fn is_busy(&self) -> bool {
+        self.weight() > 0.0 || self.received_bytes + self.sent_bytes > 0.0
+    }
+
+    fn weight(&self) -> f64 {
+        self.requests + self.connections + self.failed_connections
+    }
+}
+
+fn table(rows: &[Row], by: By) -> Vec<Vec<String>> {
+    let heads = ["REQ/S", "SUCCESS", "P50", "P99", "CONN/S", "FAILED/S", "IN/S", "OUT/S"];
+    let mut all: Vec<Vec<String>> = vec![heads.iter().map(|head| (*head).to_owned()).collect()];
+    let milliseconds = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.1}ms"));
+    for row in rows {
+        all.push(vec![
+            format!("{:.1}", row.requests),
+            row.success.map_or("-".to_owned(), |share| format!("{:.2}%", share * 100.0)),
+            milliseconds(row.p50_ms),
+            milliseconds(row.p99_ms),
+            format!("{:.1}", row.connections),
+            format!("{:.1}", row.failed_connections),
+            bytes(row.received_bytes),
+            bytes(row.sent_bytes),
+        ]);
+    }
+    let name = |row: Option<&Row>| match (by, row) {
+        (By::Service, None) => vec!["SERVICE".to_owned()],
+        (By::Workload, None) => vec!["WORKLOAD".to_owned()],
+        (By::Edge, None) => vec!["FROM".to_owned(), "SERVICE".to_owned()],
+        (_, Some(row)) => row.from.iter().cloned().chain([row.of.clone()]).collect(),
+    };
+    let names = std::iter::once(None).chain(rows.iter().map(Some));
+    all.into_iter().zip(names).map(|(cells, row)| name(row).into_iter().chain(cells).collect()).collect()
+}
+
+fn bytes(value: f64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB"];
+    let power =
+        (0..units.len() - 1).take_while(|power| value >= 1024_f64.powi(i32::try_from(*power + 1).unwrap_or(0))).count();
+    let scaled = value / 1024_f64.powi(i32::try_from(power).unwrap_or(0));
+    format!("{scaled:.1}{}", units.get(power).unwrap_or(&"B"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(by: By, of: Option<&str>) -> Top {
+        Top {
+            of: of.map(str::to_owned),
+            interval: Duration::from_secs(1),
+            by,
+            limit: 20,
+            json: false,
+            name: None,
+            access: Access::default(),
+        }
+    }
+
+    const LABELS: &str = r#"source_workload="page",source_workload_namespace="shop",destination_workload="web-v1",destination_workload_namespace="shop",destination_service_name="web",destination_service_namespace="shop""#;
+
+    fn page(requests: u32, errors: u32) -> Vec<Sample> {
+        let all = requests + errors;
+        exposition::samples(&format!(
+            "# TYPE istio_requests counter\n\
+             istio_requests_total{{reporter=\"waypoint\",{LABELS},response_code=\"200\",grpc_response_status=\"\"}} {requests}\n\
+             istio_requests_total{{reporter=\"waypoint\",{LABELS},response_code=\"503\",grpc_response_status=\"\"}} {errors}\n\
+             istio_request_duration_milliseconds_bucket{{reporter=\"waypoint\",{LABELS},le=\"1.0\"}} {requests}\n\
+             istio_request_duration_milliseconds_bucket{{reporter=\"waypoint\",{LABELS},le=\"5.0\"}} {all}\n\
+             istio_request_duration_milliseconds_bucket{{reporter=\"waypoint\",{LABELS},le=\"+Inf\"}} {all}\n\
+             istio_tcp_connections_opened_total{{reporter=\"source\",{LABELS}}} 7\n\
+             istio_tcp_connections_opened_total{{reporter=\"destination\",{LABELS}}} {all}\n"
+        ))
+    }
+
+    fn counted(args: &Top, now: &[Sample], then: &[Sample]) -> BTreeMap<(String, Option<String>), Counts> {
+        let mut counted = BTreeMap::new();
+        count(args, now, then, &mut counted);
+        counted
+    }
+
+    #[test]
+    fn what_grew_is_told_once_by_service_workload_or_edge() {
+        let (then, now) = (page(10, 0), page(100, 10));
+        let by_service = counted(&args(By::Service, None), &now, &then);
+        let counts = &by_service[&("shop/web".to_owned(), None)];
+        assert_eq!((counts.requests, counts.failed_requests, counts.connections), (100.0, 10.0, 100.0));
+        let row = counts.clone().row("shop/web".to_owned(), None, 2.0);
+        assert_eq!((row.requests, row.success), (50.0, Some(0.9)));
+        assert!(row.p50_ms.is_some_and(|p50| (0.5..0.6).contains(&p50)), "{row:?}");
+        assert!(row.p99_ms.is_some_and(|p99| (4.0..5.0).contains(&p99)), "{row:?}");
+        assert!(counted(&args(By::Workload, None), &now, &then).contains_key(&("shop/web-v1".to_owned(), None)));
+        let edge = ("shop/web".to_owned(), Some("shop/page".to_owned()));
+        assert!(counted(&args(By::Edge, Some("shop")), &now, &then).contains_key(&edge));
+        assert!(counted(&args(By::Service, Some("other")), &now, &then).is_empty());
+        assert!(counted(&args(By::Service, None), &now, &now).is_empty(), "nothing grew");
+        let anew = counted(&args(By::Service, None), &page(3, 0), &now);
+        assert_eq!(anew[&("shop/web".to_owned(), None)].requests, 3.0, "started anew");
+    }
+
+    #[test]
+    fn amounts_read_well() {
+        assert_eq!(
+            (bytes(0.0), bytes(1536.0), bytes(5e9)),
+            ("0.0B".to_owned(), "1.5KiB".to_owned(), "4.7GiB".to_owned())
+        );
+    }
+}
