@@ -9,6 +9,8 @@ pub use client::{Client, NodeInfo, Sink, Status, StreamError};
 pub use server::{NodeId, Observer, Service, service};
 pub use store::Store;
 
+pub use crate::delta::server::Standing;
+
 use stillmesh_core::snapshot::Change;
 
 /// The types that are served.
@@ -47,6 +49,11 @@ impl ResourceType {
     pub fn from_url(url: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.url() == url)
     }
+}
+
+/// The hash by which versions are made: xxHash64, the same in every process.
+pub fn hash(bytes: &[u8]) -> u64 {
+    twox_hash::XxHash64::oneshot(0, bytes)
 }
 
 /// How our controller names itself in responses.

@@ -7,7 +7,8 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use stillmesh_core::model::Str;
@@ -30,6 +31,23 @@ pub struct Session {
     destinations: Subscription,
     nonce: u64,
     opened: Instant,
+    /// What the last answer confirmed.
+    confirmed: Option<Range<u64>>,
+    /// What the node has refused and nothing newer has come of; at most [`MAX_REFUSED`].
+    refused: BTreeMap<(ResourceType, Str), Str>,
+    /// From this generation on something was refused of which it is not known what.
+    doubt: Option<u64>,
+}
+
+/// How far a node is: what of all that was published it has said to be in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The types that it has asked for.
+    pub asked: Vec<ResourceType>,
+    /// All generations before this one have been acknowledged, as far as they concern it; `None` where all have.
+    pub behind: Option<u64>,
+    /// Resources that it refuses as they are now, with what it said.
+    pub refused: BTreeMap<(ResourceType, Str), Str>,
 }
 
 /// One type of a session.
@@ -44,6 +62,8 @@ struct Subscription {
     pending: BTreeSet<Str>,
     /// A response is owed even if empty.
     owed: bool,
+    /// The oldest generation of which something is to be sent.
+    behind: Option<u64>,
     outstanding: Option<Outstanding>,
 }
 
@@ -52,6 +72,8 @@ struct Subscription {
 struct Outstanding {
     nonce: String,
     sent: Instant,
+    /// The oldest generation of which something is in it.
+    since: u64,
     /// Everything published up to here has been sent with it; `None` where something was put off.
     generation: Option<u64>,
 }
@@ -106,6 +128,9 @@ pub const ACK_DEADLINE: Duration = Duration::from_secs(60);
 /// How many names one node may subscribe to, beside `*`.
 pub const MAX_NAMES: usize = 65_536;
 
+/// How many refused resources are remembered of one node. Beyond, everything that came with them counts as refused.
+pub const MAX_REFUSED: usize = 256;
+
 /// How long the first addresses wait for the node to ask for policies too, so that these go first.
 pub const GATHER: Duration = Duration::from_millis(50);
 
@@ -122,6 +147,9 @@ impl Session {
             destinations: new(),
             nonce: 0,
             opened: now,
+            confirmed: None,
+            refused: BTreeMap::new(),
+            doubt: None,
         }
     }
 
@@ -130,9 +158,18 @@ impl Session {
         let Some(kind) = ResourceType::from_url(&request.type_url) else {
             return Ok(Event::None);
         };
-        let node = self.node.clone();
+        let (node, before) = (self.node.clone(), self.behind());
         let subscription = self.subscription_mut(kind);
+        let since = subscription.outstanding.as_ref().map(|outstanding| outstanding.since);
         let event = if subscription.asked { subscription.answered(kind, &request) } else { Event::None };
+        if let Event::Nacked(_, _, rejected) = &event {
+            self.refuse(kind, since.unwrap_or_default(), rejected);
+        }
+        if matches!(event, Event::Acked(..) | Event::Nacked(..)) {
+            let after = self.behind().unwrap_or(catalog.generation() + 1);
+            self.confirmed = before.filter(|before| *before < after).map(|before| before..after);
+        }
+        let subscription = self.subscription_mut(kind);
         let first = !subscription.asked;
         subscription.asked = true;
         subscription.subscribe(catalog, kind, request, first);
@@ -140,14 +177,54 @@ impl Session {
             // Contract 4.1: a node that asks on demand is told of its own pods unasked.
             subscription.pending.extend(catalog.on_node(&node).cloned());
         }
+        subscription.note_behind(if first { 0 } else { catalog.generation() });
         if subscription.names.len() > MAX_NAMES {
             return Err(SessionError::TooManyNames);
         }
         Ok(event)
     }
 
-    /// Something was published. True if this session has to send.
-    pub fn touch(&mut self, touched: &Touched) -> bool {
+    /// Notes what the node does not take as it is now. What it was told of since is another version.
+    fn refuse(&mut self, kind: ResourceType, since: u64, rejected: &[Rejected]) {
+        for one in rejected {
+            let name = Str::from(one.name.as_str());
+            if self.subscription_mut(kind).pending.contains(&name) {
+                continue;
+            }
+            if name.is_empty() || self.refused.len() >= MAX_REFUSED {
+                self.doubt.get_or_insert(since);
+            } else {
+                self.refused.insert((kind, name), one.reason.as_str().into());
+            }
+        }
+        // The node's own bound: there may have been more.
+        if rejected.len() >= MAX_REFUSED {
+            self.doubt.get_or_insert(since);
+        }
+    }
+
+    /// The oldest generation of which something is not acknowledged.
+    fn behind(&self) -> Option<u64> {
+        let open = self.subscriptions().into_iter().flat_map(|subscription| {
+            [subscription.behind, subscription.outstanding.as_ref().map(|outstanding| outstanding.since)]
+        });
+        open.flatten().chain(self.doubt).min()
+    }
+
+    /// How far the node is.
+    pub fn standing(&self) -> Standing {
+        let asked = ResourceType::ALL.into_iter().filter(|kind| self.subscription(*kind).asked);
+        Standing { asked: asked.collect(), behind: self.behind(), refused: self.refused.clone() }
+    }
+
+    /// The generations that the last answer confirmed, once: all that was published in them is in force, but for what is
+    /// refused.
+    pub fn take_confirmed(&mut self) -> Option<Range<u64>> {
+        self.confirmed.take()
+    }
+
+    /// Something was published as part of a generation. True if this session has to send.
+    pub fn touch(&mut self, touched: &Touched, generation: u64) -> bool {
         let node = self.node.clone();
         let subscription = self.subscription_mut(touched.kind);
         let concerned = subscription.asked
@@ -157,6 +234,10 @@ impl Session {
                 || touched.related.iter().any(|name| subscription.names.contains(name)));
         if concerned {
             subscription.pending.insert(touched.name.clone());
+            subscription.behind.get_or_insert(generation);
+            if !self.refused.is_empty() {
+                self.refused.remove(&(touched.kind, touched.name.clone()));
+            }
         }
         concerned
     }
@@ -263,7 +344,9 @@ impl Session {
         subscription.owed = false;
         let complete = subscription.pending.is_empty();
         let generation = complete.then(|| catalog.generation());
-        subscription.outstanding = Some(Outstanding { nonce: nonce.clone(), sent: now, generation });
+        let since = subscription.behind.unwrap_or(catalog.generation());
+        subscription.behind = (!complete).then_some(since);
+        subscription.outstanding = Some(Outstanding { nonce: nonce.clone(), sent: now, since, generation });
         DeltaDiscoveryResponse {
             system_version_info: catalog.generation().to_string(),
             resources,
@@ -296,6 +379,16 @@ impl Session {
 
     fn subscriptions(&self) -> [&Subscription; 5] {
         [&self.addresses, &self.policies, &self.routes, &self.accesses, &self.destinations]
+    }
+
+    fn subscription(&self, kind: ResourceType) -> &Subscription {
+        match kind {
+            ResourceType::Address => &self.addresses,
+            ResourceType::Authorization => &self.policies,
+            ResourceType::Route => &self.routes,
+            ResourceType::Access => &self.accesses,
+            ResourceType::Destination => &self.destinations,
+        }
     }
 
     fn subscription_mut(&mut self, kind: ResourceType) -> &mut Subscription {
@@ -360,6 +453,11 @@ impl Subscription {
                 self.names.insert(name);
             }
         }
+    }
+
+    /// After names were asked for: what is to be sent counts from this generation on, unless older things wait already.
+    fn note_behind(&mut self, generation: u64) {
+        self.behind = (self.owed || !self.pending.is_empty()).then(|| self.behind.unwrap_or(generation));
     }
 
     fn sendable(&self) -> bool {

@@ -1,5 +1,6 @@
 //! The control plane's side: one session per stream, each in a task that ends with its stream.
 
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -50,6 +51,9 @@ pub trait Observer: Send + Sync + 'static {
     /// A node refused some resources of a response; the others of it count as applied. The generation is as for
     /// [`Observer::acked`]; `None` where a part of it had been put off.
     fn nacked(&self, _node: &NodeId, _kind: ResourceType, _generation: Option<u64>, _rejected: &[Rejected]) {}
+    /// All that was published in these generations, and concerns a node, has been acknowledged by now; what it refused was
+    /// told before.
+    fn confirmed(&self, _node: &NodeId, _generations: Range<u64>) {}
     /// A node answered a response of a type that is not waited for.
     fn expired(&self, _node: &NodeId, _kind: ResourceType) {}
     /// A node has not read a response for too long: its stream ends.
@@ -235,6 +239,9 @@ impl SessionTask {
                 tracing::warn!(node = %node.id, ?kind, resources = rejected.len(), "a node refused resources");
                 self.observer.nacked(node, kind, generation, &rejected);
             }
+        }
+        if let Some(generations) = open.confirmed() {
+            self.observer.confirmed(node, generations);
         }
         Ok(())
     }

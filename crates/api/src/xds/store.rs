@@ -2,6 +2,7 @@
 //! long as a batch takes to spread, or a response to assemble, and never across a wait.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,8 +11,9 @@ use stillmesh_core::model::Str;
 use stillmesh_core::snapshot::Change;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
+use super::ResourceType;
 use crate::delta::catalog::Catalog;
-use crate::delta::server::{Event, Session, SessionError};
+use crate::delta::server::{Event, Session, SessionError, Standing};
 use crate::proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
 /// The published resources of all types. Share it as an `Arc`.
@@ -50,16 +52,34 @@ impl Store {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
         let touched = inner.catalog.apply(&changes);
+        let generation = inner.catalog.generation();
         for (session, wake) in inner.sessions.values_mut() {
             let mut concerned = false;
             for touched in &touched {
-                concerned |= session.touch(touched);
+                concerned |= session.touch(touched, generation);
             }
             if concerned {
                 wake.notify_one();
             }
         }
-        inner.catalog.generation()
+        generation
+    }
+
+    /// How far every open stream is, by its number. Costs a look at each stream, whatever is published.
+    pub fn standings(&self) -> Vec<(u64, Standing)> {
+        self.inner.lock().sessions.iter().map(|(stream, (session, _))| (*stream, session.standing())).collect()
+    }
+
+    /// A hash of the content that is published under these names, and of `seed`.
+    pub fn content<'a>(&self, seed: u64, names: impl Iterator<Item = &'a (ResourceType, Str)>) -> u64 {
+        let inner = self.inner.lock();
+        let mut text = format!("{seed:x}");
+        for (kind, name) in names {
+            if let Some(entry) = inner.catalog.entries(*kind).get(name) {
+                text = format!("{text}\n{} {name} {}", kind.url(), entry.version);
+            }
+        }
+        super::hash(text.as_bytes())
     }
 
     /// The current generation.
@@ -102,6 +122,11 @@ impl Open {
     /// How many names the next response is about.
     pub(super) fn next_names(&self, now: Instant) -> usize {
         self.with(|catalog, session| session.next_names(catalog, now)).unwrap_or(0)
+    }
+
+    /// The generations that the last request confirmed.
+    pub(super) fn confirmed(&self) -> Option<Range<u64>> {
+        self.with(|_, session| session.take_confirmed()).flatten()
     }
 
     /// Whether the node has yet to acknowledge something.

@@ -55,7 +55,9 @@ impl World {
     }
 
     fn publish(&mut self, changes: &[Change]) -> bool {
-        self.catalog.apply(changes).iter().fold(false, |any, touched| self.session.touch(touched) | any)
+        let touched = self.catalog.apply(changes);
+        let generation = self.catalog.generation();
+        touched.iter().fold(false, |any, touched| self.session.touch(touched, generation) | any)
     }
 
     fn next(&mut self) -> Option<DeltaDiscoveryResponse> {
@@ -372,4 +374,73 @@ fn types_that_are_not_served_are_ignored_and_too_many_names_end_the_session() {
         ..Default::default()
     };
     assert_eq!(world.session.request(&world.catalog, many), Err(SessionError::TooManyNames));
+}
+
+#[test]
+fn what_is_in_force_is_what_was_acknowledged_of_every_type() {
+    let mut world = World::settled(&[]);
+    assert_eq!(world.session.standing().behind, None);
+    assert_eq!(world.session.standing().asked, [ResourceType::Authorization, ResourceType::Address]);
+    world.session.take_confirmed();
+    world.publish(&[policy("p", Action::Deny), workload("a", 1, "n1", &["p"], &[])]);
+    world.publish(&[workload("b", 2, "n1", &[], &[])]);
+    assert_eq!(world.session.standing().behind, Some(1));
+    let (policies, addresses) = (world.next().unwrap(), world.next().unwrap());
+    world.publish(&[workload("c", 3, "n1", &[], &[])]);
+    assert_eq!(world.session.standing().behind, Some(1), "sent is not in force");
+    world.ack(&policies);
+    assert_eq!((world.session.standing().behind, world.session.take_confirmed()), (Some(1), None));
+    world.ack(&addresses);
+    assert_eq!((world.session.standing().behind, world.session.take_confirmed()), (Some(3), Some(1..3)));
+    let rest = world.next().unwrap();
+    world.ack(&rest);
+    assert_eq!((world.session.standing().behind, world.session.take_confirmed()), (None, Some(3..4)));
+    world.publish(&[workload("c", 3, "n1", &[], &[])]);
+    assert_eq!(world.session.standing().behind, None, "nothing has changed");
+}
+
+#[test]
+fn a_removal_that_is_put_off_is_not_in_force_yet() {
+    let mut world = World::settled(&[policy("p", Action::Deny), workload("a", 1, "n1", &["p"], &[])]);
+    world.publish(&[policy_removed("p"), policy("q", Action::Deny), workload("a", 1, "n1", &["q"], &[])]);
+    let (policies, addresses) = (world.next().unwrap(), world.next().unwrap());
+    world.ack(&policies);
+    world.ack(&addresses);
+    assert_eq!(world.session.standing().behind, Some(2));
+    let removal = world.next().unwrap();
+    world.ack(&removal);
+    assert_eq!(world.session.standing().behind, None);
+}
+
+#[test]
+fn what_a_node_refuses_is_refused_until_another_version_comes() {
+    let mut world = World::settled(&[]);
+    let nack = |world: &mut World, response: &DeltaDiscoveryResponse, message: &str| {
+        let nonce = response.nonce.clone();
+        let kind = ResourceType::from_url(&response.type_url).unwrap();
+        world.ask(kind, |request| {
+            request.response_nonce = nonce;
+            request.error_detail = Some(Status { code: 3, message: message.into(), details: Vec::new() });
+        })
+    };
+    world.publish(&[policy("p", Action::Deny), policy("q", Action::Deny)]);
+    let policies = world.next().unwrap();
+    nack(&mut world, &policies, "shop/p: odd");
+    let refused = world.session.standing();
+    assert_eq!(refused.behind, None, "the rest of it is in force");
+    assert_eq!(refused.refused, BTreeMap::from([((ResourceType::Authorization, "shop/p".into()), "odd".into())]));
+    world.publish(&[policy("q", Action::Allow)]);
+    let other = world.next().unwrap();
+    world.ack(&other);
+    assert_eq!(world.session.standing().refused.len(), 1, "p is as it was");
+    world.publish(&[policy("p", Action::Allow)]);
+    assert_eq!((world.session.standing().refused.len(), world.session.standing().behind), (0, Some(3)));
+    let mended = world.next().unwrap();
+    // A newer one is on its way: what is said is about the older.
+    world.publish(&[policy("p", Action::Deny)]);
+    nack(&mut world, &mended, "shop/p: odd");
+    assert_eq!((world.session.standing().refused.len(), world.session.standing().behind), (0, Some(4)));
+    let last = world.next().unwrap();
+    nack(&mut world, &last, "nobody knows what");
+    assert_eq!(world.session.standing().behind, Some(4), "no name: all of it is in doubt");
 }
