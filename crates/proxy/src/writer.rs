@@ -134,3 +134,54 @@ async fn until(deadline: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use stillmesh_api::xds::ResourceType;
+    use stillmesh_core::fixtures;
+    use stillmesh_core::model::WorkloadUid;
+
+    use super::*;
+
+    /// Passes that say when they begin, and end when they are let.
+    struct Gate {
+        begun: mpsc::Sender<bool>,
+        go: mpsc::Receiver<()>,
+        snapshots: Arc<Snapshots>,
+        uid: WorkloadUid,
+    }
+
+    impl Pass for Gate {
+        async fn pass(&mut self, _: &Snapshot, _: Touched) {
+            let published = self.snapshots.load().workload(&self.uid).is_some();
+            let _ = self.begun.send(published).await;
+            let _ = self.go.recv().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_sent_is_acknowledged_after_it_is_published_and_what_is_open_was_decided_again() {
+        let workload = fixtures::workload("shop/a");
+        let uid = workload.uid.clone();
+        let snapshots = Arc::new(Snapshots::new(Snapshot::empty("")));
+        let ((begun, mut began), (let_go, go)) = (mpsc::channel(1), mpsc::channel(1));
+        let gate = Gate { begun, go, snapshots: Arc::clone(&snapshots), uid };
+        let (writer, mut publisher) =
+            Writer::new(Snapshot::empty(""), None, Arc::clone(&snapshots), gate, XdsMetrics::default());
+        let running = stillmesh_runtime::Tasks::new("test");
+        let _writing = running.spawn("writer", writer.run());
+        let changes = vec![Change::Workload(Arc::new(workload))];
+        let batch = Batch { kind: ResourceType::Address, changes, first: true, ours: true, bytes: 0 };
+        let mut applied = std::pin::pin!(publisher.apply(batch));
+        let published = tokio::select! {
+            published = began.recv() => published,
+            _ = &mut applied => panic!("acknowledged before what is open was decided again"),
+        };
+        assert_eq!(published, Some(true), "what is open is decided again by what new connections see");
+        // However long the pass takes.
+        let waited = tokio::time::timeout(Duration::from_secs(3600), &mut applied).await;
+        assert!(waited.is_err(), "acknowledged while what is open is being decided again");
+        let_go.send(()).await.unwrap();
+        assert_eq!(applied.await, Vec::new());
+    }
+}
