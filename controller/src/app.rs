@@ -21,7 +21,7 @@ use tracing::{info, warn};
 
 use crate::admit::{Registration, Webhook};
 use crate::build::{Builder, Running};
-use crate::cluster::{self, Authorities, Gateways, Roots, TokenReviews};
+use crate::cluster::{self, Authorities, Gateways, Roots, Summaries, TokenReviews};
 use crate::config::{Config, Directory, Home, InCluster};
 use crate::control::{Control, Query};
 use crate::metrics::Metrics;
@@ -156,6 +156,7 @@ impl Plane {
         let lease = cluster::lease_of(&self.config.revision);
         let (own, registrar) = Candidate::new(&cluster, &namespace, &lease, &identity, Terms::default());
         campaigns.push(self.tasks.spawn("leader election", own.run(self.tasks.token())));
+        self.shown.receipts.is_one_of_several();
         let watches = cluster::watches(&self.config.mesh.root_namespace);
         let source = KubernetesSource::open(&cluster, watches);
         let Some(control) = self.read(source, queries).await? else { return Ok(()) };
@@ -189,6 +190,10 @@ impl Plane {
             name: Registration::name_of(&self.config.revision),
         };
         self.keep("webhook registration", registrar.lead(move || registration.clone().keep()));
+        let own = (namespace.clone(), home.pod.clone());
+        let (receipts, running) = (Arc::clone(&self.shown.receipts), control.builder.running());
+        let summaries = Summaries::new(&cluster, own, receipts, running, leader.clone());
+        self.keep("receipts of replicas", summaries.keep());
         if home.status {
             let statuses = Arc::clone(&self.statuses);
             let writer = Arc::new(status::Api::new(&cluster, leader.clone()));
@@ -214,12 +219,14 @@ impl Plane {
             Home::Cluster(_) => Builder::new(self.config.mesh.clone()),
         };
         let (statuses, shown) = (Arc::clone(&self.statuses), Arc::clone(&self.shown));
+        shown.receipts.expect(builder.running(), self.config.trusted_node_accounts.clone());
         let mut control = Control::new(source, builder, statuses, shown, queries);
         tokio::select! {
             complete = control.read_everything() => complete?,
             _ = self.drain.signaled() => return Ok(None),
         }
         control.builder.fix_trust_domain();
+        self.keep("receipts", Arc::clone(&self.shown.receipts).keep(Arc::clone(&self.statuses)));
         Ok(Some(control))
     }
 

@@ -9,6 +9,7 @@ mod destinations;
 mod findings;
 mod join;
 mod labelled;
+mod made;
 mod routes;
 mod running;
 mod waypoints;
@@ -38,7 +39,8 @@ use stillmesh_k8s::unusable::LastGood;
 use stillmesh_k8s::{Kind, Object, ObjectKey, Position, Unusable};
 use stillmesh_objects as objects;
 
-pub use running::{Place, Running, Unnamed};
+pub use made::{About, Made};
+pub use running::{Place, Proxy, Role, Running, Unnamed};
 use world::{Name, World, ends};
 
 /// A condition to be written into an object's status.
@@ -58,6 +60,8 @@ pub struct Verdict {
     pub existing: Vec<StatusCondition>,
     /// What is said to a route's parents.
     pub parents: Option<Parents>,
+    /// There is no such object any more.
+    pub gone: bool,
 }
 
 impl Verdict {
@@ -71,6 +75,7 @@ impl Verdict {
             version: metadata.and_then(|metadata| metadata.resource_version.clone()),
             existing,
             parents: None,
+            gone: metadata.is_none(),
         }
     }
 }
@@ -91,6 +96,8 @@ pub struct Built {
     pub changes: Vec<Change>,
     /// What statuses of policies, services and routes should say.
     pub verdicts: Vec<Verdict>,
+    /// What was made of the objects that were looked at again.
+    pub made: Vec<Made>,
 }
 
 /// Follows the objects and builds resources from them.
@@ -323,8 +330,14 @@ impl Builder {
             Kind::Node => {
                 self.dirty.pods.extend(self.world.pods_on(&key.name).cloned());
                 match content!(Node) {
-                    Some(one) => self.world.nodes.insert(key.name.clone(), one),
-                    None => self.world.nodes.remove(&key.name),
+                    Some(one) => {
+                        self.running.replace_node(&key.name, Some(&one));
+                        self.world.nodes.insert(key.name.clone(), one)
+                    }
+                    None => {
+                        self.running.replace_node(&key.name, None);
+                        self.world.nodes.remove(&key.name)
+                    }
                 };
             }
             Kind::ConfigMap if key.namespace == self.base.root_namespace && *key.name == *mesh_config::CONFIG_MAP => {

@@ -6,11 +6,13 @@ mod gateways;
 mod reviews;
 mod rival;
 mod roots;
+mod summaries;
 
 pub(crate) use authority::Authorities;
 pub(crate) use gateways::Gateways;
 pub(crate) use reviews::TokenReviews;
 pub(crate) use roots::Roots;
+pub(crate) use summaries::Summaries;
 
 use stillmesh_cluster::Watch;
 use stillmesh_k8s::gateway::revision;

@@ -31,6 +31,8 @@ pub(crate) struct Control<S> {
     told: BTreeSet<Finding>,
     /// When findings are looked for.
     look: Option<Instant>,
+    /// The initial objects have been taken in.
+    complete: bool,
     queries: mpsc::Receiver<Query>,
 }
 
@@ -60,7 +62,17 @@ impl<S: Source> Control<S> {
         shown: Arc<Shown>,
         queries: mpsc::Receiver<Query>,
     ) -> Self {
-        Self { source, builder, statuses, shown, written: Arc::default(), told: BTreeSet::new(), look: None, queries }
+        Self {
+            source,
+            builder,
+            statuses,
+            shown,
+            written: Arc::default(),
+            told: BTreeSet::new(),
+            look: None,
+            complete: false,
+            queries,
+        }
     }
 
     /// Returns when the initial objects have been taken in.
@@ -70,6 +82,7 @@ impl<S: Source> Control<S> {
             let complete = update.complete;
             self.take(update);
             if complete {
+                self.complete = true;
                 return Ok(());
             }
         }
@@ -104,11 +117,16 @@ impl<S: Source> Control<S> {
             };
             self.shown.metrics.event(change.key().kind, event);
         }
+        // What is there from the beginning came before this process did.
+        let arrived = self.complete.then(std::time::Instant::now);
+        let changed = self.shown.receipts.read(&update);
         let built = self.builder.apply(&update);
+        let mut published = None;
         if !built.changes.is_empty() {
             let resources = built.changes.len();
             self.shown.metrics.triggered(&built.changes);
             let generation = self.shown.store.publish(built.changes);
+            published = Some(generation);
             self.shown.metrics.published(generation);
             debug!(objects = update.changes.len(), resources, generation, "published");
         }
@@ -116,6 +134,7 @@ impl<S: Source> Control<S> {
         metrics.services.set(i64::try_from(self.builder.service_count()).unwrap_or(i64::MAX));
         metrics.virtual_services.set(i64::try_from(self.builder.virtual_service_count()).unwrap_or(i64::MAX));
         self.statuses.take(built.verdicts);
+        self.shown.receipts.built(built.made, &changed, published, arrived);
         if let Some(findings) = update.findings {
             self.written = findings;
         }

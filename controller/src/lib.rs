@@ -12,6 +12,7 @@ pub mod config;
 mod control;
 mod metrics;
 mod monitoring;
+mod receipts;
 pub mod serve;
 mod status;
 

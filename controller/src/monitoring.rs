@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::control::Query;
 use crate::metrics::{Metrics, VERSION};
+use crate::receipts::Receipts;
 use crate::serve::Nodes;
 
 /// What the pages show.
@@ -30,6 +31,7 @@ pub(crate) struct Shown {
     pub foreign_maps: ArcSwap<Vec<Finding>>,
     pub store: Arc<Store>,
     pub nodes: Arc<Nodes>,
+    pub receipts: Arc<Receipts>,
     pub metrics: Arc<Metrics>,
     queries: mpsc::Sender<Query>,
 }
@@ -42,13 +44,16 @@ impl Shown {
     /// What the pages show, and the questions that they ask.
     pub fn new(cluster: &str, metrics: &Arc<Metrics>) -> (Self, mpsc::Receiver<Query>) {
         let (queries, asked) = mpsc::channel(QUESTIONS);
+        let store = Arc::new(Store::new());
+        let receipts = Arc::new(Receipts::new(Arc::clone(&store)));
         let shown = Self {
             waits_for: ArcSwap::from_pointee(Some("the objects have not been read yet".to_owned())),
             authority: ArcSwap::default(),
             findings: ArcSwap::default(),
             foreign_maps: ArcSwap::default(),
-            store: Arc::new(Store::new()),
-            nodes: Arc::new(Nodes::new(cluster, Arc::clone(metrics))),
+            store,
+            nodes: Arc::new(Nodes::new(cluster, Arc::clone(metrics), Arc::clone(&receipts))),
+            receipts,
             metrics: Arc::clone(metrics),
             queries,
         };
@@ -88,6 +93,7 @@ pub(crate) fn server(shown: &Arc<Shown>, node: Option<IpAddr>) -> Server {
     // As Istio writes it and Kiali reads it: version, revision of the source, state of the build.
     page("/version", |_| Response::text(StatusCode::OK, format!("{VERSION}-stillmesh-Clean")));
     page("/debug/syncz", |shown| Response::json(StatusCode::OK, &shown.nodes.to_json(shown.store.generation())));
+    page("/debug/receipts", |shown| Response::json(StatusCode::OK, &shown.receipts.to_json()));
     page("/debug/findings", |shown| {
         let (authority, maps, findings) = (shown.authority.load(), shown.foreign_maps.load(), shown.findings.load());
         let all: Vec<&Finding> = authority.iter().chain(maps.iter()).chain(findings.iter()).collect();

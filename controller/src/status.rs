@@ -19,7 +19,8 @@ use stillmesh_k8s::gateway::http_route::HttpRoute;
 use stillmesh_k8s::gateway::stream_route::{TcpRoute, TlsRoute};
 use stillmesh_k8s::istio::destination_rule::DestinationRule;
 use stillmesh_k8s::istio::virtual_service::VirtualService;
-use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
+use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication, StatusCondition};
+use stillmesh_k8s::status::Condition;
 use stillmesh_k8s::{Kind, ObjectKey, status};
 use stillmesh_runtime::Backoff;
 use stillmesh_runtime::admin::client::Client;
@@ -30,6 +31,7 @@ use tracing::{debug, warn};
 use crate::build::Verdict;
 use crate::cluster::chain;
 use crate::metrics::Metrics;
+use crate::receipts::{IN_FORCE, essence};
 
 /// The least time between two writes: a thousand changed policies do not keep the API server busy.
 const PACE: Duration = Duration::from_millis(20);
@@ -48,21 +50,46 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(120);
 /// What is to be written, the newest per object.
 pub(crate) struct Statuses {
     waiting: Mutex<BTreeMap<ObjectKey, Waiting>>,
+    /// What is known of every object that has a status.
+    known: Mutex<BTreeMap<ObjectKey, Known>>,
     /// What was written lately.
     written: Mutex<BTreeMap<ObjectKey, Written>>,
     news: Notify,
     metrics: Arc<Metrics>,
 }
 
+/// What an object's status should say.
+#[derive(Default)]
+struct Known {
+    verdict: Option<Verdict>,
+    receipt: Saying,
+}
+
+/// What an object's status should say of where it is in force.
+#[derive(Clone, Debug, Default, PartialEq)]
+enum Saying {
+    /// It is not known yet: what stands there stands.
+    #[default]
+    Unknown,
+    /// Nothing.
+    Nothing,
+    /// This, of this generation of the object.
+    Is(Condition, Option<i64>),
+}
+
+/// Receipts by object: the condition and the generation that it is about; `None` where there is none.
+pub(crate) type Said = Vec<(ObjectKey, Option<(Condition, Option<i64>)>)>;
+
 struct Waiting {
     verdict: Verdict,
+    receipt: Saying,
     due: Instant,
     backoff: Backoff,
 }
 
 impl Waiting {
-    fn new(verdict: Verdict, due: Instant) -> Self {
-        Self { verdict, due, backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT) }
+    fn new(verdict: Verdict, receipt: Saying, due: Instant) -> Self {
+        Self { verdict, receipt, due, backoff: Backoff::new(FIRST_WAIT, LONGEST_WAIT) }
     }
 }
 
@@ -84,7 +111,13 @@ impl Written {
 
 impl Statuses {
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { waiting: Mutex::default(), written: Mutex::default(), news: Notify::new(), metrics }
+        Self {
+            waiting: Mutex::default(),
+            known: Mutex::default(),
+            written: Mutex::default(),
+            news: Notify::new(),
+            metrics,
+        }
     }
 
     /// When a status may be written: now, unless it is the one that was written last, so that two controllers that do not
@@ -111,19 +144,50 @@ impl Statuses {
 
     /// Takes over what statuses should say.
     pub fn take(&self, verdicts: Vec<Verdict>) {
-        let mut waiting = self.waiting.lock();
+        let mut known = self.known.lock();
+        let mut told = Vec::new();
         for verdict in verdicts {
-            match (status(&verdict), waiting.get_mut(&verdict.object)) {
+            if verdict.gone {
+                known.remove(&verdict.object);
+                told.push((verdict, Saying::Unknown));
+                continue;
+            }
+            let one = known.entry(verdict.object.clone()).or_default();
+            one.verdict = Some(verdict.clone());
+            told.push((verdict, one.receipt.clone()));
+        }
+        drop(known);
+        self.say(told);
+    }
+
+    /// Takes over what statuses should say of where objects are in force. Of an object that nobody has looked at, nothing is
+    /// kept.
+    pub fn receipts(&self, said: Said) {
+        let mut known = self.known.lock();
+        let mut told = Vec::new();
+        for (object, receipt) in said {
+            let Some(one) = known.get_mut(&object) else { continue };
+            one.receipt = receipt.map_or(Saying::Nothing, |(condition, generation)| Saying::Is(condition, generation));
+            told.extend(one.verdict.clone().map(|verdict| (verdict, one.receipt.clone())));
+        }
+        drop(known);
+        self.say(told);
+    }
+
+    fn say(&self, told: Vec<(Verdict, Saying)>) {
+        let mut waiting = self.waiting.lock();
+        for (verdict, receipt) in told {
+            match (status(&verdict, &receipt), waiting.get_mut(&verdict.object)) {
                 (Some(status), Some(one)) => {
                     // What failed before waits for its turn.
                     if one.backoff.tries() == 0 {
                         one.due = self.due(&verdict.object, &status);
                     }
-                    one.verdict = verdict;
+                    (one.verdict, one.receipt) = (verdict, receipt);
                 }
                 (Some(status), None) => {
                     let due = self.due(&verdict.object, &status);
-                    waiting.insert(verdict.object.clone(), Waiting::new(verdict, due));
+                    waiting.insert(verdict.object.clone(), Waiting::new(verdict, receipt, due));
                 }
                 (None, _) => {
                     waiting.remove(&verdict.object);
@@ -150,7 +214,7 @@ impl Statuses {
             // Dropped on the way, it waits again for the next leader.
             let mut pending = Pending { statuses: self, waiting: Some(waiting) };
             let Some(one) = &mut pending.waiting else { continue };
-            let result = match status(&one.verdict) {
+            let result = match status(&one.verdict, &one.receipt) {
                 Some(status) => {
                     let said = status.clone();
                     let result = writer.write(&one.verdict, status).await;
@@ -220,21 +284,62 @@ impl Drop for Pending<'_> {
 }
 
 /// What of its status an object should have; `None` where it has it.
-fn status(verdict: &Verdict) -> Option<Value> {
+fn status(verdict: &Verdict, receipt: &Saying) -> Option<Value> {
     let now = jiff::Timestamp::now().round(jiff::Unit::Second).unwrap_or_else(|_| jiff::Timestamp::now()).to_string();
     if let Some(parents) = &verdict.parents {
-        let parents = condition::parents(&parents.existing, &parents.said, verdict.generation, &now)?;
+        let has_one = |conditions: &[StatusCondition]| conditions.iter().any(|one| one.type_ == IN_FORCE);
+        let told = parents.existing.iter().any(|parent| has_one(&parent.conditions));
+        let mut said = parents.said.clone();
+        match receipt {
+            // What stands there is soon known to hold or not.
+            Saying::Unknown if told => return None,
+            Saying::Is(condition, generation) if *generation == verdict.generation => {
+                for one in &mut said {
+                    let before = parents.existing.iter().filter(|existing| existing.parent_ref == one.parent);
+                    let before = before.flat_map(|existing| &existing.conditions);
+                    one.conditions.push(as_it_was(condition, *generation, before));
+                }
+            }
+            _ => {}
+        }
+        let parents = condition::parents(&parents.existing, &said, verdict.generation, &now)?;
         return Some(json!({"parents": parents}));
     }
-    let conditions = match (&verdict.condition, verdict.retracted) {
-        (Some(condition), _) => status::merged(&verdict.existing, condition, verdict.generation, &now)?,
-        (None, Some(gone)) => {
-            let left: Vec<_> = verdict.existing.iter().filter(|one| one.type_ != gone).cloned().collect();
-            (left.len() < verdict.existing.len()).then_some(left)?
+    let without = |all: Vec<StatusCondition>, gone: &str| all.into_iter().filter(|one| one.type_ != gone).collect();
+    let mut conditions = verdict.existing.clone();
+    match (&verdict.condition, verdict.retracted) {
+        (Some(condition), _) => {
+            conditions = status::merged(&conditions, condition, verdict.generation, &now).unwrap_or(conditions);
         }
-        (None, None) => return None,
+        (None, Some(gone)) => conditions = without(conditions, gone),
+        (None, None) => {}
+    }
+    match receipt {
+        Saying::Unknown => {}
+        Saying::Nothing => conditions = without(conditions, IN_FORCE),
+        Saying::Is(condition, generation) => {
+            let condition = as_it_was(condition, *generation, verdict.existing.iter());
+            conditions = status::merged(&conditions, &condition, *generation, &now).unwrap_or(conditions);
+        }
+    }
+    (conditions != verdict.existing).then(|| json!({"conditions": conditions}))
+}
+
+/// A receipt, in the words that stand there where these say the same but for how long it took: that alone is no reason to
+/// write.
+fn as_it_was<'a>(
+    condition: &Condition,
+    generation: Option<i64>,
+    before: impl Iterator<Item = &'a StatusCondition>,
+) -> Condition {
+    let same = |one: &&StatusCondition| {
+        one.type_ == IN_FORCE
+            && one.status == condition.status
+            && one.observed_generation == generation
+            && essence(&one.message) == essence(&condition.message)
     };
-    Some(json!({"conditions": conditions}))
+    let mut before = before.filter(same);
+    Condition { message: before.next().map_or(&condition.message, |one| &one.message).clone(), ..condition.clone() }
 }
 
 /// Where statuses are written to.

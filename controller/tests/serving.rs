@@ -1,6 +1,9 @@
 //! The controller as nodes see it: real TLS and gRPC on loopback, objects in a directory.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
+#[path = "serving/receipts.rs"]
+mod receipts;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;

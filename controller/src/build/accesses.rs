@@ -17,9 +17,10 @@ use stillmesh_k8s::translate::{self, Mesh, Target as Attached, Targets};
 use stillmesh_k8s::unusable::LastGood;
 use stillmesh_k8s::{Kind, ObjectKey};
 
+use super::made::Before;
 use super::waypoints::Asker;
 use super::world::{Name, World, wanted_by};
-use super::{Builder, Dirty, Verdict, publish};
+use super::{About, Builder, Dirty, Made, Verdict, publish};
 
 /// Something that is attached to something.
 pub(super) type Object = (AccessKind, Name);
@@ -36,6 +37,11 @@ impl Accesses {
     /// What is attached to something.
     pub fn attached_to(&self, target: &Attached) -> impl Iterator<Item = &Object> {
         self.attached.get(target).into_iter().flatten()
+    }
+
+    /// What something is attached to.
+    pub fn targets_of(&self, object: &Object) -> &[Attached] {
+        self.targets.get(object).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// A policy came, changed or went: what it was attached to, and what it is.
@@ -183,9 +189,11 @@ impl Builder {
         name: &Name,
         set: &mut Vec<Change>,
         removed: &mut Vec<Change>,
-    ) -> Verdict {
+    ) -> (Verdict, Made) {
+        let before = Before::new(set, removed);
         let known = Known { world: &self.world, mesh: &self.mesh };
-        let written = self.world.authentications.get(name);
+        let written = self.world.authentications.get(name).cloned();
+        let written = written.as_deref();
         let answer = written.and_then(|written| translate::request_authentication(written, &known, &self.mesh));
         let (access, condition) = answer.map(|(model, condition)| (Access::Authentication(model), condition)).unzip();
         let object = ObjectKey::new(Kind::RequestAuthentication, &name.0, &name.1);
@@ -197,8 +205,16 @@ impl Builder {
             .unwrap_or_else(|| Verdict { condition, ..Verdict::new(object, metadata, existing) });
         let key =
             AccessKey { kind: AccessKind::RequestAuthentication, key: PolicyKey::new(name.0.clone(), name.1.clone()) };
+        let about = access.is_some().then(|| About {
+            nodes: true,
+            waypoints: self.carriers(AccessKind::RequestAuthentication, name),
+            refused: self.is_unusable(Kind::RequestAuthentication, name),
+        });
         self.world.accesses.publish(key, access, set, removed);
-        verdict
+        let object = verdict.object.clone();
+        let mut made = Made::new(object, metadata, before.since(set, removed), about);
+        made.generation = verdict.generation;
+        (verdict, made)
     }
 
     /// What holds for all requests.

@@ -12,9 +12,10 @@ use stillmesh_k8s::labels::{self, Labels};
 use stillmesh_k8s::translate::{self, Endpoints, Mesh};
 use stillmesh_k8s::{Kind, ObjectKey};
 
-use super::routes::Known;
+use super::made::Before;
+use super::routes::{Known, service_name};
 use super::world::{Name, ends, wanted_by};
-use super::{Builder, Dirty, Verdict, publish};
+use super::{About, Builder, Dirty, Made, Verdict, publish};
 
 /// The rules, and what was made of them.
 #[derive(Debug, Default)]
@@ -96,34 +97,46 @@ impl Builder {
         set: &mut Vec<Change>,
         removed: &mut Vec<Change>,
         verdicts: &mut Vec<Verdict>,
+        made: &mut Vec<Made>,
     ) {
         let destinations = &self.world.destinations;
         let about = dirty.services.iter().flat_map(|service| destinations.about(service));
         let all: BTreeSet<Name> = dirty.destinations.iter().chain(about).cloned().collect();
         for name in all {
-            let verdict = self.build_destination(&name, set, removed);
+            let (verdict, one) = self.build_destination(&name, set, removed);
             verdicts.push(verdict);
+            made.push(one);
         }
     }
 
-    fn build_destination(&mut self, name: &Name, set: &mut Vec<Change>, removed: &mut Vec<Change>) -> Verdict {
+    fn build_destination(&mut self, name: &Name, set: &mut Vec<Change>, removed: &mut Vec<Change>) -> (Verdict, Made) {
+        let before = Before::new(set, removed);
         let written = self.world.destinations.written.get(name).cloned();
         let known = Known { world: &self.world, mesh: &self.mesh };
         let mut made = written.as_deref().map(|written| translate::destination_rule(written, &known, &self.mesh));
         let key = PolicyKey::new(name.0.clone(), name.1.clone());
+        let refused = made.as_ref().is_some_and(|made| made.refused);
         let published = &mut self.world.destinations.published;
         match &mut made {
             Some(made) if made.refused && published.contains_key(&key) => made.stays_as_it_was(),
             made => {
                 let rule = made.as_mut().and_then(|made| made.rule.take());
-                publish(published, key, rule, Change::Destination, Change::DestinationRemoved, set, removed);
+                publish(published, key.clone(), rule, Change::Destination, Change::DestinationRemoved, set, removed);
             }
         }
         let metadata = written.as_ref().map(|written| &written.metadata);
         let status = written.as_ref().and_then(|written| written.status.as_ref());
         let object = ObjectKey::new(Kind::DestinationRule, &name.0, &name.1);
         let existing = status.map(|status| status.conditions.clone()).unwrap_or_default();
-        Verdict { condition: made.map(|made| made.condition), ..Verdict::new(object, metadata, existing) }
+        let published = self.world.destinations.published.get(&key);
+        let about = (published.is_some() || refused).then(|| {
+            let services = published.into_iter().flat_map(|rule| &rule.services);
+            let waypoints = services.flat_map(|service| self.waypoints_of(&service_name(service))).collect();
+            About { nodes: false, waypoints, refused }
+        });
+        let told = Made::new(object.clone(), metadata, before.since(set, removed), about);
+        let condition = made.map(|made| made.condition);
+        (Verdict { condition, ..Verdict::new(object, metadata, existing) }, told)
     }
 }
 

@@ -15,8 +15,9 @@ use stillmesh_k8s::status::Condition;
 use stillmesh_k8s::translate::{self, Attached, Level};
 use stillmesh_k8s::{Kind, ObjectKey, Position, labels};
 
+use super::made::Before;
 use super::world::{self, Name};
-use super::{Builder, Built, Dirty, Verdict, findings, publish};
+use super::{About, Builder, Built, Dirty, Made, Verdict, findings, publish};
 
 impl Builder {
     /// Builds what is dirty.
@@ -29,20 +30,24 @@ impl Builder {
             dirty.attached(self.world.accesses.attached_to(&target).cloned());
         }
         let (mut set, mut removed) = (Vec::new(), Vec::new());
-        let mut verdicts = Vec::new();
+        let (mut verdicts, mut made) = (Vec::new(), Vec::new());
         if std::mem::take(&mut dirty.settings) {
             self.build_settings(&mut set, &mut removed);
         }
-        self.build_policies(&dirty, &mut set, &mut removed, &mut verdicts);
+        self.build_policies(&dirty, &mut set, &mut removed, (&mut verdicts, &mut made));
         for name in &dirty.authentications {
-            verdicts.push(self.build_authentication(name, &mut set, &mut removed));
+            let (verdict, one) = self.build_authentication(name, &mut set, &mut removed);
+            verdicts.push(verdict);
+            made.push(one);
         }
         for name in &dirty.services.clone() {
             self.build_guard(name, &mut dirty, &mut set, &mut removed);
         }
         let mut gone = Vec::new();
         for name in &dirty.services {
-            self.build_service(name, &mut set, &mut gone, &mut verdicts);
+            let (verdict, one) = self.build_service(name, &mut set, &mut gone);
+            verdicts.push(verdict);
+            made.push(one);
         }
         let mut ended = Vec::new();
         let mut strict = HashMap::new();
@@ -52,11 +57,11 @@ impl Builder {
         for name in &dirty.pods {
             self.build_pod(name, &mut strict, &mut set, &mut ended);
         }
-        self.build_destinations(&dirty, &mut set, &mut ended, &mut verdicts);
-        self.build_routes(&dirty, &mut set, &mut ended, &mut verdicts);
+        self.build_destinations(&dirty, &mut set, &mut ended, &mut verdicts, &mut made);
+        self.build_routes(&dirty, &mut set, &mut ended, &mut verdicts, &mut made);
         // Nobody is left without a policy or a service that something still names.
         let changes = set.into_iter().chain(ended).chain(gone).chain(removed).collect();
-        Built { changes, verdicts }
+        Built { changes, verdicts, made }
     }
 
     fn build_mesh(&mut self) {
@@ -104,24 +109,46 @@ impl Builder {
         dirty: &Dirty,
         set: &mut Vec<Change>,
         removed: &mut Vec<Change>,
-        verdicts: &mut Vec<Verdict>,
+        (verdicts, made): (&mut Vec<Verdict>, &mut Vec<Made>),
     ) {
         for name in &dirty.policies {
+            let before = Before::new(set, removed);
             let (namespace, own) = name;
             let written = self.world.policies.get(name);
             let answer = written.map(|written| translate::authorization(written, &self.mesh));
             let of_nodes = answer.as_ref().and_then(|answer| answer.condition.clone());
             let policy = answer.and_then(|answer| answer.policy);
             let of_waypoints = self.build_access(name, set, removed);
-            verdicts.push(self.verdict(name, of_nodes.or(of_waypoints)));
+            let attached = of_waypoints.is_some();
+            let verdict = self.verdict(name, of_nodes.or(of_waypoints));
+            let about = (policy.is_some() || attached).then(|| About {
+                nodes: true,
+                waypoints: self.carriers(AccessKind::AuthorizationPolicy, name),
+                refused: self.is_unusable(Kind::AuthorizationPolicy, name),
+            });
             self.publish_policy(PolicyKey::new(namespace.clone(), own.clone()), policy, set, removed);
+            let metadata = self.world.policies.get(name).map(|written| &written.metadata);
+            let mut one = Made::new(verdict.object.clone(), metadata, before.since(set, removed), about);
+            one.generation = verdict.generation;
+            made.push(one);
+            verdicts.push(verdict);
         }
         let mut strict = HashMap::new();
         for name in &dirty.peers {
+            let before = Before::new(set, removed);
             let strict = *strict.entry(name.0.clone()).or_insert_with(|| self.parent_is_strict(&name.0));
             let policy = self.world.peers.get(name).and_then(|peer| translate::port_policy(peer, strict, &self.mesh));
             let key = translate::port_policy_key(&name.0, &name.1);
             self.publish_policy(key, policy, set, removed);
+            let object = ObjectKey::new(Kind::PeerAuthentication, &name.0, &name.1);
+            let written = self.world.peers.get(name);
+            let metadata = written.map(|written| &written.metadata);
+            let acts = written.is_some_and(|written| translate::level(written, &self.mesh) != Level::Nothing);
+            let about = acts.then(|| About { nodes: true, ..About::default() });
+            made.push(Made::new(object.clone(), metadata, before.since(set, removed), about));
+            let status = written.and_then(|written| written.status.as_ref());
+            let existing = status.map(|status| status.conditions.clone()).unwrap_or_default();
+            verdicts.push(Verdict::new(object, metadata, existing));
         }
         if !dirty.peers.is_empty() {
             let key = translate::static_strict_key(&self.mesh);
@@ -165,13 +192,8 @@ impl Builder {
         publish(&mut self.policies, key, policy, Change::Policy, Change::PolicyRemoved, set, removed);
     }
 
-    fn build_service(
-        &mut self,
-        name: &Name,
-        set: &mut Vec<Change>,
-        gone: &mut Vec<Change>,
-        verdicts: &mut Vec<Verdict>,
-    ) {
+    fn build_service(&mut self, name: &Name, set: &mut Vec<Change>, gone: &mut Vec<Change>) -> (Verdict, Made) {
+        let before = Before::new(set, gone);
         let namespace: Option<&Namespace> = self.world.namespaces.get(&name.0).map(|one| &**one);
         let mut said = None;
         let service = self.world.services.get(name).and_then(|written| {
@@ -183,7 +205,9 @@ impl Builder {
             translate::service(written, namespace, waypoint, &self.mesh)
                 .map(|service| Service { weighted_waypoints: weighted, ..service })
         });
-        verdicts.push(self.service_verdict(name, said.filter(|_| service.is_some())));
+        let said = said.filter(|_| service.is_some());
+        // Only whose binding is told has a receipt of it.
+        let about = said.is_some().then(|| About { nodes: true, ..About::default() });
         match service {
             Some(service) if self.services.get(name).is_none_or(|old| **old != service) => {
                 let service = Arc::new(service);
@@ -197,6 +221,11 @@ impl Builder {
                 }
             }
         }
+        let verdict = self.service_verdict(name, said);
+        let metadata = self.world.services.get(name).map(|written| &written.metadata);
+        let mut made = Made::new(verdict.object.clone(), metadata, before.since(set, gone), about);
+        made.generation = None;
+        (verdict, made)
     }
 
     /// What a service's status should say.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use stillmesh_core::model::http::{self as model, RouteKind, RouteParent};
-use stillmesh_core::model::{AppProtocol, Str};
+use stillmesh_core::model::{AppProtocol, ServiceKey, Str};
 use stillmesh_core::snapshot::Change;
 use stillmesh_k8s::gateway::binding::{Binding, Named, Target};
 use stillmesh_k8s::gateway::http_route::{
@@ -15,8 +15,9 @@ use stillmesh_k8s::istio::virtual_service::VirtualService;
 use stillmesh_k8s::translate::{self, Mesh, References, Routed, Virtual};
 use stillmesh_k8s::{Kind, Object, ObjectKey};
 
+use super::made::Before;
 use super::world::{Grouped, Name, World};
-use super::{Builder, Dirty, Parents, Verdict};
+use super::{About, Builder, Dirty, Made, Parents, Verdict};
 
 /// The kinds of routes. What some take decides about those after them.
 const KINDS: [Kind; 5] = [Kind::GrpcRoute, Kind::HttpRoute, Kind::TlsRoute, Kind::TcpRoute, Kind::VirtualService];
@@ -109,8 +110,15 @@ impl Routes {
         self.naming.get(service).into_iter().flatten()
     }
 
-    /// Takes what was made of a route. What changes is told; a route whose new version is refused stays as it was.
-    fn publish(&mut self, key: &ObjectKey, made: &mut Meaning, set: &mut Vec<Change>, removed: &mut Vec<Change>) {
+    /// Takes what was made of a route. What changes is told; a route whose new version is refused stays as it was. Says
+    /// whether it is.
+    fn publish(
+        &mut self,
+        key: &ObjectKey,
+        made: &mut Meaning,
+        set: &mut Vec<Change>,
+        removed: &mut Vec<Change>,
+    ) -> bool {
         let old = self.published.remove(key).unwrap_or_default();
         let (new, refused): (Vec<model::HttpRoute>, bool) = match made {
             Meaning::Nothing => (Vec::new(), false),
@@ -128,6 +136,7 @@ impl Routes {
         if !new.is_empty() {
             self.published.insert(key.clone(), new);
         }
+        refused
     }
 
     /// Notes what a route takes now. The routes that it may concern, of the kind that gives way to its own.
@@ -165,8 +174,12 @@ impl Routes {
 
 /// The Service that a route is attached to.
 fn name_of(parent: &RouteParent) -> Name {
-    let name = parent.service.hostname.split('.').next().unwrap_or_default();
-    (parent.service.namespace.clone(), name.into())
+    service_name(&parent.service)
+}
+
+/// The Service that nodes know by this.
+pub(super) fn service_name(service: &ServiceKey) -> Name {
+    (service.namespace.clone(), service.hostname.split('.').next().unwrap_or_default().into())
 }
 
 /// What was made of a route.
@@ -246,6 +259,7 @@ impl Builder {
         set: &mut Vec<Change>,
         removed: &mut Vec<Change>,
         verdicts: &mut Vec<Verdict>,
+        made: &mut Vec<Made>,
     ) {
         // What a route says depends on its Services, and what is said of it on what these are bound to.
         let routes = &self.world.routes;
@@ -258,13 +272,16 @@ impl Builder {
         for kind in KINDS {
             let of_kind: Vec<ObjectKey> = all.iter().filter(|key| key.kind == kind).cloned().collect();
             for key in of_kind {
-                verdicts.push(self.build_route(&key, set, removed));
+                let (verdict, one) = self.build_route(&key, set, removed);
+                verdicts.push(verdict);
+                made.push(one);
                 all.extend(self.world.routes.note_taken(&key));
             }
         }
     }
 
-    fn build_route(&mut self, key: &ObjectKey, set: &mut Vec<Change>, removed: &mut Vec<Change>) -> Verdict {
+    fn build_route(&mut self, key: &ObjectKey, set: &mut Vec<Change>, removed: &mut Vec<Change>) -> (Verdict, Made) {
+        let before = Before::new(set, removed);
         let object = self.world.routes.written.get(key).cloned();
         let known = Known { world: &self.world, mesh: &self.mesh };
         let mut made = match &object {
@@ -277,8 +294,15 @@ impl Builder {
             }
             _ => Meaning::Nothing,
         };
-        self.world.routes.publish(key, &mut made, set, removed);
+        let refused = self.world.routes.publish(key, &mut made, set, removed);
         let metadata = object.as_ref().map(Object::metadata);
+        let published = self.world.routes.published.get(key);
+        let about = (published.is_some() || refused).then(|| {
+            let parents = published.into_iter().flatten().flat_map(|route| &route.parents);
+            let waypoints = parents.flat_map(|parent| self.waypoints_of(&name_of(parent))).collect();
+            About { nodes: false, waypoints, refused }
+        });
+        let told = Made::new(key.clone(), metadata, before.since(set, removed), about);
         let mut verdict = Verdict::new(key.clone(), metadata, Vec::new());
         match (made, &object) {
             (Meaning::Route(routed), Some(object)) => {
@@ -294,7 +318,7 @@ impl Builder {
             }
             _ => {}
         }
-        verdict
+        (verdict, told)
     }
 }
 

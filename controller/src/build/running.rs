@@ -1,10 +1,10 @@
 //! Who runs where: what the CA asks before it certifies an identity for a node.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::RwLock;
 use stillmesh_core::model::Str;
 use stillmesh_k8s::gateway::binding::Named;
@@ -37,6 +37,8 @@ pub struct Running {
     pods: RwLock<Pods>,
     changed: watch::Sender<()>,
     unnamed: Unnamed,
+    /// Nodes that are not ready: nothing is expected of what runs there.
+    unready: RwLock<HashSet<Str>>,
     /// Accounts of waypoints, by namespace and Gateway.
     waypoints: RwLock<HashMap<Str, HashMap<Str, Str>>>,
 }
@@ -55,6 +57,27 @@ pub enum Unnamed {
 struct Pods {
     places: HashMap<Name, Place>,
     accounts: HashMap<Str, HashMap<Account, usize>>,
+    of_account: HashMap<Account, BTreeSet<Str>>,
+}
+
+/// A pod that enforces what the mesh says: it is expected to know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxy {
+    /// Namespace and name of the pod.
+    pub pod: (Str, Str),
+    /// Its node.
+    pub node: Str,
+    /// What it is.
+    pub role: Role,
+}
+
+/// What a proxy is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// A node's tunnel.
+    Tunnel,
+    /// A replica of a waypoint.
+    Waypoint(Named),
 }
 
 impl Default for Running {
@@ -67,7 +90,7 @@ impl Running {
     /// Nobody runs yet.
     pub fn new(unnamed: Unnamed) -> Self {
         let changed = watch::channel(()).0;
-        Self { pods: RwLock::default(), changed, unnamed, waypoints: RwLock::default() }
+        Self { pods: RwLock::default(), changed, unnamed, unready: RwLock::default(), waypoints: RwLock::default() }
     }
 
     /// Whether a pod that has not ended runs on this node under this account.
@@ -108,6 +131,66 @@ impl Running {
         self.waypoints.read().get(namespace).is_some_and(|all| all.values().any(|one| **one == *account))
     }
 
+    /// What runs under an account: a node's tunnel, if it is one of these accounts, or a waypoint of ours.
+    pub fn role(&self, tunnels: &[(Str, Str)], namespace: &str, account: &str) -> Option<Role> {
+        if tunnels.iter().any(|(of, name)| **of == *namespace && **name == *account) {
+            return Some(Role::Tunnel);
+        }
+        let waypoints = self.waypoints.read();
+        let gateway = waypoints.get(namespace)?.iter().find(|(_, own)| ***own == *account)?.0.clone();
+        Some(Role::Waypoint(Named { namespace: namespace.into(), name: gateway }))
+    }
+
+    /// The pods of nodes' tunnels, which run under these accounts, and of waypoints that have not ended, on nodes that are
+    /// ready. Costs a look at these alone.
+    pub fn proxies(&self, tunnels: &[(Str, Str)]) -> Vec<Proxy> {
+        let of_waypoints: Vec<(Account, Role)> = {
+            let waypoints = self.waypoints.read();
+            let each = waypoints.iter().flat_map(|(namespace, all)| all.iter().map(move |one| (namespace, one)));
+            let role = |(namespace, (gateway, account)): (&Str, (&Str, &Str))| {
+                let named = Named { namespace: namespace.clone(), name: gateway.clone() };
+                ((namespace.clone(), account.clone()), Role::Waypoint(named))
+            };
+            each.map(role).collect()
+        };
+        let accounts = tunnels.iter().map(|account| (account.clone(), Role::Tunnel)).chain(of_waypoints);
+        let (pods, unready) = (self.pods.read(), self.unready.read());
+        let mut proxies = Vec::new();
+        for (account, role) in accounts {
+            for name in pods.of_account.get(&account).into_iter().flatten() {
+                let pod = (account.0.clone(), name.clone());
+                let Some(place) = pods.places.get(&pod).filter(|place| !unready.contains(&place.node)) else {
+                    continue;
+                };
+                proxies.push(Proxy { pod, node: place.node.clone(), role: role.clone() });
+            }
+        }
+        proxies
+    }
+
+    /// Whether a pod of this name is there that has not ended.
+    pub fn is_there(&self, pod: &(Str, Str)) -> bool {
+        self.pods.read().places.contains_key(pod)
+    }
+
+    /// Word of every change.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// A node has changed, or is gone.
+    pub(super) fn replace_node(&self, name: &Str, node: Option<&Node>) {
+        let conditions = node.and_then(|node| node.status.as_ref()?.conditions.as_ref());
+        let ready = conditions.into_iter().flatten().find(|one| one.type_ == "Ready");
+        let changed = match ready.is_some_and(|ready| ready.status != "True") {
+            true => self.unready.write().insert(name.clone()),
+            false => self.unready.write().remove(name),
+        };
+        if changed {
+            self.changed.send_replace(());
+        }
+    }
+
     /// A Gateway has changed; it runs under this account if it is one of ours.
     pub(super) fn replace_waypoint(&self, gateway: &Named, account: Option<&str>) {
         let mut waypoints = self.waypoints.write();
@@ -138,9 +221,19 @@ impl Running {
         let old = match new {
             Some(new) => {
                 *pods.accounts.entry(new.node.clone()).or_default().entry(account(&new)).or_default() += 1;
+                pods.of_account.entry(account(&new)).or_default().insert(name.1.clone());
+                let others = pods.places.get(name).filter(|old| old.account != new.account).map(account);
+                if let Some(other) = others {
+                    pods.leaves(&other, &name.1);
+                }
                 pods.places.insert(name.clone(), new)
             }
-            None => pods.places.remove(name),
+            None => {
+                if let Some(account) = pods.places.get(name).map(account) {
+                    pods.leaves(&account, &name.1);
+                }
+                pods.places.remove(name)
+            }
         };
         if let Some(old) = old
             && let Some(on_node) = pods.accounts.get_mut(&old.node)
@@ -158,6 +251,17 @@ impl Running {
         }
         drop(pods);
         self.changed.send_replace(());
+    }
+}
+
+impl Pods {
+    fn leaves(&mut self, account: &Account, pod: &Str) {
+        if let Some(names) = self.of_account.get_mut(account) {
+            names.remove(pod);
+            if names.is_empty() {
+                self.of_account.remove(account);
+            }
+        }
     }
 }
 

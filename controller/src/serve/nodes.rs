@@ -1,6 +1,7 @@
 //! How every node takes what it is sent: connected, up to which generation, what it refused.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use stillmesh_api::xds::{NodeId, Observer, Rejected, ResourceType};
 use tracing::{info, warn};
 
 use crate::metrics::{Metrics, VERSION};
+use crate::receipts::Receipts;
 
 /// How many refused resources are remembered per node and type.
 const REMEMBERED: usize = 16;
@@ -19,6 +21,7 @@ pub(crate) struct Nodes {
     streams: Mutex<BTreeMap<u64, Node>>,
     cluster: String,
     metrics: Arc<Metrics>,
+    receipts: Arc<Receipts>,
 }
 
 struct Node {
@@ -38,8 +41,8 @@ struct Taken {
 }
 
 impl Nodes {
-    pub fn new(cluster: &str, metrics: Arc<Metrics>) -> Self {
-        Self { streams: Mutex::default(), cluster: cluster.to_owned(), metrics }
+    pub fn new(cluster: &str, metrics: Arc<Metrics>, receipts: Arc<Receipts>) -> Self {
+        Self { streams: Mutex::default(), cluster: cluster.to_owned(), metrics, receipts }
     }
 
     /// For `/debug/syncz`: a list, each entry with the names that tools for Istio read, and our own beside them.
@@ -111,6 +114,12 @@ impl Observer for Nodes {
         let mut streams = self.streams.lock();
         streams.insert(node.stream, Node { id: node.clone(), since: Instant::now(), types: BTreeMap::new() });
         self.metrics.connected(streams.len());
+        drop(streams);
+        self.receipts.connected(node);
+    }
+
+    fn confirmed(&self, node: &NodeId, generations: Range<u64>) {
+        self.receipts.confirmed(node, generations);
     }
 
     fn sent(&self, node: &NodeId, kind: ResourceType, bytes: usize, took: Duration) {
@@ -151,6 +160,7 @@ impl Observer for Nodes {
             taken.refusals += 1;
             taken.refused = rejected.iter().take(REMEMBERED).cloned().collect();
         });
+        self.receipts.refused();
     }
 
     fn gone(&self, node: &NodeId, reason: &str) {
@@ -158,6 +168,8 @@ impl Observer for Nodes {
         let mut streams = self.streams.lock();
         streams.remove(&node.stream);
         self.metrics.connected(streams.len());
+        drop(streams);
+        self.receipts.gone(node);
     }
 }
 
@@ -169,7 +181,11 @@ mod tests {
     #[test]
     fn a_nodes_answers_are_told() {
         let metrics = Arc::new(Metrics::new());
-        let nodes = Nodes::new("Kubernetes", Arc::clone(&metrics));
+        let nodes = Nodes::new(
+            "Kubernetes",
+            Arc::clone(&metrics),
+            Arc::new(Receipts::new(Arc::new(stillmesh_api::xds::Store::new()))),
+        );
         metrics.published(1);
         let caller =
             Caller { namespace: "istio-system".into(), service_account: "ztunnel".into(), node: None, pod: None };
