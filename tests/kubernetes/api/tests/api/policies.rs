@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 use stillmesh_test_api::{Controller, Node, World};
 
 fn condition(policy: &Value) -> Value {
-    policy["status"]["conditions"][0].clone()
+    let all = policy["status"]["conditions"].as_array().into_iter().flatten();
+    all.clone().find(|one| one["type"] != "stillmesh.io/InForce").cloned().unwrap_or_default()
 }
 
 #[tokio::test(flavor = "multi_thread")]
