@@ -18,6 +18,7 @@ pub mod pods;
 pub mod precheck;
 pub mod proxy;
 mod publish;
+mod receipts;
 mod reconcile;
 mod report;
 pub mod runner;

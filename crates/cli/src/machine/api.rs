@@ -29,6 +29,7 @@ use super::control::may_command;
 use super::pods::container::{ContainerSpec, Running, Stdio3};
 use super::pods::log::Log;
 use super::pods::worker::node_home;
+use super::receipts;
 use super::reconcile::Reconciler;
 use super::state::Machine;
 use crate::capture::Capture;
@@ -104,6 +105,11 @@ pub fn control(api: &Arc<Api>) -> Server {
         let kind = Kind::named(request.param("kind"))
             .ok_or_else(|| refuse(StatusCode::NOT_FOUND, &format!("no kind is named {:?}", request.param("kind"))))?;
         Ok(Response::json(StatusCode::OK, &api.reconciler.lock().await.list(kind, request.query("namespace"))))
+    });
+    let server = route(server, api, Method::GET, "/receipts", |api, _| async move {
+        let page = receipts::page(&api, "/debug/receipts").await;
+        let page = page.ok_or_else(|| refuse(StatusCode::SERVICE_UNAVAILABLE, "the controller does not answer"))?;
+        Ok(Response::json(StatusCode::OK, &page))
     });
     let server = route(server, api, Method::GET, "/logs/{namespace}/{pod}", logs);
     let server = route(server, api, Method::POST, "/exec", exec);

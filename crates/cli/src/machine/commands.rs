@@ -18,6 +18,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use super::api::{CaptureRequest, Ended, ExecRequest, PROTOCOL, READY};
 use super::control;
+use super::receipts;
 use super::reconcile::Summary;
 use crate::args::{CaptureNode, Exec, Get, Logs, Output, Shown, Status, Target};
 use crate::output::{self, aligned, line, note};
@@ -53,7 +54,11 @@ pub(crate) async fn status(args: &Status) -> anyhow::Result<ExitCode> {
             _ => break asked?,
         }
     };
+    // A mesh that has no controller yet has no receipts.
+    let receipts = receipts_of(&client(&args.target())?).await;
     if args.json {
+        let mut summary = serde_json::to_value(&summary)?;
+        summary["receipts"] = receipts.into();
         line(&serde_json::to_string_pretty(&summary)?);
     } else {
         line(&format!(
@@ -67,9 +72,18 @@ pub(crate) async fn status(args: &Status) -> anyhow::Result<ExitCode> {
         for text in summary.waiting.iter().chain(&summary.findings) {
             line(&format!("  {text}"));
         }
+        if !receipts.is_empty() {
+            receipts::lines(&receipts).iter().for_each(|text| line(text));
+        }
     }
     let bad = !summary.settled || summary.refused > 0;
     Ok(if args.wait.is_some() && bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Where policies, routes and bindings are in force; nothing while the controller does not answer.
+async fn receipts_of(client: &Client) -> Vec<Value> {
+    let asked = client.get("/receipts").await.map_err(anyhow::Error::from).and_then(answered);
+    asked.ok().and_then(|receipts| receipts.as_array().cloned()).unwrap_or_default()
 }
 
 /// `stillmesh get`.
@@ -102,6 +116,11 @@ pub(crate) async fn get(args: &Get) -> anyhow::Result<ExitCode> {
             bail!("there is no {} named {name:?}{place}", kinds.join(" or "));
         }
     }
+    let has_receipts = matches!(args.kind, Shown::Policies | Shown::Routes | Shown::Services);
+    if has_receipts && args.output.is_some() {
+        let receipts = receipts_of(&client).await;
+        items.iter_mut().for_each(|item| receipts::attach(item, &receipts));
+    }
     match args.output {
         Some(Output::Json) if args.object.is_some() && items.len() == 1 => {
             line(&serde_json::to_string_pretty(&items.remove(0))?);
@@ -133,12 +152,19 @@ fn table(kind: Shown, items: &[Value], namespaces: bool, wide: bool) -> String {
     if wide && matches!(kind, Shown::Pods) {
         heads.extend(["ACCOUNT", "IPV6", "OLDER-CONNECTIONS"]);
     }
+    let in_force = wide && matches!(kind, Shown::Policies | Shown::Routes | Shown::Services);
+    if in_force {
+        heads.push("IN-FORCE");
+    }
     if namespaces {
         heads.insert(0, "NAMESPACE");
     }
     let mut rows = vec![heads.into_iter().map(str::to_owned).collect::<Vec<_>>()];
     for item in items {
         let mut cells = row(item, wide);
+        if in_force {
+            cells.push(receipts::cell(item));
+        }
         if namespaces {
             cells.insert(0, text(&item["metadata"]["namespace"]));
         }

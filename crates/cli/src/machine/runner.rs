@@ -29,7 +29,7 @@ use super::pods::worker::node_home;
 use super::reconcile::{LAST, Reconciler};
 use super::report::Reporter;
 use super::state::Machine;
-use super::{init, node_http, proxy};
+use super::{init, proxy, receipts};
 
 /// How often the controller is asked for what it has to say.
 const ASK: Duration = Duration::from_millis(500);
@@ -140,16 +140,8 @@ async fn ask_controller(api: Arc<Api>) {
             () = api.stop.cancelled() => return,
             () = tokio::time::sleep(ASK) => {}
         }
-        let controller = api.reconciler.lock().await.controller();
-        let (Some(ip), Some(node)) = (controller, api.machine.nodes.first()) else { continue };
-        let asking = async {
-            let target = std::net::SocketAddr::new(ip, 15014);
-            let stream = node_http::connect(node, target, true).await?;
-            let (_, body) = node_http::exchange(stream, "controller", "/debug/findings", &[]).await?;
-            anyhow::Ok(serde_json::from_slice::<Vec<Value>>(&body)?)
-        };
         // A controller that is away has nothing to say for now.
-        let Ok(Ok(findings)) = tokio::time::timeout(Duration::from_secs(5), asking).await else { continue };
+        let Some(findings) = receipts::page(&api, "/debug/findings").await else { continue };
         if last.as_ref() != Some(&findings) {
             api.reconciler.lock().await.tell(&findings);
             api.machine.changed.notify_one();
