@@ -20,6 +20,7 @@ mod mesh;
 mod objects;
 mod pods;
 mod policy;
+mod receipts;
 mod scene;
 mod shell;
 mod support;
