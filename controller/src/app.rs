@@ -218,6 +218,7 @@ impl Plane {
             Home::Directory(_) => Builder::from_manifests(self.config.mesh.clone()),
             Home::Cluster(_) => Builder::new(self.config.mesh.clone()),
         };
+        let builder = builder.in_namespace(&self.config.system_namespace);
         let (statuses, shown) = (Arc::clone(&self.statuses), Arc::clone(&self.shown));
         shown.receipts.expect(builder.running(), self.config.trusted_node_accounts.clone());
         let mut control = Control::new(source, builder, statuses, shown, queries);

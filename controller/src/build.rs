@@ -12,6 +12,7 @@ mod labelled;
 mod made;
 mod routes;
 mod running;
+mod steering;
 mod waypoints;
 mod world;
 
@@ -41,6 +42,8 @@ use stillmesh_objects as objects;
 
 pub use made::{About, Made};
 pub use running::{Place, Proxy, Role, Running, Unnamed};
+pub use steering::Steered;
+use steering::Steering;
 use world::{Name, World, ends};
 
 /// A condition to be written into an object's status.
@@ -62,6 +65,8 @@ pub struct Verdict {
     pub parents: Option<Parents>,
     /// There is no such object any more.
     pub gone: bool,
+    /// What is to be written of an order.
+    pub steered: Option<Steered>,
 }
 
 impl Verdict {
@@ -76,6 +81,7 @@ impl Verdict {
             existing,
             parents: None,
             gone: metadata.is_none(),
+            steered: None,
         }
     }
 }
@@ -120,6 +126,7 @@ pub struct Builder {
     slice_workloads: HashMap<Name, BTreeMap<WorkloadUid, Arc<Workload>>>,
     services: HashMap<Name, Arc<Service>>,
     policies: HashMap<PolicyKey, Arc<Policy>>,
+    steering: Steering,
 }
 
 /// What must be built again.
@@ -133,6 +140,7 @@ struct Dirty {
     authentications: BTreeSet<Name>,
     routes: BTreeSet<ObjectKey>,
     destinations: BTreeSet<Name>,
+    orders: BTreeSet<ObjectKey>,
     mesh: bool,
     /// What holds for all requests.
     settings: bool,
@@ -169,6 +177,7 @@ impl Builder {
     pub fn new(base: Mesh) -> Self {
         Self {
             mesh: base.clone(),
+            steering: Steering::of(&base.root_namespace),
             base,
             mesh_config: MeshConfig::default(),
             trust_domain_fixed: false,
@@ -369,6 +378,7 @@ impl Builder {
                 let concerned = self.world.routes.replace_grant(&name, content!(ReferenceGrant));
                 self.dirty.routes.extend(concerned);
             }
+            Kind::Bypass => self.take_order(key, object),
             Kind::ConfigMap
             | Kind::ServiceAccount
             | Kind::Secret

@@ -50,6 +50,7 @@ pub(crate) fn watches(root_namespace: &str) -> Vec<Watch> {
         Kind::VirtualService,
         Kind::DestinationRule,
         Kind::ReferenceGrant,
+        Kind::Bypass,
     ];
     let mesh = Watch::named(Kind::ConfigMap, root_namespace, mesh_config::CONFIG_MAP);
     kinds.into_iter().map(Watch::all).chain([mesh]).collect()

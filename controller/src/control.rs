@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use jiff::Timestamp;
 use serde_json::Value;
 use stillmesh_k8s::{Finding, Severity};
 use stillmesh_objects::{Change, Source, Update};
@@ -18,6 +19,9 @@ use crate::status::Statuses;
 
 /// How long after a change findings are looked for: most of them come and go while objects arrive.
 const FINDINGS_AFTER: Duration = Duration::from_secs(1);
+
+/// How long after an order's time has come it is looked at again where nothing was written: another replica writes.
+const ORDERS_AGAIN: Duration = Duration::from_secs(5);
 
 /// Objects in, resources out.
 pub(crate) struct Control<S> {
@@ -33,6 +37,8 @@ pub(crate) struct Control<S> {
     look: Option<Instant>,
     /// The initial objects have been taken in.
     complete: bool,
+    /// When the next order ends.
+    end: Option<Instant>,
     queries: mpsc::Receiver<Query>,
 }
 
@@ -71,6 +77,7 @@ impl<S: Source> Control<S> {
             told: BTreeSet::new(),
             look: None,
             complete: false,
+            end: None,
             queries,
         }
     }
@@ -91,7 +98,7 @@ impl<S: Source> Control<S> {
     /// Follows the objects until there are no more to come, which is an error.
     pub async fn follow(&mut self) -> anyhow::Result<()> {
         loop {
-            let look = self.look;
+            let (look, end) = (self.look, self.end);
             tokio::select! {
                 query = self.queries.recv() => {
                     if let Some(query) = query {
@@ -104,6 +111,11 @@ impl<S: Source> Control<S> {
                 () = tokio::time::sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => {
                     self.look = None;
                     self.tell_findings();
+                }
+                () = tokio::time::sleep_until(end.unwrap_or_else(Instant::now)), if end.is_some() => {
+                    self.builder.set_now(Timestamp::now());
+                    self.statuses.take(self.builder.ended());
+                    self.await_end(ORDERS_AGAIN);
                 }
             }
         }
@@ -120,6 +132,7 @@ impl<S: Source> Control<S> {
         // What is there from the beginning came before this process did.
         let arrived = self.complete.then(std::time::Instant::now);
         let changed = self.shown.receipts.read(&update);
+        self.builder.set_now(Timestamp::now());
         let built = self.builder.apply(&update);
         let mut published = None;
         if !built.changes.is_empty() {
@@ -135,10 +148,19 @@ impl<S: Source> Control<S> {
         metrics.virtual_services.set(i64::try_from(self.builder.virtual_service_count()).unwrap_or(i64::MAX));
         self.statuses.take(built.verdicts);
         self.shown.receipts.built(built.made, &changed, published, arrived);
+        self.await_end(Duration::ZERO);
         if let Some(findings) = update.findings {
             self.written = findings;
         }
         self.look.get_or_insert_with(|| Instant::now() + FINDINGS_AFTER);
+    }
+
+    /// Sets when orders are looked at; those whose time has come already, after `again`.
+    fn await_end(&mut self, again: Duration) {
+        self.end = self.builder.next_end().map(|due| {
+            let left = due.duration_since(Timestamp::now());
+            Instant::now() + Duration::try_from(left).unwrap_or_default().max(again)
+        });
     }
 
     fn tell_findings(&mut self) {

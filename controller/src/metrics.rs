@@ -280,7 +280,8 @@ impl Metrics {
             | Kind::TlsRoute
             | Kind::TcpRoute
             | Kind::ReferenceGrant
-            | Kind::GatewayClass => &self.events,
+            | Kind::GatewayClass
+            | Kind::Bypass => &self.events,
             _ => &self.registry_events,
         };
         family.get_or_create(&EventLabels { r#type: kind.as_str(), event }).inc();

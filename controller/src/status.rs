@@ -1,6 +1,8 @@
 //! Writes statuses back to where the objects come from. What waits is at most one status per object, and only where it
 //! differs from what the object has: a restart writes nothing.
 
+mod steered;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +11,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use http::Method;
 use k8s_openapi::api::core::v1::Service;
-use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use stillmesh_cluster::{Cluster, Leader};
@@ -21,6 +23,7 @@ use stillmesh_k8s::istio::destination_rule::DestinationRule;
 use stillmesh_k8s::istio::virtual_service::VirtualService;
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication, StatusCondition};
 use stillmesh_k8s::status::Condition;
+use stillmesh_k8s::steering::Bypass;
 use stillmesh_k8s::{Kind, ObjectKey, status};
 use stillmesh_runtime::Backoff;
 use stillmesh_runtime::admin::client::Client;
@@ -179,14 +182,17 @@ impl Statuses {
         for (verdict, receipt) in told {
             match (status(&verdict, &receipt), waiting.get_mut(&verdict.object)) {
                 (Some(status), Some(one)) => {
-                    // What failed before waits for its turn.
-                    if one.backoff.tries() == 0 {
+                    // What failed before waits for its turn, and so does what is written seldom.
+                    if one.backoff.tries() == 0 && verdict.steered.is_none() {
                         one.due = self.due(&verdict.object, &status);
                     }
                     (one.verdict, one.receipt) = (verdict, receipt);
                 }
                 (Some(status), None) => {
-                    let due = self.due(&verdict.object, &status);
+                    let mut due = self.due(&verdict.object, &status);
+                    if let Some(steered) = &verdict.steered {
+                        due = due.max(Instant::now() + steered::pause(steered));
+                    }
                     waiting.insert(verdict.object.clone(), Waiting::new(verdict, receipt, due));
                 }
                 (None, _) => {
@@ -219,6 +225,7 @@ impl Statuses {
                     let said = status.clone();
                     let result = writer.write(&one.verdict, status).await;
                     if result.is_ok() {
+                        steered::audit(&one.verdict);
                         self.noted(&one.verdict.object, &said);
                     }
                     result
@@ -286,6 +293,9 @@ impl Drop for Pending<'_> {
 /// What of its status an object should have; `None` where it has it.
 fn status(verdict: &Verdict, receipt: &Saying) -> Option<Value> {
     let now = jiff::Timestamp::now().round(jiff::Unit::Second).unwrap_or_else(|_| jiff::Timestamp::now()).to_string();
+    if let Some(steered) = &verdict.steered {
+        return steered::status(steered);
+    }
     if let Some(parents) = &verdict.parents {
         let has_one = |conditions: &[StatusCondition]| conditions.iter().any(|one| one.type_ == IN_FORCE);
         let told = parents.existing.iter().any(|parent| has_one(&parent.conditions));
@@ -362,9 +372,10 @@ impl Writer for Socket {
     fn write<'a>(&'a self, verdict: &'a Verdict, status: Value) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(async move {
             let key = &verdict.object;
-            let path = format!("/status/{}/{}/{}", key.kind, key.namespace, key.name);
-            let answer =
-                self.0.request(Method::PATCH, &path, status.to_string()).await.map_err(|error| chain(&error))?;
+            let forget = verdict.steered.as_ref().is_some_and(|steered| steered.forget.is_some());
+            let (method, what) = if forget { (Method::DELETE, "orders") } else { (Method::PATCH, "status") };
+            let path = format!("/{what}/{}/{}/{}", key.kind, key.namespace, key.name);
+            let answer = self.0.request(method, &path, status.to_string()).await.map_err(|error| chain(&error))?;
             match answer.status.as_u16() {
                 200..=299 => {
                     debug!(object = %key, "status written");
@@ -404,10 +415,23 @@ impl Writer for Api {
                 Kind::HttpRoute => ApiResource::erase::<HttpRoute>(&()),
                 Kind::TlsRoute => ApiResource::erase::<TlsRoute>(&()),
                 Kind::TcpRoute => ApiResource::erase::<TcpRoute>(&()),
+                Kind::Bypass => ApiResource::erase::<Bypass>(&()),
                 _ => return Ok(()),
             };
             let api: kube::Api<DynamicObject> =
                 kube::Api::namespaced_with(self.cluster.client(), &key.namespace, &resource);
+            if let Some(uid) = verdict.steered.as_ref().and_then(|steered| steered.forget.clone()) {
+                let params =
+                    DeleteParams::default().preconditions(Preconditions { uid: Some(uid), resource_version: None });
+                let delete = timeout(DEADLINE, api.delete(&key.name, &params));
+                return match self.leader.write(delete).await {
+                    Ok(Ok(Ok(_))) => Ok(()),
+                    Ok(Ok(Err(kube::Error::Api(status)))) if matches!(status.code, 404 | 409 | 410) => Ok(()),
+                    Ok(Ok(Err(error))) => Err(chain(&error)),
+                    Ok(Err(_)) => Err(format!("no answer within {DEADLINE:?}")),
+                    Err(not_leading) => Err(not_leading.to_string()),
+                };
+            }
             // Lists are replaced whole by a merge: with the version that was read, nobody else's condition is lost.
             if matches!(
                 key.kind,
@@ -427,6 +451,7 @@ impl Writer for Api {
             match self.leader.write(write).await {
                 Ok(Ok(Ok(_))) => {
                     debug!(object = %key, "status written");
+                    steered::publish(self.cluster.client(), &resource, verdict).await;
                     Ok(())
                 }
                 Ok(Ok(Err(kube::Error::Api(status)))) if matches!(status.code, 404 | 409 | 410) => Ok(()),

@@ -24,6 +24,7 @@ impl Builder {
     pub(super) fn build(&mut self) -> Built {
         self.build_mesh();
         let mut dirty = std::mem::take(&mut self.dirty);
+        self.steer(&mut dirty);
         // What is said of a policy depends on what its Services are bound to.
         for (namespace, name) in dirty.services.clone() {
             let target = translate::Target::Service(Named { namespace, name });
@@ -59,6 +60,7 @@ impl Builder {
         }
         self.build_destinations(&dirty, &mut set, &mut ended, &mut verdicts, &mut made);
         self.build_routes(&dirty, &mut set, &mut ended, &mut verdicts, &mut made);
+        verdicts.extend(dirty.orders.iter().map(|key| self.order_verdict(key)));
         // Nobody is left without a policy or a service that something still names.
         let changes = set.into_iter().chain(ended).chain(gone).chain(removed).collect();
         Built { changes, verdicts, made }
@@ -137,7 +139,11 @@ impl Builder {
         for name in &dirty.peers {
             let before = Before::new(set, removed);
             let strict = *strict.entry(name.0.clone()).or_insert_with(|| self.parent_is_strict(&name.0));
-            let policy = self.world.peers.get(name).and_then(|peer| translate::port_policy(peer, strict, &self.mesh));
+            let policy = self
+                .world
+                .peers
+                .get(name)
+                .and_then(|peer| translate::port_policy(peer, strict, &self.mesh, self.steering.clear()));
             let key = translate::port_policy_key(&name.0, &name.1);
             self.publish_policy(key, policy, set, removed);
             let object = ObjectKey::new(Kind::PeerAuthentication, &name.0, &name.1);
@@ -157,7 +163,8 @@ impl Builder {
             for other in others {
                 self.publish_policy(other, None, set, removed);
             }
-            let policy = (!self.world.peers.is_empty()).then(|| translate::static_strict_policy(&self.mesh));
+            let policy = (!self.world.peers.is_empty())
+                .then(|| translate::static_strict_policy(&self.mesh, self.steering.clear()));
             self.publish_policy(key, policy, set, removed);
         }
     }

@@ -21,6 +21,7 @@ use stillmesh_k8s::gateway::{Gateway, GatewayClass};
 use stillmesh_k8s::istio::destination_rule::DestinationRule;
 use stillmesh_k8s::istio::virtual_service::VirtualService;
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
+use stillmesh_k8s::steering::Bypass;
 use stillmesh_k8s::{Kind, Position, Unusable, parse};
 use tokio::task::JoinSet;
 
@@ -116,5 +117,6 @@ pub(crate) fn spawn(
         Kind::TlsRoute => checked!(TlsRoute),
         Kind::TcpRoute => checked!(TcpRoute),
         Kind::ReferenceGrant => checked!(ReferenceGrant),
+        Kind::Bypass => checked!(Bypass),
     }
 }

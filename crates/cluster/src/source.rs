@@ -386,6 +386,7 @@ fn is_optional(kind: Kind) -> bool {
             | Kind::RequestAuthentication
             | Kind::HorizontalPodAutoscaler
             | Kind::PodDisruptionBudget
+            | Kind::Bypass
     )
 }
 

@@ -363,16 +363,18 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
     }
     crds.extend(virtual_service::crd());
     crds.extend(destination_rule::crd());
+    crds.push(crate::steering::crd());
     crds
 }
 
 /// The files of `deploy/crds`: name and YAML.
 pub fn crd_files() -> Result<Vec<(String, String)>, serde_saphyr::SerializeError> {
-    let header = "# Generated from the types in crates/k8s/src/istio.rs; a test compares.\n";
     crds()
         .iter()
         .map(|crd| {
             let name = crd.metadata.name.clone().unwrap_or_default();
+            let module = if crd.spec.group == crate::steering::GROUP { "steering" } else { "istio" };
+            let header = format!("# Generated from the types in crates/k8s/src/{module}.rs; a test compares.\n");
             Ok((format!("{name}.yaml"), format!("{header}{}", serde_saphyr::to_string(crd)?)))
         })
         .collect()

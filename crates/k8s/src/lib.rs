@@ -18,6 +18,7 @@ pub mod object;
 pub mod parse;
 pub mod select;
 pub mod status;
+pub mod steering;
 pub mod translate;
 pub mod unusable;
 

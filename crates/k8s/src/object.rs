@@ -19,6 +19,7 @@ use crate::gateway::{Gateway, GatewayClass};
 use crate::istio::destination_rule::DestinationRule;
 use crate::istio::virtual_service::VirtualService;
 use crate::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
+use crate::steering::Bypass;
 
 /// The namespace of an object that names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -133,6 +134,7 @@ kinds! {
     ReferenceGrant {
         "ReferenceGrant", &["gateway.networking.k8s.io/v1beta1", "gateway.networking.k8s.io/v1"], true
     },
+    Bypass { "Bypass", &["stillmesh.io/v1alpha1"], true },
 }
 
 impl Kind {

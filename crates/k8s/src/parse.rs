@@ -32,6 +32,7 @@ use crate::istio::destination_rule::DestinationRule;
 use crate::istio::virtual_service::VirtualService;
 use crate::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use crate::object::{DEFAULT_NAMESPACE, Kind, Object, ObjectKey, Placed};
+use crate::steering::Bypass;
 use crate::translate::{self, Mesh};
 use check::Flaws;
 use node::{Node, Place};
@@ -234,6 +235,7 @@ impl Reading {
                         | Kind::RequestAuthentication
                         | Kind::VirtualService
                         | Kind::DestinationRule
+                        | Kind::Bypass
                 );
                 // A status is written by controllers, not by the one who reads these messages.
                 unknown.retain(|field| !field.path.starts_with("status."));
@@ -317,6 +319,7 @@ fn typed(kind: Kind, root: &Node) -> Result<(Object, Vec<Unknown>), Mismatch> {
         Kind::VirtualService => read::<VirtualService>(root),
         Kind::DestinationRule => read::<DestinationRule>(root),
         Kind::ReferenceGrant => read::<ReferenceGrant>(root),
+        Kind::Bypass => read::<Bypass>(root),
     }
 }
 

@@ -76,6 +76,8 @@ pub enum NotEnrolled {
     Terminal,
     /// It is a node tunnel.
     NodeTunnel,
+    /// A Bypass takes it out for a while.
+    Bypassed,
 }
 
 impl fmt::Display for NotEnrolled {
@@ -87,6 +89,7 @@ impl fmt::Display for NotEnrolled {
             Self::ExcludedNamespace => "its namespace is excluded",
             Self::Terminal => "it has ended",
             Self::NodeTunnel => "it is a node tunnel",
+            Self::Bypassed => "a Bypass takes it out of the mesh for a while",
         })
     }
 }

@@ -63,7 +63,8 @@ pub(super) fn object(kind: Kind, root: &Node, flaws: &mut Flaws) {
         | Kind::ConfigMap
         | Kind::Secret
         | Kind::HorizontalPodAutoscaler
-        | Kind::PodDisruptionBudget => {}
+        | Kind::PodDisruptionBudget
+        | Kind::Bypass => {}
     }
 }
 

@@ -4,6 +4,7 @@
 //! most one such policy: the static one, or one of its own where single ports differ from the rest.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use stillmesh_core::model::{Action, Clause, Match, Policy, PolicyKey, Rule, Scope, StringMatch};
 
@@ -81,7 +82,7 @@ pub fn attached_policy<'a>(
         policy.spec.selector.as_ref().is_some_and(|selector| labels::match_all(&selector.match_labels, workload))
     };
     match oldest(selecting.into_iter().filter(matches)) {
-        Some(own) => match port_policy(own, parent_strict, mesh) {
+        Some(own) => match port_policy(own, parent_strict, mesh, &[]) {
             Some(policy) => Some(policy.key),
             None => resolve(mode(own), parent_strict).then(|| static_strict_key(mesh)),
         },
@@ -89,8 +90,14 @@ pub fn attached_policy<'a>(
     }
 }
 
-/// The policy of a workload-level PeerAuthentication whose ports differ from the rest; `None` where none does.
-pub fn port_policy(policy: &PeerAuthentication, parent_strict: bool, mesh: &Mesh) -> Option<Policy> {
+/// The policy of a workload-level PeerAuthentication whose ports differ from the rest; `None` where none does. Clear text
+/// from `bypassed` addresses passes: of pods that a Bypass keeps out of the mesh.
+pub fn port_policy(
+    policy: &PeerAuthentication,
+    parent_strict: bool,
+    mesh: &Mesh,
+    bypassed: &[IpAddr],
+) -> Option<Policy> {
     if level(policy, mesh) != Level::Workload {
         return None;
     }
@@ -110,9 +117,10 @@ pub fn port_policy(policy: &PeerAuthentication, parent_strict: bool, mesh: &Mesh
     let clause = |one: Match| Clause { matches: vec![one] };
     let rules = if strict {
         let open = |port| clause(Match { not_destination_ports: vec![port], ..Match::default() });
-        vec![Rule { clauses: differing.into_iter().map(open).chain([clause(no_identity())]).collect() }]
+        vec![Rule { clauses: differing.into_iter().map(open).chain([clause(no_identity(bypassed))]).collect() }]
     } else {
-        let closed = |port| Rule { clauses: vec![clause(Match { destination_ports: vec![port], ..no_identity() })] };
+        let closed =
+            |port| Rule { clauses: vec![clause(Match { destination_ports: vec![port], ..no_identity(bypassed) })] };
         differing.into_iter().map(closed).collect()
     };
     let namespace = policy.metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
@@ -129,13 +137,18 @@ pub fn static_strict_key(mesh: &Mesh) -> PolicyKey {
     PolicyKey::new(mesh.root_namespace.clone(), STATIC_STRICT)
 }
 
-/// The policy of workloads that are STRICT on every port. It is there as soon as any PeerAuthentication is.
-pub fn static_strict_policy(mesh: &Mesh) -> Policy {
-    denial(static_strict_key(mesh), vec![Rule { clauses: vec![Clause { matches: vec![no_identity()] }] }])
+/// The policy of workloads that are STRICT on every port. It is there as soon as any PeerAuthentication is. Clear text from
+/// `bypassed` addresses passes.
+pub fn static_strict_policy(mesh: &Mesh, bypassed: &[IpAddr]) -> Policy {
+    denial(static_strict_key(mesh), vec![Rule { clauses: vec![Clause { matches: vec![no_identity(bypassed)] }] }])
 }
 
-fn no_identity() -> Match {
-    Match { not_principals: vec![StringMatch::Presence], ..Match::default() }
+fn no_identity(bypassed: &[IpAddr]) -> Match {
+    Match {
+        not_principals: vec![StringMatch::Presence],
+        not_source_ips: bypassed.iter().copied().map(Into::into).collect(),
+        ..Match::default()
+    }
 }
 
 fn denial(key: PolicyKey, rules: Vec<Rule>) -> Policy {

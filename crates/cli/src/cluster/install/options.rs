@@ -190,7 +190,8 @@ pub(crate) fn adapt(bundle: &mut Bundle, mesh_namespace: &str, settings: &[Setti
     let version = bundle.version.clone();
     bundle.objects.retain(|object| {
         let kind = text(&object["kind"]);
-        let part = match label(object, "app.kubernetes.io/name") {
+        let component = label(object, "app.kubernetes.io/name");
+        let part = match component {
             Some("ztunnel") => flag("ztunnel.enabled", true),
             Some("stillmesh-cni") => flag("cni.enabled", true),
             Some("stillmesh-controller") => flag("controller.enabled", true),
@@ -199,7 +200,9 @@ pub(crate) fn adapt(bundle: &mut Bundle, mesh_namespace: &str, settings: &[Setti
         part && match kind {
             "CustomResourceDefinition" => flag("crds.enabled", true),
             "ValidatingWebhookConfiguration" => flag("webhook.enabled", true),
-            "ValidatingAdmissionPolicy" | "ValidatingAdmissionPolicyBinding" => flag("cni.admissionPolicy", true),
+            "ValidatingAdmissionPolicy" | "ValidatingAdmissionPolicyBinding" if component == Some("stillmesh-cni") => {
+                flag("cni.admissionPolicy", true)
+            }
             "NetworkPolicy" => flag("networkPolicy.enabled", true),
             _ => true,
         }

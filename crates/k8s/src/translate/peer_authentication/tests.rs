@@ -92,7 +92,7 @@ fn a_workload_names_the_static_policy_where_all_of_it_is_strict() {
 #[test]
 fn a_strict_port_under_a_permissive_parent_is_denied_without_identity() {
     let own = peer("shop", "p", Some("page"), Mode::Permissive, &[(80, Mode::Strict), (90, Mode::Disable)]);
-    let policy = port_policy(&own, true, &Mesh::default()).unwrap();
+    let policy = port_policy(&own, true, &Mesh::default(), &[]).unwrap();
     assert_eq!(policy.key.to_string(), "shop/converted_peer_authentication_p");
     assert_eq!((policy.action, policy.scope), (Action::Deny, Scope::WorkloadSelector));
     let only = Match { not_principals: vec![StringMatch::Presence], destination_ports: vec![80], ..Match::default() };
@@ -109,13 +109,13 @@ fn a_permissive_port_under_a_strict_parent_is_excepted() {
         Mode::Unset,
         &[(80, Mode::Permissive), (81, Mode::Disable), (82, Mode::Strict)],
     );
-    let policy = port_policy(&own, true, &Mesh::default()).unwrap();
+    let policy = port_policy(&own, true, &Mesh::default(), &[]).unwrap();
     let clause = |one: Match| Clause { matches: vec![one] };
     let not = |port| clause(Match { not_destination_ports: vec![port], ..Match::default() });
     let no_identity = clause(Match { not_principals: vec![StringMatch::Presence], ..Match::default() });
     assert_eq!(policy.rules, [Rule { clauses: vec![not(80), not(81), no_identity] }]);
     // The same policy under a permissive parent differs in its strict port only.
-    let under_permissive = port_policy(&own, false, &Mesh::default()).unwrap();
+    let under_permissive = port_policy(&own, false, &Mesh::default(), &[]).unwrap();
     assert_eq!(under_permissive.rules.len(), 1);
     assert_eq!(under_permissive.rules[0].clauses[0].matches[0].destination_ports, [82]);
 }
@@ -123,12 +123,12 @@ fn a_permissive_port_under_a_strict_parent_is_excepted() {
 #[test]
 fn selectors_of_the_root_namespace_and_impossible_ports_mean_nothing() {
     let root = peer("istio-system", "p", Some("page"), Mode::Permissive, &[(80, Mode::Strict)]);
-    assert_eq!(port_policy(&root, false, &Mesh::default()), None);
+    assert_eq!(port_policy(&root, false, &Mesh::default(), &[]), None);
     let mut odd = peer("shop", "p", Some("page"), Mode::Permissive, &[]);
     odd.spec.port_level_mtls =
         [("http".to_owned(), MutualTls { mode: Mode::Strict }), ("0".to_owned(), MutualTls { mode: Mode::Strict })]
             .into();
-    assert_eq!(port_policy(&odd, false, &Mesh::default()), None);
+    assert_eq!(port_policy(&odd, false, &Mesh::default(), &[]), None);
 }
 
 proptest! {
@@ -142,7 +142,7 @@ proptest! {
         let policy = peer("shop", "p", Some("page"), own, &ports);
         let mesh = Mesh::default();
         let key = attached_policy(&app_label("page"), parent, [&policy], &mesh);
-        let sent: Vec<Policy> = [static_strict_policy(&mesh)].into_iter().chain(port_policy(&policy, parent, &mesh)).collect();
+        let sent: Vec<Policy> = [static_strict_policy(&mesh, &[])].into_iter().chain(port_policy(&policy, parent, &mesh, &[])).collect();
         for port in 1..5_u16 {
             let written = ports.iter().find(|(one, _)| *one == port).map_or(Mode::Unset, |(_, mode)| *mode);
             let strict = resolve(written, resolve(own, parent));
