@@ -154,6 +154,9 @@ async fn add(body: &[u8], desk: &Desk) -> Result<Option<Decision>, Refused> {
             }
             Ok(decides.then_some(Decision { captured: true, reason: None }))
         }
+        (Started::NotEnrolled(reason @ NotEnrolled::Bypassed), true) => free(reason.to_string()),
+        // Who has decided by labels alone.
+        (Started::NotEnrolled(NotEnrolled::Bypassed), false) => Ok(None),
         (Started::NotEnrolled(reason), true) if sure => free(reason.to_string()),
         // Static pods start where nobody knows of them.
         (Started::Unknown { enrolled }, true)

@@ -2,12 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 use stillmesh_k8s::select::REDIRECTION;
+use stillmesh_k8s::steering::OutReceipt;
 
 use crate::enroll::steps::Told;
 use crate::writeback::Annotations;
 
-/// Annotation with the receipt.
-pub const RECEIPT: &str = "stillmesh.io/receipt";
+pub use stillmesh_k8s::steering::RECEIPT;
 
 /// Proof of a pod's capture, kept current as JSON in [`RECEIPT`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,12 @@ pub fn annotations(told: Told, receipt: Option<&Receipt>) -> Annotations {
     // A receipt is plain data and always serializes.
     let receipt = receipt.and_then(|receipt| serde_json::to_string(receipt).ok());
     [(REDIRECTION, state), (RECEIPT, receipt)].into()
+}
+
+/// The annotations of a pod that a Bypass keeps out.
+pub fn out(receipt: &OutReceipt) -> Annotations {
+    // A receipt is plain data and always serializes.
+    [(REDIRECTION, None), (RECEIPT, serde_json::to_string(receipt).ok())].into()
 }
 
 #[cfg(test)]

@@ -10,8 +10,10 @@ use stillmesh_api::zds::PodInfo;
 use stillmesh_k8s::labels::{self, Labels};
 use stillmesh_k8s::object::DEFAULT_NAMESPACE;
 use stillmesh_k8s::select::{self, Enrolment, NotEnrolled, REDIRECTION, why_not};
-use stillmesh_k8s::{Kind, Object};
+use stillmesh_k8s::steering::{Order, Orders, OutReceipt, RECEIPT};
+use stillmesh_k8s::{Kind, Object, ObjectKey};
 use stillmesh_objects::Change;
+use tokio::time::Instant;
 
 use crate::api::Seen;
 use crate::enroll::steps::Wanted;
@@ -42,10 +44,31 @@ pub struct World {
     /// Of those, pods of a name that the watch said is gone: it may have meant the one before.
     doubtful: BTreeSet<PodName>,
     probes: Probes,
+    /// Bypasses: which pods stay out of the mesh for a while.
+    bypasses: Orders,
+    /// When each of them was heard of, by UID.
+    heard: HashMap<String, Instant>,
+}
+
+/// A Bypass that keeps a pod out. What its status says changes nothing.
+#[derive(Clone, Debug)]
+pub struct Bypassed {
+    /// The order.
+    pub order: Arc<Order>,
+    /// When this agent has heard of it.
+    pub heard: Instant,
+    /// What the pod's receipt says of it already.
+    pub told: Option<OutReceipt>,
+}
+
+impl PartialEq for Bypassed {
+    fn eq(&self, other: &Self) -> bool {
+        self.order.uid == other.order.uid && self.told == other.told
+    }
 }
 
 /// What follows from the objects for one pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
     /// The pod's UID.
     pub uid: String,
@@ -57,6 +80,10 @@ pub struct Verdict {
     pub marked: bool,
     /// What that annotation says.
     pub said: Option<String>,
+    /// The Bypass that keeps it out, where that is the reason.
+    pub bypassed: Option<Bypassed>,
+    /// Whether its receipt is of a Bypass.
+    pub was_bypassed: bool,
     /// Whether it has a sandbox, as far as the kubelet has said.
     pub placed: bool,
     /// The UID that the kubelet knows it by; a static pod has another one in the API.
@@ -88,6 +115,8 @@ impl World {
             ahead: HashSet::new(),
             doubtful: BTreeSet::new(),
             probes: Probes::default(),
+            bypasses: Orders::default(),
+            heard: HashMap::new(),
         }
     }
 
@@ -111,6 +140,10 @@ impl World {
                     touched.extend(self.pods.keys().filter(inside).cloned());
                     event
                 }
+                (Kind::Bypass, change) => {
+                    touched.extend(self.bypass(&key, change));
+                    None
+                }
                 _ => None,
             };
             if let Some(r#type) = event {
@@ -118,6 +151,38 @@ impl World {
             }
         }
         touched
+    }
+
+    /// Returns the pods that it means or has meant.
+    fn bypass(&mut self, key: &ObjectKey, change: Change) -> Vec<PodName> {
+        let order = match &change {
+            Change::Set(placed) => Order::of(&placed.object, &self.enrolment.system_namespace),
+            Change::Removed(_) => None,
+        };
+        let uid = order.as_ref().map(|order| order.uid.clone());
+        if let Some(uid) = &uid {
+            self.heard.entry(uid.clone()).or_insert_with(Instant::now);
+        }
+        let before = self.bypasses.replace(key, order);
+        if let Some(before) = &before
+            && uid.as_ref() != Some(&before.uid)
+        {
+            self.heard.remove(&before.uid);
+        }
+        let after = self.bypasses.get(key).cloned();
+        let meant = |name: &&PodName| {
+            let labels = self.pods.get(*name).map(|pod| labels::of(&pod.metadata.labels));
+            let means = |order: &Arc<Order>| labels.is_some_and(|one| order.means(&name.namespace, &name.name, one));
+            before.iter().chain(&after).any(means)
+        };
+        self.pods.keys().filter(meant).cloned().collect()
+    }
+
+    fn bypassed(&self, pod: &Pod) -> Option<Bypassed> {
+        let order = self.bypasses.in_force(pod)?;
+        let heard = self.heard.get(&order.uid).copied().unwrap_or_else(Instant::now);
+        let told = OutReceipt::of(&pod.metadata).filter(|receipt| receipt.order == order.uid);
+        Some(Bypassed { order: Arc::clone(order), heard, told })
     }
 
     fn pod(&mut self, name: &PodName, change: Change) -> Option<EventType> {
@@ -242,7 +307,9 @@ impl World {
 
     fn enrols(&self, name: &str, namespace: &Namespace) -> bool {
         let labels = labels::of(&namespace.metadata.labels);
+        // The plugin goes by this while the agent cannot be asked: a Bypass is for services that must run now.
         !self.enrolment.excluded_namespaces.contains(name)
+            && !self.bypasses.is_whole(name)
             && select::selected(&Labels::default(), labels, &self.enrolment)
     }
 
@@ -255,7 +322,9 @@ impl World {
         let pod = self.pods.get(name)?;
         let uid = pod.metadata.uid.clone()?;
         let namespace = self.namespaces.get(name.namespace.as_str()).map(Arc::as_ref);
-        let reason = why_not(pod, namespace, &self.enrolment);
+        let unfit = why_not(pod, namespace, &self.enrolment);
+        let bypassed = if unfit.is_none() { self.bypassed(pod) } else { None };
+        let reason = unfit.or(bypassed.as_ref().map(|_| NotEnrolled::Bypassed));
         let wanted = match reason {
             None => Wanted::Captured,
             Some(NotEnrolled::Terminal) => Wanted::Gone,
@@ -271,7 +340,9 @@ impl World {
         let of_static = annotation(pod, STATIC_UID).filter(|uid| is_static_uid(uid));
         let sandbox = of_static.map_or_else(|| uid.clone(), str::to_owned);
         let (marked, placed) = (said.is_some(), is_placed(pod));
-        Some(Verdict { uid, wanted, reason, marked, said, placed, sandbox, info, facts: self.facts(pod) })
+        let was_bypassed = annotation(pod, RECEIPT).is_some() && OutReceipt::of(&pod.metadata).is_some();
+        let facts = self.facts(pod);
+        Some(Verdict { uid, wanted, reason, marked, said, bypassed, was_bypassed, placed, sandbox, info, facts })
     }
 
     /// The addresses of this node's pods that are to be captured.

@@ -42,8 +42,11 @@ impl Agent {
         let follow = ending::follow(client.clone(), namespace, name, self.config.node.clone(), own);
         self.tasks.spawn("own daemonset", until_cancelled(self.tasks.token(), follow));
 
-        let watches =
-            vec![Watch::all(Kind::Namespace), Watch { kind: Kind::Pod, scope: Scope::Node(self.config.node.clone()) }];
+        let watches = vec![
+            Watch::all(Kind::Namespace),
+            Watch { kind: Kind::Pod, scope: Scope::Node(self.config.node.clone()) },
+            Watch::all(Kind::Bypass),
+        ];
         let mut source = KubernetesSource::open(&cluster, watches);
         let locate = Arc::new(Processes::new(&node.proc_dir));
         let mut pods = Pods::new(&self.config, self.shared.clone(), locate, &self.tasks)?;

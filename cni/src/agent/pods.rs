@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use stillmesh_k8s::steering::OutReceipt;
 use stillmesh_objects::{Source, Update};
 use stillmesh_runtime::sys::netns::Netns;
 use stillmesh_runtime::{Backoff, Tasks};
@@ -18,13 +19,14 @@ use crate::Config;
 use crate::api::{Questions, Seen};
 use crate::belief::Belief;
 use crate::enroll::pod::{Intent, Pod, Shared, Status};
-use crate::enroll::steps::Wanted;
+use crate::enroll::steps::{Told, Wanted};
 use crate::intake::{Ask, Start, Started};
 use crate::known::{Keeper, Known};
 use crate::netns::Locate;
 use crate::probe_source::ProbeSource;
 use crate::probes::Probes;
-use crate::world::{Verdict, World};
+use crate::receipt;
+use crate::world::{Bypassed, Verdict, World};
 use crate::writeback::PodName;
 
 /// How often namespaces of pods are looked for that were not there: at first, and where they stay away.
@@ -351,7 +353,8 @@ impl Pods {
     }
 
     fn wish(&mut self, name: &PodName, verdict: Verdict, netns: Option<Netns>) {
-        let Verdict { uid, wanted, marked, said, placed, info, facts, .. } = verdict;
+        self.keep_receipt(name, &verdict);
+        let Verdict { uid, wanted, marked, said, bypassed, placed, info, facts, .. } = verdict;
         let belief = self.believed.remove(&uid);
         let has_state = marked || belief.is_some();
         let handle = self.pods.get(&uid);
@@ -368,7 +371,7 @@ impl Pods {
         if let Some(handle) = handle {
             handle.intent.send_if_modified(|intent| {
                 let netns = netns.or_else(|| intent.netns.clone());
-                let next = Intent { wanted, info, netns, facts, said };
+                let next = Intent { wanted, info, netns, facts, said, bypassed };
                 let changed = *intent != next;
                 *intent = next;
                 changed
@@ -376,7 +379,33 @@ impl Pods {
             return;
         }
         if has_state || wanted == Wanted::Captured && netns.is_some() {
-            self.spawn(name, &uid, Intent { wanted, info, netns, facts, said }, belief);
+            self.spawn(name, &uid, Intent { wanted, info, netns, facts, said, bypassed }, belief);
+        }
+    }
+
+    /// The receipt of a Bypass on a pod that no task is about: one that started meanwhile gets it, and one that is not in the
+    /// mesh at all any more loses it.
+    fn keep_receipt(&self, name: &PodName, verdict: &Verdict) {
+        let has_task =
+            self.pods.contains_key(&verdict.uid) || self.believed.contains_key(&verdict.uid) || verdict.marked;
+        if has_task || verdict.wanted != Wanted::Free {
+            return;
+        }
+        match &verdict.bypassed {
+            Some(Bypassed { order, told: None, .. }) if verdict.placed => {
+                let receipt = OutReceipt {
+                    bypass: order.name(),
+                    order: order.uid.clone(),
+                    time: jiff::Timestamp::now().to_string(),
+                    took_ms: 0,
+                    carried: 0,
+                };
+                self.shared.writer.set(name, &verdict.uid, receipt::out(&receipt));
+            }
+            None if verdict.was_bypassed => {
+                self.shared.writer.set(name, &verdict.uid, receipt::annotations(Told::Nothing, None));
+            }
+            _ => {}
         }
     }
 

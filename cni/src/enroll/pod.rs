@@ -3,6 +3,7 @@
 //! One task per pod, owned by the agent. It never gives up: a failed step is tried again with growing delays, and
 //! until capture is complete the guard stands. What the agent wants may change at any time and takes effect at once.
 
+mod bypass;
 mod follow;
 mod show;
 mod terms;
@@ -47,6 +48,8 @@ pub struct Pod {
     counted: Counted,
     /// Delays between offers that a tunnel refuses.
     refusals: Backoff,
+    /// Connections that the tunnel carried when a Bypass took the pod out.
+    carried: usize,
 }
 
 /// How long the kernel may take for one step.
@@ -88,6 +91,7 @@ impl Pod {
             thread: None,
             counted,
             refusals: Backoff::new(FIRST_RETRY, LAST_RETRY),
+            carried: 0,
         }
     }
 
@@ -131,6 +135,7 @@ impl Pod {
         self.shared.metrics.older_connections.remove(&labels);
         match self.intent.wanted {
             Wanted::Gone => self.shared.writer.forget(&self.pod_name(), &self.uid),
+            _ if self.intent.bypassed.is_some() => self.tell_out(),
             // Where its namespace was not at hand nothing has been said yet.
             _ => self.shared.writer.set(&self.pod_name(), &self.uid, receipt::annotations(Told::Nothing, None)),
         }
@@ -147,7 +152,8 @@ impl Pod {
 
     /// Takes over what the agent wants now.
     fn adopt(&mut self) {
-        let intent = self.intents.borrow_and_update().clone();
+        let mut intent = self.intents.borrow_and_update().clone();
+        self.keep_told(&mut intent);
         if intent.netns.is_some() && intent.netns != self.intent.netns {
             // The sandbox was made anew: nothing of what was done holds there.
             let believed = self.progress.believed;
@@ -223,6 +229,8 @@ impl Pod {
                 (progress.settled, progress.drained) = (false, false);
                 self.older.clear();
                 self.since = None;
+                self.count_carried().await;
+                self.tell_out();
                 Ok(())
             }
             Step::Settle => {
@@ -347,6 +355,10 @@ impl Pod {
 
     /// Writes what the annotation is to say; the rest happens in the background.
     async fn tell(&mut self, told: Told) -> Result<(), StepError> {
+        // Before peers dial it in clear text it must take that, and redirects stop right after this.
+        if told == Told::Nothing && self.waits_for_peers().await {
+            return Ok(());
+        }
         if told == Told::Enabled {
             if self.since.is_none() {
                 self.since = Some(jiff::Timestamp::now().to_string());
@@ -354,7 +366,11 @@ impl Pod {
             self.save().await?;
         }
         let receipt = (told == Told::Enabled).then(|| self.receipt()).flatten();
-        let annotations = receipt::annotations(told, receipt.as_ref());
+        let mut annotations = receipt::annotations(told, receipt.as_ref());
+        if told == Told::Nothing && self.intent.bypassed.is_some() {
+            // It gets its receipt when it is out.
+            annotations.remove(receipt::RECEIPT);
+        }
         self.shared.writer.set(&self.pod_name(), &self.uid, annotations);
         self.progress.told = told;
         if let (Told::Enabled, Some(netns)) = (told, &self.intent.netns) {

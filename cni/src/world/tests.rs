@@ -210,3 +210,56 @@ fn a_pod_cannot_pass_for_another_one_that_is_not_static() {
         assert_eq!(world.verdict(&name("a")).unwrap().sought(), Some("1-1"), "{uid}");
     }
 }
+
+fn bypass(spec: &str, status: &str) -> Change {
+    let text = format!(
+        "apiVersion: stillmesh.io/v1alpha1\nkind: Bypass\nmetadata: {{name: b, namespace: shop, uid: u1}}\nspec: {spec}\nstatus: {status}\n"
+    );
+    let mut found = stillmesh_k8s::parse::documents("t", &text);
+    assert!(found.findings.is_empty(), "{:?}", found.findings);
+    Change::Set(found.objects.remove(0))
+}
+
+#[test]
+fn a_bypass_takes_its_pods_out_until_its_object_says_that_it_is_over() {
+    let mut world = world();
+    let metrics = Metrics::default();
+    world.apply(vec![set(namespace(Some("ambient"))), set(pod("a", "1", "n1")), set(pod("b", "2", "n1"))], &metrics);
+    assert_eq!(world.apply(vec![bypass("{reason: r, pods: [a]}", "{}")], &metrics), [name("a")].into());
+    let verdict = world.verdict(&name("a")).unwrap();
+    assert_eq!((verdict.wanted, verdict.reason), (Wanted::Free, Some(NotEnrolled::Bypassed)));
+    assert_eq!(wanted(&world, "b"), Some(Wanted::Captured));
+    assert_eq!(world.is_enrolled("shop"), Some(true), "others of the namespace go on");
+    let heard = verdict.bypassed.unwrap().heard;
+
+    let both = world.apply(vec![bypass("{reason: r}", "{}")], &metrics);
+    assert_eq!(both, [name("a"), name("b")].into());
+    assert_eq!(wanted(&world, "b"), Some(Wanted::Free));
+    assert_eq!(world.is_enrolled("shop"), Some(false), "without the agent, too, pods start");
+    assert_eq!(world.verdict(&name("a")).unwrap().bypassed.unwrap().heard, heard, "it was heard of once");
+
+    world.apply(vec![bypass("{reason: r}", "{phase: Ended}")], &metrics);
+    assert_eq!((wanted(&world, "a"), wanted(&world, "b")), (Some(Wanted::Captured), Some(Wanted::Captured)));
+    world.apply(vec![bypass("{reason: r}", "{}")], &metrics);
+    assert_eq!(world.apply(vec![bypass("{reason: r, ended: true}", "{}")], &metrics), [name("a"), name("b")].into());
+    assert_eq!(wanted(&world, "a"), Some(Wanted::Captured));
+}
+
+#[test]
+fn a_bypass_does_not_count_for_pods_that_are_not_in_the_mesh() {
+    let mut world = world();
+    world.apply(vec![set(namespace(None)), set(pod("a", "1", "n1")), bypass("{reason: r}", "{}")], &Metrics::default());
+    let verdict = world.verdict(&name("a")).unwrap();
+    assert_eq!((verdict.reason, verdict.bypassed), (Some(NotEnrolled::NotSelected), None));
+}
+
+#[test]
+fn what_a_receipt_says_of_the_order_is_known() {
+    let mut world = world();
+    let mut out = pod("a", "1", "n1");
+    let receipt = r#"{"bypass":"shop/b","order":"u1","time":"t","tookMs":1,"carried":0}"#;
+    out.metadata.annotations = Some([(RECEIPT.to_owned(), receipt.to_owned())].into());
+    world.apply(vec![set(namespace(Some("ambient"))), set(out), bypass("{reason: r}", "{}")], &Metrics::default());
+    let verdict = world.verdict(&name("a")).unwrap();
+    assert!(verdict.was_bypassed && verdict.bypassed.unwrap().told.is_some());
+}

@@ -16,6 +16,7 @@ use crate::handover::Handover;
 use crate::metrics::Metrics;
 use crate::rules::apply::ApplyError;
 use crate::rules::plan::Facts;
+use crate::world::Bypassed;
 use crate::writeback::Writer;
 
 /// What the agent wants of a pod.
@@ -31,6 +32,8 @@ pub struct Intent {
     pub facts: Facts,
     /// What its annotation says, as far as the source of objects has told.
     pub said: Option<String>,
+    /// The Bypass for which it is free.
+    pub bypassed: Option<Bypassed>,
 }
 
 /// How far a pod is, for who waits for it.
@@ -74,6 +77,9 @@ pub struct Times {
     pub verify: Duration,
     /// How often an offer that no tunnel has answered is repeated. Default 5 s.
     pub offer: Duration,
+    /// How long peers have to hear of a Bypass before its pods send clear text, from when the agent heard of it. Default
+    /// 200 ms.
+    pub head_start: Duration,
 }
 
 impl Default for Times {
@@ -83,6 +89,7 @@ impl Default for Times {
             drain: Duration::from_secs(60),
             verify: Duration::from_secs(30),
             offer: Duration::from_secs(5),
+            head_start: Duration::from_millis(200),
         }
     }
 }
