@@ -23,6 +23,7 @@ mod policy;
 mod receipts;
 mod scene;
 mod shell;
+mod steering;
 mod support;
 mod traffic;
 mod waypoint;

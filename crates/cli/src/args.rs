@@ -19,6 +19,7 @@ use crate::cluster::waypoint::Waypoint;
 use crate::cluster::zc::Zc;
 use crate::demo::Demo;
 use crate::shop::Shop;
+use crate::steer::Bypass;
 use crate::top::Top;
 use crate::why::Why;
 use crate::why::tap::Tap;
@@ -68,6 +69,8 @@ pub(crate) enum Command {
     Zc(Zc),
     /// Say what became of a connection or request, hop by hop, and why: by the names of both ends, or by its id
     Why(Why),
+    /// Take a namespace, pods or the whole mesh out of the mesh for a while: their traffic goes as if there were none
+    Bypass(Bypass),
     /// Show connections and requests as they end, and why they were refused
     Tap(Tap),
     /// Show who is asked how often, how well and how fast, right now

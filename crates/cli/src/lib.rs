@@ -13,6 +13,7 @@ mod echo;
 pub mod machine;
 mod output;
 mod shop;
+mod steer;
 mod top;
 mod why;
 
@@ -89,6 +90,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Manifest(args) => return cluster::install::manifest(&args),
         Command::Waypoint(args) => return runtime()?.block_on(cluster::waypoint::run(&args)),
         Command::Zc(args) => return runtime()?.block_on(cluster::zc::run(&args)),
+        Command::Bypass(args) => return runtime()?.block_on(steer::bypass(&args)),
         Command::Tap(args) => return runtime()?.block_on(why::tap::run(&args)),
         Command::Top(args) => return runtime()?.block_on(top::run(&args)),
         Command::Why(args) => return runtime()?.block_on(why::run(&args)),

@@ -3,6 +3,8 @@
 
 mod enrolment;
 
+pub(crate) use enrolment::settings;
+
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 

@@ -15,7 +15,7 @@ use anyhow::Context;
 use http::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use stillmesh_k8s::{Kind, ObjectKey};
+use stillmesh_k8s::{Kind, ObjectKey, parse};
 use stillmesh_runtime::accept::{Peer, Stream};
 use stillmesh_runtime::admin::Limits;
 use stillmesh_runtime::admin::{Raw, Request, Response, Server};
@@ -52,6 +52,13 @@ pub struct ExecRequest {
     pub container: Option<String>,
     /// Command and arguments.
     pub argv: Vec<String>,
+}
+
+/// The end of an order.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EndRequest {
+    /// Who ends it.
+    pub by: String,
 }
 
 /// A capture on a node's link.
@@ -114,6 +121,26 @@ pub fn control(api: &Arc<Api>) -> Server {
     let server = route(server, api, Method::GET, "/logs/{namespace}/{pod}", logs);
     let server = route(server, api, Method::POST, "/exec", exec);
     let server = route(server, api, Method::POST, "/capture", capture);
+    let server = route(server, api, Method::POST, "/orders", |api, request| async move {
+        let text = String::from_utf8_lossy(&request.body).into_owned();
+        let mut found = parse::documents("a command", &text);
+        let placed = match (found.objects.pop(), found.findings.first()) {
+            (Some(placed), None) if is_order(placed.object.kind()) => placed,
+            (_, Some(finding)) => return Err(refuse(StatusCode::BAD_REQUEST, &finding.to_string())),
+            _ => return Err(refuse(StatusCode::BAD_REQUEST, "no order is written there")),
+        };
+        let done = api.reconciler.lock().await.order(placed);
+        done.map_err(|why| refuse(StatusCode::CONFLICT, &why))?;
+        api.machine.changed.notify_one();
+        Ok(Response::empty(StatusCode::CREATED))
+    });
+    let server = route(server, api, Method::POST, "/orders/{kind}/{namespace}/{name}/end", |api, request| async move {
+        let (key, end) = (order_key(&request)?, request.json::<EndRequest>()?);
+        let done = api.reconciler.lock().await.end_order(&key, &end.by);
+        done.map_err(|why| refuse(StatusCode::CONFLICT, &why))?;
+        api.machine.changed.notify_one();
+        Ok(Response::empty(StatusCode::NO_CONTENT))
+    });
     route(server, api, Method::POST, "/stop", |api, _| async move {
         api.stop.cancel();
         Ok(Response::empty(StatusCode::ACCEPTED))
@@ -128,6 +155,11 @@ pub fn write_back(api: &Arc<Api>) -> Server {
         let (namespace, name) = (request.param("namespace"), request.param("name"));
         let done = api.reconciler.lock().await.annotate(namespace, name, changes);
         done.ok_or_else(|| refuse(StatusCode::NOT_FOUND, &format!("there is no pod {namespace}/{name}")))?;
+        api.machine.changed.notify_one();
+        Ok(Response::empty(StatusCode::NO_CONTENT))
+    });
+    let server = route(server, api, Method::DELETE, "/orders/{kind}/{namespace}/{name}", |api, request| async move {
+        api.reconciler.lock().await.forget_order(&order_key(&request)?);
         api.machine.changed.notify_one();
         Ok(Response::empty(StatusCode::NO_CONTENT))
     });
@@ -157,6 +189,17 @@ where
             handler(api, request).await.unwrap_or_else(|refusal| refusal)
         }
     })
+}
+
+fn is_order(kind: Kind) -> bool {
+    kind == Kind::Bypass
+}
+
+/// The order that a path names.
+fn order_key(request: &Request) -> Result<ObjectKey, Response> {
+    let kind = Kind::named(request.param("kind")).filter(|kind| is_order(*kind));
+    let kind = kind.ok_or_else(|| refuse(StatusCode::NOT_FOUND, "no such kind of order"))?;
+    Ok(ObjectKey::new(kind, request.param("namespace"), request.param("name")))
 }
 
 fn refuse(status: StatusCode, why: &str) -> Response {

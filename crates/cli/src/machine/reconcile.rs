@@ -43,6 +43,8 @@ pub struct Reconciler {
     reporter: Reporter,
     system: Vec<(Pod, PodPlan)>,
     written: BTreeMap<ObjectKey, Placed>,
+    /// Of these, orders that came by a command.
+    ordered: BTreeSet<ObjectKey>,
     /// The newest admissible version of each.
     good: BTreeMap<ObjectKey, Placed>,
     /// The overlays that waypoints run with.
@@ -139,6 +141,7 @@ impl Reconciler {
             reporter,
             system,
             written: BTreeMap::new(),
+            ordered: BTreeSet::new(),
             good: BTreeMap::new(),
             overlays: BTreeMap::new(),
             found: Arc::default(),
@@ -214,6 +217,36 @@ impl Reconciler {
     /// Sets an object's status. `None` where there is no such object.
     pub fn set_status(&mut self, key: ObjectKey, status: Value) -> Option<()> {
         self.written.contains_key(&key).then(|| drop(self.statuses.insert(key, status)))
+    }
+
+    /// Takes in an order that nobody has written into a file.
+    pub fn order(&mut self, placed: Placed) -> Result<(), String> {
+        let key = placed.object.key();
+        if self.written.contains_key(&key) {
+            return Err(format!("there is a {key} already"));
+        }
+        self.ordered.insert(key.clone());
+        self.written.insert(key, placed);
+        Ok(())
+    }
+
+    /// Ends an order before its time. The error says why not.
+    pub fn end_order(&mut self, key: &ObjectKey, by: &str) -> Result<(), String> {
+        let Some(placed) = self.written.get_mut(key) else { return Err(format!("there is no {key}")) };
+        if !self.ordered.contains(key) {
+            return Err(format!("{key} is written in {}: take it out there", placed.at.file));
+        }
+        let Object::Bypass(order) = &mut placed.object else { return Err(format!("{key} is no order")) };
+        let spec = &mut Arc::make_mut(order).spec;
+        (spec.ended, spec.ended_by) = (true, Some(by.to_owned()));
+        Ok(())
+    }
+
+    /// Forgets an order that has ended. One that is written in a file stays.
+    pub fn forget_order(&mut self, key: &ObjectKey) {
+        if self.ordered.remove(key) {
+            self.written.remove(key);
+        }
     }
 
     /// The objects of a kind.
@@ -612,6 +645,7 @@ impl Reconciler {
             Object::TcpRoute(one) => with!(TcpRoute(one)),
             Object::VirtualService(one) => with!(VirtualService(one)),
             Object::DestinationRule(one) => with!(DestinationRule(one)),
+            Object::Bypass(one) => with!(Bypass(one)),
             Object::Service(mut service) => {
                 if let Some(conditions) = status.and_then(|status| read(status.get("conditions")?)) {
                     Arc::make_mut(&mut service).status.get_or_insert_default().conditions = Some(conditions);

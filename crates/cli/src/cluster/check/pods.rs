@@ -68,6 +68,10 @@ pub(crate) fn standings(view: &View) -> BTreeMap<String, Standing> {
                 let why = format!("its capture is {state}: its rules are in place, and no ztunnel has taken it");
                 standing.missing.push((place(object), why));
             }
+            (None, None) if receipt.as_ref().is_some_and(|receipt| receipt["bypass"].is_string()) => {
+                let order = receipt.map(|receipt| text(&receipt["bypass"]).to_owned()).unwrap_or_default();
+                standing.outside.push((place(object), format!("Bypass {order} keeps it out for a while")));
+            }
             (None, None) => standing.missing.push((place(object), "it is not captured".to_owned())),
             // What has ended has no connections.
             (Some(NotEnrolled::Terminal), _) => {}

@@ -82,7 +82,7 @@ pub(super) async fn look(
 }
 
 /// What the controller was told of the mesh.
-async fn settings(objects: &Objects, mesh_namespace: &str) -> anyhow::Result<Mesh> {
+pub(crate) async fn settings(objects: &Objects, mesh_namespace: &str) -> anyhow::Result<Mesh> {
     let deployments = Resource::new("apps/v1", "Deployment");
     let controllers = objects.list(&deployments, mesh_namespace, "app.kubernetes.io/name=stillmesh-controller").await?;
     let mut mesh = Mesh::default();
