@@ -199,6 +199,8 @@ fn the_webhook_asks_about_the_meshs_own_kinds_only_and_lets_go_of_them() {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let ours: BTreeSet<(String, String)> = manifest
         .of("CustomResourceDefinition")
+        // Orders are held to their rules by the API server itself: they must work while nothing of the mesh does.
+        .filter(|crd| crd["spec"]["group"] != "stillmesh.io")
         .map(|crd| (text(&crd["spec"]["group"]), text(&crd["spec"]["names"]["plural"])))
         .collect();
     let webhooks: Vec<&Value> =
