@@ -30,30 +30,32 @@ pub fn lease_of(revision: &str) -> String {
 /// As whom the controller writes.
 pub(crate) const MANAGER: &str = "stillmesh-controller";
 
-/// What resources are built from.
-pub(crate) fn watches(root_namespace: &str) -> Vec<Watch> {
-    let kinds = [
-        Kind::Namespace,
-        Kind::Node,
-        Kind::Pod,
-        Kind::Service,
-        Kind::EndpointSlice,
-        Kind::AuthorizationPolicy,
-        Kind::PeerAuthentication,
-        Kind::RequestAuthentication,
-        Kind::GatewayClass,
-        Kind::Gateway,
-        Kind::GrpcRoute,
-        Kind::HttpRoute,
-        Kind::TlsRoute,
-        Kind::TcpRoute,
-        Kind::VirtualService,
-        Kind::DestinationRule,
-        Kind::ReferenceGrant,
-        Kind::Bypass,
-    ];
+/// The kinds that resources are built from, besides ConfigMap `istio` of the root namespace.
+pub const KINDS: [Kind; 18] = [
+    Kind::Namespace,
+    Kind::Node,
+    Kind::Pod,
+    Kind::Service,
+    Kind::EndpointSlice,
+    Kind::AuthorizationPolicy,
+    Kind::PeerAuthentication,
+    Kind::RequestAuthentication,
+    Kind::GatewayClass,
+    Kind::Gateway,
+    Kind::GrpcRoute,
+    Kind::HttpRoute,
+    Kind::TlsRoute,
+    Kind::TcpRoute,
+    Kind::VirtualService,
+    Kind::DestinationRule,
+    Kind::ReferenceGrant,
+    Kind::Bypass,
+];
+
+/// What resources are built from, as it is followed in a cluster.
+pub fn watches(root_namespace: &str) -> Vec<Watch> {
     let mesh = Watch::named(Kind::ConfigMap, root_namespace, mesh_config::CONFIG_MAP);
-    kinds.into_iter().map(Watch::all).chain([mesh]).collect()
+    KINDS.into_iter().map(Watch::all).chain([mesh]).collect()
 }
 
 /// An error with its causes.

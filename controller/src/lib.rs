@@ -17,7 +17,7 @@ pub mod serve;
 mod status;
 
 pub use app::{Listeners, run, run_in, run_on};
-pub use cluster::{LEASE, lease_of};
+pub use cluster::{KINDS, LEASE, lease_of, watches};
 pub use config::Config;
 pub use serve::token_digest;
 

@@ -20,7 +20,7 @@ use stillmesh_core::model::access::{JwtRule, RequestAuthentication};
 
 pub use keys::{Keys, Settings};
 pub use place::cookies;
-pub use verify::Problem;
+pub use verify::{Problem, is_for};
 
 /// Verifies what a request's token is, and makes its head what the endpoint is to see. `None`: it has none.
 pub async fn authenticate(
@@ -56,7 +56,7 @@ pub async fn authenticate(
 }
 
 /// A claim as policies see it.
-fn claim(value: Value) -> Claim {
+pub fn claim(value: Value) -> Claim {
     match value {
         Value::String(text) => Claim::Text(text.into()),
         Value::Array(values) => {

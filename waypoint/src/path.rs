@@ -27,6 +27,7 @@ use std::sync::Arc;
 use stillmesh_core::decide::Target;
 use stillmesh_core::decide::stream::{self, Asked};
 use stillmesh_core::model::AppProtocol;
+use stillmesh_core::snapshot::Snapshot;
 use stillmesh_hbone::Stream;
 use stillmesh_hbone::headers::ConnectHeaders;
 use stillmesh_hbone::server::Incoming;
@@ -37,6 +38,7 @@ use tokio::time::timeout;
 use crate::capture::Downstream;
 use crate::config::Limits;
 use crate::record::{self, Early};
+pub use authorize::All;
 pub use carried::Carried;
 pub use error::PathError;
 use hello::Hello;
@@ -57,17 +59,12 @@ pub enum Version {
 
 /// Carries one CONNECT to its end. Never fails silently.
 pub async fn carry(downstream: Arc<Downstream>, incoming: Incoming) {
-    let protocol = match &downstream.target {
-        Target::Service { port, .. } => port.protocol(),
-        Target::Workload { .. } => AppProtocol::Unknown,
-    };
     let asked = asked(&downstream);
-    let is_tcp = match protocol {
-        AppProtocol::Tcp | AppProtocol::Tls => true,
-        // Somebody says what becomes of its connections, and nobody what becomes of requests.
-        AppProtocol::Unknown => asked != Asked::Nothing && !has_routes_of_requests(&downstream),
-        AppProtocol::Http1 | AppProtocol::Http2 | AppProtocol::Grpc => false,
+    let spoken = {
+        let snapshot = downstream.waypoint().snapshots.load();
+        spoken(&snapshot, &downstream.target, &downstream.client.identity.namespace)
     };
+    let is_tcp = spoken == Spoken::Stream;
     // Bytes are carried only once there is somebody to carry them to: until the 200 the client's side may choose anew.
     if is_tcp && asked != Asked::Opening {
         return tcp::carry(&downstream, incoming).await;
@@ -78,8 +75,8 @@ pub async fn carry(downstream: Arc<Downstream>, incoming: Incoming) {
     }
     let mut stream = Rewound::new(stream);
     let limit = downstream.waypoint().config.limits.detection;
-    let seen = match protocol {
-        AppProtocol::Unknown => match timeout(limit, look(&mut stream)).await {
+    let seen = match spoken {
+        Spoken::Unclear => match timeout(limit, look(&mut stream)).await {
             Ok(seen) => seen,
             // Silent so far: it may be the server that speaks first.
             Err(_) if stream.seen().is_empty() => return tcp::or_http(&downstream, stream).await,
@@ -101,12 +98,30 @@ fn asked(downstream: &Downstream) -> Asked {
     stream::asked(&snapshot, &downstream.target, &downstream.client.identity.namespace)
 }
 
-/// Whether routes say what becomes of requests to what was dialled.
-fn has_routes_of_requests(downstream: &Downstream) -> bool {
-    let Target::Service { service, port, .. } = &downstream.target else { return false };
-    let snapshot = downstream.waypoint().snapshots.load();
-    let client = &*downstream.client.identity.namespace;
-    snapshot.routes(&service.key, port.mapping.service_port, Some(client)).is_some()
+/// What is spoken where a client has dialled, as far as it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spoken {
+    /// Bytes, carried as they are.
+    Stream,
+    /// HTTP.
+    Http,
+    /// What the first bytes say.
+    Unclear,
+}
+
+/// What the port of `target` says, and where that says nothing, the routes for clients of this namespace.
+pub fn spoken(snapshot: &Snapshot, target: &Target, client_namespace: &str) -> Spoken {
+    let Target::Service { service, port, .. } = target else { return Spoken::Unclear };
+    match port.protocol() {
+        AppProtocol::Tcp | AppProtocol::Tls => Spoken::Stream,
+        AppProtocol::Http1 | AppProtocol::Http2 | AppProtocol::Grpc => Spoken::Http,
+        AppProtocol::Unknown => {
+            let has_streams = stream::asked(snapshot, target, client_namespace) != Asked::Nothing;
+            let requests = || snapshot.routes(&service.key, port.mapping.service_port, Some(client_namespace));
+            // Somebody says what becomes of its connections, and nobody what becomes of requests.
+            if has_streams && requests().is_none() { Spoken::Stream } else { Spoken::Unclear }
+        }
+    }
 }
 
 /// How a client begins that is known to speak HTTP: it may be idle before, and then is as quick as any head has to be.

@@ -87,6 +87,24 @@ pub fn decode(kind: ResourceType, name: &str, bytes: Bytes) -> Result<Change, Co
     }
 }
 
+/// A resource as it is sent; `None` for a removal, which is a name alone.
+pub fn encode(change: &Change) -> Option<Vec<u8>> {
+    Some(match change {
+        Change::Workload(workload) => address::encode_workload(workload),
+        Change::Service(service) => address::encode_service(service),
+        Change::Policy(policy) => authorization::encode(policy),
+        Change::Route(route) => route::encode(route),
+        Change::Access(access) => access::encode(access),
+        Change::Destination(rule) => destination::encode(rule),
+        Change::WorkloadRemoved(_)
+        | Change::ServiceRemoved(_)
+        | Change::PolicyRemoved(_)
+        | Change::RouteRemoved(_)
+        | Change::AccessRemoved(_)
+        | Change::DestinationRemoved(_) => return None,
+    })
+}
+
 /// What the removal of a name means; `None` where it is no policy's or route's key. A name that nothing has (an alias, say) may
 /// come out: its removal changes nothing.
 pub fn removed(kind: ResourceType, name: &str) -> Option<Change> {

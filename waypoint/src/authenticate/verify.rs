@@ -123,7 +123,8 @@ fn part(token: &str, index: usize) -> Result<Map<String, Value>, Problem> {
     serde_json::from_slice(&bytes).map_err(|_| Problem::Malformed)
 }
 
-fn is_for(rule: &JwtRule, claims: &Map<String, Value>) -> bool {
+/// Whether a token with these claims is for somebody that the rule names.
+pub fn is_for(rule: &JwtRule, claims: &Map<String, Value>) -> bool {
     if rule.audiences.is_empty() {
         return true;
     }

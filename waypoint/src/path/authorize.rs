@@ -233,7 +233,7 @@ pub fn refusal(status: StatusCode, text: String) -> Answer {
 }
 
 /// Headers as policies see them: none is overlooked because it is no text.
-struct All<'a>(&'a HeaderMap);
+pub struct All<'a>(pub &'a HeaderMap);
 
 impl Headers for All<'_> {
     fn value(&self, name: &str) -> Option<Cow<'_, str>> {

@@ -202,8 +202,9 @@ async fn answer(
                 let carried = Carried::upgrade(&downstream, &head, token.as_ref());
                 Upgrading { connection, version, carried }
             });
-            let asked = plan::Asked { version, token: token.as_ref(), entropy };
-            plan::plan(&downstream, &waypoint.snapshots.load(), &mut head, asked)
+            let client_namespace = &*downstream.client.identity.namespace;
+            let asked = plan::Asked { version, client_namespace, token: token.as_ref(), entropy };
+            plan::plan(&downstream.target, &waypoint.snapshots.load(), &mut head, asked)
         }
     });
     let permit = waypoint.requests.clone().try_acquire_owned();

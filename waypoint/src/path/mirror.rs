@@ -48,7 +48,7 @@ pub fn send(
             continue;
         }
         let snapshot = waypoint.snapshots.load();
-        let Some(target) = plan::target(downstream, &snapshot, &mirror.backend) else {
+        let Some(target) = plan::target(&downstream.target, &snapshot, &mirror.backend) else {
             waypoint.metrics.refuse("mirror_backend");
             continue;
         };

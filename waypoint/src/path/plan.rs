@@ -19,7 +19,6 @@ use stillmesh_core::model::http::{
 use stillmesh_core::snapshot::Snapshot;
 
 use super::{PathError, Version};
-use crate::capture::Downstream;
 use crate::record::Flag;
 
 /// What is done with a request.
@@ -113,6 +112,8 @@ impl Taken {
 pub struct Asked<'a> {
     /// How its client speaks.
     pub version: Version,
+    /// The client's namespace, by its certificate.
+    pub client_namespace: &'a str,
     /// Its token, verified.
     pub token: Option<&'a Token>,
     /// Of what is left to chance.
@@ -120,19 +121,12 @@ pub struct Asked<'a> {
 }
 
 /// Plans a request and makes its head what the rule wants.
-pub fn plan(
-    downstream: &Downstream,
-    snapshot: &Snapshot,
-    head: &mut Parts,
-    asked: Asked<'_>,
-) -> Result<Plan, PathError> {
-    let Asked { version, token, entropy } = asked;
-    let Target::Service { service, port, .. } = &downstream.target else {
-        return Ok(Plan::to_dialled(&downstream.target));
-    };
-    let (dialled_port, client) = (port.mapping.service_port, &*downstream.client.identity.namespace);
-    let Some(table) = snapshot.routes(&service.key, dialled_port, Some(client)) else {
-        return Ok(Plan::to_dialled(&downstream.target));
+pub fn plan(dialled: &Target, snapshot: &Snapshot, head: &mut Parts, asked: Asked<'_>) -> Result<Plan, PathError> {
+    let Asked { version, client_namespace, token, entropy } = asked;
+    let Target::Service { service, port, .. } = dialled else { return Ok(Plan::to_dialled(dialled)) };
+    let dialled_port = port.mapping.service_port;
+    let Some(table) = snapshot.routes(&service.key, dialled_port, Some(client_namespace)) else {
+        return Ok(Plan::to_dialled(dialled));
     };
     let authority = authority(head).into_owned();
     let (path, query) = (head.uri.path().to_owned(), head.uri.query().map(str::to_owned));
@@ -158,7 +152,7 @@ pub fn plan(
         RouteAction::Forward(forward) => {
             let index = route::backend_index(forward, entropy);
             let backend = index.and_then(|index| Some((index, forward.backends.get(index)?)));
-            let target = backend.and_then(|(_, backend)| target(downstream, snapshot, &backend.backend));
+            let target = backend.and_then(|(_, backend)| target(dialled, snapshot, &backend.backend));
             match (backend, target) {
                 (Some((index, backend)), Some(target)) => {
                     let rewritten = forward.rewrite.path.as_ref().map(|rewrite| chosen.rewritten(rewrite, &path));
@@ -182,11 +176,11 @@ fn host<'a>(forward: &'a Forward, backend: &'a WeightedBackend) -> Option<&'a st
     backend.authority.as_deref().or(forward.rewrite.authority.as_deref())
 }
 
-/// A backend as something to send to; `None` where it is not there.
-pub fn target(downstream: &Downstream, snapshot: &Snapshot, backend: &RouteBackend) -> Option<Target> {
+/// A backend as something to send to, for what was dialled; `None` where it is not there.
+pub fn target(dialled: &Target, snapshot: &Snapshot, backend: &RouteBackend) -> Option<Target> {
     let RouteBackend::Service { service, port, subset } = backend else { return None };
     let service = snapshot.service(service)?;
-    let dialled = match &downstream.target {
+    let dialled = match dialled {
         Target::Service { port, .. } => port.mapping.service_port,
         Target::Workload { address, .. } => address.port(),
     };

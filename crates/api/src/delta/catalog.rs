@@ -169,7 +169,8 @@ impl Catalog {
 
 /// What a change publishes; `None` for a removal.
 fn entry(change: &Change) -> Option<Entry> {
-    let plain = |bytes: Vec<u8>| Entry {
+    let bytes = codec::encode(change)?;
+    let mut entry = Entry {
         version: format!("{:x}", XxHash64::oneshot(0, &bytes)).into(),
         bytes: bytes.into(),
         aliases: Vec::new(),
@@ -177,26 +178,15 @@ fn entry(change: &Change) -> Option<Entry> {
         node: None,
     };
     match change {
-        Change::Workload(workload) => Some(Entry {
-            aliases: workload_aliases(workload),
-            services: workload.services.iter().map(|(key, _)| key.to_string().into()).collect(),
-            node: (!workload.node.is_empty()).then(|| workload.node.clone()),
-            ..plain(codec::address::encode_workload(workload))
-        }),
-        Change::Service(service) => {
-            Some(Entry { aliases: service_aliases(service), ..plain(codec::address::encode_service(service)) })
+        Change::Workload(workload) => {
+            entry.aliases = workload_aliases(workload);
+            entry.services = workload.services.iter().map(|(key, _)| key.to_string().into()).collect();
+            entry.node = (!workload.node.is_empty()).then(|| workload.node.clone());
         }
-        Change::Policy(policy) => Some(plain(codec::authorization::encode(policy))),
-        Change::Route(route) => Some(plain(codec::route::encode(route))),
-        Change::Access(access) => Some(plain(codec::access::encode(access))),
-        Change::Destination(rule) => Some(plain(codec::destination::encode(rule))),
-        Change::WorkloadRemoved(_)
-        | Change::ServiceRemoved(_)
-        | Change::PolicyRemoved(_)
-        | Change::RouteRemoved(_)
-        | Change::AccessRemoved(_)
-        | Change::DestinationRemoved(_) => None,
+        Change::Service(service) => entry.aliases = service_aliases(service),
+        _ => {}
     }
+    Some(entry)
 }
 
 fn workload_aliases(workload: &Workload) -> Vec<Str> {
