@@ -24,6 +24,7 @@ mod receipts;
 mod scene;
 mod shell;
 mod steering;
+mod simulate;
 mod support;
 mod traffic;
 mod waypoint;

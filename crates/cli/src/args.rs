@@ -18,9 +18,11 @@ use crate::cluster::version::Version;
 use crate::cluster::waypoint::Waypoint;
 use crate::cluster::zc::Zc;
 use crate::demo::Demo;
+use crate::policy::Policy;
 use crate::shop::Shop;
 use crate::steer::Bypass;
 use crate::top::Top;
+use crate::simulate::Simulate;
 use crate::why::Why;
 use crate::why::tap::Tap;
 
@@ -75,6 +77,11 @@ pub(crate) enum Command {
     Tap(Tap),
     /// Show who is asked how often, how well and how fast, right now
     Top(Top),
+    /// Say what would become of a connection or request, hop by hop, by manifests or by the mesh that runs, without sending it
+    Simulate(Simulate),
+    /// What a change of objects means for who may reach whom
+    #[command(subcommand)]
+    Policy(Policy),
     /// Waypoints of a cluster: HTTP routing and L7 authorization for a namespace
     #[command(subcommand)]
     Waypoint(Waypoint),

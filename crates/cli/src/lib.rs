@@ -11,10 +11,13 @@ mod demo;
 mod driver;
 mod echo;
 pub mod machine;
+mod offline;
 mod output;
+mod policy;
 mod shop;
 mod steer;
 mod top;
+mod simulate;
 mod why;
 
 use std::process::ExitCode;
@@ -93,6 +96,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bypass(args) => return runtime()?.block_on(steer::bypass(&args)),
         Command::Tap(args) => return runtime()?.block_on(why::tap::run(&args)),
         Command::Top(args) => return runtime()?.block_on(top::run(&args)),
+        Command::Policy(policy) => return Ok(runtime()?.block_on(policy::run(&policy))),
+        Command::Simulate(args) => return Ok(runtime()?.block_on(simulate::run(&args))),
         Command::Why(args) => return runtime()?.block_on(why::run(&args)),
         Command::Capture(args) => return runtime()?.block_on(commands::capture(&args)),
     }

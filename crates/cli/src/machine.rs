@@ -22,10 +22,10 @@ mod receipts;
 mod reconcile;
 mod report;
 pub mod runner;
-mod services;
+pub(crate) mod services;
 mod state;
-mod system;
+pub(crate) mod system;
 pub(crate) mod tunnels;
-mod waypoints;
+pub(crate) mod waypoints;
 
 pub use api::CaptureSpec;

@@ -4,13 +4,13 @@
 //! [`who`] makes names what records are found by, [`ask`] asks, [`join`] puts hops together, [`story`] prints.
 
 mod ask;
-mod join;
+pub(crate) mod join;
 pub(crate) mod place;
-mod story;
+pub(crate) mod story;
 pub(crate) mod tap;
 #[cfg(test)]
 mod tests;
-mod who;
+pub(crate) mod who;
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;

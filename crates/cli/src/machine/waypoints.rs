@@ -29,7 +29,7 @@ const ROOTS: (&str, &str) = ("istio-ca-root-cert", "root-cert.pem");
 const TOKEN: (&str, &str) = ("istio-token", "token");
 
 /// The classes that are there without anybody writing them.
-pub(super) fn classes() -> impl Iterator<Item = Object> {
+pub(crate) fn classes() -> impl Iterator<Item = Object> {
     class::WAYPOINTS.iter().map(|Own { name, controller, description }| {
         let spec = GatewayClassSpec {
             controller_name: (*controller).to_owned(),
@@ -41,7 +41,7 @@ pub(super) fn classes() -> impl Iterator<Item = Object> {
 }
 
 /// Makes the objects that run a Gateway here; `None` where it is not a waypoint of ours, or cannot be one.
-pub(super) fn objects(
+pub(crate) fn objects(
     gateway: &Gateway,
     class: Option<&GatewayClass>,
     overlays: &[Overlay],
@@ -63,12 +63,12 @@ pub(super) fn objects(
 }
 
 /// Whether a Gateway is one that runs here.
-pub(super) fn is_waypoint(gateway: &Gateway, class: Option<&GatewayClass>) -> bool {
+pub(crate) fn is_waypoint(gateway: &Gateway, class: Option<&GatewayClass>) -> bool {
     class::is_waypoint(&gateway.spec.gateway_class_name, class) && gateway.tunnel_listener().is_some()
 }
 
 /// What of the overlays has no effect here.
-pub(super) fn ignored(made: &Generated) -> Vec<String> {
+pub(crate) fn ignored(made: &Generated) -> Vec<String> {
     let spec = made.deployment.spec.template.spec.as_ref();
     let mut all = spec.map(|spec| plan::ignored(spec, "deployment: spec.template.spec")).unwrap_or_default();
     let asked =
@@ -127,7 +127,7 @@ fn token_secret(account: &str) -> String {
 }
 
 /// How far a Gateway's objects are: the addresses of its Service, and how many of its pods are ready.
-pub(super) fn progress(service: Option<&Object>, ready: usize) -> condition::Progress {
+pub(crate) fn progress(service: Option<&Object>, ready: usize) -> condition::Progress {
     let addresses = match service {
         Some(Object::Service(service)) => service.spec.as_ref().and_then(|spec| spec.cluster_ips.clone()),
         _ => None,
@@ -200,7 +200,7 @@ fn write(file: &Path, tokens: &BTreeMap<Account, String>) -> anyhow::Result<()> 
 
 /// Says whose the objects are that run Gateways: their owners are known once all objects have been given what the API server
 /// adds.
-pub(super) fn own(objects: &mut BTreeMap<ObjectKey, Object>) {
+pub(crate) fn own(objects: &mut BTreeMap<ObjectKey, Object>) {
     let owned = |object: &Object| object.metadata().owner_references.iter().flatten().any(|one| one.uid.is_empty());
     let keys: Vec<ObjectKey> = objects.iter().filter(|(_, object)| owned(object)).map(|(key, _)| key.clone()).collect();
     for key in keys {
@@ -221,7 +221,7 @@ pub(super) fn own(objects: &mut BTreeMap<ObjectKey, Object>) {
 }
 
 /// The key of a Gateway's Deployment or Service.
-pub(super) fn key_of(kind: Kind, gateway: &Gateway) -> ObjectKey {
+pub(crate) fn key_of(kind: Kind, gateway: &Gateway) -> ObjectKey {
     let namespace = gateway.metadata.namespace.as_deref().unwrap_or(stillmesh_k8s::object::DEFAULT_NAMESPACE);
     ObjectKey::new(kind, namespace, stillmesh_k8s::gateway::binding::service_name(gateway))
 }

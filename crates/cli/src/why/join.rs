@@ -10,13 +10,13 @@ use stillmesh_records::{Hop, Told};
 
 /// One connection of a client's, with everything that became of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Connection {
+pub(crate) struct Connection {
     /// Its id.
-    pub(super) id: String,
+    pub(crate) id: String,
     /// Whether it, or a request on it, was refused anywhere.
-    pub(super) refused: bool,
+    pub(crate) refused: bool,
     /// In the order of the way; a request's endpoint follows it.
-    pub(super) hops: Vec<Told>,
+    pub(crate) hops: Vec<Told>,
 }
 
 impl Connection {
@@ -31,14 +31,14 @@ impl Connection {
 const MOST_HOPS: usize = 24;
 
 /// Whether a record goes by an id.
-pub(super) fn has_id(told: &Told, id: u128) -> bool {
+pub(crate) fn has_id(told: &Told, id: u128) -> bool {
     let own = [Some(&told.id), told.next.as_ref(), told.request.as_ref(), told.decision.as_ref()];
     own.into_iter().flatten().any(|one| stillmesh_records::id(one) == Some(id))
 }
 
 /// Connections: refused ones first, then the newest. `wanted` says which records are asked for; others are told only where
 /// they are a part of the way of those.
-pub(super) fn connections(told: Vec<Told>, wanted: &dyn Fn(&Told) -> bool) -> Vec<Connection> {
+pub(crate) fn connections(told: Vec<Told>, wanted: &dyn Fn(&Told) -> bool) -> Vec<Connection> {
     let is_waypoint = |told: &Told| matches!(told.hop, Hop::Request | Hop::Connection);
     // What a waypoint carried on is a part of its clients' connections and none of its own.
     let carried: BTreeSet<&String> =

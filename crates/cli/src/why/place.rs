@@ -19,9 +19,9 @@ use crate::machine::tunnels;
 use crate::output::note;
 
 /// The admin port of tunnels and waypoints.
-const ADMIN: u16 = 15000;
+pub(crate) const ADMIN: u16 = 15000;
 /// Most proxies that one question is put to.
-pub(super) const MOST_PROXIES: usize = 200;
+pub(crate) const MOST_PROXIES: usize = 200;
 /// What runs a Gateway carries its name in this label.
 const GATEWAY: &str = "gateway.networking.k8s.io/gateway-name";
 
@@ -31,6 +31,8 @@ pub(crate) enum Place {
     Here { mesh: String },
     /// In a cluster.
     Cluster { objects: Objects },
+    /// Nowhere: objects that no mesh runs.
+    Objects(Vec<Value>),
 }
 
 /// A proxy that can be asked.
@@ -53,7 +55,7 @@ impl fmt::Display for Proxy {
 
 impl Proxy {
     /// Asks for records.
-    pub(super) async fn ask(&self, query: &Query) -> anyhow::Result<Answer> {
+    pub(crate) async fn ask(&self, query: &Query) -> anyhow::Result<Answer> {
         Ok(serde_json::from_slice(&self.page(ADMIN, &format!("/decisions?{query}")).await?)?)
     }
 
@@ -76,7 +78,7 @@ impl Place {
     }
 
     /// Objects of a kind, in a namespace or, where that is empty, everywhere.
-    pub(super) async fn list(&self, kind: &str, namespace: &str, labels: &str) -> anyhow::Result<Vec<Value>> {
+    pub(crate) async fn list(&self, kind: &str, namespace: &str, labels: &str) -> anyhow::Result<Vec<Value>> {
         match self {
             Self::Here { mesh } => {
                 let query = if namespace.is_empty() { String::new() } else { format!("?namespace={namespace}") };
@@ -91,6 +93,12 @@ impl Place {
                 }
                 Ok(all)
             }
+            Self::Objects(all) => {
+                let is_meant = |object: &&Value| {
+                    object["kind"] == kind && (namespace.is_empty() || object["metadata"]["namespace"] == namespace)
+                };
+                Ok(all.iter().filter(is_meant).cloned().collect())
+            }
             Self::Cluster { objects } => {
                 let version = if kind == "Deployment" { "apps/v1" } else { "v1" };
                 objects.list(&Resource::new(version, kind), namespace, labels).await
@@ -104,6 +112,7 @@ impl Place {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let mut proxies = Vec::new();
         match self {
+            Self::Objects(_) => {}
             Self::Here { mesh } => {
                 let all = tunnels::nodes(mesh).await?;
                 proxies.extend(all.into_iter().map(|node| Proxy::Here {

@@ -8,7 +8,7 @@ use super::ask::Asked;
 use super::join::Connection;
 
 /// The story of a connection.
-pub(super) fn of(connection: &Connection) -> String {
+pub(crate) fn of(connection: &Connection) -> String {
     let mut text = heading(connection);
     for (number, told) in connection.hops.iter().enumerate() {
         let _ = write!(text, "\n  {}. {}", number + 1, hop(told));
@@ -16,7 +16,7 @@ pub(super) fn of(connection: &Connection) -> String {
     let first = connection.hops.first();
     if first.is_some_and(|told| told.hop == Hop::Inbound && !told.tunnelled) {
         text.push_str("\n  (it came in clear text: no tunnel of the mesh carried it from its client)");
-    } else if first.is_some_and(|told| told.hop != Hop::Outbound) {
+    } else if first.is_some_and(|told| told.hop != Hop::Outbound) && !is_simulated(connection) {
         text.push_str("\n  (the client's own tunnel has no record of it: older than its records, or another mesh's)");
     }
     text
@@ -30,6 +30,7 @@ fn heading(connection: &Connection) -> String {
     let state = match (connection.refused, is_open) {
         (true, _) => "REFUSED",
         (false, true) => "open",
+        (false, false) if is_simulated(connection) => "allowed",
         (false, false) => {
             if connection.hops.iter().any(|told| !told.error.is_empty()) {
                 "failed"
@@ -38,12 +39,20 @@ fn heading(connection: &Connection) -> String {
             }
         }
     };
+    if is_simulated(connection) {
+        return format!("{source} → {destination}: {state}");
+    }
     format!("{source} → {destination}: {state}\n  id {}, at {}", connection.id, told.map(at).unwrap_or_default())
 }
 
 /// Who asked.
 pub(super) fn source(told: &Told) -> String {
     named(&told.source.workload, &told.source.address)
+}
+
+/// Whether it has never been: no record is without an id.
+fn is_simulated(connection: &Connection) -> bool {
+    connection.id.is_empty()
 }
 
 /// Who was meant.
@@ -144,7 +153,9 @@ fn hop(told: &Told) -> String {
     if told.refused && !told.remedy.is_empty() {
         add(format!("what to do: {}", told.remedy));
     }
-    add(numbers(told));
+    if !told.id.is_empty() {
+        add(numbers(told));
+    }
     text
 }
 

@@ -14,7 +14,7 @@ const MOST_PODS: usize = 32;
 
 /// Which end somebody is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
+pub(crate) enum Role {
     /// Who connected.
     Source,
     /// To whom.
@@ -23,19 +23,21 @@ pub(super) enum Role {
 
 /// Somebody, found.
 #[derive(Clone, Debug, Default)]
-pub(super) struct End {
+pub(crate) struct End {
     shown: String,
     /// What of records is theirs.
-    pub(super) terms: Vec<Term>,
+    pub(crate) terms: Vec<Term>,
     /// Their pods.
-    pub(super) pods: Vec<PodFacts>,
-    is_service: bool,
+    pub(crate) pods: Vec<PodFacts>,
+    /// Whether it is a Service.
+    pub(crate) is_service: bool,
 }
 
 /// What is to be known of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PodFacts {
-    name: String,
+pub(crate) struct PodFacts {
+    /// Namespace and name.
+    pub(crate) name: String,
     node: String,
     is_captured: bool,
     on_host_network: bool,
@@ -49,13 +51,13 @@ impl fmt::Display for End {
 
 impl End {
     /// The nodes of its pods.
-    pub(super) fn nodes(&self) -> impl Iterator<Item = String> {
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = String> {
         self.pods.iter().map(|pod| pod.node.clone()).filter(|node| !node.is_empty())
     }
 }
 
 /// `NAME:PORT`, or a name alone. An IPv6 address stands in brackets where a port follows.
-pub(super) fn port_of(text: &str) -> anyhow::Result<(&str, Option<u16>)> {
+pub(crate) fn port_of(text: &str) -> anyhow::Result<(&str, Option<u16>)> {
     if text.parse::<IpAddr>().is_ok() {
         return Ok((text, None));
     }
@@ -122,7 +124,7 @@ impl Kind {
 
 /// Finds who is meant. A name without a kind is, of a client, a pod, a Deployment or a Service's pods, the first that is there;
 /// of a server, a Service comes first.
-pub(super) async fn find(place: &Place, text: &str, namespace: &str, role: Role) -> anyhow::Result<End> {
+pub(crate) async fn find(place: &Place, text: &str, namespace: &str, role: Role) -> anyhow::Result<End> {
     if let Ok(ip) = text.parse::<IpAddr>() {
         let ip = ip.to_canonical();
         let all = place.list("Pod", "", "").await?;
@@ -235,7 +237,7 @@ fn addresses(service: &Value) -> impl Iterator<Item = IpAddr> {
 }
 
 /// What may explain that nothing was found.
-pub(super) fn why_nothing(source: &End, destination: &End) -> Vec<String> {
+pub(crate) fn why_nothing(source: &End, destination: &End) -> Vec<String> {
     let mut notes = Vec::new();
     for (end, what) in
         [(source, "its connections leave the node unseen"), (destination, "nothing sees what arrives there")]
