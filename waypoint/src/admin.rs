@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::{Method, StatusCode};
 use serde_json::json;
 use stillmesh_proxy::decisions::answer;
+use stillmesh_proxy::flows;
 use stillmesh_runtime::admin::{Request, Response, Server};
 use stillmesh_runtime::telemetry::metrics::{CONTENT_TYPE, Metrics as Registered};
 
@@ -20,11 +21,22 @@ pub fn server(waypoint: Arc<Waypoint>) -> Server {
             async move { response }
         }
     };
+    let counted = {
+        let waypoint = waypoint.clone();
+        move |request: Request| {
+            let response = flows::answer(&waypoint.records, &request, Vec::new);
+            async move { response }
+        }
+    };
     let dump = move |_request: Request| {
         let response = Response::json(StatusCode::OK, &dump(&waypoint));
         async move { response }
     };
-    Server::new("admin").route(Method::GET, "/config_dump", dump).route(Method::GET, "/decisions", decided)
+    Server::new("admin").route(Method::GET, "/config_dump", dump).route(Method::GET, "/decisions", decided).route(
+        Method::GET,
+        "/flows",
+        counted,
+    )
 }
 
 /// The metrics port's pages.

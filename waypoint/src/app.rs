@@ -10,6 +10,7 @@ use stillmesh_api::xds::{Client, NodeInfo};
 use stillmesh_core::snapshot::Snapshot;
 use stillmesh_identity::ca::OwnIdentity;
 use stillmesh_identity::{Revocations, SecretLimits, Secrets, SystemClock};
+use stillmesh_proxy::flows;
 use stillmesh_proxy::series::Budget;
 use stillmesh_proxy::{Readiness, Snapshots, Writer, readiness, revocations};
 use stillmesh_runtime::drain::{self, Mode, Watch};
@@ -126,6 +127,11 @@ pub async fn serve(config: Config, listeners: Listeners, watch: Watch) -> anyhow
     let watched = watch.clone();
     let parts = Parts { config, snapshots, secrets, metrics, open, watch: watched, tasks: clients, upstream };
     let waypoint = Waypoint::new(parts);
+    if let Some(path) = waypoint.config.flows.clone() {
+        flows::restore(&waypoint.records, &path);
+        let counted = waypoint.clone();
+        tasks.spawn("flows", flows::keep(move || counted.records.flows(), path, tasks.token()));
+    }
     let (servers_end, servers) = drain::channel();
     let Listeners { hbone, admin, stats, readiness: ready } = listeners;
     tasks.spawn("admin", admin::server(waypoint.clone()).serve(admin, servers.clone()));

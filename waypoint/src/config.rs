@@ -10,8 +10,8 @@ use stillmesh_api::ControlPlane;
 use stillmesh_core::model::Identity;
 use stillmesh_core::snapshot::UnknownPolicies;
 use stillmesh_proxy::settings::{
-    Hbone, Keepalive, cluster_id, control_planes, drain, hbone, keepalive, max_series, records, secret_ttl, text,
-    trust_domain, unknown_policies, within,
+    Hbone, Keepalive, cluster_id, control_planes, drain, flows, hbone, keepalive, max_series, records, secret_ttl,
+    text, trust_domain, unknown_policies, within,
 };
 use stillmesh_runtime::env::{Problems, Reader};
 
@@ -73,6 +73,10 @@ pub struct Config {
     pub stats: SocketAddr,
     /// What records of decisions may take, bytes; 0: none are kept.
     pub records_bytes: usize,
+    /// What flows may take, bytes; 0: none are kept.
+    pub flows_bytes: usize,
+    /// Where flows are kept on disk; `None`: in memory alone.
+    pub flows: Option<PathBuf>,
     /// Readiness port.
     pub readiness: SocketAddr,
     /// Version shown in metrics.
@@ -182,6 +186,8 @@ impl Config {
             secret_ttl: secret_ttl(env),
             hbone: hbone(env),
             records_bytes: records(env),
+            flows_bytes: flows(env),
+            flows: text(env, "FLOWS_PATH").map(Into::into),
             keepalive: keepalive(env),
             drain: drain(env),
             limits: limits(env),

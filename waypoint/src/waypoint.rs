@@ -8,6 +8,7 @@ use stillmesh_core::snapshot::Snapshot;
 use stillmesh_hbone::{Limits, Memory, Pool};
 use stillmesh_identity::Secrets;
 use stillmesh_proxy::Snapshots;
+use stillmesh_proxy::decisions::now_us;
 use stillmesh_records::Recorder;
 use stillmesh_runtime::drain::Watch;
 use stillmesh_runtime::tasks::Tasks;
@@ -90,7 +91,7 @@ impl Waypoint {
             handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
             requests: Arc::new(Semaphore::new(config.limits.requests)),
             clusters: Arc::default(),
-            records: Recorder::new(config.records_bytes),
+            records: Recorder::with_flows(config.records_bytes, config.flows_bytes, now_us()),
             memory,
             config,
             snapshots,

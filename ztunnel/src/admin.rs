@@ -11,6 +11,7 @@ use http::{Method, StatusCode};
 use serde::Serialize;
 use stillmesh_identity::revocation::Side;
 use stillmesh_proxy::decisions::{answer, explain_connection};
+use stillmesh_proxy::flows;
 use stillmesh_records::{Hop, Told};
 use stillmesh_runtime::admin::{Request, Response, Server};
 use stillmesh_runtime::telemetry::Levels;
@@ -54,6 +55,7 @@ pub fn server(admin: Admin) -> Server {
         .route(Method::POST, "/quitquitquit", page(|admin, _| quit(admin)))
         .route(Method::GET, "/stillmesh/connections", page(|admin, _| pretty(&connections(&admin.node))))
         .route(Method::GET, "/decisions", page(decided))
+        .route(Method::GET, "/flows", page(counted))
         .route(Method::GET, "/stillmesh/pods", page(|admin, _| pretty(&pods(admin))))
         .route(Method::GET, "/debug/generation", page(|admin, _| pretty(&admin.node.snapshots.load().generation())))
 }
@@ -96,7 +98,7 @@ fn count_memory(node: &Node) {
 
 const INDEX: &str = "<!doctype html><title>ztunnel</title><h1>ztunnel</h1><ul>\
 <li><a href=/config_dump>config_dump</a><li><a href=/config>config</a>\
-<li><a href=/decisions>decisions</a><li><a href=/stillmesh/connections>stillmesh/connections</a><li><a href=/stillmesh/pods>stillmesh/pods</a>\
+<li><a href=/decisions>decisions</a><li><a href=/flows>flows</a><li><a href=/stillmesh/connections>stillmesh/connections</a><li><a href=/stillmesh/pods>stillmesh/pods</a>\
 <li>POST logging[?level=info | mod=lvl,… | reset]<li>POST quitquitquit</ul>\n";
 
 fn pretty<T: Serialize>(value: &T) -> Response {
@@ -226,6 +228,11 @@ fn decided(admin: &Admin, request: &Request) -> Response {
         }
     };
     answer(node.ledger.records(), request, || record::live(&node.ledger), explain)
+}
+
+fn counted(admin: &Admin, request: &Request) -> Response {
+    let ledger = &admin.node.ledger;
+    flows::answer(ledger.records(), request, || record::live(ledger))
 }
 
 fn pods(admin: &Admin) -> serde_json::Value {

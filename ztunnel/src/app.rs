@@ -5,6 +5,8 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use stillmesh_api::xds::{Client, NodeInfo, Status};
 use stillmesh_core::snapshot::Snapshot;
+use stillmesh_proxy::decisions::now_us;
+use stillmesh_proxy::flows;
 use stillmesh_proxy::series::Budget;
 use stillmesh_proxy::{Publisher, Readiness, Writer, readiness};
 use stillmesh_records::Recorder;
@@ -76,7 +78,7 @@ pub async fn run(config: Config, watch: Watch) -> anyhow::Result<()> {
     let registered = Registered::new();
     let budget = Budget::new(config.max_series);
     let metrics = registered.register(|registry| Metrics::new(registry, &config.version, &budget));
-    let ledger = Ledger::new(metrics.clone(), Recorder::new(config.records_bytes));
+    let ledger = Ledger::new(metrics.clone(), recorder(&config));
     let initial = Snapshot::empty(config.network.as_str());
     let snapshots = Arc::new(Snapshots::new(initial.clone()));
     let enforcer = Enforcer::new(ledger.clone());
@@ -90,6 +92,11 @@ pub async fn run(config: Config, watch: Watch) -> anyhow::Result<()> {
     let identities = Identities::new(&config, &tasks);
     let resolv = Resolv::read(Resolv::PATH);
     let node = Node::new(Parts { config, snapshots, identities, ledger, workers, resolv });
+
+    if let Some(path) = node.config.flows.clone() {
+        let ledger = node.ledger.clone();
+        tasks.spawn("flows", flows::keep(move || ledger.records().flows(), path, tasks.token()));
+    }
 
     let pods = Pods::new(node.clone(), tasks.child("pods"));
     let quit = CancellationToken::new();
@@ -127,6 +134,15 @@ pub async fn run(config: Config, watch: Watch) -> anyhow::Result<()> {
     tasks.shutdown(std::time::Duration::from_secs(1)).await;
     tracing::info!("drained");
     Ok(())
+}
+
+/// What is kept of what was decided, with the flows of the process before.
+fn recorder(config: &Config) -> Recorder {
+    let recorder = Recorder::with_flows(config.records_bytes, config.flows_bytes, now_us());
+    if let Some(path) = &config.flows {
+        flows::restore(&recorder, path);
+    }
+    recorder
 }
 
 fn serve(

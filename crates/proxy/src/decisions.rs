@@ -67,7 +67,7 @@ pub fn answer(
         Err(error) => return Response::text(StatusCode::BAD_REQUEST, format!("{error}\n")),
     };
     let now_us = now_us();
-    let mut decisions: Vec<Told> = if recorder.is_on() {
+    let mut decisions: Vec<Told> = if recorder.has_records() {
         let asked = live().into_iter().filter(|draft| query.takes(draft, now_us));
         asked.map(|draft| Told { live: true, ..Told::of(&draft) }).collect()
     } else {
@@ -78,8 +78,15 @@ pub fn answer(
     decisions.truncate(query.limit);
     decisions.iter_mut().filter(|told| told.refused).take(MOST_EXPLAINED).for_each(explain);
     let (kept, written, bytes) = recorder.size();
-    let answer =
-        Answer { now_us, is_on: recorder.is_on(), oldest_us: recorder.oldest_us(), kept, written, bytes, decisions };
+    let answer = Answer {
+        now_us,
+        is_on: recorder.has_records(),
+        oldest_us: recorder.oldest_us(),
+        kept,
+        written,
+        bytes,
+        decisions,
+    };
     Response::json(StatusCode::OK, &answer)
 }
 

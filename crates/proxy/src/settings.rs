@@ -7,7 +7,7 @@ use stillmesh_api::{ControlPlane, Root, Token};
 use stillmesh_core::model::TrustDomain;
 use stillmesh_core::snapshot::UnknownPolicies;
 use stillmesh_hbone::{Limits, Memory};
-use stillmesh_records::{DEFAULT_BUDGET, SMALLEST_BUDGET};
+use stillmesh_records::{DEFAULT_BUDGET, DEFAULT_FLOWS, SMALLEST_BUDGET, SMALLEST_FLOWS};
 use stillmesh_runtime::env::{Reader, parse_duration};
 
 /// The tunnels' sizes.
@@ -193,6 +193,16 @@ pub fn records(env: &mut Reader) -> usize {
         (bytes == 0 || (SMALLEST_BUDGET..=LARGEST).contains(&bytes)).then_some(bytes)
     };
     env.parse_with("DECISION_RECORDS_MEMORY", "0, or 256Ki to 1Gi", parse).unwrap_or(DEFAULT_BUDGET)
+}
+
+/// What flows may take, bytes; 0: none are kept.
+pub fn flows(env: &mut Reader) -> usize {
+    const LARGEST: usize = 1 << 30;
+    let parse = |value: &str| {
+        let bytes = bytes(value)?;
+        (bytes == 0 || (SMALLEST_FLOWS..=LARGEST).contains(&bytes)).then_some(bytes)
+    };
+    env.parse_with("FLOWS_MEMORY", "0, or 256Ki to 1Gi", parse).unwrap_or(DEFAULT_FLOWS)
 }
 
 fn memory(value: &str) -> Option<usize> {

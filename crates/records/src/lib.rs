@@ -9,6 +9,7 @@
 //! No I/O, no clock, no tasks: time is passed in.
 
 mod draft;
+pub mod flows;
 mod names;
 mod query;
 mod record;
@@ -17,6 +18,7 @@ mod ring;
 mod told;
 
 pub use draft::{Draft, LONGEST_NAME};
+pub use flows::{DEFAULT_FLOWS, Flow, FlowsAnswer, Moment, SMALLEST_FLOWS};
 pub use names::{Handle, Names};
 pub use query::{MOST_ANSWERS, Query, QueryError, Term, id};
 pub use record::{Address, Field, Hop, Kept, Record, Recorded};

@@ -1,9 +1,11 @@
-//! The ring behind its lock: what a proxy holds.
+//! The ring and the flows behind their lock: what a proxy holds.
 
 use parking_lot::Mutex;
 
 use crate::draft::Draft;
+use crate::flows::{Flows, Moment, template};
 use crate::query::Query;
+use crate::record::{Field, Hop, Recorded as _};
 use crate::ring::{CHUNK_BYTES, Ring};
 use crate::told::Told;
 
@@ -18,37 +20,79 @@ const _: () = assert!(SMALLEST_BUDGET > 4 * CHUNK_BYTES);
 /// How many records a reader looks at under one hold of the lock.
 const LOOK: usize = 128;
 
-/// Keeps records. One short lock per record, and readers hold it for few records at a time.
+/// Keeps records, and adds them up. One short lock per record for both, and readers hold it for few records at a time.
 #[derive(Debug)]
 pub struct Recorder {
-    ring: Option<Mutex<Ring>>,
+    kept: Option<Mutex<Kept>>,
+    has_records: bool,
+    has_flows: bool,
+}
+
+#[derive(Debug)]
+struct Kept {
+    ring: Option<Ring>,
+    flows: Option<Flows>,
 }
 
 impl Recorder {
-    /// Of at most `budget` bytes; 0: it keeps nothing.
+    /// Of at most `budget` bytes; 0: it keeps nothing. It adds nothing up.
     pub fn new(budget: usize) -> Self {
-        Self { ring: (budget > 0).then(|| Mutex::new(Ring::new(budget.max(SMALLEST_BUDGET)))) }
+        Self::with_flows(budget, 0, 0)
+    }
+
+    /// With records of at most `records` bytes and flows of at most `flows` bytes; 0: none of these. `now_us` is the time.
+    pub fn with_flows(records: usize, flows: usize, now_us: u64) -> Self {
+        let ring = (records > 0).then(|| Ring::new(records.max(SMALLEST_BUDGET)));
+        let flows = (flows > 0).then(|| Flows::new(flows, now_us));
+        let (has_records, has_flows) = (ring.is_some(), flows.is_some());
+        Self { kept: (has_records || has_flows).then(|| Mutex::new(Kept { ring, flows })), has_records, has_flows }
     }
 
     /// Whether anything is kept: else nobody need write drafts.
     pub fn is_on(&self) -> bool {
-        self.ring.is_some()
+        self.kept.is_some()
     }
 
-    /// Keeps a record.
+    /// Whether records are kept one by one.
+    pub fn has_records(&self) -> bool {
+        self.has_records
+    }
+
+    /// Keeps a record, and counts it.
     pub fn put(&self, draft: &Draft) {
-        if let Some(ring) = &self.ring {
-            let groups = draft.groups();
-            ring.lock().push_ready(draft.record, &groups);
+        let Some(kept) = &self.kept else { return };
+        let is_request = self.has_flows && draft.record.hop == Hop::Request;
+        let path = if is_request { template(draft.text(Field::Path)) } else { String::new() };
+        let groups = self.has_records.then(|| draft.groups());
+        let mut kept = kept.lock();
+        if let (Some(ring), Some(groups)) = (&mut kept.ring, &groups) {
+            ring.push_ready(draft.record, groups);
         }
+        if let Some(flows) = &mut kept.flows {
+            flows.count(draft, &path);
+        }
+    }
+
+    /// What was added up; `None` where nothing is.
+    pub fn flows(&self) -> Option<Moment> {
+        self.kept.as_ref()?.lock().flows.as_ref().map(Flows::moment)
+    }
+
+    /// Adds what was added up before this process.
+    ///
+    /// Errors: it is not what [`Moment::save`] writes.
+    pub fn restore_flows(&self, bytes: &[u8], now_us: u64) -> Result<(), serde_json::Error> {
+        let Some(kept) = &self.kept else { return Ok(()) };
+        kept.lock().flows.as_mut().map_or(Ok(()), |flows| flows.restore(bytes, now_us))
     }
 
     /// What of the records a question takes, newest first, at most as many as it wants. `now_us` is the time.
     pub fn find(&self, query: &Query, now_us: u64) -> Vec<Told> {
-        let Some(ring) = &self.ring else { return Vec::new() };
+        let Some(all) = &self.kept else { return Vec::new() };
         let (mut found, mut before) = (Vec::new(), u64::MAX);
         loop {
-            let ring = ring.lock();
+            let held = all.lock();
+            let Some(ring) = &held.ring else { return found };
             let (mut looked, start) = (0, before);
             for (number, kept) in ring.before(before).take(LOOK) {
                 (before, looked) = (number, looked + 1);
@@ -67,15 +111,15 @@ impl Recorder {
 
     /// How many records are kept, how many ever were, and what they take in bytes.
     pub fn size(&self) -> (usize, u64, usize) {
-        self.ring.as_ref().map_or((0, 0, 0), |ring| {
-            let ring = ring.lock();
-            (ring.len(), ring.written(), ring.bytes())
-        })
+        let held = self.kept.as_ref().map(Mutex::lock);
+        let ring = held.as_ref().and_then(|held| held.ring.as_ref());
+        ring.map_or((0, 0, 0), |ring| (ring.len(), ring.written(), ring.bytes()))
     }
 
     /// When the oldest record was written, microseconds since 1970.
     pub fn oldest_us(&self) -> Option<u64> {
-        let ring = self.ring.as_ref()?.lock();
+        let held = self.kept.as_ref()?.lock();
+        let ring = held.ring.as_ref()?;
         let oldest = ring.written() - ring.len() as u64;
         ring.before(oldest + 1).next().map(|(_, kept)| kept.entry.record.at_us)
     }

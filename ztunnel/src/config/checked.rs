@@ -12,7 +12,7 @@ use stillmesh_core::model::Identity;
 use stillmesh_core::snapshot::UnknownPolicies;
 pub use stillmesh_proxy::settings::{Hbone, Keepalive};
 use stillmesh_proxy::settings::{
-    cluster_id, control_planes, drain, hbone, keepalive, max_series, records, secret_ttl, text, trust_domain,
+    cluster_id, control_planes, drain, flows, hbone, keepalive, max_series, records, secret_ttl, text, trust_domain,
     unknown_policies, within,
 };
 use stillmesh_runtime::env::{Problems, Reader, parse_duration};
@@ -101,6 +101,10 @@ pub struct Config {
     pub stats: SocketAddr,
     /// What records of decisions may take, bytes; 0: none are kept.
     pub records_bytes: usize,
+    /// What flows may take, bytes; 0: none are kept.
+    pub flows_bytes: usize,
+    /// Where flows are kept on disk; `None`: in memory alone.
+    pub flows: Option<PathBuf>,
     /// Readiness port.
     pub readiness: SocketAddr,
     /// Version shown in metrics.
@@ -207,6 +211,7 @@ impl Config {
             instance_ip: env.parse("INSTANCE_IP", "an IP address"),
             mode: if env.flag("ENABLE_PROXY", true) { Mode::Shared } else { Mode::Off },
             handover: beside(env, "HANDOVER_SOCKET", &zds, "handover.sock"),
+            flows: beside(env, "FLOWS_PATH", &zds, "flows.json"),
             probes: beside(env, "PROBES_SOCKET", &zds, "probes.sock"),
             zds,
             port_reuse: env.flag("INPOD_PORT_REUSE", true),
@@ -222,6 +227,7 @@ impl Config {
             ipv6,
             hbone: hbone(env),
             records_bytes: records(env),
+            flows_bytes: flows(env),
             keepalive: keepalive(env),
             drain: drain(env),
             pod_drain: env.parse_with("POD_DRAIN", "a duration such as 60s", parse_duration),

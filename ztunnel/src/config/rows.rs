@@ -79,6 +79,8 @@ rows! {
     "READINESS_ADDRESS", "ip:port", "[::]:15021", "readiness port";
     "ISTIO_META_ISTIO_VERSION", "text", "this version", "version shown in metrics";
     "DECISION_RECORDS_MEMORY", "0, or 256Ki to 1Gi, or bytes", "16Mi", "what records of decisions may take, for stillmesh why; 0 keeps none";
+    "FLOWS_MEMORY", "0, or 256Ki to 1Gi, or bytes", "8Mi", "what the table of flows may take, for stillmesh flows; 0 keeps none";
+    "FLOWS_PATH", "path, or none", "flows.json beside INPOD_UDS", "where flows are kept across restarts";
     "CRL_PATH", "path", "", "PEM file of certificate revocation lists, read again when it changes";
     "LOCAL_XDS", "", "", "not supported: a control plane is needed";
     "LOCAL_XDS_PATH", "", "", "not supported: a control plane is needed";
