@@ -14,6 +14,7 @@
 
 mod confined;
 mod faults;
+mod flows;
 mod input;
 mod leaks;
 mod mesh;
@@ -23,8 +24,8 @@ mod policy;
 mod receipts;
 mod scene;
 mod shell;
-mod steering;
 mod simulate;
+mod steering;
 mod support;
 mod traffic;
 mod waypoint;

@@ -18,11 +18,12 @@ use crate::cluster::version::Version;
 use crate::cluster::waypoint::Waypoint;
 use crate::cluster::zc::Zc;
 use crate::demo::Demo;
+use crate::flows::Flows;
 use crate::policy::Policy;
 use crate::shop::Shop;
+use crate::simulate::Simulate;
 use crate::steer::Bypass;
 use crate::top::Top;
-use crate::simulate::Simulate;
 use crate::why::Why;
 use crate::why::tap::Tap;
 
@@ -79,6 +80,8 @@ pub(crate) enum Command {
     Top(Top),
     /// Say what would become of a connection or request, hop by hop, by manifests or by the mesh that runs, without sending it
     Simulate(Simulate),
+    /// Show who spoke to whom within a day, added up hour by hour by tunnels and waypoints
+    Flows(Flows),
     /// What a change of objects means for who may reach whom
     #[command(subcommand)]
     Policy(Policy),

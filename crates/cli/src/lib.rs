@@ -10,14 +10,15 @@ pub mod cluster_dns;
 mod demo;
 mod driver;
 mod echo;
+mod flows;
 pub mod machine;
 mod offline;
 mod output;
 mod policy;
 mod shop;
+mod simulate;
 mod steer;
 mod top;
-mod simulate;
 mod why;
 
 use std::process::ExitCode;
@@ -96,6 +97,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bypass(args) => return runtime()?.block_on(steer::bypass(&args)),
         Command::Tap(args) => return runtime()?.block_on(why::tap::run(&args)),
         Command::Top(args) => return runtime()?.block_on(top::run(&args)),
+        Command::Flows(args) => return runtime()?.block_on(flows::run(&args)),
         Command::Policy(policy) => return Ok(runtime()?.block_on(policy::run(&policy))),
         Command::Simulate(args) => return Ok(runtime()?.block_on(simulate::run(&args))),
         Command::Why(args) => return runtime()?.block_on(why::run(&args)),

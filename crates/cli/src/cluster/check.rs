@@ -8,7 +8,7 @@ mod pods;
 
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{ListParams, PostParams};
@@ -22,12 +22,19 @@ use super::args::{Access, MeshNamespace, Report};
 use super::foreign;
 use super::objects::Objects;
 use super::view::View;
+use crate::flows::strict::{self, Strict};
 use crate::output::{Mark, Marks, line};
 
 /// `stillmesh check`.
 #[derive(Debug, Args)]
-#[command(after_help = "Exit code: 0 when nothing is wrong, 1 when something is (✘).")]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Exit code: 0 when nothing is wrong, 1 when something is (✘)."
+)]
 pub(crate) struct Check {
+    /// Something else to look at than the mesh as a whole.
+    #[command(subcommand)]
+    other: Option<Other>,
     /// Only what must be so before `install`
     #[arg(long)]
     pre: bool,
@@ -40,6 +47,13 @@ pub(crate) struct Check {
     /// The mesh's namespace.
     #[command(flatten)]
     mesh: MeshNamespace,
+}
+
+/// What else can be looked at.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Other {
+    /// Who would be refused if clear text were no longer taken (PeerAuthentication STRICT), by what tunnels counted within a day
+    Strict(Strict),
 }
 
 /// A fact.
@@ -92,6 +106,9 @@ struct Whole<'a> {
 
 /// Carries it out.
 pub(crate) async fn run(args: &Check) -> anyhow::Result<ExitCode> {
+    if let Some(Other::Strict(args)) = &args.other {
+        return strict::run(args).await;
+    }
     let reached = reach(&args.access).await?;
     let objects = Objects::new(reached.client());
     let namespace = args.mesh.mesh_namespace.as_str();

@@ -65,20 +65,23 @@ pub(super) enum Verdict {
     Refused,
 }
 
+/// A workload that stands for all of its Deployment, and the ports that are known of it.
+type Ported<'a> = (&'a Arc<Workload>, BTreeSet<u16>);
+
 /// One of both meshes, by names.
 pub(super) struct World<'a> {
     known: &'a Known,
     /// One workload for each identity.
     clients: BTreeMap<String, &'a Arc<Workload>>,
-    /// One workload for each Deployment, and the ports that are known of it.
-    workloads: BTreeMap<(String, String), (&'a Arc<Workload>, BTreeSet<u16>)>,
+    /// One for each Deployment.
+    workloads: BTreeMap<(String, String), Ported<'a>>,
 }
 
 impl<'a> World<'a> {
     pub(super) fn new(known: &'a Known) -> Self {
         let captured = || known.workloads.iter().filter(|one| one.tunnel_protocol == TunnelProtocol::Hbone);
         let mut clients = BTreeMap::new();
-        let mut workloads: BTreeMap<_, (_, BTreeSet<u16>)> = BTreeMap::new();
+        let mut workloads: BTreeMap<_, Ported<'_>> = BTreeMap::new();
         for workload in captured().filter(|workload| !workload.native_tunnel) {
             clients.entry(workload.identity().to_string()).or_insert(workload);
             let key = (workload.namespace.to_string(), workload.workload_name.to_string());
