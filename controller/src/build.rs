@@ -138,6 +138,7 @@ struct Dirty {
     policies: BTreeSet<Name>,
     peers: BTreeSet<Name>,
     authentications: BTreeSet<Name>,
+    telemetry: BTreeSet<Name>,
     routes: BTreeSet<ObjectKey>,
     destinations: BTreeSet<Name>,
     orders: BTreeSet<ObjectKey>,
@@ -324,6 +325,11 @@ impl Builder {
                 self.world.authentications.replace(&name, content!(RequestAuthentication));
                 self.attach(AccessKind::RequestAuthentication, &name);
                 self.dirty.authentications.insert(name);
+            }
+            Kind::Telemetry => {
+                self.world.telemetry.replace(&name, content!(Telemetry));
+                self.attach(AccessKind::Telemetry, &name);
+                self.dirty.telemetry.insert(name);
             }
             Kind::Namespace => {
                 let (namespace, new) = (key.name.clone(), content!(Namespace));

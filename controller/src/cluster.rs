@@ -31,7 +31,7 @@ pub fn lease_of(revision: &str) -> String {
 pub(crate) const MANAGER: &str = "stillmesh-controller";
 
 /// The kinds that resources are built from, besides ConfigMap `istio` of the root namespace.
-pub const KINDS: [Kind; 18] = [
+pub const KINDS: [Kind; 19] = [
     Kind::Namespace,
     Kind::Node,
     Kind::Pod,
@@ -48,6 +48,7 @@ pub const KINDS: [Kind; 18] = [
     Kind::TcpRoute,
     Kind::VirtualService,
     Kind::DestinationRule,
+    Kind::Telemetry,
     Kind::ReferenceGrant,
     Kind::Bypass,
 ];

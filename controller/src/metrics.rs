@@ -276,6 +276,7 @@ impl Metrics {
             | Kind::GrpcRoute
             | Kind::VirtualService
             | Kind::DestinationRule
+            | Kind::Telemetry
             | Kind::HttpRoute
             | Kind::TlsRoute
             | Kind::TcpRoute

@@ -20,6 +20,7 @@ use stillmesh_k8s::gateway::grpc_route::GrpcRoute;
 use stillmesh_k8s::gateway::http_route::HttpRoute;
 use stillmesh_k8s::gateway::stream_route::{TcpRoute, TlsRoute};
 use stillmesh_k8s::istio::destination_rule::DestinationRule;
+use stillmesh_k8s::istio::telemetry::Telemetry;
 use stillmesh_k8s::istio::virtual_service::VirtualService;
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication, StatusCondition};
 use stillmesh_k8s::status::Condition;
@@ -412,6 +413,7 @@ impl Writer for Api {
                 Kind::GrpcRoute => ApiResource::erase::<GrpcRoute>(&()),
                 Kind::VirtualService => ApiResource::erase::<VirtualService>(&()),
                 Kind::DestinationRule => ApiResource::erase::<DestinationRule>(&()),
+                Kind::Telemetry => ApiResource::erase::<Telemetry>(&()),
                 Kind::HttpRoute => ApiResource::erase::<HttpRoute>(&()),
                 Kind::TlsRoute => ApiResource::erase::<TlsRoute>(&()),
                 Kind::TcpRoute => ApiResource::erase::<TcpRoute>(&()),
@@ -440,6 +442,7 @@ impl Writer for Api {
                     | Kind::RequestAuthentication
                     | Kind::VirtualService
                     | Kind::DestinationRule
+                    | Kind::Telemetry
             ) {
                 status["observedGeneration"] = verdict.generation.into();
             }

@@ -50,6 +50,7 @@ pub(super) fn review(body: &[u8], mesh: &Mesh) -> Result<Reviewed, String> {
         Some("PeerAuthentication") => "PeerAuthentication",
         Some("RequestAuthentication") => "RequestAuthentication",
         Some("DestinationRule") => "DestinationRule",
+        Some("Telemetry") => "Telemetry",
         Some("VirtualService") if is_for_the_mesh(object) => "VirtualService",
         _ => return Ok(passes()),
     };
@@ -233,7 +234,7 @@ mod tests {
 
     #[test]
     fn other_kinds_and_objects_without_a_name_yet_pass() {
-        let other = json!({"apiVersion": "telemetry.istio.io/v1", "kind": "Telemetry", "spec": {"x": 1}});
+        let other = json!({"apiVersion": "extensions.istio.io/v1alpha1", "kind": "WasmPlugin", "spec": {"x": 1}});
         assert!(allowed(&asked("CREATE", &other, &Value::Null)));
         let mut nameless = policy(&json!({}));
         nameless["metadata"] = json!({"generateName": "p-"});

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use stillmesh_core::model::access::{Access, AccessKey, AccessKind, PathNormalization, RequestSettings};
+use stillmesh_core::model::telemetry::TelemetrySettings;
 use stillmesh_core::model::{Identity, PolicyKey, Str};
 use stillmesh_core::snapshot::Change;
 use stillmesh_k8s::gateway::binding::{self, Binding, Named, Target};
@@ -83,7 +84,8 @@ impl Dirty {
             match kind {
                 AccessKind::AuthorizationPolicy => drop(self.policies.insert(name)),
                 AccessKind::RequestAuthentication => drop(self.authentications.insert(name)),
-                AccessKind::MeshConfig => {}
+                AccessKind::Telemetry => drop(self.telemetry.insert(name)),
+                AccessKind::MeshConfig | AccessKind::TelemetrySettings => {}
             }
         }
     }
@@ -100,10 +102,15 @@ impl Builder {
                 let written = self.world.authentications.get(name);
                 written.map(|written| translate::authentication_targets(written, &self.mesh))
             }
-            AccessKind::MeshConfig => None,
+            AccessKind::Telemetry => {
+                self.world.telemetry.get(name).map(|written| translate::telemetry_targets(written, &self.mesh))
+            }
+            AccessKind::MeshConfig | AccessKind::TelemetrySettings => None,
         };
         let targets = targets.into_iter().flatten().filter_map(Result::ok).collect();
-        for target in self.world.accesses.replace(&(kind, name.clone()), targets) {
+        let concerned = self.world.accesses.replace(&(kind, name.clone()), targets);
+        // What decides nothing is enforced by nobody: it binds nothing.
+        for target in concerned.into_iter().filter(|_| kind != AccessKind::Telemetry) {
             match target {
                 Attached::Service(named) => drop(self.dirty.services.insert((named.namespace, named.name))),
                 Attached::Gateway(named) => self.touch_bound(&named),
@@ -217,6 +224,24 @@ impl Builder {
         (verdict, made)
     }
 
+    /// What waypoints are told of a Telemetry, and what its status says.
+    pub(super) fn build_telemetry(&mut self, name: &Name, set: &mut Vec<Change>, removed: &mut Vec<Change>) -> Verdict {
+        let known = Known { world: &self.world, mesh: &self.mesh };
+        let written = self.world.telemetry.get(name);
+        let none = TelemetrySettings::new(PolicyKey::new("", ""));
+        let providers = mesh_config::providers(self.mesh_config.telemetry.as_ref().unwrap_or(&none));
+        let made = written.map(|written| translate::telemetry(written, &known, &providers, &self.mesh));
+        let (model, condition) = made.unzip();
+        let metadata = written.map(|written| &written.metadata);
+        let status = written.and_then(|written| written.status.as_ref());
+        let existing = status.map(|status| status.conditions.clone()).unwrap_or_default();
+        let object = ObjectKey::new(Kind::Telemetry, &name.0, &name.1);
+        let verdict = Verdict { condition, ..Verdict::new(object, metadata, existing) };
+        let key = AccessKey { kind: AccessKind::Telemetry, key: PolicyKey::new(name.0.clone(), name.1.clone()) };
+        self.world.accesses.publish(key, model.flatten().map(Access::Telemetry), set, removed);
+        verdict
+    }
+
     /// What holds for all requests.
     pub(super) fn build_settings(&mut self, set: &mut Vec<Change>, removed: &mut Vec<Change>) {
         let key = PolicyKey::new(self.mesh.root_namespace.clone(), mesh_config::CONFIG_MAP);
@@ -225,7 +250,8 @@ impl Builder {
             normalization: self.mesh_config.path_normalization,
             gateways: Vec::new(),
         };
-        let known = self.world.accesses.published.keys().filter(|one| one.kind == AccessKind::MeshConfig);
+        let known = self.world.accesses.published.keys();
+        let known = known.filter(|one| matches!(one.kind, AccessKind::MeshConfig | AccessKind::TelemetrySettings));
         let others: Vec<AccessKey> = known.filter(|one| one.key != key).cloned().collect();
         for other in others {
             self.world.accesses.publish(other, None, set, removed);
@@ -233,7 +259,11 @@ impl Builder {
         // What every waypoint does unless it is told otherwise needs no telling.
         let is_plain = settings.normalization == PathNormalization::default() && settings.gateways.is_empty();
         let settings = (!is_plain).then_some(Access::Settings(settings));
-        self.world.accesses.publish(AccessKey { kind: AccessKind::MeshConfig, key }, settings, set, removed);
+        let own = |kind| AccessKey { kind, key: key.clone() };
+        self.world.accesses.publish(own(AccessKind::MeshConfig), settings, set, removed);
+        let told = self.mesh_config.telemetry.clone();
+        let told = told.map(|told| Access::TelemetrySettings(TelemetrySettings { key: key.clone(), ..told }));
+        self.world.accesses.publish(own(AccessKind::TelemetrySettings), told, set, removed);
     }
 
     /// The policy by which a service's endpoints take connections from its waypoint alone, where that enforces something.

@@ -41,6 +41,9 @@ impl Builder {
             verdicts.push(verdict);
             made.push(one);
         }
+        for name in &dirty.telemetry {
+            verdicts.push(self.build_telemetry(name, &mut set, &mut removed));
+        }
         for name in &dirty.services.clone() {
             self.build_guard(name, &mut dirty, &mut set, &mut removed);
         }
@@ -75,6 +78,8 @@ impl Builder {
         let nowhere = Position::file("");
         let at = self.places.get(&key).unwrap_or(&nowhere);
         self.mesh_config = self.world.mesh_config.as_deref().map(|map| mesh_config::read(map, at)).unwrap_or_default();
+        // Which providers there are decides what of a Telemetry holds.
+        self.dirty.telemetry.extend(self.world.telemetry.all().map(|(name, _)| name));
         let mut mesh = self.base.clone();
         if let Some(root) = &self.mesh_config.root_namespace {
             mesh.root_namespace = root.clone();
@@ -99,6 +104,8 @@ impl Builder {
             let authentications: Vec<Name> = self.world.authentications.all().map(|(name, _)| name).collect();
             authentications.iter().for_each(|name| self.attach(AccessKind::RequestAuthentication, name));
             self.dirty.authentications.extend(authentications);
+            let telemetry: Vec<Name> = self.dirty.telemetry.iter().cloned().collect();
+            telemetry.iter().for_each(|name| self.attach(AccessKind::Telemetry, name));
             self.dirty.policies.extend(policies);
             self.dirty.peers.extend(self.world.peers.all().map(|(name, _)| name));
             self.dirty.routes.extend(self.world.routes.keys().cloned());

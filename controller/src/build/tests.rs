@@ -1178,3 +1178,39 @@ fn a_canary_takes_its_share_and_what_is_guarded_takes_both() {
     assert!(!world.remove(Kind::Gateway, "shop", "next").is_empty());
     assert_eq!(world.builder.findings().len(), 1, "what it named is gone");
 }
+
+fn telemetry(name: &str, namespace: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+    )
+}
+
+#[test]
+fn telemetry_reaches_waypoints_says_what_holds_and_binds_nothing() {
+    let mut world = World::new(&bound_shop(true));
+    let logs = "accessLogging: [{providers: [{name: file}]}]";
+    let attached = telemetry("t", "shop", &format!("{{targetRefs: [{PAGE}], {logs}}}"));
+    let built = world.builder.apply(&update(&attached, &[]));
+    let said = built.verdicts.iter().filter_map(|one| one.condition.as_ref());
+    let words: Vec<String> = said.map(|one| format!("{} {}", one.reason, one.message)).collect();
+    assert!(words.iter().any(|one| one.contains("PartiallyInvalid bound to shop/gate; accessLogging[0]")), "{words:?}");
+    assert!(world.policies("page-0").is_empty(), "it guards nothing");
+    // Which providers there are is said by the mesh's configuration.
+    let mesh = "extensionProviders: [{name: file, envoyFileAccessLog: {path: /dev/stdout}}]";
+    let config = format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata: {{mesh: '{mesh}'}}\n"
+    );
+    let built = world.builder.apply(&update(&config, &[]));
+    assert_eq!(told(&built.changes), ["access TelemetrySettings istio-system/istio", "access Telemetry shop/t"]);
+    let condition = built.verdicts.iter().find(|one| one.object.kind == Kind::Telemetry).unwrap().condition.as_ref();
+    assert_eq!(condition.map(|one| one.message.as_str()), Some("bound to shop/gate"));
+    assert_eq!(
+        world.set(&telemetry("m", "istio-system", "{accessLogging: [{}]}")),
+        ["access Telemetry istio-system/m"]
+    );
+    assert_eq!(world.remove(Kind::Telemetry, "shop", "t"), ["no access Telemetry shop/t"]);
+    assert_eq!(
+        world.remove(Kind::ConfigMap, "istio-system", "istio"),
+        ["no access TelemetrySettings istio-system/istio"]
+    );
+}

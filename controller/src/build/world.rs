@@ -11,6 +11,7 @@ use stillmesh_core::model::access::AccessKind;
 use stillmesh_k8s::gateway::GatewayClass;
 use stillmesh_k8s::gateway::binding::canary::{self, Canary};
 use stillmesh_k8s::gateway::binding::{self, Binding, Named, Target, Why};
+use stillmesh_k8s::istio::telemetry::Telemetry;
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use stillmesh_k8s::labels::{self, Labels};
 use stillmesh_k8s::object::DEFAULT_NAMESPACE;
@@ -89,6 +90,7 @@ pub(super) struct World {
     pub policies: Grouped<AuthorizationPolicy>,
     pub peers: Grouped<PeerAuthentication>,
     pub authentications: Grouped<RequestAuthentication>,
+    pub telemetry: Grouped<Telemetry>,
     pub classes: HashMap<Str, Arc<GatewayClass>>,
     pub waypoints: Waypoints,
     pub routes: Routes,
@@ -137,7 +139,7 @@ impl World {
             self.accesses.attached_to(&one).any(|(kind, name)| match kind {
                 AccessKind::AuthorizationPolicy => self.policies.get(name).is_some_and(|one| translate::guards(one)),
                 AccessKind::RequestAuthentication => self.authentications.get(name).is_some(),
-                AccessKind::MeshConfig => false,
+                AccessKind::MeshConfig | AccessKind::Telemetry | AccessKind::TelemetrySettings => false,
             })
         })
     }

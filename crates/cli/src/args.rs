@@ -204,10 +204,10 @@ pub(crate) enum Shown {
     /// Services
     #[value(name = "services", aliases = ["service", "svc"])]
     Services,
-    /// AuthorizationPolicies, PeerAuthentications and RequestAuthentications
+    /// AuthorizationPolicies, PeerAuthentications, RequestAuthentications and Telemetries
     #[value(
         name = "policies",
-        aliases = ["policy", "authorizationpolicies", "peerauthentications", "requestauthentications"]
+        aliases = ["policy", "authorizationpolicies", "peerauthentications", "requestauthentications", "telemetries"]
     )]
     Policies,
     /// What waypoints route by: HTTPRoutes, GRPCRoutes, TLSRoutes, TCPRoutes, VirtualServices and DestinationRules

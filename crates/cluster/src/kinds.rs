@@ -19,6 +19,7 @@ use stillmesh_k8s::gateway::http_route::{HttpRoute, ReferenceGrant};
 use stillmesh_k8s::gateway::stream_route::{TcpRoute, TlsRoute};
 use stillmesh_k8s::gateway::{Gateway, GatewayClass};
 use stillmesh_k8s::istio::destination_rule::DestinationRule;
+use stillmesh_k8s::istio::telemetry::Telemetry;
 use stillmesh_k8s::istio::virtual_service::VirtualService;
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use stillmesh_k8s::steering::Bypass;
@@ -113,6 +114,7 @@ pub(crate) fn spawn(
         Kind::GrpcRoute => checked!(GrpcRoute),
         Kind::VirtualService => checked!(VirtualService),
         Kind::DestinationRule => checked!(DestinationRule),
+        Kind::Telemetry => checked!(Telemetry),
         Kind::HttpRoute => checked!(HttpRoute),
         Kind::TlsRoute => checked!(TlsRoute),
         Kind::TcpRoute => checked!(TcpRoute),

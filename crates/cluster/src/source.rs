@@ -382,6 +382,7 @@ fn is_optional(kind: Kind) -> bool {
             | Kind::TcpRoute
             | Kind::VirtualService
             | Kind::DestinationRule
+            | Kind::Telemetry
             | Kind::ReferenceGrant
             | Kind::RequestAuthentication
             | Kind::HorizontalPodAutoscaler

@@ -12,6 +12,7 @@ pub mod retry;
 pub mod route;
 mod spread;
 pub mod stream;
+pub mod telemetry;
 mod waypoint;
 
 use std::net::SocketAddr;

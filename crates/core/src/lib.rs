@@ -16,6 +16,7 @@ pub mod explain;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
 pub mod model;
+pub mod observe;
 pub mod snapshot;
 
 pub use diagnose::{Diagnose, Fault};

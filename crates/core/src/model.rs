@@ -12,6 +12,7 @@ mod name;
 mod policy;
 mod service;
 pub mod stream;
+pub mod telemetry;
 mod workload;
 
 pub use address::{NetworkAddress, NetworkCidr};

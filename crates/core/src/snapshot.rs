@@ -32,6 +32,7 @@ pub use streams::{StreamEntry, StreamTable};
 use crate::model::access::{Access, AccessKey, RequestAuthentication, RequestPolicy, RequestSettings};
 use crate::model::destination::DestinationRule;
 use crate::model::http::{HttpRoute, RouteKey};
+use crate::model::telemetry::{Telemetry, TelemetrySettings};
 use crate::model::{
     Health, HealthPolicy, NetworkAddress, Policy, PolicyKey, Service, ServiceKey, Str, TunnelProtocol, Visibility,
     Workload, WorkloadUid,
@@ -345,6 +346,16 @@ impl Snapshot {
     /// What holds for all requests; `None` where nothing was said.
     pub fn request_settings(&self) -> Option<&RequestSettings> {
         self.tables.accesses.settings()
+    }
+
+    /// What is told of requests at a waypoint, and by whom: [`decide::telemetry`](crate::decide::telemetry).
+    pub fn telemetry(&self) -> impl Iterator<Item = &Telemetry> {
+        self.tables.accesses.telemetry()
+    }
+
+    /// What the mesh's configuration says of it; `None` where it says nothing.
+    pub fn telemetry_settings(&self) -> Option<&TelemetrySettings> {
+        self.tables.accesses.telemetry_settings()
     }
 
     /// An object that decides about requests.

@@ -4,6 +4,7 @@
 pub mod destination_rule;
 mod request_authentication;
 mod rules;
+pub mod telemetry;
 pub mod virtual_service;
 
 use std::collections::BTreeMap;
@@ -363,6 +364,7 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
     }
     crds.extend(virtual_service::crd());
     crds.extend(destination_rule::crd());
+    crds.extend(telemetry::crd());
     crds.push(crate::steering::crd());
     crds
 }

@@ -1,9 +1,13 @@
 //! The mesh's own configuration: ConfigMap `istio`, key `mesh`, in the root namespace, as Istio's users write it.
-//! Three of its keys mean something here; every other one is named, so that nobody believes in it.
+//! Some of its keys mean something here; every other one is named, so that nobody believes in it.
+
+mod telemetry;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use stillmesh_core::model::access::PathNormalization;
-use stillmesh_core::model::{Str, TrustDomain};
+use stillmesh_core::model::telemetry::TelemetrySettings;
+use stillmesh_core::model::{PolicyKey, Str, TrustDomain};
+pub use telemetry::{HIDDEN_HEADERS, HIDDEN_PARAMETERS, of as providers};
 
 use crate::finding::{Finding, Position, Severity};
 use crate::parse;
@@ -22,6 +26,8 @@ pub struct MeshConfig {
     pub root_namespace: Option<Str>,
     /// What waypoints do to paths before anything is decided by them.
     pub path_normalization: PathNormalization,
+    /// What is told of requests, and by whom; `None` where nothing is said of it. Its key is set by who publishes it.
+    pub telemetry: Option<TelemetrySettings>,
     /// What has no effect, or cannot be read, and why.
     pub findings: Vec<Finding>,
 }
@@ -40,6 +46,18 @@ pub fn read(map: &ConfigMap, at: &Position) -> MeshConfig {
         message,
         hint: hint.to_owned(),
     };
+    let mut flaws = Vec::new();
+    let none = TelemetrySettings::new(PolicyKey::new(namespace, CONFIG_MAP));
+    let mut told = none.clone();
+    if let Some(annotations) = &map.metadata.annotations {
+        told.redaction = telemetry::redaction(annotations, &mut flaws);
+        let wrong = |(path, message): (String, String)| Finding {
+            path,
+            ..finding(Severity::Error, "", message, "names with commas between them are accepted, -name leaves one out")
+        };
+        config.findings.extend(flaws.drain(..).map(wrong));
+    }
+    config.telemetry = (told != none).then(|| told.clone());
     let Some(text) = map.data.as_ref().and_then(|data| data.get(KEY)) else { return config };
     let entries = match parse::top_level(text) {
         Ok(entries) => entries,
@@ -49,6 +67,14 @@ pub fn read(map: &ConfigMap, at: &Position) -> MeshConfig {
             return config;
         }
     };
+    if let Ok(root) = parse::map(text) {
+        telemetry::read(&root, &mut told, &mut flaws);
+        let hint = "docs/telemetry.md says what is supported";
+        config
+            .findings
+            .extend(flaws.into_iter().map(|(path, message)| finding(Severity::Warning, &path, message, hint)));
+        config.telemetry = (told != none).then_some(told);
+    }
     for (key, value) in entries {
         let path = format!(".{key}");
         match (key.as_str(), value) {
@@ -68,11 +94,13 @@ pub fn read(map: &ConfigMap, at: &Position) -> MeshConfig {
                     }
                 }
             }
+            (key, _) if telemetry::KEYS.contains(&key) => {}
             ("trustDomain" | "rootNamespace", _) => {
                 config.findings.push(finding(Severity::Error, &path, "wrong type".to_owned(), "a text is accepted"));
             }
             _ => {
-                let hint = "trustDomain, rootNamespace and pathNormalization are supported";
+                let hint =
+                    "trustDomain, rootNamespace, pathNormalization and what docs/telemetry.md names are supported";
                 config.findings.push(finding(
                     Severity::Warning,
                     &path,
@@ -87,6 +115,9 @@ pub fn read(map: &ConfigMap, at: &Position) -> MeshConfig {
 
 #[cfg(test)]
 mod tests {
+    use stillmesh_core::model::telemetry::ProviderKind;
+    use stillmesh_core::observe::Layout;
+
     use super::*;
 
     fn map(mesh: &str) -> ConfigMap {
@@ -102,7 +133,7 @@ mod tests {
     #[test]
     fn supported_keys_are_read_and_every_other_one_is_named() {
         let config = read(
-            &map("trustDomain: td.example\nrootNamespace: root\naccessLogFile: /dev/stdout\ndefaultConfig: {a: 1}\n"),
+            &map("trustDomain: td.example\nrootNamespace: root\nenableTracing: true\ndefaultConfig: {a: 1}\n"),
             &Position::file("m"),
         );
         assert_eq!(config.trust_domain, TrustDomain::new("td.example").ok());
@@ -110,8 +141,8 @@ mod tests {
         assert_eq!(
             told(&config),
             [
-                "m: ConfigMap istio-system/istio: data.mesh.accessLogFile: not supported: without effect; trustDomain, rootNamespace and pathNormalization are supported",
-                "m: ConfigMap istio-system/istio: data.mesh.defaultConfig: not supported: without effect; trustDomain, rootNamespace and pathNormalization are supported",
+                "m: ConfigMap istio-system/istio: data.mesh.defaultConfig.a: not supported: without effect; docs/telemetry.md says what is supported",
+                "m: ConfigMap istio-system/istio: data.mesh.enableTracing: not supported: without effect; trustDomain, rootNamespace, pathNormalization and what docs/telemetry.md names are supported",
             ]
         );
     }
@@ -141,5 +172,70 @@ mod tests {
         }
         assert_eq!(read(&map(""), &Position::file("m")), MeshConfig::default());
         assert_eq!(read(&ConfigMap::default(), &Position::file("m")), MeshConfig::default());
+    }
+
+    #[test]
+    fn access_logs_and_providers_are_read_and_what_is_not_supported_is_named() {
+        let mesh = "accessLogFile: /dev/stdout\naccessLogEncoding: JSON\naccessLogFormat: '{\"b\": \"%PROTOCOL%\", \"a\": \"%X%\"}'\n\
+                    defaultProviders: {accessLogging: [file], tracing: [otel, odd]}\n\
+                    defaultConfig: {tracing: {sampling: 12.5, zipkin: {}}}\n\
+                    extensionProviders:\n\
+                    - {name: file, envoyFileAccessLog: {path: /tmp/log, logFormat: {text: '%DURATION%'}}}\n\
+                    - {name: otel, opentelemetry: {service: obs/otel.obs.svc.cluster.local, port: 4318, http: {path: /v1/traces, timeout: 3s}}}\n\
+                    - {name: als, envoyOtelAls: {service: otel.obs.svc.cluster.local, port: 4317}}\n\
+                    - {name: b3, zipkin: {service: zipkin, port: 9411}}\n\
+                    - {name: ask, envoyExtAuthzGrpc: {service: x, port: 1}}\n\
+                    - {name: bad, opentelemetry: {service: x}}\n";
+        let config = read(&map(mesh), &Position::file("m"));
+        let told_of = config.telemetry.clone().unwrap();
+        let keys = |layout: &Layout| match layout {
+            Layout::Json(keys) => keys.iter().map(|(key, _)| key.to_string()).collect::<Vec<_>>(),
+            Layout::Text(text) => vec![text.to_string()],
+        };
+        assert_eq!(
+            told_of.log.map(|log| (log.path.to_string(), keys(&log.layout))),
+            Some(("/dev/stdout".into(), vec!["a".into(), "b".into()]))
+        );
+        assert_eq!((told_of.sampling, &*told_of.default_logs[0]), (Some(1250), "file"));
+        let names: Vec<&str> = told_of.providers.iter().map(|one| &*one.name).collect();
+        assert_eq!(names, ["file", "otel", "als", "b3"]);
+        match &told_of.providers[1].kind {
+            ProviderKind::TraceCollector(one) => {
+                assert_eq!(
+                    (&*one.host, one.port, one.path.as_deref()),
+                    ("otel.obs.svc.cluster.local", 4318, Some("/v1/traces"))
+                );
+                assert_eq!(one.timeout.as_secs(), 3);
+            }
+            other => panic!("{other:?}"),
+        }
+        let told = told(&config).join("\n");
+        for part in [
+            "accessLogFormat: a: %X%: not supported",
+            "extensionProviders[3].zipkin: B3",
+            "extensionProviders[4].envoyExtAuthzGrpc: not supported",
+            "extensionProviders[5].opentelemetry: service",
+            "defaultProviders.tracing: \"odd\"",
+            "defaultConfig.tracing.zipkin: not supported",
+        ] {
+            assert!(told.contains(part), "{part} is not in {told}");
+        }
+        assert_eq!(config.findings.len(), 7, "{told}");
+    }
+
+    #[test]
+    fn what_is_never_told_is_changed_by_annotations() {
+        let mut map = map("");
+        map.metadata.annotations = Some(
+            [
+                (HIDDEN_HEADERS.to_owned(), "x-session, -cookie".to_owned()),
+                (HIDDEN_PARAMETERS.to_owned(), "a b".to_owned()),
+            ]
+            .into(),
+        );
+        let config = read(&map, &Position::file("m"));
+        let redaction = config.telemetry.unwrap().redaction;
+        assert!(redaction.hides_header("x-session") && !redaction.hides_header("cookie"));
+        assert_eq!(config.findings.len(), 1);
     }
 }

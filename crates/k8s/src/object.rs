@@ -17,6 +17,7 @@ use crate::gateway::http_route::{HttpRoute, ReferenceGrant};
 use crate::gateway::stream_route::{TcpRoute, TlsRoute};
 use crate::gateway::{Gateway, GatewayClass};
 use crate::istio::destination_rule::DestinationRule;
+use crate::istio::telemetry::Telemetry;
 use crate::istio::virtual_service::VirtualService;
 use crate::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use crate::steering::Bypass;
@@ -131,6 +132,7 @@ kinds! {
         &["networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"],
         true
     },
+    Telemetry { "Telemetry", &["telemetry.istio.io/v1", "telemetry.istio.io/v1alpha1"], true },
     ReferenceGrant {
         "ReferenceGrant", &["gateway.networking.k8s.io/v1beta1", "gateway.networking.k8s.io/v1"], true
     },

@@ -7,6 +7,7 @@
 mod check;
 mod check_gateway;
 mod check_istio;
+mod check_telemetry;
 mod check_virtual;
 mod names;
 mod node;
@@ -29,6 +30,7 @@ use crate::gateway::http_route::{HttpRoute, ReferenceGrant};
 use crate::gateway::stream_route::{TcpRoute, TlsRoute};
 use crate::gateway::{Gateway, GatewayClass};
 use crate::istio::destination_rule::DestinationRule;
+use crate::istio::telemetry::Telemetry;
 use crate::istio::virtual_service::VirtualService;
 use crate::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use crate::object::{DEFAULT_NAMESPACE, Kind, Object, ObjectKey, Placed};
@@ -235,6 +237,7 @@ impl Reading {
                         | Kind::RequestAuthentication
                         | Kind::VirtualService
                         | Kind::DestinationRule
+                        | Kind::Telemetry
                         | Kind::Bypass
                 );
                 // A status is written by controllers, not by the one who reads these messages.
@@ -318,6 +321,7 @@ fn typed(kind: Kind, root: &Node) -> Result<(Object, Vec<Unknown>), Mismatch> {
         Kind::TcpRoute => read::<TcpRoute>(root),
         Kind::VirtualService => read::<VirtualService>(root),
         Kind::DestinationRule => read::<DestinationRule>(root),
+        Kind::Telemetry => read::<Telemetry>(root),
         Kind::ReferenceGrant => read::<ReferenceGrant>(root),
         Kind::Bypass => read::<Bypass>(root),
     }

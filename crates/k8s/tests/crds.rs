@@ -25,6 +25,7 @@ fn all_versions_are_served_and_the_first_is_stored() {
             "requestauthentications",
             "virtualservices",
             "destinationrules",
+            "telemetries",
             "bypasses"
         ]
     );
@@ -32,9 +33,11 @@ fn all_versions_are_served_and_the_first_is_stored() {
         let versions: Vec<(&str, bool, bool)> =
             crd.spec.versions.iter().map(|one| (one.name.as_str(), one.served, one.storage)).collect();
         let all = [("v1", true, true), ("v1beta1", true, false), ("v1alpha3", true, false)];
+        let of_telemetry = [("v1", true, true), ("v1alpha1", true, false)];
         match crd.spec.group.as_str() {
             "security.istio.io" => assert_eq!(versions, all[..2]),
             "networking.istio.io" => assert_eq!(versions, all),
+            "telemetry.istio.io" => assert_eq!(versions, of_telemetry),
             _ => assert_eq!(versions, [("v1alpha1", true, true)]),
         }
     }

@@ -2,6 +2,7 @@
 //! part of it were absent: what cannot be read in full comes back as one that says so, and the snapshot decides what stays
 //! in force.
 
+mod telemetry;
 mod write;
 
 use std::time::Duration;
@@ -34,7 +35,7 @@ pub fn key(name: &str) -> Option<AccessKey> {
     Some(AccessKey { kind, key: PolicyKey::parse(rest)? })
 }
 
-/// Reads one. Fails where the resource's name is no key, and for settings, which guard nothing; everything else that is
+/// Reads one. Fails where the resource's name is no key, and for what guards nothing; everything else that is
 /// wrong comes back as something unreadable, attached to everything where its attachment is lost.
 pub fn decode(name: &str, bytes: Bytes) -> Result<Access, CodecError> {
     let key = key(name).ok_or_else(|| FieldError::new("name", "<kind>/<namespace>/<name> is accepted").of(name))?;
@@ -77,7 +78,7 @@ fn unreadable(key: AccessKey, attached: Attachment, error: FieldError) -> Result
             rules: Vec::new(),
             unreadable: Some(why),
         })),
-        AccessKind::MeshConfig => Err(error),
+        AccessKind::MeshConfig | AccessKind::Telemetry | AccessKind::TelemetrySettings => Err(error),
     }
 }
 
@@ -86,7 +87,7 @@ fn attached(message: &wire::Access) -> Option<Attachment> {
     let services = match message.object.as_ref()? {
         Object::Policy(policy) => &policy.attached,
         Object::Authentication(authentication) => &authentication.attached,
-        Object::Settings(_) => return None,
+        Object::Settings(_) | Object::Telemetry(_) | Object::TelemetrySettings(_) => return None,
     };
     services_of(services, false).ok()
 }
@@ -107,6 +108,8 @@ fn access(key: &AccessKey, message: wire::Access) -> Result<Access, FieldError> 
         Object::Policy(_) => AccessKind::AuthorizationPolicy,
         Object::Authentication(_) => AccessKind::RequestAuthentication,
         Object::Settings(_) => AccessKind::MeshConfig,
+        Object::Telemetry(_) => AccessKind::Telemetry,
+        Object::TelemetrySettings(_) => AccessKind::TelemetrySettings,
     };
     let own = AccessKey { kind, key: PolicyKey::new(message.namespace, message.name) };
     if own != *key {
@@ -121,6 +124,8 @@ fn access(key: &AccessKey, message: wire::Access) -> Result<Access, FieldError> 
             unreadable: text(wire.unreadable),
         }),
         Object::Settings(wire) => Access::Settings(settings(own.key, &wire)?),
+        Object::Telemetry(wire) => Access::Telemetry(telemetry::read(own.key, wire)?),
+        Object::TelemetrySettings(wire) => Access::TelemetrySettings(telemetry::read_settings(own.key, wire)?),
     })
 }
 

@@ -92,7 +92,7 @@ pub(crate) async fn get(args: &Get) -> anyhow::Result<ExitCode> {
     let (kinds, namespaced): (&[&str], bool) = match args.kind {
         Shown::Pods => (&["Pod"], true),
         Shown::Services => (&["Service"], true),
-        Shown::Policies => (&["AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication"], true),
+        Shown::Policies => (&["AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication", "Telemetry"], true),
         Shown::Routes => {
             (&["HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "VirtualService", "DestinationRule"], true)
         }

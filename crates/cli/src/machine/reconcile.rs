@@ -645,6 +645,7 @@ impl Reconciler {
             Object::TcpRoute(one) => with!(TcpRoute(one)),
             Object::VirtualService(one) => with!(VirtualService(one)),
             Object::DestinationRule(one) => with!(DestinationRule(one)),
+            Object::Telemetry(one) => with!(Telemetry(one)),
             Object::Bypass(one) => with!(Bypass(one)),
             Object::Service(mut service) => {
                 if let Some(conditions) = status.and_then(|status| read(status.get("conditions")?)) {

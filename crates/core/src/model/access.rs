@@ -1,5 +1,6 @@
 //! Who may ask what of a service, as a waypoint decides it request by request: AuthorizationPolicy with `targetRefs`,
-//! RequestAuthentication, and what the mesh says of requests in general (contract 7.4).
+//! RequestAuthentication, and what the mesh says of requests in general (contract 7.4). What is told of requests
+//! ([`super::telemetry`]) travels and is kept with them, and decides nothing.
 //!
 //! One user's object is one value. What of it cannot be read makes it [`RequestPolicy::unreadable`]: it then refuses what
 //! it is attached to, and its last good version stays in force where there is one ([`crate::snapshot`]).
@@ -17,6 +18,7 @@ pub use path::{AmbiguousPath, PathNormalization, normalize};
 use serde::Serialize;
 pub use template::{InvalidTemplate, PathPattern, PathTemplate};
 
+use super::telemetry::{Telemetry, TelemetrySettings};
 use super::{Identity, PolicyKey, ServiceKey, Str};
 
 /// Names an object that decides about requests.
@@ -44,11 +46,21 @@ pub enum AccessKind {
     RequestAuthentication,
     /// What holds for all requests.
     MeshConfig,
+    /// What is told of them. Decides nothing.
+    Telemetry,
+    /// By whom it is told.
+    TelemetrySettings,
 }
 
 impl AccessKind {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::AuthorizationPolicy, Self::RequestAuthentication, Self::MeshConfig];
+    pub const ALL: [Self; 5] = [
+        Self::AuthorizationPolicy,
+        Self::RequestAuthentication,
+        Self::MeshConfig,
+        Self::Telemetry,
+        Self::TelemetrySettings,
+    ];
 }
 
 impl fmt::Display for AccessKind {
@@ -57,6 +69,8 @@ impl fmt::Display for AccessKind {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::RequestAuthentication => "RequestAuthentication",
             Self::MeshConfig => "MeshConfig",
+            Self::Telemetry => "Telemetry",
+            Self::TelemetrySettings => "TelemetrySettings",
         })
     }
 }
@@ -70,6 +84,10 @@ pub enum Access {
     Authentication(RequestAuthentication),
     /// What holds for all requests.
     Settings(RequestSettings),
+    /// What is told of them.
+    Telemetry(Telemetry),
+    /// By whom it is told.
+    TelemetrySettings(TelemetrySettings),
 }
 
 impl Access {
@@ -79,17 +97,24 @@ impl Access {
             Self::Policy(policy) => (AccessKind::AuthorizationPolicy, &policy.key),
             Self::Authentication(authentication) => (AccessKind::RequestAuthentication, &authentication.key),
             Self::Settings(settings) => (AccessKind::MeshConfig, &settings.key),
+            Self::Telemetry(telemetry) => (AccessKind::Telemetry, &telemetry.key),
+            Self::TelemetrySettings(settings) => (AccessKind::TelemetrySettings, &settings.key),
         };
         AccessKey { kind, key: key.clone() }
     }
 
-    /// What it is attached to; settings are attached to nothing and hold everywhere.
+    /// What it guards; settings guard nothing and hold everywhere, and telemetry has a scope of its own.
     pub fn attached(&self) -> Option<&Attachment> {
         match self {
             Self::Policy(policy) => Some(&policy.attached),
             Self::Authentication(authentication) => Some(&authentication.attached),
-            Self::Settings(_) => None,
+            Self::Settings(_) | Self::Telemetry(_) | Self::TelemetrySettings(_) => None,
         }
+    }
+
+    /// Whether anything is decided by it.
+    pub fn decides(&self) -> bool {
+        !matches!(self, Self::Telemetry(_) | Self::TelemetrySettings(_))
     }
 
     /// What of it cannot be read.
@@ -97,7 +122,7 @@ impl Access {
         match self {
             Self::Policy(policy) => policy.unreadable.as_ref(),
             Self::Authentication(authentication) => authentication.unreadable.as_ref(),
-            Self::Settings(_) => None,
+            Self::Settings(_) | Self::Telemetry(_) | Self::TelemetrySettings(_) => None,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::shards::Shards;
 use super::sorted::{Keyed, Sorted};
 use crate::model::access::{Access, AccessKey, Attachment, RequestAuthentication, RequestPolicy, RequestSettings};
+use crate::model::telemetry::{Telemetry, TelemetrySettings};
 use crate::model::{ServiceKey, Workload};
 
 /// An object under its key, to be kept in order of it.
@@ -25,6 +26,7 @@ pub(super) struct Accesses {
     by_service: Shards<ServiceKey, Sorted<Held>>,
     /// What it is attached to cannot be read.
     everywhere: Sorted<Held>,
+    /// What is attached to nothing: settings, and what is told of requests.
     settings: Sorted<Held>,
 }
 
@@ -77,7 +79,7 @@ impl Accesses {
             .attached(waypoint, service)
             .filter_map(|access| match access {
                 Access::Policy(policy) => Some(policy),
-                Access::Authentication(_) | Access::Settings(_) => None,
+                _ => None,
             })
             .collect();
         found.sort_unstable_by(|one, other| one.key.cmp(&other.key));
@@ -94,7 +96,7 @@ impl Accesses {
             .attached(waypoint, service)
             .filter_map(|access| match access {
                 Access::Authentication(authentication) => Some(authentication),
-                Access::Policy(_) | Access::Settings(_) => None,
+                _ => None,
             })
             .collect();
         found.sort_unstable_by(|one, other| one.key.cmp(&other.key));
@@ -105,7 +107,21 @@ impl Accesses {
     pub(super) fn settings(&self) -> Option<&RequestSettings> {
         self.settings.iter().find_map(|Held(_, access)| match &**access {
             Access::Settings(settings) => Some(settings),
-            Access::Policy(_) | Access::Authentication(_) => None,
+            _ => None,
+        })
+    }
+
+    pub(super) fn telemetry(&self) -> impl Iterator<Item = &Telemetry> {
+        self.settings.iter().filter_map(|Held(_, access)| match &**access {
+            Access::Telemetry(telemetry) => Some(telemetry),
+            _ => None,
+        })
+    }
+
+    pub(super) fn telemetry_settings(&self) -> Option<&TelemetrySettings> {
+        self.settings.iter().find_map(|Held(_, access)| match &**access {
+            Access::TelemetrySettings(settings) => Some(settings),
+            _ => None,
         })
     }
 

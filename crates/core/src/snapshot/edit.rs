@@ -138,7 +138,7 @@ impl Edit {
             if old.as_ref() == new {
                 continue;
             }
-            for access in old.iter().chain(new) {
+            for access in old.iter().chain(new).filter(|access| access.decides()) {
                 match access.attached() {
                     Some(Attachment::To(attached)) => services.extend(attached.iter().cloned()),
                     Some(Attachment::Everything) | None => everything = true,

@@ -56,6 +56,7 @@ pub(super) fn object(kind: Kind, root: &Node, flaws: &mut Flaws) {
         Kind::TcpRoute => super::check_gateway::tcp_route(root, flaws),
         Kind::VirtualService => super::check_virtual::virtual_service(root, flaws),
         Kind::DestinationRule => super::check_virtual::destination_rule(root, flaws),
+        Kind::Telemetry => super::check_telemetry::telemetry(root, flaws),
         Kind::ReferenceGrant => super::check_gateway::reference_grant(root, flaws),
         Kind::Namespace
         | Kind::Node

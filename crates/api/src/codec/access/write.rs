@@ -1,5 +1,7 @@
 //! The other way: what decides about requests as a message.
 
+use std::time::Duration;
+
 use ipnet::IpNet;
 use prost::Message as _;
 use stillmesh_core::model::access::{
@@ -8,6 +10,7 @@ use stillmesh_core::model::access::{
 };
 use stillmesh_core::model::{Str, StringMatch};
 
+use super::telemetry;
 use crate::proto::google::protobuf::Duration as WireDuration;
 use crate::proto::stillmesh::config::v1 as wire;
 use wire::access::Object;
@@ -24,6 +27,8 @@ pub fn encode(access: &Access) -> Vec<u8> {
             unreadable: text(one.unreadable.as_ref()),
         }),
         Access::Settings(one) => Object::Settings(settings(one)),
+        Access::Telemetry(one) => Object::Telemetry(telemetry::write(one)),
+        Access::TelemetrySettings(one) => Object::TelemetrySettings(telemetry::write_settings(one)),
     };
     wire::Access { namespace: key.namespace.to_string(), name: key.name.to_string(), object: Some(object) }
         .encode_to_vec()
@@ -33,7 +38,7 @@ fn text(text: Option<&Str>) -> String {
     text.map(ToString::to_string).unwrap_or_default()
 }
 
-fn strings(texts: &[Str]) -> Vec<String> {
+pub(super) fn strings(texts: &[Str]) -> Vec<String> {
     texts.iter().map(ToString::to_string).collect()
 }
 
@@ -160,10 +165,14 @@ fn jwt_rule(rule: &JwtRule) -> wire::JwtRule {
         forwards_token: rule.forwards_token,
         payload_header: text(rule.payload_header.as_ref()),
         claim_headers: claim_headers.collect(),
-        timeout: Some(WireDuration {
-            seconds: i64::try_from(rule.timeout.as_secs()).unwrap_or(i64::MAX),
-            nanos: i32::try_from(rule.timeout.subsec_nanos()).unwrap_or_default(),
-        }),
+        timeout: Some(duration(rule.timeout)),
+    }
+}
+
+pub(super) fn duration(time: Duration) -> WireDuration {
+    WireDuration {
+        seconds: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(time.subsec_nanos()).unwrap_or_default(),
     }
 }
 

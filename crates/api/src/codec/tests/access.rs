@@ -9,7 +9,12 @@ use stillmesh_core::model::access::{
     PathTemplate, RequestAction, RequestAuthentication, RequestClause, RequestPolicy, RequestRule, RequestSettings,
     Sense, TokenLocation, Wanted,
 };
+use stillmesh_core::model::telemetry::{
+    Collector, FileLog, LogRule, MetricName, MetricOverride, MetricRule, Provider, ProviderKind, SpanTag, TagValue,
+    Telemetry, TelemetryScope, TelemetrySettings, TraceRule,
+};
 use stillmesh_core::model::{PolicyKey, ServiceAccountMatch, ServiceKey, Str, StringMatch};
+use stillmesh_core::observe::{Expression, Layout, Redaction};
 use stillmesh_core::snapshot::Change;
 
 use crate::codec::{access, decode, name, removed};
@@ -136,8 +141,98 @@ prop_compose! {
     }
 }
 
+fn expression() -> impl Strategy<Value = Expression> {
+    select(vec!["response.code >= 400", "request.headers['a'] == 'b' || has(request.id)", "string(destination.port)"])
+        .prop_map(|text| Expression::read(text).unwrap())
+}
+
+fn layout() -> impl Strategy<Value = Layout> {
+    prop_oneof![
+        "[a-z%]{0,9}".prop_map(|text| Layout::Text(text.into())),
+        vec((word(), word()), 0..3).prop_map(Layout::Json),
+    ]
+}
+
+prop_compose! {
+    fn collector()(
+        host in word(), port in any::<u16>(), path in option::of(word()), timeout in 0..100u64, log_name in word(),
+        layout in option::of(layout()), longest in option::of(any::<u32>()),
+    ) -> Collector {
+        Collector { host, port, path, timeout: std::time::Duration::from_secs(timeout), log_name, layout, longest }
+    }
+}
+
+fn file_log() -> impl Strategy<Value = FileLog> {
+    (word(), layout()).prop_map(|(path, layout)| FileLog { path, layout })
+}
+
+fn provider() -> impl Strategy<Value = Provider> {
+    let kind = prop_oneof![
+        file_log().prop_map(ProviderKind::File),
+        collector().prop_map(ProviderKind::LogCollector),
+        collector().prop_map(ProviderKind::TraceCollector),
+        select(vec![ProviderKind::Zipkin, ProviderKind::Prometheus]),
+    ];
+    (word(), kind).prop_map(|(name, kind)| Provider { name, kind })
+}
+
+prop_compose! {
+    fn telemetry_settings()(
+        key in key(), providers in vec(provider(), 0..3), default_logs in vec(word(), 0..2),
+        default_tracing in vec(word(), 0..2), log in option::of(file_log()), layout in layout(),
+        sampling in option::of(0..10_000u32), headers in vec(word(), 0..3), parameters in vec(word(), 0..3),
+    ) -> Access {
+        let redaction = Redaction { headers, parameters };
+        Access::TelemetrySettings(TelemetrySettings {
+            key, providers, default_logs, default_tracing, log, layout, sampling, redaction,
+        })
+    }
+}
+
+prop_compose! {
+    fn log_rule()(
+        providers in vec(word(), 0..2), is_disabled in any::<bool>(), filter in option::of(expression()),
+    ) -> LogRule {
+        LogRule { providers, is_disabled, filter }
+    }
+}
+
+prop_compose! {
+    fn metric_rule()(
+        providers in vec(word(), 0..2), metric in option::of(select(MetricName::ALL.to_vec())),
+        is_disabled in option::of(any::<bool>()), tags in vec((word(), option::of(expression())), 0..3),
+    ) -> MetricRule {
+        MetricRule { providers, overrides: vec![MetricOverride { metric, is_disabled, tags }] }
+    }
+}
+
+prop_compose! {
+    fn trace_rule()(
+        providers in vec(word(), 0..2), is_disabled in option::of(any::<bool>()), sampling in option::of(0..9u32),
+        name in word(), value in prop_oneof![
+            word().prop_map(TagValue::Literal),
+            (word(), word()).prop_map(|(name, other)| TagValue::Header(name, other)),
+            (word(), word()).prop_map(|(name, other)| TagValue::Environment(name, other)),
+        ],
+    ) -> TraceRule {
+        TraceRule { providers, is_disabled, sampling, tags: vec![SpanTag { name, value }] }
+    }
+}
+
+prop_compose! {
+    fn telemetry()(
+        key in key(), scope in prop_oneof![
+            Just(TelemetryScope::Mesh), Just(TelemetryScope::Namespace), services().prop_map(TelemetryScope::To),
+        ],
+        created in any::<i64>(), logs in vec(log_rule(), 0..3), metrics in vec(metric_rule(), 0..3),
+        tracing in vec(trace_rule(), 0..2),
+    ) -> Access {
+        Access::Telemetry(Telemetry { key, scope, created, logs, metrics, tracing })
+    }
+}
+
 fn any_access() -> impl Strategy<Value = Access> {
-    prop_oneof![3 => policy(), 2 => authentication(), 1 => settings()]
+    prop_oneof![3 => policy(), 2 => authentication(), 1 => settings(), 2 => telemetry(), 2 => telemetry_settings()]
 }
 
 proptest! {

@@ -75,8 +75,12 @@ pub(super) fn definitions(view: &View) -> Vec<Fact> {
     let there: Vec<&Value> = view.list("CustomResourceDefinition").iter().collect();
     let of_group = |group: &str| there.iter().copied().filter(|one| one["spec"]["group"] == group).collect::<Vec<_>>();
     let mut ours = of_group("security.istio.io");
-    let of_routing = ["virtualservices.networking.istio.io", "destinationrules.networking.istio.io"];
-    ours.extend(there.iter().copied().filter(|one| of_routing.contains(&name(one))));
+    let others = [
+        "virtualservices.networking.istio.io",
+        "destinationrules.networking.istio.io",
+        "telemetries.telemetry.istio.io",
+    ];
+    ours.extend(there.iter().copied().filter(|one| others.contains(&name(one))));
     if ours.is_empty() {
         facts.push(Fact::good("definitions", "the kinds of policies are not there: the installation brings them"));
     }
