@@ -33,6 +33,9 @@ const STATE_MANAGER: &str = "state manager";
 const CERTIFICATE: &str = "certificate";
 const DRAIN: &str = "drain";
 
+/// How long access logs are waited for at the end.
+const LAST_LINES: Duration = Duration::from_millis(500);
+
 /// The whole program: environment, log, runtime, signals, [`run`]. Blocks until it has drained.
 pub fn main() -> anyhow::Result<()> {
     telemetry::init("waypoint")?;
@@ -167,6 +170,9 @@ pub async fn serve(config: Config, listeners: Listeners, watch: Watch) -> anyhow
     tracing::info!(grace = ?signal.left(), "draining");
     waypoint.tasks.shutdown(signal.left()).await;
     waypoint.pool.close();
+    let last = waypoint.clone();
+    // Who fails to write the last lines fails alone.
+    drop(tokio::task::spawn_blocking(move || last.tellings.flush(LAST_LINES)).await);
     servers_end.start(Mode::Immediate, Duration::ZERO);
     tasks.shutdown(Duration::from_secs(1)).await;
     tracing::info!("drained");

@@ -3,7 +3,7 @@
 //!
 //! A connection is read in the same five words as in ztunnel: capture → lookup → decide → tunnel → deliver. [`capture`]
 //! takes CONNECTs, core decides what each is for, [`path`] carries it, [`upstream`] is the way to endpoints. The rest:
-//! [`record`] (one log line and one count per request), [`config`], [`admin`], [`app`] (start and end).
+//! [`record`] (one log line and one count per request), [`told`] (what users ask to be told), [`config`], [`admin`], [`app`] (start and end).
 #![warn(missing_docs)]
 #![cfg_attr(not(test), warn(clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
@@ -16,6 +16,7 @@ pub mod config;
 mod explain;
 pub mod path;
 pub mod record;
+pub mod told;
 pub mod upstream;
 pub mod waypoint;
 

@@ -3,6 +3,7 @@
 
 pub mod connection;
 mod decision;
+mod facts;
 mod flags;
 mod flow;
 pub mod grpc;
@@ -19,7 +20,7 @@ use stillmesh_core::attrs::Authority;
 use stillmesh_core::model::Identity;
 
 pub use flags::{Flag, Flags};
-pub use labels::{Ends, RequestLabels, TcpLabels};
+pub use labels::{Edited, Ends, RequestLabels, Tags, TcpLabels};
 pub use metrics::Metrics;
 
 use crate::path::PathError;

@@ -19,6 +19,7 @@ use crate::clients::Clients;
 use crate::config::Config;
 use crate::path::PathError;
 use crate::record::Metrics;
+use crate::told::Tellings;
 use crate::upstream::dial::Plain;
 use crate::upstream::{Clusters, Connections};
 
@@ -42,6 +43,8 @@ pub struct Waypoint {
     pub clients: Arc<Clients>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What users ask to be told.
+    pub tellings: Tellings,
     /// What was decided about what has ended.
     pub records: Recorder,
     /// What all tunnels may hold together.
@@ -92,6 +95,7 @@ impl Waypoint {
             requests: Arc::new(Semaphore::new(config.limits.requests)),
             clusters: Arc::default(),
             records: Recorder::with_flows(config.records_bytes, config.flows_bytes, now_us()),
+            tellings: Tellings::new(&metrics),
             memory,
             config,
             snapshots,

@@ -4,18 +4,23 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use stillmesh_core::decide::OutboundPlan;
 use stillmesh_core::decide::stream::Streamed;
+use stillmesh_core::model::telemetry::MetricName;
 use stillmesh_core::model::{Service, Workload};
 use stillmesh_proxy::labels::Word;
+use stillmesh_proxy::series::Series;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::decision::{self, Rule, Why};
+use super::facts;
 use super::flow::Flow;
-use super::{Ends, Flag, Flags, TcpLabels};
+use super::{Edited, Ends, Flag, Flags, TcpLabels};
 use crate::capture::Downstream;
 use crate::path::{Bytes, PathError};
+use crate::told::Telling;
 
 /// What is known of a connection.
 #[derive(Debug)]
@@ -38,12 +43,17 @@ pub struct Connection {
     /// The trace of the CONNECT that carries it on; 0: none.
     pub(super) carried: u128,
     pub(super) upstream: Option<SocketAddr>,
+    /// What users ask to be told.
+    pub(super) telling: Arc<Telling>,
 }
 
 impl Connection {
     /// Of a connection that begins.
     pub fn new(downstream: &Arc<Downstream>) -> Self {
+        let waypoint = downstream.waypoint();
+        let service = downstream.target.service().map(|service| &service.key);
         Self {
+            telling: waypoint.tellings.of(&waypoint.snapshots.load(), &downstream.own, service),
             downstream: downstream.clone(),
             began: Instant::now(),
             service: downstream.target.service().cloned(),
@@ -91,10 +101,12 @@ impl Connection {
     /// It is open at both ends; what passes is counted here.
     pub fn opened(&mut self, bytes: Arc<Bytes>) {
         self.opened_after = Some(self.began.elapsed());
-        let labels = self.labels(Flags::default());
         let metrics = &self.downstream.waypoint().metrics;
-        metrics.tcp_opened.get(&labels).inc();
-        self.flow = Some(metrics.flows.open(metrics, &labels, bytes));
+        let none = Flags::default();
+        self.count(&metrics.tcp_opened, MetricName::TcpOpenedConnections, none);
+        let received = self.labels(MetricName::TcpReceivedBytes, none).map(|one| metrics.tcp_received_bytes.get(&one));
+        let sent = self.labels(MetricName::TcpSentBytes, none).map(|one| metrics.tcp_sent_bytes.get(&one));
+        self.flow = Some(metrics.flows.open(received, sent, bytes));
     }
 
     /// As many endpoints as there are, or as may be, were tried.
@@ -127,11 +139,23 @@ impl Connection {
         self.is_forgotten = true;
     }
 
-    fn labels(&self, flags: Flags) -> TcpLabels {
-        TcpLabels {
+    /// The labels of a metric; `None`: it is not counted.
+    fn labels(&self, metric: MetricName, flags: Flags) -> Option<Edited<TcpLabels>> {
+        let labels = TcpLabels {
             ends: Ends::new(&self.downstream, self.service.as_deref(), self.endpoint.as_deref()),
             request_protocol: Word("tcp"),
             response_flags: flags,
+        };
+        if !self.telling.meters() {
+            return Some(labels.into());
+        }
+        let facts = facts::of_connection(self, self.began.elapsed(), flags);
+        self.telling.tags(metric, Some(&facts)).map(|tags| Edited { labels, tags })
+    }
+
+    fn count(&self, family: &Series<Edited<TcpLabels>, Counter>, metric: MetricName, flags: Flags) {
+        if let Some(labels) = self.labels(metric, flags) {
+            family.get(&labels).inc();
         }
     }
 }
@@ -144,16 +168,26 @@ impl Drop for Connection {
         let (received, sent) = self.flow.as_ref().map(|flow| flow.bytes()).unwrap_or_default();
         let metrics = &self.downstream.waypoint().metrics;
         let flags = self.flags.and(self.end);
-        let labels = self.labels(flags);
         if self.flow.is_none() && self.error.is_some() {
             // It was never open at both ends, and is counted as what it was to its client.
-            metrics.tcp_opened.get(&self.labels(Flags::default())).inc();
-            metrics.tcp_closed.get(&labels).inc();
+            self.count(&metrics.tcp_opened, MetricName::TcpOpenedConnections, Flags::default());
+            self.count(&metrics.tcp_closed, MetricName::TcpClosedConnections, flags);
         }
         if let Some(flow) = &self.flow {
-            metrics.tcp_closed.get(&labels).inc();
+            self.count(&metrics.tcp_closed, MetricName::TcpClosedConnections, flags);
             metrics.flows.close(flow);
         }
+        match self.telling.logs() {
+            true => self.telling.log(&facts::of_connection(self, self.began.elapsed(), flags)),
+            false => self.write(received, sent, flags),
+        }
+        decision::keep_connection(self, flags);
+    }
+}
+
+impl Connection {
+    /// Our own line.
+    fn write(&self, received: u64, sent: u64, flags: Flags) {
         let source = &self.downstream;
         tracing::event!(
             target: "access",
@@ -174,6 +208,5 @@ impl Drop for Connection {
             error = self.error.as_deref(),
             "connection complete"
         );
-        decision::keep_connection(self, flags);
     }
 }

@@ -13,6 +13,7 @@ use stillmesh_records::{Draft, Field, Hop, Record};
 use super::Early;
 use super::connection::Connection;
 use super::flags::Flags;
+use super::judged::Judged;
 use super::request::Request;
 use crate::capture::Downstream;
 use crate::path::PathError;
@@ -34,6 +35,11 @@ impl Rule {
     /// The one at `index`, from 0 on.
     pub fn new(route: &RouteKey, index: usize) -> Self {
         Self { route: route.clone(), index }
+    }
+
+    /// As Istio names it: `namespace.name.index`.
+    pub fn dotted(&self) -> String {
+        format!("{}.{}.{}", self.route.namespace, self.route.name, self.index)
     }
 }
 
@@ -96,7 +102,7 @@ pub(super) fn keep_request(request: &Request, total: Duration, flags: Flags) {
         return;
     }
     let judged = request.judged.as_ref();
-    let denied = judged.filter(|judged| !judged.allowed);
+    let denied = denied(judged);
     let mut record = of(&request.downstream, Hop::Request);
     record.request = request.id.to_str().ok().and_then(uuid).unwrap_or_default();
     record.decision = denied.and_then(|judged| u64::from_str_radix(judged.id.as_deref()?, 16).ok()).unwrap_or_default();
@@ -176,6 +182,11 @@ pub(super) fn keep_early(waypoint: &Waypoint, early: &Early<'_>, error: &PathErr
     draft.name(Field::Error, error.text());
     Why::of_error(error).write(&mut draft);
     waypoint.records.put(&draft);
+}
+
+/// What refused a request, if something did.
+pub(super) fn denied(judged: Option<&Judged>) -> Option<&Judged> {
+    judged.filter(|judged| !judged.allowed)
 }
 
 fn carried(draft: &mut Draft) {

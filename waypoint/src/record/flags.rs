@@ -68,6 +68,11 @@ impl Flags {
         Self(self.0 | 1 << flag as u16)
     }
 
+    /// Whether this is one of them.
+    pub fn has(self, flag: Flag) -> bool {
+        self.0 & (1 << flag as u16) != 0
+    }
+
     /// These, and one more if there is one.
     #[must_use]
     pub fn and(self, flag: Option<Flag>) -> Self {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use stillmesh_proxy::series::Following;
+use prometheus_client::metrics::counter::Counter;
+use stillmesh_proxy::series::{Following, Held};
 
-use super::{Metrics, TcpLabels};
 use crate::path::Bytes;
 
 /// The bytes of one connection, and what of them is counted.
@@ -15,15 +15,20 @@ use crate::path::Bytes;
 pub struct Flow {
     number: u64,
     bytes: Arc<Bytes>,
-    received: Following,
-    sent: Following,
+    /// `None`: they are not counted.
+    received: Option<Following>,
+    sent: Option<Following>,
 }
 
 impl Flow {
     /// Counts what has passed since it was last called; any number of callers at once count each byte once.
     fn flush(&self) {
-        self.received.follow(self.bytes.received());
-        self.sent.follow(self.bytes.sent());
+        if let Some(received) = &self.received {
+            received.follow(self.bytes.received());
+        }
+        if let Some(sent) = &self.sent {
+            sent.follow(self.bytes.sent());
+        }
     }
 
     /// Bytes from the client and to it.
@@ -40,13 +45,13 @@ pub struct Flows {
 }
 
 impl Flows {
-    /// A connection is open; its bytes are counted under `labels`.
-    pub fn open(&self, metrics: &Metrics, labels: &TcpLabels, bytes: Arc<Bytes>) -> Arc<Flow> {
+    /// A connection is open; its bytes are counted in these.
+    pub fn open(&self, received: Option<Held<Counter>>, sent: Option<Held<Counter>>, bytes: Arc<Bytes>) -> Arc<Flow> {
         let flow = Arc::new(Flow {
             number: self.next.fetch_add(1, Ordering::Relaxed),
             bytes,
-            received: Following::new(metrics.tcp_received_bytes.get(labels)),
-            sent: Following::new(metrics.tcp_sent_bytes.get(labels)),
+            received: received.map(Following::new),
+            sent: sent.map(Following::new),
         });
         self.open.lock().insert(flow.number, flow.clone());
         flow

@@ -1,7 +1,14 @@
 //! The labels of the waypoint's metrics (contract 9.2), and how they come from the two ends. Pure.
 
-use prometheus_client::encoding::EncodeLabelSet;
-use stillmesh_core::model::{Service, Workload};
+use std::collections::BTreeMap;
+use std::fmt::{self, Debug};
+use std::hash::Hash;
+use std::sync::Arc;
+
+use prometheus_client::encoding::{
+    EncodeLabelKey, EncodeLabelSet, EncodeLabelValue, LabelSetEncoder, LabelValueEncoder,
+};
+use stillmesh_core::model::{Service, Str, Workload};
 use stillmesh_proxy::labels::{Party, Principal, Text, Word};
 use stillmesh_proxy::series::Labels;
 
@@ -9,7 +16,7 @@ use super::Flags;
 use crate::capture::Downstream;
 
 /// The two ends, as every metric names them. The order of the fields is the order on the wire.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the names are the labels' names")]
 pub struct Ends {
     pub reporter: Word,
@@ -40,10 +47,9 @@ pub struct Ends {
 }
 
 /// Of a request.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the names are the labels' names")]
 pub struct RequestLabels {
-    #[prometheus(flatten)]
     pub ends: Ends,
     pub request_protocol: Word,
     pub response_code: u16,
@@ -52,16 +58,124 @@ pub struct RequestLabels {
 }
 
 /// Of a TCP connection.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the names are the labels' names")]
 pub struct TcpLabels {
-    #[prometheus(flatten)]
     pub ends: Ends,
     pub request_protocol: Word,
     pub response_flags: Flags,
 }
 
-impl Labels for Ends {
+/// Labels with their names, in the order on the wire.
+pub trait Named: Clone + Debug + Eq + Hash + Send + Sync + 'static {
+    /// Shows each to `see`, until it fails.
+    fn each(&self, see: &mut See<'_>) -> fmt::Result;
+}
+
+/// Takes a label's name and value.
+pub type See<'a> = dyn FnMut(&'static str, &dyn Encoded) -> fmt::Result + 'a;
+
+/// A label's value, whatever its type.
+pub trait Encoded {
+    /// Writes it.
+    fn write(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result;
+}
+
+impl<T: EncodeLabelValue> Encoded for T {
+    fn write(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        self.encode(encoder)
+    }
+}
+
+macro_rules! named {
+    ($type:ident: $($inner:ident)? [$($field:ident)+]) => {
+        impl Named for $type {
+            fn each(&self, see: &mut See<'_>) -> fmt::Result {
+                $(self.$inner.each(see)?;)?
+                $(see(stringify!($field), &self.$field)?;)+
+                Ok(())
+            }
+        }
+    };
+}
+
+named!(Ends: [
+    reporter source_workload source_canonical_service source_canonical_revision source_workload_namespace
+    source_principal source_app source_version source_cluster destination_service destination_service_namespace
+    destination_service_name destination_workload destination_canonical_service destination_canonical_revision
+    destination_workload_namespace destination_principal destination_app destination_version destination_cluster
+    connection_security_policy
+]);
+named!(RequestLabels: ends [request_protocol response_code grpc_response_status response_flags]);
+named!(TcpLabels: ends [request_protocol response_flags]);
+
+/// Labels that users give another value, or (`None`) leave out; those that are not there otherwise come last.
+pub type Tags = BTreeMap<Str, Option<Str>>;
+
+/// Labels as users changed them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Edited<L> {
+    /// As they are.
+    pub labels: L,
+    /// What of them is otherwise.
+    pub tags: Option<Arc<Tags>>,
+}
+
+impl<L> From<L> for Edited<L> {
+    fn from(labels: L) -> Self {
+        Self { labels, tags: None }
+    }
+}
+
+impl<L: Named> EncodeLabelSet for Edited<L> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let mut seen: Vec<&'static str> = Vec::new();
+        let changed = |name: &str| self.tags.as_ref().and_then(|tags| tags.get(name));
+        self.labels.each(&mut |name, value| match changed(name) {
+            None => put(encoder, name, value),
+            Some(other) => {
+                seen.push(name);
+                other.as_ref().map_or(Ok(()), |other| put(encoder, name, &&**other))
+            }
+        })?;
+        let more = self.tags.iter().flat_map(|tags| tags.iter()).filter(|(name, _)| !seen.contains(&&***name));
+        for (name, value) in more {
+            if let Some(value) = value {
+                put(encoder, name, &&**value)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn put(encoder: &mut LabelSetEncoder<'_>, name: &str, value: &dyn Encoded) -> fmt::Result {
+    let mut label = encoder.encode_label();
+    let mut key = label.encode_label_key()?;
+    EncodeLabelKey::encode(&name, &mut key)?;
+    let mut written = key.encode_label_value()?;
+    value.write(&mut written)?;
+    written.finish()
+}
+
+impl<L: Named + Overflow> Labels for Edited<L> {
+    fn overflow(&self) -> Self {
+        let hidden = |tags: &Arc<Tags>| {
+            let one =
+                |(name, value): (&Str, &Option<Str>)| (name.clone(), value.as_ref().map(|_| Str::from("overflow")));
+            Arc::new(tags.iter().map(one).collect())
+        };
+        Self { labels: self.labels.overflow(), tags: self.tags.as_ref().map(hidden) }
+    }
+}
+
+/// What labels are counted as when the budget is used up.
+pub trait Overflow {
+    /// Every value that is not of a small closed set is `overflow`.
+    #[must_use]
+    fn overflow(&self) -> Self;
+}
+
+impl Overflow for Ends {
     fn overflow(&self) -> Self {
         let (text, principal) = (Text::overflow, Principal::Overflow);
         Self {
@@ -90,7 +204,7 @@ impl Labels for Ends {
     }
 }
 
-impl Labels for RequestLabels {
+impl Overflow for RequestLabels {
     /// Codes are an endpoint's to choose: only their class stays.
     fn overflow(&self) -> Self {
         Self {
@@ -103,7 +217,7 @@ impl Labels for RequestLabels {
     }
 }
 
-impl Labels for TcpLabels {
+impl Overflow for TcpLabels {
     fn overflow(&self) -> Self {
         Self {
             ends: self.ends.overflow(),

@@ -17,12 +17,18 @@ use stillmesh_proxy::series::{Budget, Series};
 
 use super::flow::Flows;
 use super::judged::Judged;
-use super::{RequestLabels, TcpLabels};
+use super::{Edited, RequestLabels, TcpLabels};
 
 /// Label of refused work.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Refused {
     reason: Word,
+}
+
+/// Label of what is lost.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Lost {
+    what: Word,
 }
 
 /// Label of decisions.
@@ -32,22 +38,24 @@ struct Authorized {
     reason: Word,
 }
 
-type Histograms = Series<RequestLabels, Histogram>;
+type Requests = Series<Edited<RequestLabels>, Counter>;
+type Histograms = Series<Edited<RequestLabels>, Histogram>;
+type Connections = Series<Edited<TcpLabels>, Counter>;
 
 /// One handle per metric.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the names are the metrics' names")]
 pub struct Metrics {
-    pub requests: Series<RequestLabels, Counter>,
+    pub requests: Requests,
     pub request_duration: Histograms,
     pub request_bytes: Histograms,
     pub response_bytes: Histograms,
-    pub request_messages: Series<RequestLabels, Counter>,
-    pub response_messages: Series<RequestLabels, Counter>,
-    pub tcp_opened: Series<TcpLabels, Counter>,
-    pub tcp_closed: Series<TcpLabels, Counter>,
-    pub tcp_received_bytes: Series<TcpLabels, Counter>,
-    pub tcp_sent_bytes: Series<TcpLabels, Counter>,
+    pub request_messages: Requests,
+    pub response_messages: Requests,
+    pub tcp_opened: Connections,
+    pub tcp_closed: Connections,
+    pub tcp_received_bytes: Connections,
+    pub tcp_sent_bytes: Connections,
     pub flows: Flows,
     pub xds: XdsMetrics,
     pub repicked: Counter,
@@ -57,6 +65,7 @@ pub struct Metrics {
     pub policy_closed: Counter,
     authorized: Family<Authorized, Counter>,
     refused: Family<Refused, Counter>,
+    lost: Family<Lost, Counter>,
     pub certificates: CertificateMetrics,
     memory_held: Gauge,
     memory_limit: Gauge,
@@ -117,6 +126,7 @@ impl Metrics {
             policy_closed: Counter::default(),
             authorized: Family::default(),
             refused: Family::default(),
+            lost: Family::default(),
             certificates: CertificateMetrics::default(),
             memory_held: Gauge::default(),
             memory_limit: Gauge::default(),
@@ -153,6 +163,7 @@ impl Metrics {
         own.register("policy_closed", "Open connections closed by a policy change", self.policy_closed.clone());
         own.register("authorizations", "Decisions of policies", self.authorized.clone());
         own.register("refused", "Work refused", self.refused.clone());
+        own.register("telemetry_lost", "Lines, spans and records that found no place or no taker", self.lost.clone());
         self.certificates.register(own);
         own.register("memory_bytes", "Bytes that tunnels hold", self.memory_held.clone());
         own.register("memory_limit_bytes", "Bytes that they may hold", self.memory_limit.clone());
@@ -180,6 +191,11 @@ impl Metrics {
         self.refused.get_or_create(&Refused { reason: Word(reason) }).inc();
     }
 
+    /// Counts something that nobody will be told.
+    pub fn lost(&self, what: &'static str) {
+        self.lost.get_or_create(&Lost { what: Word(what) }).inc();
+    }
+
     /// Brings what is known of the tunnels' memory up to date.
     pub fn count_memory(&self, memory: &Memory) {
         let bytes = |bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX);
@@ -196,7 +212,9 @@ mod tests {
     use stillmesh_proxy::labels::{Principal, Text};
     use stillmesh_runtime::telemetry::metrics::{encode, outline};
 
-    use super::super::{Ends, Flags};
+    use stillmesh_core::model::Str;
+
+    use super::super::{Ends, Flags, Tags};
     use super::*;
 
     /// Contract 9.2 as it is served: a change here is one that users' dashboards notice.
@@ -229,14 +247,15 @@ mod tests {
         }
     }
 
-    fn request(code: u16) -> RequestLabels {
-        RequestLabels {
+    fn request(code: u16) -> Edited<RequestLabels> {
+        let labels = RequestLabels {
             ends: ends(),
             request_protocol: Word("http"),
             response_code: code,
             grpc_response_status: String::new(),
             response_flags: Flags::default(),
-        }
+        };
+        labels.into()
     }
 
     #[test]
@@ -250,10 +269,12 @@ mod tests {
             family.get(&request(200)).observe(1.0);
         }
         let tcp = TcpLabels { ends: ends(), request_protocol: Word("tcp"), response_flags: Flags::default() };
+        let tcp = Edited::from(tcp);
         for family in [&metrics.tcp_opened, &metrics.tcp_closed, &metrics.tcp_received_bytes, &metrics.tcp_sent_bytes] {
             family.get(&tcp).inc();
         }
         metrics.refuse("handshakes");
+        metrics.lost("access_log");
         drop(metrics.authorized.get_or_create(&Authorized { verdict: Word("denied"), reason: Word("x") }));
         let text = encode(&registry);
         assert!(text.contains("istio_build{component=\"proxy\",tag=\"1.2.3\"} 1"), "{text}");
@@ -273,5 +294,26 @@ mod tests {
         assert_eq!(series.len(), 108);
         let fives = series.iter().find(|line| line.contains("source_app=\"overflow\"") && line.contains("\"500\""));
         assert!(fives.is_some_and(|line| line.ends_with(" 100")), "{series:?}");
+    }
+
+    #[test]
+    fn labels_are_what_users_make_of_them() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry, "1.2.3", &Budget::new(2));
+        let tags = |host: &str| {
+            let tags = [("host", Some(host)), ("response_code", Some("5xx")), ("source_principal", None)];
+            let tags = tags.map(|(name, value)| (Str::from(name), value.map(Str::from)));
+            Some(Arc::new(Tags::from(tags)))
+        };
+        for host in ["a", "b\"c", "c", "d"] {
+            metrics.requests.get(&Edited { tags: tags(host), ..request(503) }).inc();
+        }
+        let text = encode(&registry);
+        let lines: Vec<_> = text.lines().filter(|line| line.starts_with("istio_requests_total{")).collect();
+        assert_eq!(lines.len(), 3, "two and what found no place: {lines:?}");
+        assert!(lines.iter().all(|line| !line.contains("source_principal")), "{lines:?}");
+        assert!(lines.iter().any(|line| line.contains("response_code=\"5xx\"") && line.contains("host=\"a\"} 1")));
+        assert!(lines.iter().any(|line| line.contains("host=\"b\\\"c\"} 1")), "{lines:?}");
+        assert!(lines.iter().any(|line| line.contains("host=\"overflow\"} 2")), "{lines:?}");
     }
 }

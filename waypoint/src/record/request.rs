@@ -13,13 +13,15 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::decision::{self, Rule, Why};
+use super::facts::{self, Kept};
 use super::grpc::Messages;
 use super::judged::Judged;
-use super::series::{Counted, Kind};
+use super::series::{self, Counted, Kind};
 use super::{Ends, Flag, Flags, RequestLabels};
 use crate::capture::Downstream;
 use crate::path::plan::Taken;
 use crate::path::{PathError, Received, UnderWay, Version};
+use crate::told::Telling;
 use crate::upstream::clusters::{Flight, Place};
 
 /// What is known of a request.
@@ -57,6 +59,9 @@ pub struct Request {
     /// The trace of the CONNECT that carried it on; 0: none.
     pub(super) carried: u128,
     pub(super) upstream: Option<SocketAddr>,
+    /// What users ask to be told, and what is kept for it.
+    pub(super) telling: Arc<Telling>,
+    pub(super) kept: Kept,
 }
 
 /// Longest text of a client's that is logged, bytes.
@@ -75,6 +80,15 @@ impl Request {
         let short = |text: &str| text.chars().take(LONGEST).collect::<String>();
         let header = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         under_way.progress().receives(&received);
+        let waypoint = downstream.waypoint();
+        let service = downstream.target.service().map(|service| &service.key);
+        let telling = waypoint.tellings.of(&waypoint.snapshots.load(), &downstream.own, service);
+        let mut kept = Kept::default();
+        if telling.is_asked() {
+            kept.request = telling.request(&head.headers);
+            let target = head.uri.path_and_query().map_or(head.uri.path(), |target| target.as_str());
+            kept.target = short(&telling.redaction().target(target));
+        }
         let host = head.uri.authority().map(|authority| authority.as_str()).or(header(header::HOST));
         Self {
             began: Instant::now(),
@@ -106,6 +120,8 @@ impl Request {
             retries: 0,
             carried: 0,
             upstream: None,
+            telling,
+            kept,
             downstream,
         }
     }
@@ -135,6 +151,9 @@ impl Request {
         self.decided = self.began.elapsed();
         if self.downstream.waypoint().records.is_on() {
             self.why = taken.name().map(|(route, rule)| Why::Route(Rule::new(route, rule)));
+        }
+        if self.telling.is_asked() {
+            self.kept.route = taken.name().map(|(route, rule)| Rule::new(route, rule));
         }
     }
 
@@ -173,6 +192,9 @@ impl Request {
     pub fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.status = Some(status);
         self.answered_after = Some(self.began.elapsed());
+        if self.telling.is_asked() {
+            self.kept.response = self.telling.response(headers);
+        }
         // A response of trailers alone has them among its headers.
         self.trailers(headers);
     }
@@ -260,7 +282,26 @@ impl Drop for Request {
         };
         let messages = (self.received.messages(), self.messages.count());
         let counted = Counted { milliseconds: duration.as_secs_f64() * 1000.0, received, sent: self.sent, messages };
-        self.downstream.series.count(&self.downstream.waypoint().metrics, kind, labels, counted);
+        let metrics = &self.downstream.waypoint().metrics;
+        let facts = self.telling.is_asked().then(|| facts::of_request(self, duration, flags));
+        if self.telling.meters() {
+            let change = |metric| self.telling.tags(metric, facts.as_ref());
+            series::count_changed(metrics, &labels(&kind), &change, counted);
+        } else {
+            self.downstream.series.count(metrics, kind, labels, counted);
+        }
+        match (self.telling.logs(), &facts) {
+            (true, Some(facts)) => self.telling.log(facts),
+            (true, None) => {}
+            (false, _) => self.write(duration, flags),
+        }
+        decision::keep_request(self, duration, flags);
+    }
+}
+
+impl Request {
+    /// Our own line.
+    fn write(&self, duration: Duration, flags: Flags) {
         let source = &self.downstream;
         let judged = self.judged.as_ref();
         tracing::event!(
@@ -278,10 +319,10 @@ impl Drop for Request {
             host = self.host.as_str(),
             path = self.path.as_str(),
             protocol = match self.version { Version::One => "HTTP/1.1", Version::Two => "HTTP/2" },
-            status,
+            status = self.status.map_or(0, |status| status.as_u16()),
             grpc.status = self.grpc_status,
             %flags,
-            bytes_recv = received,
+            bytes_recv = self.received.bytes(),
             bytes_sent = self.sent,
             duration = format!("{}ms", duration.as_millis()).as_str(),
             details = judged.and_then(Judged::details).as_deref(),
@@ -294,6 +335,5 @@ impl Drop for Request {
             request.id = self.id.to_str().unwrap_or_default(),
             "request complete"
         );
-        decision::keep_request(self, duration, flags);
     }
 }

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
+use stillmesh_core::model::telemetry::MetricName;
 use stillmesh_core::model::{Service, Workload};
+use stillmesh_proxy::labels::Word;
 use stillmesh_proxy::series::Held;
 
-use super::{Flags, Metrics, RequestLabels};
+use super::{Edited, Flags, Metrics, RequestLabels, Tags};
 
 /// What requests of one client differ in, as labels tell.
 #[derive(Clone, Debug)]
@@ -77,6 +79,34 @@ pub struct Counted {
     pub messages: (u64, u64),
 }
 
+/// What users make of a metric's labels; `None`: it is not counted.
+pub type Change<'a> = &'a dyn Fn(MetricName) -> Option<Option<Arc<Tags>>>;
+
+/// Counts a request whose metrics users have changed: each has labels of its own.
+pub fn count_changed(metrics: &Metrics, labels: &RequestLabels, change: Change<'_>, counted: Counted) {
+    let edited = |metric| change(metric).map(|tags| Edited { labels: labels.clone(), tags });
+    let add = |metric, family: &Family<Counter>, count| {
+        if let Some(labels) = edited(metric) {
+            family.get(&labels).inc_by(count);
+        }
+    };
+    let observe = |metric, family: &Family<Histogram>, value| {
+        if let Some(labels) = edited(metric) {
+            family.get(&labels).observe(value);
+        }
+    };
+    add(MetricName::RequestCount, &metrics.requests, 1);
+    observe(MetricName::RequestDuration, &metrics.request_duration, counted.milliseconds);
+    observe(MetricName::RequestSize, &metrics.request_bytes, counted.received as f64);
+    observe(MetricName::ResponseSize, &metrics.response_bytes, counted.sent as f64);
+    if labels.request_protocol == Word("grpc") {
+        add(MetricName::GrpcRequestMessages, &metrics.request_messages, counted.messages.0);
+        add(MetricName::GrpcResponseMessages, &metrics.response_messages, counted.messages.1);
+    }
+}
+
+type Family<M> = stillmesh_proxy::series::Series<Edited<RequestLabels>, M>;
+
 impl Known {
     /// Counts a request; `labels` are those of its kind.
     pub fn count(&self, metrics: &Metrics, kind: Kind, labels: impl FnOnce(&Kind) -> RequestLabels, counted: Counted) {
@@ -96,7 +126,7 @@ impl Known {
         if let Some((_, series)) = known.iter().find(|(known, _)| known.is(&kind)) {
             return series.clone();
         }
-        let labels = labels(&kind);
+        let labels = Edited::from(labels(&kind));
         let series = Series {
             requests: metrics.requests.get(&labels),
             duration: metrics.request_duration.get(&labels),

@@ -15,5 +15,6 @@ mod retries;
 mod routes;
 mod smuggling;
 mod streams;
+mod told;
 mod versions;
 mod ways;
