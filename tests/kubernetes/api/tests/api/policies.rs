@@ -124,13 +124,13 @@ async fn what_mesh_config_asks_for_in_vain_is_named() {
     let controller = Controller::start(&world, &[]).await;
     controller.ready().await;
     let metadata = json!({"name": "istio", "namespace": world.namespace});
-    world.apply(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"mesh": "accessLogFile: /dev/stdout\n"}})).await;
-    controller.says("/debug/findings", "data.mesh.accessLogFile").await;
+    world.apply(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"mesh": "enableTracing: true\n"}})).await;
+    controller.says("/debug/findings", "data.mesh.enableTracing").await;
     let none = Patch::Merge(json!({"data": {"mesh": ""}}));
     world.maps(&world.namespace).patch("istio", &PatchParams::default(), &none).await.unwrap();
     world
         .until("it is named no more", || async {
-            !controller.page("/debug/findings").await.1.contains("accessLogFile")
+            !controller.page("/debug/findings").await.1.contains("enableTracing")
         })
         .await;
     controller.stop().await;
