@@ -156,7 +156,7 @@ pub(crate) fn server(input: &[u8]) -> bool {
                 change => catalog.apply(change.map_or(&[], std::slice::from_ref)),
             };
             for one in &touched {
-                session.touch(one);
+                session.touch(one, step as u64 + 2);
             }
         }
         if how & 2 != 0 {
