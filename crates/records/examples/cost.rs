@@ -1,10 +1,10 @@
-//! What keeping a record costs. Run by hand, optimized: `cargo run --release -p stillmesh-records --example cost`.
+//! What keeping a record costs, and adding it up. Run by hand, optimized: `cargo run --release -p stillmesh-records --example cost`.
 #![expect(clippy::print_stdout, reason = "what is measured is to be read")]
 
 use std::hint::black_box;
 use std::time::Instant;
 
-use stillmesh_records::{DEFAULT_BUDGET, Draft, Field, Hop, Query, Record, Recorder};
+use stillmesh_records::{DEFAULT_BUDGET, DEFAULT_FLOWS, Draft, Field, Hop, Query, Record, Recorder};
 
 const RECORDS: u32 = 1_000_000;
 
@@ -37,6 +37,8 @@ fn main() {
     nanoseconds("written and kept in", |number| recorder.put(&draft(number)));
     let (kept, _, bytes) = recorder.size();
     println!("{kept} records in {bytes} bytes: {} each with their names", bytes / kept.max(1));
+    let adding = Recorder::with_flows(0, DEFAULT_FLOWS, 0);
+    nanoseconds("written and added up in", |number| adding.put(&draft(number)));
     let query = Query {
         sources: vec!["pod/nobody/here".parse().unwrap_or(stillmesh_records::Term::Pod(String::new()))],
         ..Query::all()

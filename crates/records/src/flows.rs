@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use foldhash::quality::RandomState;
 use serde::{Deserialize, Serialize};
 pub use template::template;
 
@@ -26,6 +27,8 @@ const HOUR_US: u64 = 3_600_000_000;
 /// What a row takes beside its texts, bytes: counts, table, allocation.
 const ROW_BYTES: usize = 96;
 const FIELDS: usize = 11;
+/// What most rows' texts take, bytes.
+const USUAL_KEY: usize = 192;
 const SEPARATOR: char = '\u{1f}';
 /// The version of what is on disk.
 const VERSION: u32 = 1;
@@ -119,7 +122,7 @@ impl Counts {
 
 #[derive(Clone, Debug, Default)]
 struct Hour {
-    rows: HashMap<Box<str>, Counts>,
+    rows: HashMap<Box<str>, Counts, RandomState>,
     /// Carried, refused.
     overflow: [Counts; 2],
     bytes: usize,
@@ -133,7 +136,14 @@ pub struct Flows {
     since_us: u64,
     /// Counts up with each change.
     changes: u64,
-    scratch: String,
+}
+
+/// The row that one is counted in: made before any lock is held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    key: String,
+    at_us: u64,
+    is_refused: bool,
 }
 
 /// What is on disk.
@@ -160,38 +170,77 @@ pub struct Moment {
     pub changes: u64,
 }
 
+impl Row {
+    /// The row of a connection or request.
+    pub fn of(one: &impl Recorded) -> Self {
+        let record = one.record();
+        let mut key = String::with_capacity(USUAL_KEY);
+        key.push(match record.hop {
+            Hop::Outbound => 'o',
+            Hop::Connection => 'c',
+            Hop::Request => 'r',
+            Hop::Inbound => 'i',
+        });
+        key.push(SEPARATOR);
+        match (one.text(Field::SourceIdentity), short(one.text(Field::Source))) {
+            ("", "") => {
+                let _ = record.source.get().map(|source| write!(key, "{}", source.ip()));
+            }
+            ("", workload) => key.push_str(workload),
+            (identity, _) => key.push_str(identity),
+        }
+        let is_clear = record.hop == Hop::Inbound && !record.is_tunnelled;
+        let service = one.text(Field::Service);
+        let has_endpoint = record.hop == Hop::Inbound || service.is_empty();
+        let port = match record.hop {
+            Hop::Outbound => record.original.get().map(|address| address.port()),
+            Hop::Inbound => record.upstream.get().or(record.original.get()).map(|address| address.port()),
+            Hop::Connection | Hop::Request => {
+                one.text(Field::Authority).rsplit_once(':').and_then(|(_, port)| port.parse().ok())
+            }
+        };
+        let (reason, object) = if record.is_refused { (record.reason, one.text(Field::Object)) } else { ("", "") };
+        let flag = |is: bool| if is { "1" } else { "0" };
+        let mut part = |text: &str| {
+            key.push(SEPARATOR);
+            key.push_str(text);
+        };
+        part(flag(is_clear));
+        part(service);
+        part(if has_endpoint { short(one.text(Field::Endpoint)) } else { "" });
+        part("");
+        let _ = write!(key, "{}{SEPARATOR}{}{SEPARATOR}", port.unwrap_or_default(), one.text(Field::Method));
+        template::write(&mut key, one.text(Field::Path));
+        for text in [flag(record.is_refused), reason, object] {
+            key.push(SEPARATOR);
+            key.push_str(text);
+        }
+        Self { key, at_us: record.at_us, is_refused: record.is_refused }
+    }
+}
+
 impl Flows {
     /// None yet, of at most `budget` bytes. `now_us` is the time.
     pub fn new(budget: usize, now_us: u64) -> Self {
         let hours = usize::try_from(HOURS).unwrap_or(1);
-        Self {
-            hours: BTreeMap::new(),
-            hour_bytes: budget.max(SMALLEST_FLOWS) / hours,
-            since_us: now_us,
-            changes: 0,
-            scratch: String::new(),
-        }
+        Self { hours: BTreeMap::new(), hour_bytes: budget.max(SMALLEST_FLOWS) / hours, since_us: now_us, changes: 0 }
     }
 
-    /// Counts one that has ended. `path` is the template of its path.
-    pub fn count(&mut self, one: &impl Recorded, path: &str) {
-        let at_us = one.record().at_us;
+    /// Counts one that has ended.
+    pub fn count(&mut self, row: &Row) {
+        let Row { key, at_us, is_refused } = row;
         let hour = at_us / HOUR_US;
         self.forget(hour);
         self.changes += 1;
-        let mut key = std::mem::take(&mut self.scratch);
-        key.clear();
-        write_key(&mut key, one, path);
         let of_hour = Arc::make_mut(self.hours.entry(hour).or_default());
         if let Some(counts) = of_hour.rows.get_mut(key.as_str()) {
-            counts.add(at_us);
+            counts.add(*at_us);
         } else if of_hour.bytes + key.len() + ROW_BYTES <= self.hour_bytes {
             of_hour.bytes += key.len() + ROW_BYTES;
-            of_hour.rows.entry(key.as_str().into()).or_default().add(at_us);
-        } else if let Some(counts) = of_hour.overflow.get_mut(usize::from(one.record().is_refused)) {
-            counts.add(at_us);
+            of_hour.rows.entry(key.as_str().into()).or_default().add(*at_us);
+        } else if let Some(counts) = of_hour.overflow.get_mut(usize::from(*is_refused)) {
+            counts.add(*at_us);
         }
-        self.scratch = key;
     }
 
     fn forget(&mut self, now: u64) {
@@ -249,20 +298,12 @@ impl Moment {
     /// As it is told: rows that were seen since `since_us`, the newest hour first, then those with the highest counts. `live` is
     /// what is open.
     pub fn tell(&self, since_us: u64, live: &[impl Recorded], now_us: u64) -> FlowsAnswer {
-        let mut now = Flows {
-            hours: self.hours.clone(),
-            hour_bytes: usize::MAX,
-            since_us: self.since_us,
-            changes: 0,
-            scratch: String::new(),
-        };
+        let mut now = Flows { hours: self.hours.clone(), hour_bytes: usize::MAX, since_us: self.since_us, changes: 0 };
         let mut open: HashMap<String, u64> = HashMap::new();
         for one in live {
-            let path = template(one.text(Field::Path));
-            let mut key = String::new();
-            write_key(&mut key, one, &path);
-            now.count(one, &path);
-            *open.entry(key).or_default() += 1;
+            let row = Row::of(one);
+            now.count(&row);
+            *open.entry(row.key).or_default() += 1;
         }
         let bytes = self.hours.values().map(|hour| hour.bytes).sum();
         let mut flows = Vec::new();
@@ -290,43 +331,6 @@ impl Moment {
 fn short(uid: &str) -> &str {
     let start = uid.rmatch_indices('/').nth(1).map_or(0, |(place, _)| place + 1);
     uid.get(start..).unwrap_or(uid)
-}
-
-fn write_key(key: &mut String, one: &impl Recorded, path: &str) {
-    let record = one.record();
-    let is_clear = record.hop == Hop::Inbound && !record.is_tunnelled;
-    let (identity, workload) = (one.text(Field::SourceIdentity), short(one.text(Field::Source)));
-    let hop = match record.hop {
-        Hop::Outbound => 'o',
-        Hop::Connection => 'c',
-        Hop::Request => 'r',
-        Hop::Inbound => 'i',
-    };
-    let _ = write!(key, "{hop}{SEPARATOR}");
-    match (identity, workload) {
-        ("", "") => {
-            let _ = record.source.get().map(|source| write!(key, "{}", source.ip()));
-        }
-        ("", workload) => key.push_str(workload),
-        (identity, _) => key.push_str(identity),
-    }
-    let service = one.text(Field::Service);
-    let endpoint = if record.hop == Hop::Inbound || service.is_empty() { short(one.text(Field::Endpoint)) } else { "" };
-    let port = match record.hop {
-        Hop::Outbound => record.original.get().map(|address| address.port()),
-        Hop::Inbound => record.upstream.get().or(record.original.get()).map(|address| address.port()),
-        Hop::Connection | Hop::Request => {
-            one.text(Field::Authority).rsplit_once(':').and_then(|(_, port)| port.parse().ok())
-        }
-    };
-    let (reason, object) = if record.is_refused { (record.reason, one.text(Field::Object)) } else { ("", "") };
-    let method = one.text(Field::Method);
-    let (port, clear, refused) = (port.unwrap_or_default(), u8::from(is_clear), u8::from(record.is_refused));
-    let s = SEPARATOR;
-    let _ = write!(
-        key,
-        "{s}{clear}{s}{service}{s}{endpoint}{s}{port}{s}{method}{s}{path}{s}{refused}{s}{reason}{s}{object}"
-    );
 }
 
 fn of_counts(hour: u64, counts: Counts) -> Flow {

@@ -3,9 +3,8 @@
 use parking_lot::Mutex;
 
 use crate::draft::Draft;
-use crate::flows::{Flows, Moment, template};
+use crate::flows::{Flows, Moment, Row};
 use crate::query::Query;
-use crate::record::{Field, Hop, Recorded as _};
 use crate::ring::{CHUNK_BYTES, Ring};
 use crate::told::Told;
 
@@ -61,15 +60,14 @@ impl Recorder {
     /// Keeps a record, and counts it.
     pub fn put(&self, draft: &Draft) {
         let Some(kept) = &self.kept else { return };
-        let is_request = self.has_flows && draft.record.hop == Hop::Request;
-        let path = if is_request { template(draft.text(Field::Path)) } else { String::new() };
+        let row = self.has_flows.then(|| Row::of(draft));
         let groups = self.has_records.then(|| draft.groups());
         let mut kept = kept.lock();
         if let (Some(ring), Some(groups)) = (&mut kept.ring, &groups) {
             ring.push_ready(draft.record, groups);
         }
-        if let Some(flows) = &mut kept.flows {
-            flows.count(draft, &path);
+        if let (Some(flows), Some(row)) = (&mut kept.flows, &row) {
+            flows.count(row);
         }
     }
 

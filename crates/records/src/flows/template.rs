@@ -14,6 +14,12 @@ const HEX: usize = 8;
 /// than forty; and what has an `@`. Eight parts are kept. An empty path stays empty.
 pub fn template(path: &str) -> String {
     let mut whole = String::with_capacity(path.len());
+    write(&mut whole, path);
+    whole
+}
+
+/// Adds the template of a path to a text.
+pub(super) fn write(whole: &mut String, path: &str) {
     for (number, part) in path.split('/').enumerate() {
         if number > 0 {
             whole.push('/');
@@ -24,7 +30,6 @@ pub fn template(path: &str) -> String {
         }
         whole.push_str(if is_id(part) { "{id}" } else { part });
     }
-    whole
 }
 
 fn is_id(part: &str) -> bool {

@@ -24,8 +24,7 @@ fn draft(at_us: u64, path: &str) -> Draft {
 }
 
 fn put(flows: &mut Flows, draft: &Draft) {
-    let path = template(draft.text(Field::Path));
-    flows.count(draft, &path);
+    flows.count(&Row::of(draft));
 }
 
 fn told(flows: &Flows) -> Vec<Flow> {
