@@ -130,33 +130,35 @@ fn a_bypass_of_a_pod_ends_by_itself() {
     let target = format!("{}:7000", mesh.ips("sterner", "server-2")[0]);
     mesh.ask("brief", "client-1", &["echo", &target]);
     mesh.delete("brief.yaml");
+    // It goes with its namespace, and nothing is said of it.
+    wait("the order is gone", || mesh.command(&["status"]).status.success() && find().is_none());
 }
 
 #[test]
 fn what_policies_would_refuse_is_said_before_anything_is_done() {
     let mesh = shared();
-    ready(&mesh, "asked", "sternest");
+    ready(&mesh, "leaving", "sternest");
     let policy = "
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
-metadata: {name: only-asked, namespace: sternest}
+metadata: {name: only-leaving, namespace: sternest}
 spec:
-  rules: [{from: [{source: {principals: [cluster.local/ns/asked/sa/client-1]}}]}]
+  rules: [{from: [{source: {principals: [cluster.local/ns/leaving/sa/client-1]}}]}]
 ";
-    mesh.apply("asked-policy.yaml", policy);
+    mesh.apply("leaving-policy.yaml", policy);
     wait("the policy is there", || !mesh.get("policies", "sternest").is_empty());
-    let order = ["bypass", "asked", "--reason", "a test"];
+    let order = ["bypass", "leaving", "--reason", "a test"];
     let told = mesh.command(&order);
     assert!(!told.status.success(), "{}", text(&told));
     let said = text(&told);
-    assert!(said.contains("ns/asked/sa/client-1") && said.contains("sternest/only-asked"), "{said}");
-    assert!(mesh.captured("asked"), "something was done");
+    assert!(said.contains("ns/leaving/sa/client-1") && said.contains("sternest/only-leaving"), "{said}");
+    assert!(mesh.captured("leaving"), "something was done");
     let done = mesh.command(&[&order[..], &["--yes"]].concat());
     assert!(done.status.success(), "{}", text(&done));
     let target = format!("{}:7000", mesh.ips("sternest", "server-2")[0]);
-    assert!(!mesh.peer("asked", "client-1", &["echo", &target]).status.success(), "a policy by identity was skipped");
-    bypass(&mesh, &["asked", "--end"]);
-    mesh.ask("asked", "client-1", &["echo", &target]);
-    mesh.delete("asked-policy.yaml");
-    mesh.delete("asked.yaml");
+    assert!(!mesh.peer("leaving", "client-1", &["echo", &target]).status.success(), "a policy by identity was skipped");
+    bypass(&mesh, &["leaving", "--end"]);
+    mesh.ask("leaving", "client-1", &["echo", &target]);
+    mesh.delete("leaving-policy.yaml");
+    mesh.delete("leaving.yaml");
 }

@@ -165,7 +165,13 @@ impl Reconciler {
         for change in update.changes {
             match change {
                 Change::Set(placed) => drop(self.written.insert(placed.object.key(), placed)),
-                Change::Removed(key) => drop(self.written.remove(&key)),
+                Change::Removed(key) => {
+                    self.written.remove(&key);
+                    // With a namespace goes what is in it; files are their writers' own business.
+                    let in_it = |order: &&ObjectKey| key.kind == Kind::Namespace && order.namespace == key.name;
+                    let orders: Vec<ObjectKey> = self.ordered.iter().filter(in_it).cloned().collect();
+                    orders.iter().for_each(|order| self.forget_order(order));
+                }
             }
         }
         for (key, at) in update.moved {
