@@ -42,6 +42,8 @@ use pods::Pods;
 const SHUTDOWN: Duration = Duration::from_secs(2);
 /// Beside the socket of tunnels: where they ask about probes.
 const PROBES_SOCKET: &str = "probes.sock";
+/// Where the node's tunnel keeps its flows, beside its socket.
+const FLOWS: &str = "flows.json";
 /// Only the agent's own user.
 const SOCKET_MODE: u32 = 0o600;
 

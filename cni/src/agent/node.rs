@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::ending::{self, Own};
 use super::pods::Pods;
-use super::{Agent, PROBES_SOCKET, precheck, until_cancelled};
+use super::{Agent, FLOWS, PROBES_SOCKET, precheck, until_cancelled};
 use crate::api::Questions;
 use crate::config::Node;
 use crate::install::{self, Entry, Installer, files};
@@ -168,7 +168,8 @@ impl Agent {
             }
             files::remove(&self.config.plugin_socket)?;
             files::remove(&self.config.zds_socket)?;
-            files::remove(&self.config.zds_socket.with_file_name(PROBES_SOCKET))
+            files::remove(&self.config.zds_socket.with_file_name(PROBES_SOCKET))?;
+            files::remove(&self.config.zds_socket.with_file_name(FLOWS))
         });
         if let Err(error) = forgotten {
             tracing::warn!(%error, "something of the agent's own is left on the node");

@@ -36,19 +36,22 @@ pub fn restore(recorder: &Recorder, path: &Path) {
     }
 }
 
-/// Keeps flows on disk until `end`, and writes them a last time then: whole, put in place by renaming, at most once a minute and only
-/// where something has changed.
+/// Keeps flows on disk until `end`, and writes them a last time then: whole, put in place by renaming, at once, then at most once a
+/// minute and only where something has changed. A file that somebody has taken out, as when the mesh leaves a node, is not
+/// brought back by this process.
 pub async fn keep(moment: impl Fn() -> Option<Moment>, path: PathBuf, end: CancellationToken) {
-    let mut written = 0;
-    let mut is_told = false;
+    let mut written = None;
+    let (mut is_told, mut is_there, mut is_over) = (false, false, false);
     loop {
-        let is_over = tokio::time::timeout(EVERY, end.cancelled()).await.is_ok();
-        if let Some(moment) = moment().filter(|moment| moment.changes != written) {
-            written = moment.changes;
+        if is_there && matches!(path.try_exists(), Ok(false)) {
+            return;
+        }
+        if let Some(moment) = moment().filter(|moment| written != Some(moment.changes)) {
+            written = Some(moment.changes);
             let path = path.clone();
             let writing = tokio::task::spawn_blocking(move || write(&moment, &path));
             match writing.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
-                Ok(()) => is_told = false,
+                Ok(()) => (is_told, is_there) = (false, true),
                 Err(error) if !is_told => {
                     is_told = true;
                     tracing::warn!(%error, "flows are not kept on disk");
@@ -59,6 +62,7 @@ pub async fn keep(moment: impl Fn() -> Option<Moment>, path: PathBuf, end: Cance
         if is_over {
             return;
         }
+        is_over = tokio::time::timeout(EVERY, end.cancelled()).await.is_ok();
     }
 }
 
@@ -111,5 +115,22 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
         std::fs::write(&path, "{").unwrap();
         restore(&next, &path);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_taken_out_stays_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("flows.json");
+        let recorder = Recorder::with_flows(0, DEFAULT_FLOWS, now_us());
+        let end = CancellationToken::new();
+        tokio::join!(keep(|| recorder.flows(), path.clone(), end.clone()), async {
+            while !path.exists() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            std::fs::remove_file(&path).unwrap();
+            recorder.put(&Draft::new(Record { at_us: now_us(), ..Record::default() }));
+            end.cancel();
+        });
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

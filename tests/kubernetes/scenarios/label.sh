@@ -23,7 +23,7 @@ check "the Service answers" within 10 asks shop "http://web.$NS/" 10
 check "the server sees the client's own address" says "\"remote\":\"$(ip4 shop):" asks shop "http://$(ip4 web):8080/"
 check "20 MB come back as they were sent" in_pod shop bulk "web.$NS:9000" 20
 if [ "$OWN" = 1 ]; then
-	[ "$NODE1" = n1 ] && check "the tunnel's port is used" within 5 bash -c 'tcpdump -nn -r "$WORK/n1.pcap" 2>/dev/null | grep -q "\.15008: "'
+	[ "$NODE1" = n1 ] && check "the tunnel's port is used" within 20 bash -c 'tcpdump -nn -r "$WORK/n1.pcap" 2>/dev/null | grep -q "\.15008: "'
 	check "no connection was opened in clear" none_clear
 	check "a word cannot be read between the nodes" not wire now-hidden
 fi

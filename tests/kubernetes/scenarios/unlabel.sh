@@ -9,7 +9,7 @@ need "a connection is open through the tunnel" within 20 says 'held 10' last hol
 capture "$NODE1" "$NODE2"
 leave
 check "pods leave" within 30 apart web shop holder caller
-on() { local n; n=$(last holder | sed 's/.*held //'); within 5 bash -c "[ \"\$(kubectl -n $NS logs holder --tail=1 | sed 's/.*held //')\" -gt $n ]"; }
+on() { local n; n=$(last holder | sed 's/.*held //'); within 20 bash -c "[ \"\$(kubectl -n $NS logs holder --tail=1 | sed 's/.*held //')\" -gt $n ]"; }
 check "the open connection goes on" on
 check "a new connection is answered" asks shop "http://web.$NS/" 10
 if [ "$OWN" = 1 ]; then
