@@ -43,6 +43,8 @@ pub struct World {
     ahead: HashSet<PodName>,
     /// Of those, pods of a name that the watch said is gone: it may have meant the one before.
     doubtful: BTreeSet<PodName>,
+    /// Since when each pod is held: what was asked before says nothing of it.
+    since: HashMap<PodName, Instant>,
     probes: Probes,
     /// Bypasses: which pods stay out of the mesh for a while.
     bypasses: Orders,
@@ -114,6 +116,7 @@ impl World {
             namespaces: HashMap::new(),
             ahead: HashSet::new(),
             doubtful: BTreeSet::new(),
+            since: HashMap::new(),
             probes: Probes::default(),
             bypasses: Orders::default(),
             heard: HashMap::new(),
@@ -217,14 +220,18 @@ impl World {
     }
 
     fn hold(&mut self, name: &PodName, pod: Arc<Pod>) -> Option<Arc<Pod>> {
+        let is_same = |before: &Arc<Pod>| before.metadata.uid == pod.metadata.uid;
+        let known = self.pods.get(name).filter(|before| is_same(before)).and_then(|_| self.since.get(name).copied());
         let before = self.release(name);
         self.probes.learn(&pod);
         self.pods.insert(name.clone(), pod);
+        self.since.insert(name.clone(), known.unwrap_or_else(Instant::now));
         before
     }
 
     fn release(&mut self, name: &PodName) -> Option<Arc<Pod>> {
         let before = self.pods.remove(name);
+        self.since.remove(name);
         if let Some(before) = &before {
             self.probes.forget(before);
         }
@@ -281,6 +288,8 @@ impl World {
                     self.hold(name, Arc::new(pod));
                 }
             }
+            // It was asked about the one before of this name.
+            None if self.since.get(name).is_some_and(|since| *since > seen.asked) => {}
             None => {
                 self.ahead.remove(name);
                 self.release(name);

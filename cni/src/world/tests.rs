@@ -130,7 +130,11 @@ fn what_the_api_server_said_is_not_undone_by_what_was_on_its_way() {
     let metrics = Metrics::default();
     world.apply(vec![set(versioned(pod("a", "1", "n1"), 10))], &metrics);
     // The pod was made anew under its name, and the plugin is quicker than the watch.
-    let seen = Seen { pod: Some(versioned(pod("a", "2", "n1"), 30)), namespace: Some(namespace(Some("ambient"))) };
+    let seen = Seen {
+        asked: Instant::now(),
+        pod: Some(versioned(pod("a", "2", "n1"), 30)),
+        namespace: Some(namespace(Some("ambient"))),
+    };
     assert_eq!(world.learn(&name("a"), seen), [name("a")].into());
     assert_eq!((uid(&world), wanted(&world, "a")), (Some("2".into()), Some(Wanted::Captured)));
 
@@ -148,13 +152,23 @@ fn what_the_api_server_said_is_not_undone_by_what_was_on_its_way() {
 #[test]
 fn a_pod_that_the_watch_never_brought_is_gone_when_the_api_server_says_so() {
     let mut world = world();
-    let seen = Seen { pod: Some(versioned(pod("a", "2", "n1"), 30)), namespace: None };
+    let seen = Seen { asked: Instant::now(), pod: Some(versioned(pod("a", "2", "n1"), 30)), namespace: None };
     world.learn(&name("a"), seen);
     world.apply(vec![removed(pod("a", "2", "n1"))], &Metrics::default());
     assert_eq!(world.doubtful(), [name("a")].into());
-    world.learn(&name("a"), Seen { pod: None, namespace: None });
+    world.learn(&name("a"), Seen { asked: Instant::now(), pod: None, namespace: None });
     assert_eq!(uid(&world), None);
-    let elsewhere = Seen { pod: Some(pod("a", "3", "n2")), namespace: None };
+    // Such an answer says nothing of a pod that came after the question.
+    let before = Seen { asked: Instant::now(), pod: None, namespace: None };
+    world.learn(
+        &name("a"),
+        Seen { asked: Instant::now(), pod: Some(versioned(pod("a", "4", "n1"), 40)), namespace: None },
+    );
+    world.learn(&name("a"), before);
+    assert_eq!(uid(&world), Some("4".into()));
+    world.learn(&name("a"), Seen { asked: Instant::now(), pod: None, namespace: None });
+    assert_eq!(uid(&world), None);
+    let elsewhere = Seen { asked: Instant::now(), pod: Some(pod("a", "3", "n2")), namespace: None };
     world.learn(&name("a"), elsewhere);
     assert_eq!(uid(&world), None);
 }
@@ -169,7 +183,8 @@ fn an_older_version_of_a_namespace_does_not_take_its_label_back() {
         namespace
     };
     world.apply(vec![set(versioned(None, 5)), set(pod("a", "1", "n1"))], &metrics);
-    let seen = Seen { pod: Some(pod("a", "1", "n1")), namespace: Some(versioned(Some("ambient"), 9)) };
+    let seen =
+        Seen { asked: Instant::now(), pod: Some(pod("a", "1", "n1")), namespace: Some(versioned(Some("ambient"), 9)) };
     world.learn(&name("a"), seen);
     world.apply(vec![set(versioned(None, 7))], &metrics);
     assert_eq!(wanted(&world, "a"), Some(Wanted::Captured));
