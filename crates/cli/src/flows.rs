@@ -10,17 +10,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use futures::StreamExt as _;
 use serde::Serialize;
 use serde_json::json;
 use stillmesh_records::{Flow, FlowsAnswer, Hop};
 
-use crate::cluster::args::{Access, Format, duration, namespace_name};
+use crate::cluster::args::{Format, WhichMesh, duration, namespace_name};
 use crate::output::{aligned, line, note};
-use crate::why::place::{ADMIN, Place};
-
-/// Proxies that are asked at a time.
-const AT_ONCE: usize = 8;
+use crate::why::place::{self, Place};
+use crate::why::story;
 
 /// `stillmesh flows`.
 #[derive(Debug, Args)]
@@ -47,11 +44,8 @@ pub(crate) struct Flows {
     /// How to print
     #[arg(long, short, value_enum, default_value = "table")]
     output: Format,
-    /// The mesh of this name that runs on this machine (`stillmesh up`), instead of a cluster
-    #[arg(long, conflicts_with_all = ["kubeconfig", "context"], value_name = "MESH")]
-    name: Option<String>,
     #[command(flatten)]
-    access: Access,
+    which: WhichMesh,
 }
 
 /// What one of those who were asked has answered.
@@ -75,18 +69,12 @@ pub(crate) struct Gathered {
 
 /// Carries it out.
 pub(crate) async fn run(args: &Flows) -> anyhow::Result<ExitCode> {
-    let place = Place::find(args.name.as_deref(), &args.access).await?;
+    let place = Place::find(&args.which).await?;
     let gathered = gather(&place, args.since).await?;
     let flows = merged(gathered.flows, |flow| is_wanted(args, flow));
-    match args.output {
-        Format::Table => print(&flows, args.limit),
-        format => {
-            let whole = json!({ "flows": flows, "asked": gathered.asked });
-            match format {
-                Format::Yaml => line(serde_saphyr::to_string(&whole)?.trim_end()),
-                _ => line(&serde_json::to_string_pretty(&whole)?),
-            }
-        }
+    match args.output.report() {
+        None => print(&flows, args.limit),
+        Some(report) => line(&report.of(&json!({ "flows": flows, "asked": gathered.asked }))?),
     }
     notes(&gathered.asked).iter().for_each(|text| note(text));
     let is_deaf = gathered.asked.iter().all(|asked| asked.reaches_back_s.is_none());
@@ -94,16 +82,11 @@ pub(crate) async fn run(args: &Flows) -> anyhow::Result<ExitCode> {
 }
 
 /// Asks all tunnels and waypoints.
-pub(crate) async fn gather(place: &Place, since: Duration) -> anyhow::Result<Gathered> {
-    let proxies = place.proxies(&BTreeSet::new()).await?;
+pub(crate) async fn gather(mesh: &Place, since: Duration) -> anyhow::Result<Gathered> {
+    let proxies = mesh.proxies(&BTreeSet::new()).await?;
     let path = format!("/flows?since={}", since.as_secs().max(1));
-    let answers = futures::stream::iter(proxies.iter())
-        .map(|proxy| async { (proxy.to_string(), proxy.page(ADMIN, &path).await) })
-        .buffered(AT_ONCE);
-    let answers: Vec<_> = answers.collect().await;
     let mut gathered = Gathered::default();
-    for (by, answer) in answers {
-        let answer = answer.and_then(|body| Ok(serde_json::from_slice::<FlowsAnswer>(&body)?));
+    for (by, answer) in place::answers::<FlowsAnswer>(&proxies, &path).await {
         let asked = match answer {
             Ok(answer) => {
                 let age = answer.now_us.saturating_sub(answer.since_us) / 1_000_000;
@@ -183,8 +166,7 @@ fn destination(flow: &Flow) -> String {
 }
 
 pub(crate) fn time(microseconds: u64) -> String {
-    let at = jiff::Timestamp::from_microsecond(i64::try_from(microseconds).unwrap_or(i64::MAX));
-    at.map(|time| format!("{time:.0}")).unwrap_or_default()
+    story::timestamp(microseconds).map(|time| format!("{time:.0}")).unwrap_or_default()
 }
 
 fn print(flows: &[Flow], limit: usize) {

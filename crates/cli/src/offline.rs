@@ -103,6 +103,30 @@ pub(crate) fn known(written: Written, mesh: Mesh, mut notes: Vec<String>) -> any
     Ok(Known { snapshot, mesh, objects: values.context("writing the objects")?, workloads, services, accesses, notes })
 }
 
+/// What decides about connections, of objects as an API server has them: as built, without their way over the wire.
+pub(crate) fn decided(builder: &mut Builder, objects: impl Iterator<Item = Placed>) -> (Snapshot, Vec<Arc<Workload>>) {
+    let changes = objects.map(objects::Change::Set).collect();
+    let built = builder.apply(&objects::Update { changes, complete: true, ..objects::Update::default() });
+    let (snapshot, _) = Snapshot::empty(builder.mesh().network.clone()).apply(&built.changes);
+    let workloads = built.changes.into_iter().filter_map(|change| match change {
+        Change::Workload(workload) => Some(workload),
+        _ => None,
+    });
+    (snapshot, workloads.collect())
+}
+
+/// An API server's object, as manifests are read.
+pub(crate) fn placed(object: &Value) -> Vec<Placed> {
+    stillmesh_k8s::parse::documents("", &object.to_string()).objects
+}
+
+/// Ports of a workload that services lead to. Where none does it is 0: what is refused at every port is refused there.
+pub(crate) fn served_ports(workload: &Workload) -> BTreeSet<u16> {
+    let ports: BTreeSet<u16> =
+        workload.services.iter().flat_map(|(_, ports)| ports).map(|port| port.target_port).collect();
+    if ports.is_empty() { BTreeSet::from([0]) } else { ports }
+}
+
 /// A change as it arrives: written and read as between controller and node.
 fn sent(change: &Change) -> Option<anyhow::Result<Change>> {
     let (kind, name) = codec::name(change);

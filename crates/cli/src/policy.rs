@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use stillmesh_k8s::translate::Mesh;
 
-use crate::cluster::args::{Access, Format, namespace_name};
+use crate::cluster::args::{Format, WhichMesh, namespace_name};
 use crate::offline::{self, Known};
 use crate::output::{aligned, line, note};
 use crate::why::place::Place;
@@ -53,11 +53,8 @@ pub(crate) struct Diff {
     /// Namespace whose policies hold for the whole mesh
     #[arg(long, default_value = "istio-system", value_parser = namespace_name)]
     root_namespace: String,
-    /// The mesh of this name that runs on this machine (`stillmesh up`), instead of a cluster
-    #[arg(long, requires = "live", conflicts_with_all = ["kubeconfig", "context"], value_name = "MESH")]
-    name: Option<String>,
     #[command(flatten)]
-    access: Access,
+    which: WhichMesh,
 }
 
 /// One edge whose verdict is another one.
@@ -104,10 +101,9 @@ pub(crate) async fn run(policy: &Policy) -> ExitCode {
 async fn diff(args: &Diff) -> anyhow::Result<ExitCode> {
     let (old, new) = both(args).await?;
     let compared = compare(&old, &new, args.limit);
-    match args.output {
-        Format::Json => line(&serde_json::to_string_pretty(&compared)?),
-        Format::Yaml => line(serde_saphyr::to_string(&compared)?.trim_end()),
-        Format::Table => print(&compared, args.limit),
+    match args.output.report() {
+        Some(report) => line(&report.of(&compared)?),
+        None => print(&compared, args.limit),
     }
     Ok(match (compared.changes.is_empty(), compared.left_out) {
         (false, _) => ExitCode::FAILURE,
@@ -121,8 +117,8 @@ async fn both(args: &Diff) -> anyhow::Result<(Known, Known)> {
     let mesh = Mesh { root_namespace: args.root_namespace.as_str().into(), ..Mesh::default() };
     if args.live {
         let [path] = args.paths.as_slice() else { anyhow::bail!("with --live, NEW alone is given") };
-        let place = Place::find(args.name.as_deref(), &args.access).await?;
-        let old = offline::live(&place, &args.access, &mesh).await?;
+        let place = Place::find(&args.which).await?;
+        let old = offline::live(&place, &args.which.access, &mesh).await?;
         let applied = offline::from_files(std::slice::from_ref(path)).await?;
         let mut new = old.clone();
         new.objects.extend(applied.objects);
@@ -130,6 +126,7 @@ async fn both(args: &Diff) -> anyhow::Result<(Known, Known)> {
         let (new, notes) = new.complete(&mesh)?;
         return Ok((offline::known(old, mesh.clone(), Vec::new())?, offline::known(new, mesh, notes)?));
     }
+    ensure!(!args.which.chosen(), "--name, --kubeconfig and --context say which mesh --live means");
     let [old, new] = args.paths.as_slice() else { anyhow::bail!("OLD and NEW are given, or --live and NEW") };
     ensure!(old != new, "OLD and NEW are the same");
     let (old, notes) = offline::from_files(std::slice::from_ref(old)).await?.complete(&mesh)?;

@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde_json::json;
 use stillmesh_k8s::translate::Mesh;
 
-use crate::cluster::args::{Access, namespace_name};
+use crate::cluster::args::{WhichMesh, namespace_name};
 use crate::offline::{self, Known};
 use crate::output::{line, note};
 use crate::why::join::Connection;
@@ -55,7 +55,7 @@ pub(crate) struct Simulate {
         short = 'f',
         value_name = "DIR",
         required_unless_present = "live",
-        conflicts_with = "live"
+        conflicts_with_all = ["live", "name", "kubeconfig", "context"]
     )]
     files: Vec<PathBuf>,
     /// The objects of the mesh that runs on this machine, else of the cluster
@@ -79,11 +79,8 @@ pub(crate) struct Simulate {
     /// Namespace of names that carry none
     #[arg(long, short, default_value = "default", value_parser = namespace_name)]
     namespace: String,
-    /// The mesh of this name that runs on this machine (`stillmesh up`), instead of a cluster
-    #[arg(long, conflicts_with_all = ["kubeconfig", "context", "files"], value_name = "MESH")]
-    name: Option<String>,
     #[command(flatten)]
-    access: Access,
+    which: WhichMesh,
 }
 
 /// One way that it may go.
@@ -151,8 +148,8 @@ async fn answer(args: &Simulate) -> anyhow::Result<ExitCode> {
 async fn know(args: &Simulate) -> anyhow::Result<Known> {
     let mesh = Mesh { root_namespace: args.root_namespace.as_str().into(), ..Mesh::default() };
     if args.live {
-        let place = Place::find(args.name.as_deref(), &args.access).await?;
-        return offline::known(offline::live(&place, &args.access, &mesh).await?, mesh, Vec::new());
+        let place = Place::find(&args.which).await?;
+        return offline::known(offline::live(&place, &args.which.access, &mesh).await?, mesh, Vec::new());
     }
     let (written, notes) = offline::from_files(&args.files).await?.complete(&mesh)?;
     offline::known(written, mesh, notes)

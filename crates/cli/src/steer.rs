@@ -14,7 +14,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use crate::cluster::args::{Access, MeshNamespace, Report, duration, namespace_name};
+use crate::cluster::args::{MeshNamespace, Report, WhichMesh, duration, namespace_name};
 use crate::cluster::value::{list, name, namespace, text};
 use crate::output::{line, note};
 use place::Place;
@@ -73,11 +73,8 @@ struct How {
     /// Print orders as they are then
     #[arg(long, short, value_enum)]
     output: Option<Report>,
-    /// The mesh of this name that runs on this machine (`stillmesh up`), instead of a cluster
-    #[arg(long, conflicts_with_all = ["kubeconfig", "context"], value_name = "MESH")]
-    name: Option<String>,
     #[command(flatten)]
-    access: Access,
+    which: WhichMesh,
     #[command(flatten)]
     mesh_namespace: MeshNamespace,
 }
@@ -93,7 +90,7 @@ struct Wanted {
 
 /// Carries out `stillmesh bypass`.
 pub(crate) async fn bypass(args: &Bypass) -> anyhow::Result<ExitCode> {
-    let place = Place::find(args.how.name.as_deref(), &args.how.access).await?;
+    let place = Place::find(&args.how.which).await?;
     let wanted = wanted(&args.whom, place.system(&args.how))?;
     if args.how.list {
         return show::all(&place, "Bypass", &wanted, args.how.output).await;

@@ -7,20 +7,18 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use bytes::Bytes;
 use clap::{Args, ValueEnum};
-use futures::StreamExt as _;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
-use crate::cluster::args::{Access, duration, namespace_name};
+use crate::cluster::args::{WhichMesh, duration, namespace_name};
 use crate::output::{aligned, line, note};
-use crate::why::place::{Place, Proxy};
+use crate::why::place::{self, Place, Proxy};
 use exposition::Sample;
 
 /// The port of metrics (contract 9.1).
 const STATS: u16 = 15020;
-/// Proxies that are asked at a time.
-const AT_ONCE: usize = 8;
 
 /// `stillmesh top`.
 #[derive(Debug, Args)]
@@ -40,11 +38,8 @@ pub(crate) struct Top {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// The mesh of this name that runs on this machine (`stillmesh up`), instead of a cluster
-    #[arg(long, conflicts_with_all = ["kubeconfig", "context"], value_name = "MESH")]
-    name: Option<String>,
     #[command(flatten)]
-    access: Access,
+    which: WhichMesh,
 }
 
 /// What is counted together.
@@ -91,8 +86,8 @@ struct Row {
 
 /// Carries it out. Errors: there is no proxy to ask, or none answers.
 pub(crate) async fn run(args: &Top) -> anyhow::Result<ExitCode> {
-    let place = Place::find(args.name.as_deref(), &args.access).await?;
-    let proxies = place.proxies(&std::collections::BTreeSet::new()).await?;
+    let mesh = Place::find(&args.which).await?;
+    let proxies = mesh.proxies(&std::collections::BTreeSet::new()).await?;
     anyhow::ensure!(!proxies.is_empty(), "no ztunnel and no waypoint runs here");
     let before = read(&proxies).await;
     let began = Instant::now();
@@ -134,11 +129,9 @@ pub(crate) async fn run(args: &Top) -> anyhow::Result<ExitCode> {
 }
 
 async fn read(proxies: &[Proxy]) -> BTreeMap<String, anyhow::Result<Vec<Sample>>> {
-    let asked = futures::stream::iter(proxies).map(|proxy| async move {
-        let page = proxy.page(STATS, "/metrics").await;
-        (proxy.to_string(), page.map(|page| exposition::samples(&String::from_utf8_lossy(&page))))
-    });
-    asked.buffer_unordered(AT_ONCE).collect().await
+    let samples = |page: Bytes| exposition::samples(&String::from_utf8_lossy(&page));
+    let pages = place::pages(proxies, STATS, "/metrics").await;
+    pages.into_iter().map(|(by, page)| (by, page.map(samples))).collect()
 }
 
 /// Adds what one proxy has counted between two looks.
@@ -298,8 +291,7 @@ mod tests {
             by,
             limit: 20,
             json: false,
-            name: None,
-            access: Access::default(),
+            which: WhichMesh::default(),
         }
     }
 

@@ -21,7 +21,7 @@ use clap::Args;
 use serde_json::json;
 use stillmesh_records::{Hop, Query, Told};
 
-use crate::cluster::args::{Access, MeshNamespace, duration, namespace_name};
+use crate::cluster::args::{MeshNamespace, WhichMesh, duration, namespace_name};
 use crate::output::line;
 use ask::Asked;
 use join::Connection;
@@ -56,18 +56,15 @@ pub(crate) struct Why {
     /// Namespace of names that carry none
     #[arg(long, short, default_value = "default", value_parser = namespace_name)]
     namespace: String,
-    /// The mesh of this name that runs on this machine (`stillmesh up`), instead of a cluster
-    #[arg(long, conflicts_with_all = ["kubeconfig", "context"], value_name = "MESH")]
-    name: Option<String>,
     #[command(flatten)]
-    access: Access,
+    which: WhichMesh,
     #[command(flatten)]
     mesh: MeshNamespace,
 }
 
 /// Carries it out. Fails where nothing is found, having said what that means.
 pub(crate) async fn run(args: &Why) -> anyhow::Result<ExitCode> {
-    let place = Place::find(args.name.as_deref(), &args.access).await?;
+    let place = Place::find(&args.which).await?;
     let found = match &args.destination {
         None => by_id(args, &place).await?,
         Some(destination) => by_names(args, &place, destination).await?,

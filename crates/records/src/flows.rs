@@ -327,8 +327,8 @@ impl Moment {
     }
 }
 
-/// `namespace/name` of a uid.
-fn short(uid: &str) -> &str {
+/// Namespace and name of a workload, of its uid.
+pub fn short(uid: &str) -> &str {
     let start = uid.rmatch_indices('/').nth(1).map_or(0, |(place, _)| place + 1);
     uid.get(start..).unwrap_or(uid)
 }

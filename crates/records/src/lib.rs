@@ -18,7 +18,7 @@ mod ring;
 mod told;
 
 pub use draft::{Draft, LONGEST_NAME};
-pub use flows::{DEFAULT_FLOWS, Flow, FlowsAnswer, Moment, SMALLEST_FLOWS};
+pub use flows::{DEFAULT_FLOWS, Flow, FlowsAnswer, Moment, SMALLEST_FLOWS, short};
 pub use names::{Handle, Names};
 pub use query::{MOST_ANSWERS, Query, QueryError, Term, id};
 pub use record::{Address, Field, Hop, Kept, Record, Recorded};

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 use stillmesh_runtime::env::Reader;
 
 /// Where the mesh itself runs, unless told otherwise.
@@ -25,6 +26,23 @@ impl Access {
     /// Whether a cluster is meant for certain.
     pub(crate) fn chosen(&self) -> bool {
         self.kubeconfig.is_some() || self.context.is_some()
+    }
+}
+
+/// Which mesh: one on this machine, or a cluster's.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct WhichMesh {
+    /// The mesh of this name that runs on this machine (`stillmesh up`), instead of a cluster
+    #[arg(long, conflicts_with_all = ["kubeconfig", "context"], value_name = "MESH")]
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) access: Access,
+}
+
+impl WhichMesh {
+    /// Whether it is said at all.
+    pub(crate) fn chosen(&self) -> bool {
+        self.name.is_some() || self.access.chosen()
     }
 }
 
@@ -63,6 +81,27 @@ pub(crate) enum Report {
     Json,
     /// YAML
     Yaml,
+}
+
+impl Format {
+    /// The report, where no table is wanted.
+    pub(crate) fn report(self) -> Option<Report> {
+        match self {
+            Self::Table => None,
+            Self::Json => Some(Report::Json),
+            Self::Yaml => Some(Report::Yaml),
+        }
+    }
+}
+
+impl Report {
+    /// The text of something, without a line break at its end.
+    pub(crate) fn of(self, what: &impl Serialize) -> anyhow::Result<String> {
+        Ok(match self {
+            Self::Json => serde_json::to_string_pretty(what)?,
+            Self::Yaml => serde_saphyr::to_string(what)?.trim_end().to_owned(),
+        })
+    }
 }
 
 /// A namespace is a DNS label; it stands in paths of requests.

@@ -144,8 +144,7 @@ pub(crate) async fn run(args: &Check) -> anyhow::Result<ExitCode> {
     let good = facts.iter().all(|fact| fact.mark != Mark::Bad);
     let whole = Whole { cluster: reached.url(), mesh_namespace: namespace, installed, good, facts: &facts };
     match args.output {
-        Some(Report::Json) => line(&serde_json::to_string_pretty(&whole)?),
-        Some(Report::Yaml) => line(serde_saphyr::to_string(&whole)?.trim_end()),
+        Some(format) => line(&format.of(&whole)?),
         None => print(&facts),
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -107,10 +107,7 @@ pub(crate) async fn run(args: &Uninstall) -> anyhow::Result<ExitCode> {
     if let Some(format) = args.output {
         work.done.complete = result.is_ok();
         work.done.problem = result.as_ref().err().map(|error| format!("{error:#}"));
-        line(&match format {
-            Report::Json => serde_json::to_string_pretty(&work.done)?,
-            Report::Yaml => serde_saphyr::to_string(&work.done)?.trim_end().to_owned(),
-        });
+        line(&format.of(&work.done)?);
     }
     result.map(|()| ExitCode::SUCCESS)
 }

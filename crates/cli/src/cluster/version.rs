@@ -50,8 +50,7 @@ pub(crate) async fn run(args: &Version) -> anyhow::Result<ExitCode> {
         }
     };
     match args.output {
-        Some(Report::Json) => line(&serde_json::to_string_pretty(&report(&pods))?),
-        Some(Report::Yaml) => line(serde_saphyr::to_string(&report(&pods))?.trim_end()),
+        Some(format) => line(&format.of(&report(&pods))?),
         None => line(&lines(&pods, args.short).join("\n")),
     }
     Ok(ExitCode::SUCCESS)

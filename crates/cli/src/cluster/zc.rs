@@ -17,7 +17,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use http::Method;
 use serde_json::Value;
 
-use super::args::{Access, Format, MeshNamespace, namespace_name};
+use super::args::{Access, Format, MeshNamespace, Report, namespace_name};
 use crate::output::{aligned, line, note};
 pub(crate) use certificates::entry_facts;
 use dump::Dump;
@@ -267,10 +267,7 @@ fn all(dump: &Dump, format: Format, headings: bool) -> anyhow::Result<String> {
 }
 
 fn print(value: &Value, format: Format) -> anyhow::Result<String> {
-    Ok(match format {
-        Format::Yaml => serde_saphyr::to_string(value)?.trim_end().to_owned(),
-        Format::Json | Format::Table => serde_json::to_string_pretty(value)?,
-    })
+    format.report().unwrap_or(Report::Json).of(value)
 }
 
 async fn log(from: &From, level: Option<&str>, reset: bool) -> anyhow::Result<ExitCode> {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use stillmesh_records::{Flow, Hop};
 
 use super::{Asked, gather, merged, time};
-use crate::cluster::args::{Access, Report, namespace_name};
+use crate::cluster::args::{Report, WhichMesh, namespace_name};
 use crate::output::{Mark, Marks, line};
 use crate::why::place::Place;
 
@@ -33,11 +33,8 @@ pub(crate) struct Strict {
     /// How to print
     #[arg(long, short, value_enum)]
     output: Option<Report>,
-    /// The mesh of this name that runs on this machine (`stillmesh up`), instead of a cluster
-    #[arg(long, conflicts_with_all = ["kubeconfig", "context"], value_name = "MESH")]
-    name: Option<String>,
     #[command(flatten)]
-    access: Access,
+    which: WhichMesh,
 }
 
 /// One client of one destination that came in clear text.
@@ -68,7 +65,7 @@ struct Known {
 
 /// Carries it out.
 pub(crate) async fn run(args: &Strict) -> anyhow::Result<ExitCode> {
-    let place = Place::find(args.name.as_deref(), &args.access).await?;
+    let place = Place::find(&args.which).await?;
     let mut gathered = gather(&place, DAY).await?;
     // Nothing comes to waypoints in clear text.
     gathered.asked.retain(|asked| asked.by.starts_with("ztunnel"));
@@ -87,10 +84,7 @@ pub(crate) async fn run(args: &Strict) -> anyhow::Result<ExitCode> {
     match args.output {
         Some(format) => {
             let whole = json!({ "breaks": breaks, "peers": peers, "reachesBackS": shortest, "asked": gathered.asked, "notes": reach });
-            match format {
-                Report::Json => line(&serde_json::to_string_pretty(&whole)?),
-                Report::Yaml => line(serde_saphyr::to_string(&whole)?.trim_end()),
-            }
+            line(&format.of(&whole)?);
         }
         None => print(&peers, &reach, args.namespace.as_deref()),
     }

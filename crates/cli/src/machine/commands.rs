@@ -105,9 +105,7 @@ pub(crate) async fn get(args: &Get) -> anyhow::Result<ExitCode> {
     let mut items: Vec<Value> = Vec::new();
     let one = namespaced && !args.all_namespaces;
     for kind in kinds {
-        let query = if one { format!("?namespace={}", args.namespace) } else { String::new() };
-        let list = answered(client.get(&format!("/objects/{kind}{query}")).await?)?;
-        items.extend(list.as_array().cloned().unwrap_or_default());
+        items.extend(control::objects(&args.target.name, kind, if one { &args.namespace } else { "" }).await?);
     }
     if let Some(name) = &args.object {
         items.retain(|item| item["metadata"]["name"] == name.as_str());

@@ -10,14 +10,18 @@ use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::unistd::getuid;
+use serde_json::Value;
 use stillmesh_runtime::admin::client::{Client, Endpoint};
 
 use crate::cluster::args::Access;
 use crate::output::note;
+
+/// Largest list of objects of a running mesh, in bytes.
+const LIST_BYTES: usize = 256 << 20;
 
 /// Takes the name. Errors: a mesh of this name runs already.
 pub fn bind(name: &str) -> anyhow::Result<UnixListener> {
@@ -35,6 +39,15 @@ pub fn client(name: &str) -> anyhow::Result<Client> {
     let stream = UnixStream::connect_addr(&address).map_err(|error| absent(name, &error))?;
     check_peer(&stream)?;
     Ok(Client::new(Endpoint::Abstract(socket_name(name))))
+}
+
+/// Objects of a kind of a running mesh, in a namespace or, where that is empty, everywhere.
+pub(crate) async fn objects(mesh: &str, kind: &str, namespace: &str) -> anyhow::Result<Vec<Value>> {
+    let query = if namespace.is_empty() { String::new() } else { format!("?namespace={namespace}") };
+    let answer = client(mesh)?.body_bytes(LIST_BYTES).get(&format!("/objects/{kind}{query}")).await?;
+    ensure!(answer.status.is_success(), "{}", answer.text().trim());
+    let listed: Value = serde_json::from_slice(&answer.body)?;
+    Ok(listed.as_array().cloned().unwrap_or_default())
 }
 
 /// Names of the meshes that run for this user.

@@ -11,14 +11,14 @@ use stillmesh_core::attrs::InboundAttrs;
 use stillmesh_core::decide::authorize;
 use stillmesh_core::explain::Reason;
 use stillmesh_core::model::{Identity, TunnelProtocol, Workload};
-use stillmesh_core::snapshot::{Change, Snapshot};
+use stillmesh_core::snapshot::Snapshot;
 use stillmesh_k8s::steering::Order;
 use stillmesh_k8s::translate::Mesh;
 use stillmesh_k8s::{Object, Placed, labels};
-use stillmesh_objects as objects;
 
 use super::place::Place;
 use crate::cluster::waypoint::settings;
+use crate::offline;
 
 /// Everything that policies for connections depend on.
 const KINDS: [(&str, &str); 11] = [
@@ -54,28 +54,10 @@ pub(super) async fn of(place: &Place, mesh_namespace: &str, orders: &[Value]) ->
     Ok(refused(&all, orders, mesh, &system))
 }
 
-struct World {
-    snapshot: Snapshot,
-    workloads: Vec<Arc<Workload>>,
-}
-
-fn world(objects: Vec<Placed>, mesh: Mesh, system: &str) -> World {
-    let mut builder = Builder::new(mesh).in_namespace(system);
-    let changes = objects.into_iter().map(objects::Change::Set).collect();
-    let built = builder.apply(&objects::Update { changes, complete: true, ..objects::Update::default() });
-    let (snapshot, _) = Snapshot::empty(builder.mesh().network.clone()).apply(&built.changes);
-    let workloads = built.changes.into_iter().filter_map(|change| match change {
-        Change::Workload(workload) => Some(workload),
-        _ => None,
-    });
-    World { snapshot, workloads: workloads.collect() }
-}
-
 /// What would be refused then and is not now. Pure.
 fn refused(all: &[Value], orders: &[Value], mesh: Mesh, system: &str) -> Vec<String> {
-    let read = |object: &Value| stillmesh_k8s::parse::documents("", &object.to_string()).objects;
-    let written: Vec<Placed> = all.iter().flat_map(read).collect();
-    let ordered: Vec<Placed> = orders.iter().flat_map(read).collect();
+    let written: Vec<Placed> = all.iter().flat_map(offline::placed).collect();
+    let ordered: Vec<Placed> = orders.iter().flat_map(offline::placed).collect();
     let means: Vec<Order> = ordered.iter().filter_map(|one| Order::of(&one.object, system)).collect();
     let meant: BTreeSet<(&str, &str)> = written
         .iter()
@@ -86,11 +68,12 @@ fn refused(all: &[Value], orders: &[Value], mesh: Mesh, system: &str) -> Vec<Str
             means.iter().any(|order| order.means(namespace, name, labels)).then_some((namespace, name))
         })
         .collect();
-    let now = world(written.clone(), mesh.clone(), system);
-    let then = world(written.iter().chain(&ordered).cloned().collect(), mesh, system);
+    let builder = |mesh| Builder::new(mesh).in_namespace(system);
+    let (now, workloads) = offline::decided(&mut builder(mesh.clone()), written.iter().cloned());
+    let (then, _) = offline::decided(&mut builder(mesh), written.iter().chain(&ordered).cloned());
     let is_captured = |one: &&Arc<Workload>| one.tunnel_protocol == TunnelProtocol::Hbone;
     let (out, rest): (Vec<_>, Vec<_>) =
-        now.workloads.iter().filter(is_captured).partition(|one| meant.contains(&(&*one.namespace, &*one.name)));
+        workloads.iter().filter(is_captured).partition(|one| meant.contains(&(&*one.namespace, &*one.name)));
     // One caller for each identity, one destination for each set of pods that are alike.
     let mut callers: BTreeMap<String, (&Arc<Workload>, Identity)> = BTreeMap::new();
     for one in out {
@@ -105,9 +88,9 @@ fn refused(all: &[Value], orders: &[Value], mesh: Mesh, system: &str) -> Vec<Str
             continue;
         }
         for (name, (caller, identity)) in &callers {
-            for port in ports(destination) {
-                let allowed = ask(&now.snapshot, destination, port, caller, Some(identity)).is_none();
-                if let (true, Some(reason)) = (allowed, ask(&then.snapshot, destination, port, caller, None)) {
+            for port in offline::served_ports(destination) {
+                let allowed = ask(&now, destination, port, caller, Some(identity)).is_none();
+                if let (true, Some(reason)) = (allowed, ask(&then, destination, port, caller, None)) {
                     let to = format!("{}/{}", destination.namespace, destination.workload_name);
                     let port = if port == 0 { String::new() } else { format!(" port {port}") };
                     lines.insert(format!("{name} at {to}{port}: {reason}"));
@@ -116,15 +99,6 @@ fn refused(all: &[Value], orders: &[Value], mesh: Mesh, system: &str) -> Vec<Str
         }
     }
     lines.into_iter().collect()
-}
-
-fn ports(destination: &Workload) -> BTreeSet<u16> {
-    let mut ports: BTreeSet<u16> =
-        destination.services.iter().flat_map(|(_, ports)| ports).map(|port| port.target_port).collect();
-    if ports.is_empty() {
-        ports.insert(0);
-    }
-    ports
 }
 
 /// Why a connection would be refused; `None` where it passes.

@@ -10,15 +10,13 @@ use serde_json::{Value, json};
 
 use super::How;
 use crate::cluster::access::{reach, within};
-use crate::cluster::args::Access;
+use crate::cluster::args::WhichMesh;
 use crate::cluster::objects::{Objects, Resource};
 use crate::cluster::value::{name, namespace, text};
 use crate::machine::{control, tunnels};
 
 /// API version of orders.
 pub(super) const VERSION: &str = "stillmesh.io/v1alpha1";
-/// Largest list of objects of a mesh on this machine, in bytes.
-const ANSWER_BYTES: usize = 256 << 20;
 
 /// Where orders are written.
 pub(super) enum Place {
@@ -30,11 +28,11 @@ pub(super) enum Place {
 
 impl Place {
     /// The mesh that is named or runs here, else the cluster.
-    pub(super) async fn find(name: Option<&str>, access: &Access) -> anyhow::Result<Self> {
-        if let Some(mesh) = control::here(name, access) {
+    pub(super) async fn find(which: &WhichMesh) -> anyhow::Result<Self> {
+        if let Some(mesh) = control::here(which.name.as_deref(), &which.access) {
             return Ok(Self::Here { mesh });
         }
-        Ok(Self::Cluster { objects: Objects::new(reach(access).await?.client()) })
+        Ok(Self::Cluster { objects: Objects::new(reach(&which.access).await?.client()) })
     }
 
     /// The namespace of the mesh itself.
@@ -67,14 +65,7 @@ impl Place {
     /// The objects of a kind, in a namespace or, where that is empty, everywhere.
     pub(super) async fn objects(&self, version: &str, kind: &str, namespace: &str) -> anyhow::Result<Vec<Value>> {
         match self {
-            Self::Here { mesh } => {
-                let query = if namespace.is_empty() { String::new() } else { format!("?namespace={namespace}") };
-                let client = control::client(mesh)?.body_bytes(ANSWER_BYTES);
-                let answer = client.get(&format!("/objects/{kind}{query}")).await?;
-                ensure!(answer.status.is_success(), "{}", answer.text().trim());
-                let listed: Value = serde_json::from_slice(&answer.body)?;
-                Ok(listed.as_array().cloned().unwrap_or_default())
-            }
+            Self::Here { mesh } => control::objects(mesh, kind, namespace).await,
             Self::Cluster { objects } => objects.list(&Resource::new(version, kind), namespace, "").await,
         }
     }

@@ -77,10 +77,7 @@ pub(super) fn summary(order: &Value, goal: Goal, began: Instant) -> String {
 /// Orders as JSON or YAML.
 pub(super) fn print(orders: &[Value], report: Report) -> anyhow::Result<()> {
     let all = json!({"apiVersion": "v1", "kind": "List", "items": orders});
-    line(&match report {
-        Report::Json => serde_json::to_string_pretty(&all)?,
-        Report::Yaml => serde_saphyr::to_string(&all)?.trim_end().to_owned(),
-    });
+    line(&report.of(&all)?);
     Ok(())
 }
 

@@ -2,14 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use futures::StreamExt as _;
 use serde::Serialize;
-use stillmesh_records::{Hop, Query, Told};
+use stillmesh_records::{Answer, Hop, Query, Told};
 
-use super::place::Proxy;
+use super::place::{self, Proxy};
 
-/// Proxies that are asked at a time.
-pub(super) const AT_ONCE: usize = 8;
 /// Ids of one question.
 const IDS: usize = 40;
 /// How often ids lead on: client, waypoint, server, and one more.
@@ -66,13 +63,8 @@ impl Gathered {
 
 /// Asks all, and gives the ids that lead on from what is new: refused ones first, then the newest.
 pub(super) async fn ask(proxies: &[Proxy], query: &Query, gathered: &mut Gathered) -> Vec<u128> {
-    let answers = futures::stream::iter(proxies.iter().enumerate())
-        .map(|(place, proxy)| async move { (place, proxy.to_string(), proxy.ask(query).await) })
-        .buffer_unordered(AT_ONCE);
-    let mut answers: Vec<_> = answers.collect().await;
-    answers.sort_by_key(|(place, _, _)| *place);
     let mut new: Vec<Told> = Vec::new();
-    for (_, by, answer) in answers {
+    for (by, answer) in place::answers::<Answer>(proxies, &format!("/decisions?{query}")).await {
         let (asked, decisions) = match answer {
             Ok(answer) => {
                 let age = answer.oldest_us.map(|oldest| answer.now_us.saturating_sub(oldest) / 1_000_000);

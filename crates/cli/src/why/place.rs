@@ -3,23 +3,24 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use anyhow::ensure;
 use bytes::Bytes;
+use futures::StreamExt as _;
 use http::Method;
 use kube::Client;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
-use stillmesh_records::{Answer, Query};
 
 use crate::cluster::access::reach;
-use crate::cluster::args::Access;
+use crate::cluster::args::WhichMesh;
 use crate::cluster::objects::{Objects, Resource};
 use crate::cluster::pod_http::PodPort;
-use crate::machine::control::{self, here};
-use crate::machine::tunnels;
+use crate::machine::{control, tunnels};
 use crate::output::note;
 
 /// The admin port of tunnels and waypoints.
-pub(crate) const ADMIN: u16 = 15000;
+const ADMIN: u16 = 15000;
+/// Proxies that are asked at a time.
+const AT_ONCE: usize = 8;
 /// Most proxies that one question is put to.
 pub(crate) const MOST_PROXIES: usize = 200;
 /// What runs a Gateway carries its name in this label.
@@ -54,13 +55,8 @@ impl fmt::Display for Proxy {
 }
 
 impl Proxy {
-    /// Asks for records.
-    pub(crate) async fn ask(&self, query: &Query) -> anyhow::Result<Answer> {
-        Ok(serde_json::from_slice(&self.page(ADMIN, &format!("/decisions?{query}")).await?)?)
-    }
-
     /// Gets a page of one of its ports.
-    pub(crate) async fn page(&self, port: u16, path: &str) -> anyhow::Result<Bytes> {
+    async fn page(&self, port: u16, path: &str) -> anyhow::Result<Bytes> {
         match self {
             Self::Here { mesh, namespace, pod } => tunnels::fetch(mesh, namespace, pod, port, path).await,
             Self::Cluster { client, pod, .. } => PodPort { port, ..pod.clone() }.ask(client, Method::GET, path).await,
@@ -68,24 +64,35 @@ impl Proxy {
     }
 }
 
+/// Gets a page of all, a few at a time: what each has answered, in their order.
+pub(crate) async fn pages(proxies: &[Proxy], port: u16, path: &str) -> Vec<(String, anyhow::Result<Bytes>)> {
+    let asked = futures::stream::iter(proxies.iter().enumerate());
+    let asked = asked.map(|(place, proxy)| async move { (place, (proxy.to_string(), proxy.page(port, path).await)) });
+    let mut answers: Vec<_> = asked.buffer_unordered(AT_ONCE).collect().await;
+    answers.sort_by_key(|(place, _)| *place);
+    answers.into_iter().map(|(_, answer)| answer).collect()
+}
+
+/// Gets a page of all admin ports that is JSON, likewise.
+pub(crate) async fn answers<T: DeserializeOwned>(proxies: &[Proxy], path: &str) -> Vec<(String, anyhow::Result<T>)> {
+    let read = |page: anyhow::Result<Bytes>| page.and_then(|page| Ok(serde_json::from_slice(&page)?));
+    pages(proxies, ADMIN, path).await.into_iter().map(|(by, page)| (by, read(page))).collect()
+}
+
 impl Place {
     /// The mesh that is named or runs here, else the cluster.
-    pub(crate) async fn find(name: Option<&str>, access: &Access) -> anyhow::Result<Self> {
-        if let Some(mesh) = here(name, access) {
+    pub(crate) async fn find(which: &WhichMesh) -> anyhow::Result<Self> {
+        if let Some(mesh) = control::here(which.name.as_deref(), &which.access) {
             return Ok(Self::Here { mesh });
         }
-        Ok(Self::Cluster { objects: Objects::new(reach(access).await?.client()) })
+        Ok(Self::Cluster { objects: Objects::new(reach(&which.access).await?.client()) })
     }
 
     /// Objects of a kind, in a namespace or, where that is empty, everywhere.
     pub(crate) async fn list(&self, kind: &str, namespace: &str, labels: &str) -> anyhow::Result<Vec<Value>> {
         match self {
             Self::Here { mesh } => {
-                let query = if namespace.is_empty() { String::new() } else { format!("?namespace={namespace}") };
-                let answer = control::client(mesh)?.get(&format!("/objects/{kind}{query}")).await?;
-                ensure!(answer.status.is_success(), "{}", answer.text().trim());
-                let listed: Value = serde_json::from_slice(&answer.body)?;
-                let mut all = listed.as_array().cloned().unwrap_or_default();
+                let mut all = control::objects(mesh, kind, namespace).await?;
                 if let Some((label, value)) = labels.split_once('=') {
                     all.retain(|object| object["metadata"]["labels"][label] == value);
                 } else if !labels.is_empty() {

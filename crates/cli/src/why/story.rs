@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use stillmesh_records::{Hop, Told};
+use stillmesh_records::{Hop, Told, short};
 
 use super::ask::Asked;
 use super::join::Connection;
@@ -78,18 +78,17 @@ fn named(uid: &str, address: &str) -> String {
 }
 
 /// `namespace/name` of a uid.
-fn short(uid: &str) -> &str {
-    let start = uid.rmatch_indices('/').nth(1).map_or(0, |(place, _)| place + 1);
-    uid.get(start..).unwrap_or(uid)
-}
-
 fn port(address: &str) -> Option<&str> {
     address.rsplit_once(':').map(|(_, port)| port)
 }
 
+/// A time as records have it, microseconds since 1970; none beyond what the calendar has.
+pub(crate) fn timestamp(micros: u64) -> Option<jiff::Timestamp> {
+    jiff::Timestamp::from_microsecond(i64::try_from(micros).unwrap_or(i64::MAX)).ok()
+}
+
 fn at(told: &Told) -> String {
-    let micros = i64::try_from(told.began_us()).unwrap_or(i64::MAX);
-    jiff::Timestamp::from_microsecond(micros).map(|time| format!("{time:.3}")).unwrap_or_default()
+    timestamp(told.began_us()).map(|time| format!("{time:.3}")).unwrap_or_default()
 }
 
 /// One hop: what was seen, what was decided, what to do.

@@ -9,14 +9,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use futures::StreamExt as _;
 use stillmesh_records::{Answer, Hop, MOST_ANSWERS, Query, Told};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::place::{Place, Proxy};
+use super::place::{self, Place};
+use super::story;
 use super::who::{self, End, Role};
-use super::{ask, story};
-use crate::cluster::args::{Access, duration, namespace_name};
+use crate::cluster::args::{WhichMesh, duration, namespace_name};
 use crate::output::{line, note};
 
 /// How often all are asked.
@@ -52,11 +51,8 @@ pub(crate) struct Tap {
     /// Namespace of names that carry none
     #[arg(long, short, default_value = "default", value_parser = namespace_name)]
     namespace: String,
-    /// The mesh of this name that runs on this machine (`stillmesh up`), instead of a cluster
-    #[arg(long, conflicts_with_all = ["kubeconfig", "context"], value_name = "MESH")]
-    name: Option<String>,
     #[command(flatten)]
-    access: Access,
+    which: WhichMesh,
 }
 
 /// Whom and what the records are asked for.
@@ -67,10 +63,10 @@ struct Asked {
 
 /// Carries it out. Errors: nobody of a name is there, or there is no proxy to ask.
 pub(crate) async fn run(args: &Tap) -> anyhow::Result<ExitCode> {
-    let place = Place::find(args.name.as_deref(), &args.access).await?;
-    let Asked { mut query, nodes } = asked(args, &place).await?;
+    let mesh = Place::find(&args.which).await?;
+    let Asked { mut query, nodes } = asked(args, &mesh).await?;
     let began = Instant::now();
-    let mut proxies = place.proxies(&nodes).await?;
+    let mut proxies = mesh.proxies(&nodes).await?;
     anyhow::ensure!(!proxies.is_empty(), "no ztunnel and no waypoint runs where they could see it");
     note(&format!("looking at {} tunnels and waypoints; Ctrl-C ends it", proxies.len()));
     let (mut seen, mut looked, mut before) = (Seen::default(), Instant::now(), Instant::now());
@@ -80,14 +76,14 @@ pub(crate) async fn run(args: &Tap) -> anyhow::Result<ExitCode> {
         ticks.tick().await;
         if looked.elapsed() > LOOK {
             // Those that came meanwhile; while nobody can say who is there, those that were are asked.
-            proxies = place.proxies(&nodes).await.unwrap_or(proxies);
+            proxies = mesh.proxies(&nodes).await.unwrap_or(proxies);
             looked = Instant::now();
         }
         // What one of them was slow to tell is asked for once more.
         query.since = Some(before.elapsed() + EVERY * 4);
         before = Instant::now();
         let mut new = Vec::new();
-        for (by, answer) in answers(&proxies, &query).await {
+        for (by, answer) in place::answers(&proxies, &format!("/decisions?{query}")).await {
             match answer {
                 Ok(answer) => new.extend(seen.take(&by, answer)),
                 Err(error) => seen.failed(&by, &format!("{error:#}")),
@@ -121,15 +117,6 @@ async fn asked(args: &Tap, place: &Place) -> anyhow::Result<Asked> {
         nodes.clear();
     }
     Ok(Asked { query, nodes })
-}
-
-async fn answers(proxies: &[Proxy], query: &Query) -> Vec<(String, anyhow::Result<Answer>)> {
-    let asked = futures::stream::iter(proxies);
-    asked
-        .map(|proxy| async move { (proxy.to_string(), proxy.ask(query).await) })
-        .buffer_unordered(ask::AT_ONCE)
-        .collect()
-        .await
 }
 
 /// Up to when each proxy's records were shown, by its own clock.
@@ -179,8 +166,7 @@ impl Seen {
 
 /// One connection or request.
 fn row(told: &Told) -> String {
-    let micros = i64::try_from(told.at_us).unwrap_or(i64::MAX);
-    let at = jiff::Timestamp::from_microsecond(micros).map(|time| time.strftime("%H:%M:%S%.3f").to_string());
+    let at = story::timestamp(told.at_us).map(|time| time.strftime("%H:%M:%S%.3f").to_string());
     let hop = match told.hop {
         Hop::Outbound => "out",
         Hop::Inbound => "in",

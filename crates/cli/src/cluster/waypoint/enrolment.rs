@@ -12,12 +12,12 @@ use stillmesh_core::attrs::InboundAttrs;
 use stillmesh_core::decide::authorize;
 use stillmesh_core::explain::Reason;
 use stillmesh_core::model::{Action, Identity, Match, Policy, PolicyKey, TrustDomain, Workload};
-use stillmesh_core::snapshot::{Change, Snapshot};
+use stillmesh_core::snapshot::Snapshot;
 use stillmesh_k8s::translate::Mesh;
-use stillmesh_objects as objects;
 
 use crate::cluster::objects::{Objects, Resource};
 use crate::cluster::value::{list, text};
+use crate::offline;
 
 /// What a policy would then do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,19 +101,11 @@ pub(crate) async fn settings(objects: &Objects, mesh_namespace: &str) -> anyhow:
 
 /// What would change. Pure.
 fn concerns(all: &[Value], mesh: Mesh, namespace: &str, waypoint: &str) -> Vec<Concern> {
-    let read = |object: &Value| stillmesh_k8s::parse::documents("", &object.to_string()).objects;
-    let changes = all.iter().flat_map(read).map(objects::Change::Set).collect();
     let mut builder = Builder::new(mesh);
-    let built = builder.apply(&objects::Update { changes, complete: true, ..objects::Update::default() });
-    let mesh = builder.mesh();
-    let identity = Identity::new(mesh.trust_domain.clone(), namespace, waypoint);
-    let (snapshot, _) = Snapshot::empty(mesh.network.clone()).apply(&built.changes);
-    let workloads = built.changes.iter().filter_map(|change| match change {
-        Change::Workload(workload) if &*workload.namespace == namespace => Some(workload),
-        _ => None,
-    });
+    let (snapshot, workloads) = offline::decided(&mut builder, all.iter().flat_map(offline::placed));
+    let identity = Identity::new(builder.mesh().trust_domain.clone(), namespace, waypoint);
     let mut found: Vec<Concern> = Vec::new();
-    for workload in workloads {
+    for workload in workloads.iter().filter(|workload| &*workload.namespace == namespace) {
         for (policy, effect) in effects(&snapshot, workload, &identity) {
             match found.iter_mut().find(|one| one.policy == policy && one.effect == effect) {
                 Some(concern) => concern.pods.push(workload.name.to_string()),
@@ -139,13 +131,7 @@ fn effects(snapshot: &Snapshot, workload: &Workload, waypoint: &Identity) -> BTr
     let by_source = |key: &PolicyKey| policies.iter().any(|policy| policy.key == *key && asks_for_source(policy));
     let address = workload.addresses.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let mut found = BTreeSet::new();
-    let mut ports: BTreeSet<u16> =
-        workload.services.iter().flat_map(|(_, ports)| ports).map(|port| port.target_port).collect();
-    if ports.is_empty() {
-        // No service leads here: what is refused at every port is refused at this one.
-        ports.insert(0);
-    }
-    for port in ports {
+    for port in offline::served_ports(workload) {
         let verdict = authorize(
             snapshot,
             &InboundAttrs {
