@@ -148,8 +148,6 @@ pub enum TagValue {
     Literal(Str),
     /// A header of the request, else this.
     Header(Str, Str),
-    /// A variable of the waypoint's environment, else this.
-    Environment(Str, Str),
 }
 
 /// What the mesh's configuration says of telemetry.
@@ -208,9 +206,9 @@ pub enum ProviderKind {
     File(FileLog),
     /// Records of logs over OTLP.
     LogCollector(Collector),
-    /// Spans over OTLP; W3C's headers.
+    /// Spans over OTLP; W3C's headers, where clients send none.
     TraceCollector(Collector),
-    /// B3's headers; spans are not reported.
+    /// B3's headers, where clients send none; spans are not reported.
     Zipkin,
     /// Metrics.
     Prometheus,
@@ -227,7 +225,7 @@ pub struct FileLog {
 }
 
 /// Who takes spans or records of logs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Collector {
     /// A service's hostname, or another name or address.

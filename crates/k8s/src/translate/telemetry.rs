@@ -215,9 +215,14 @@ impl Reading<'_> {
         let value = match (&written.literal, &written.header, &written.environment) {
             (Some(one), ..) => TagValue::Literal(text(&one.value)),
             (_, Some(one), _) => TagValue::Header(text(&one.name.to_ascii_lowercase()), default(&one.default_value)),
-            (.., Some(one)) => TagValue::Environment(text(&one.name), default(&one.default_value)),
+            (.., Some(one)) => {
+                let default = one.default_value.as_deref().unwrap_or_default();
+                let message = "a waypoint's environment is not told: the default value is";
+                self.notes.push(format!("{place}.environment: {message} ({default:?})"));
+                (!default.is_empty()).then(|| TagValue::Literal(text(default)))?
+            }
             _ => {
-                self.notes.push(format!("{place}: literal, header and environment are supported"));
+                self.notes.push(format!("{place}: literal and header are supported"));
                 return None;
             }
         };

@@ -73,7 +73,6 @@ fn trace(wire: wire::TraceRule) -> Result<TraceRule, FieldError> {
         let value = match needed("tracing.tags", one.source)? {
             Source::Literal(text) => TagValue::Literal(text.into()),
             Source::Header(named) => TagValue::Header(named.name.into(), named.default.into()),
-            Source::Environment(named) => TagValue::Environment(named.name.into(), named.default.into()),
         };
         Ok(SpanTag { name: one.name.into(), value })
     };
@@ -185,7 +184,6 @@ fn write_trace(rule: &TraceRule) -> wire::TraceRule {
         source: Some(match &one.value {
             TagValue::Literal(text) => Source::Literal(text.to_string()),
             TagValue::Header(name, default) => Source::Header(named(name, default)),
-            TagValue::Environment(name, default) => Source::Environment(named(name, default)),
         }),
     };
     wire::TraceRule {

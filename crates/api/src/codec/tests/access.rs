@@ -212,7 +212,6 @@ prop_compose! {
         name in word(), value in prop_oneof![
             word().prop_map(TagValue::Literal),
             (word(), word()).prop_map(|(name, other)| TagValue::Header(name, other)),
-            (word(), word()).prop_map(|(name, other)| TagValue::Environment(name, other)),
         ],
     ) -> TraceRule {
         TraceRule { providers, is_disabled, sampling, tags: vec![SpanTag { name, value }] }

@@ -71,7 +71,8 @@ fn what_cannot_be_carried_out_is_left_out_and_named() {
         "shop",
         "  accessLogging:\n  - providers: [{name: nobody}]\n  - match: {mode: CLIENT}\n  - filter: {expression: 'metadata.x == 1'}\n\
          \x20 metrics:\n  - overrides:\n    - tagOverrides:\n        a-b: {value: request.host}\n        c: {value: 'upstream_peer.x'}\n\
-         \x20 tracing:\n  - customTags:\n      a: {formatter: {value: '%X%'}}",
+         \x20 tracing:\n  - customTags:\n      a: {formatter: {value: '%X%'}}\n\
+         \x20     b: {environment: {name: HOME}}",
     );
     let model = model.unwrap();
     assert_eq!((model.scope, model.logs.len()), (TelemetryScope::Namespace, 0));
@@ -84,6 +85,7 @@ fn what_cannot_be_carried_out_is_left_out_and_named() {
         "metrics[0].overrides[0].tagOverrides.a-b",
         "tagOverrides.c: without effect: the attribute upstream_peer.x",
         "tracing[0].customTags.a: literal",
+        "tracing[0].customTags.b.environment: a waypoint's environment is not told",
     ] {
         assert!(condition.message.contains(part), "{part} is not in {}", condition.message);
     }
