@@ -36,6 +36,9 @@ const DRAIN: &str = "drain";
 /// How long access logs are waited for at the end.
 const LAST_LINES: Duration = Duration::from_millis(500);
 
+/// How long collectors of spans and logs are waited for at the end.
+const LAST_EXPORTS: Duration = Duration::from_secs(2);
+
 /// The whole program: environment, log, runtime, signals, [`run`]. Blocks until it has drained.
 pub fn main() -> anyhow::Result<()> {
     telemetry::init("waypoint")?;
@@ -169,6 +172,7 @@ pub async fn serve(config: Config, listeners: Listeners, watch: Watch) -> anyhow
     readiness.wait_for(DRAIN);
     tracing::info!(grace = ?signal.left(), "draining");
     waypoint.tasks.shutdown(signal.left()).await;
+    waypoint.tellings.export(LAST_EXPORTS).await;
     waypoint.pool.close();
     let last = waypoint.clone();
     // Who fails to write the last lines fails alone.

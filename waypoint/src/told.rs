@@ -1,7 +1,9 @@
 //! What users ask to be told of requests and connections, ready to be carried out: made anew when what they ask for changes,
 //! and held by each request from its beginning to its end.
 
+mod collector;
 mod line;
+mod trace;
 mod writer;
 
 use std::collections::HashMap;
@@ -11,15 +13,18 @@ use std::time::Duration;
 use http::HeaderMap;
 use parking_lot::Mutex;
 use stillmesh_core::decide::telemetry::{self, Metered, Told};
-use stillmesh_core::model::telemetry::{MetricName, ProviderKind};
+use stillmesh_core::model::telemetry::{MetricName, ProviderKind, TagValue};
 use stillmesh_core::model::{ServiceKey, Str, Workload};
-use stillmesh_core::observe::{Captured, Expression, Facts, Redaction, Wanted};
-use stillmesh_core::snapshot::Snapshot;
+use stillmesh_core::observe::{Captured, Expression, Facts, Format, Layout, Redaction, Wanted};
+use stillmesh_otlp::Context;
 
 use stillmesh_proxy::labels::Text;
 
 use crate::record::{Metrics, Tags};
+use crate::waypoint::Waypoint;
+use collector::{Collectors, Kept};
 use line::Line;
+use trace::Spans;
 use writer::{Writer, Writers};
 
 /// What is told of requests for one service.
@@ -28,6 +33,8 @@ pub struct Telling {
     told: Told,
     logs: Option<Vec<Log>>,
     wanted: Wanted,
+    /// Who takes spans.
+    spans: Option<Spans>,
 }
 
 /// One access log.
@@ -35,7 +42,15 @@ pub struct Telling {
 struct Log {
     filter: Option<Expression>,
     line: Line,
-    writer: Arc<Writer>,
+    taker: Taker,
+}
+
+/// Who takes an access log.
+#[derive(Debug)]
+enum Taker {
+    File(Arc<Writer>),
+    /// With attributes beside the line.
+    Collector(Arc<Kept>, Vec<(Str, Format)>),
 }
 
 impl Telling {
@@ -44,9 +59,11 @@ impl Telling {
         self.logs.is_some()
     }
 
-    /// Whether anybody wants facts.
-    pub fn is_asked(&self) -> bool {
-        self.logs.as_ref().is_some_and(|logs| !logs.is_empty()) || !self.told.metrics.tags.is_empty()
+    /// Whether anybody wants facts of a connection, or of a request of this span.
+    pub fn is_asked(&self, context: Option<&Context>) -> bool {
+        self.logs.as_ref().is_some_and(|logs| !logs.is_empty())
+            || !self.told.metrics.tags.is_empty()
+            || (self.spans.is_some() && context.is_some_and(|context| context.is_sampled))
     }
 
     /// Whether metrics are otherwise than usual.
@@ -70,11 +87,33 @@ impl Telling {
     }
 
     /// Writes access logs.
-    pub fn log(&self, facts: &Facts<'_>) {
+    pub fn log(&self, facts: &Facts<'_>, context: Option<&Context>) {
         for log in self.logs.iter().flatten() {
-            if log.filter.as_ref().is_none_or(|filter| filter.holds(facts)) {
-                log.writer.write(log.line.write(facts));
+            if !log.filter.as_ref().is_none_or(|filter| filter.holds(facts)) {
+                continue;
             }
+            let line = log.line.write(facts);
+            match &log.taker {
+                Taker::File(writer) => writer.write(line),
+                Taker::Collector(kept, attributes) => {
+                    let told = |(name, format): &(Str, Format)| (name.to_string(), format.text(facts));
+                    let attributes = attributes.iter().map(told).collect();
+                    let record = trace::record(line.trim_end().to_owned(), attributes, context, facts);
+                    kept.0.tell(stillmesh_otlp::Told::Record(Box::new(record)));
+                }
+            }
+        }
+    }
+
+    /// The span of a request that begins, if requests are traced: headers that go on have it.
+    pub fn begin(&self, headers: &mut HeaderMap) -> Option<Context> {
+        self.told.tracing.as_ref().map(|traced| trace::begin(traced, headers))
+    }
+
+    /// Tells of a span that has ended.
+    pub fn end(&self, context: &Context, facts: &Facts<'_>) {
+        if let Some(spans) = self.spans.as_ref().filter(|_| context.is_sampled) {
+            spans.tell(context, facts);
         }
     }
 
@@ -117,6 +156,7 @@ fn captured<'a>(names: impl IntoIterator<Item = &'a Str>, headers: &HeaderMap, r
 pub struct Tellings {
     silent: Arc<Telling>,
     writers: Writers,
+    collectors: Collectors,
     known: Mutex<Known>,
 }
 
@@ -134,11 +174,17 @@ const MOST: usize = 4096;
 impl Tellings {
     /// Counts what is lost in `metrics`.
     pub fn new(metrics: &Arc<Metrics>) -> Self {
-        Self { silent: Arc::default(), writers: Writers::new(metrics.clone()), known: Mutex::default() }
+        Self {
+            silent: Arc::default(),
+            writers: Writers::new(metrics.clone()),
+            collectors: Collectors::default(),
+            known: Mutex::default(),
+        }
     }
 
     /// What is told of requests for a service that `own` carries; `None`: of what is for no service.
-    pub fn of(&self, snapshot: &Snapshot, own: &Workload, service: Option<&ServiceKey>) -> Arc<Telling> {
+    pub fn of(&self, waypoint: &Arc<Waypoint>, own: &Workload, service: Option<&ServiceKey>) -> Arc<Telling> {
+        let snapshot = &waypoint.snapshots.load();
         if snapshot.telemetry_settings().is_none() && snapshot.telemetry().next().is_none() {
             return self.silent.clone();
         }
@@ -154,19 +200,32 @@ impl Tellings {
         let told = telemetry::telemetry(snapshot, own, service);
         let telling = match known.before.remove(&key) {
             Some(before) if before.told == told => before,
-            _ => Arc::new(self.make(told)),
+            _ => Arc::new(self.make(waypoint, own, told)),
         };
         known.now.insert(key, telling.clone());
         telling
     }
 
-    fn make(&self, told: Told) -> Telling {
+    fn make(&self, waypoint: &Arc<Waypoint>, own: &Workload, told: Told) -> Telling {
         let mut wanted = Wanted::default();
         let logs = told.logs.as_ref().map(|logs| {
             let log = |logged: &telemetry::Logged| match &logged.provider.kind {
                 ProviderKind::File(file) => {
                     let line = Line::read(&file.layout);
-                    Some(Log { filter: logged.filter.clone(), line, writer: self.writers.open(&file.path) })
+                    let taker = Taker::File(self.writers.open(&file.path));
+                    Some(Log { filter: logged.filter.clone(), line, taker })
+                }
+                ProviderKind::LogCollector(collector) => {
+                    let (line, attributes) = match &collector.layout {
+                        Some(Layout::Json(keys)) => {
+                            let read = |(key, format): &(Str, Str)| (key.clone(), Format::read(format).0);
+                            (Line::read(&Layout::text()), keys.iter().map(read).collect())
+                        }
+                        Some(layout) => (Line::read(layout), Vec::new()),
+                        None => (Line::read(&Layout::text()), Vec::new()),
+                    };
+                    let taker = Taker::Collector(self.collectors.open(waypoint, collector), attributes);
+                    Some(Log { filter: logged.filter.clone(), line, taker })
                 }
                 _ => None,
             };
@@ -174,6 +233,9 @@ impl Tellings {
         });
         for log in logs.iter().flatten() {
             log.line.wants(&mut wanted);
+            if let Taker::Collector(_, attributes) = &log.taker {
+                attributes.iter().for_each(|(_, format)| format.wants(&mut wanted));
+            }
             if let Some(filter) = &log.filter {
                 filter.wants(&mut wanted);
             }
@@ -181,7 +243,25 @@ impl Tellings {
         for expression in told.metrics.tags.values().flat_map(|tags| tags.values()).flatten() {
             expression.wants(&mut wanted);
         }
-        Telling { told, logs, wanted }
+        let mut spans = None;
+        if let Some(traced) = &told.tracing {
+            wanted.request.extend([Str::from("user-agent"), Str::from("tracestate")]);
+            for tag in &traced.tags {
+                if let TagValue::Header(name, _) = &tag.value {
+                    wanted.request.insert(name.clone());
+                }
+            }
+            if let (ProviderKind::TraceCollector(collector), false) = (&traced.provider.kind, traced.is_silent) {
+                let taker = self.collectors.open(waypoint, collector);
+                spans = Some(Spans::new(taker, collector, &traced.tags, own, &waypoint.config));
+            }
+        }
+        Telling { told, logs, wanted, spans }
+    }
+
+    /// Waits until collectors have what they were to be told, at most so long. Called when the process ends.
+    pub async fn export(&self, limit: Duration) {
+        self.collectors.flush(limit).await;
     }
 
     /// Waits until what was written has been, at most so long. Blocks: called when the process ends.

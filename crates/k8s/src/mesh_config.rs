@@ -196,7 +196,10 @@ mod tests {
             told_of.log.map(|log| (log.path.to_string(), keys(&log.layout))),
             Some(("/dev/stdout".into(), vec!["a".into(), "b".into()]))
         );
-        assert_eq!((told_of.sampling, &*told_of.default_logs[0]), (Some(1250), "file"));
+        assert_eq!(
+            (told_of.sampling, &*told_of.default_logs[0], &*told_of.default_tracing[0]),
+            (Some(1250), "file", "otel")
+        );
         let names: Vec<&str> = told_of.providers.iter().map(|one| &*one.name).collect();
         assert_eq!(names, ["file", "otel", "als", "b3"]);
         match &told_of.providers[1].kind {
@@ -220,7 +223,7 @@ mod tests {
         ] {
             assert!(told.contains(part), "{part} is not in {told}");
         }
-        assert_eq!(config.findings.len(), 7, "{told}");
+        assert_eq!(config.findings.len(), 6, "{told}");
     }
 
     #[test]

@@ -34,6 +34,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "probe-question", run: node::probe, longest: 1025 },
     Target { name: "revocations", run: identity::revocations, longest: 4096 },
     Target { name: "connect-headers", run: headers::connect, longest: 4096 },
+    Target { name: "trace-headers", run: headers::trace, longest: 2048 },
     Target { name: "xds-address", run: xds::address, longest: 4096 },
     Target { name: "xds-authorization", run: xds::authorization, longest: 4096 },
     Target { name: "xds-client", run: xds::client, longest: 8192 },

@@ -188,7 +188,7 @@ async fn answer(
     let is_grpc = reply::is_grpc(&head.headers);
     let replay = Replay::new(body, waypoint.config.limits.replay_bytes, is_grpc);
     let is_head = head.method == Method::HEAD;
-    let mut record = Record::new(downstream.clone(), &head, version, id, replay.received(), under_way);
+    let mut record = Record::new(downstream.clone(), &mut head, version, id, replay.received(), under_way);
     let entropy = rand::random();
     let admitted = match forward::check(&head, version) {
         Ok(()) => authorize::admit(&downstream, &mut head, &mut record).await,

@@ -53,7 +53,7 @@ impl Connection {
         let waypoint = downstream.waypoint();
         let service = downstream.target.service().map(|service| &service.key);
         Self {
-            telling: waypoint.tellings.of(&waypoint.snapshots.load(), &downstream.own, service),
+            telling: waypoint.tellings.of(waypoint, &downstream.own, service),
             downstream: downstream.clone(),
             began: Instant::now(),
             service: downstream.target.service().cloned(),
@@ -178,7 +178,7 @@ impl Drop for Connection {
             metrics.flows.close(flow);
         }
         match self.telling.logs() {
-            true => self.telling.log(&facts::of_connection(self, self.began.elapsed(), flags)),
+            true => self.telling.log(&facts::of_connection(self, self.began.elapsed(), flags), None),
             false => self.write(received, sent, flags),
         }
         decision::keep_connection(self, flags);

@@ -51,6 +51,7 @@ pub(super) fn of_request(request: &Request, total: Duration, flags: Flags) -> Fa
         attempts: request.upstream.map_or(0, |_| request.retries.saturating_add(1)),
         route: Some(request.kept.route.as_ref().map_or("default".into(), |rule| rule.dotted().into())),
         upstream: request.upstream,
+        trace: request.context.map(|context| format!("{:032x}", context.trace).into()),
         ..common(&request.downstream, total, flags, "http")
     }
 }

@@ -193,7 +193,12 @@ impl Metrics {
 
     /// Counts something that nobody will be told.
     pub fn lost(&self, what: &'static str) {
-        self.lost.get_or_create(&Lost { what: Word(what) }).inc();
+        self.lost_many(what, 1);
+    }
+
+    /// Counts so many of them.
+    pub fn lost_many(&self, what: &'static str, count: u64) {
+        self.lost.get_or_create(&Lost { what: Word(what) }).inc_by(count);
     }
 
     /// Brings what is known of the tunnels' memory up to date.

@@ -8,6 +8,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use stillmesh_core::decide::OutboundPlan;
 use stillmesh_core::model::{Service, Workload};
+use stillmesh_otlp::Context;
 use stillmesh_proxy::labels::Word;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -62,33 +63,36 @@ pub struct Request {
     /// What users ask to be told, and what is kept for it.
     pub(super) telling: Arc<Telling>,
     pub(super) kept: Kept,
+    /// Its span, where requests are traced.
+    pub(super) context: Option<Context>,
 }
 
 /// Longest text of a client's that is logged, bytes.
 const LONGEST: usize = 1024;
 
 impl Request {
-    /// Of a request that begins. `received` counts its body.
+    /// Of a request that begins. `received` counts its body. Where requests are traced its headers go on with its span.
     pub fn new(
         downstream: Arc<Downstream>,
-        head: &Parts,
+        head: &mut Parts,
         version: Version,
         id: HeaderValue,
         received: Arc<Received>,
         under_way: UnderWay,
     ) -> Self {
         let short = |text: &str| text.chars().take(LONGEST).collect::<String>();
-        let header = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         under_way.progress().receives(&received);
         let waypoint = downstream.waypoint();
         let service = downstream.target.service().map(|service| &service.key);
-        let telling = waypoint.tellings.of(&waypoint.snapshots.load(), &downstream.own, service);
+        let telling = waypoint.tellings.of(waypoint, &downstream.own, service);
+        let context = telling.begin(&mut head.headers);
         let mut kept = Kept::default();
-        if telling.is_asked() {
+        if telling.is_asked(context.as_ref()) {
             kept.request = telling.request(&head.headers);
             let target = head.uri.path_and_query().map_or(head.uri.path(), |target| target.as_str());
             kept.target = short(&telling.redaction().target(target));
         }
+        let header = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let host = head.uri.authority().map(|authority| authority.as_str()).or(header(header::HOST));
         Self {
             began: Instant::now(),
@@ -122,6 +126,7 @@ impl Request {
             upstream: None,
             telling,
             kept,
+            context,
             downstream,
         }
     }
@@ -152,7 +157,7 @@ impl Request {
         if self.downstream.waypoint().records.is_on() {
             self.why = taken.name().map(|(route, rule)| Why::Route(Rule::new(route, rule)));
         }
-        if self.telling.is_asked() {
+        if self.telling.is_asked(self.context.as_ref()) {
             self.kept.route = taken.name().map(|(route, rule)| Rule::new(route, rule));
         }
     }
@@ -192,7 +197,7 @@ impl Request {
     pub fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.status = Some(status);
         self.answered_after = Some(self.began.elapsed());
-        if self.telling.is_asked() {
+        if self.telling.is_asked(self.context.as_ref()) {
             self.kept.response = self.telling.response(headers);
         }
         // A response of trailers alone has them among its headers.
@@ -283,7 +288,7 @@ impl Drop for Request {
         let messages = (self.received.messages(), self.messages.count());
         let counted = Counted { milliseconds: duration.as_secs_f64() * 1000.0, received, sent: self.sent, messages };
         let metrics = &self.downstream.waypoint().metrics;
-        let facts = self.telling.is_asked().then(|| facts::of_request(self, duration, flags));
+        let facts = self.telling.is_asked(self.context.as_ref()).then(|| facts::of_request(self, duration, flags));
         if self.telling.meters() {
             let change = |metric| self.telling.tags(metric, facts.as_ref());
             series::count_changed(metrics, &labels(&kind), &change, counted);
@@ -291,9 +296,12 @@ impl Drop for Request {
             self.downstream.series.count(metrics, kind, labels, counted);
         }
         match (self.telling.logs(), &facts) {
-            (true, Some(facts)) => self.telling.log(facts),
+            (true, Some(facts)) => self.telling.log(facts, self.context.as_ref()),
             (true, None) => {}
             (false, _) => self.write(duration, flags),
+        }
+        if let (Some(context), Some(facts)) = (&self.context, &facts) {
+            self.telling.end(context, facts);
         }
         decision::keep_request(self, duration, flags);
     }

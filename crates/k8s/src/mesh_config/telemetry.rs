@@ -90,8 +90,11 @@ pub fn of(settings: &TelemetrySettings) -> Providers {
         settings.providers.iter().filter(move |one| wanted(&one.kind)).map(|one| one.name.clone())
     };
     Providers {
-        logs: [built_in("envoy")].into_iter().chain(named(|kind| matches!(kind, ProviderKind::File(_)))).collect(),
-        tracing: Vec::new(),
+        logs: [built_in("envoy")]
+            .into_iter()
+            .chain(named(|kind| matches!(kind, ProviderKind::File(_) | ProviderKind::LogCollector(_))))
+            .collect(),
+        tracing: named(|kind| matches!(kind, ProviderKind::TraceCollector(_) | ProviderKind::Zipkin)).collect(),
         metrics: [built_in("prometheus")]
             .into_iter()
             .chain(named(|kind| matches!(kind, ProviderKind::Prometheus)))
@@ -183,13 +186,15 @@ impl Reading<'_> {
                 ProviderKind::File(FileLog { path: file.into(), layout })
             }
             "envoyOtelAls" => {
-                let mut collector = self.collector(&path, inner)?;
+                let mut collector = self.collector(&path, inner, &["logName", "logFormat"])?;
                 collector.layout = self.layout(&path, inner);
                 collector.log_name =
                     inner.get("logName").and_then(Value::as_str).unwrap_or("otel_envoy_accesslog").into();
                 ProviderKind::LogCollector(collector)
             }
-            "opentelemetry" => ProviderKind::TraceCollector(self.collector(&path, inner)?),
+            "opentelemetry" => {
+                ProviderKind::TraceCollector(self.collector(&path, inner, &["http", "grpc", "maxTagLength"])?)
+            }
             "zipkin" => {
                 self.flaw(
                     &path,
@@ -206,7 +211,8 @@ impl Reading<'_> {
         Some(Provider { name: name.into(), kind })
     }
 
-    fn collector(&mut self, path: &str, written: &Value) -> Option<Collector> {
+    /// `keys` are those that mean something beside `service` and `port`.
+    fn collector(&mut self, path: &str, written: &Value, keys: &[&str]) -> Option<Collector> {
         let host = written.get("service").and_then(Value::as_str).unwrap_or_default();
         // Istio takes `namespace/hostname` too.
         let host = host.rsplit('/').next().unwrap_or_default();
@@ -215,7 +221,7 @@ impl Reading<'_> {
             self.flaw(path, "service (a hostname) and port are needed".to_owned());
             return None;
         };
-        let http = written.get("http").filter(|http| !http.is_null());
+        let http = written.get("http").filter(|http| !http.is_null() && keys.contains(&"http"));
         let of = http.map_or("grpc", |_| "http");
         let timeout = written.get(of).and_then(|of| of.get("timeout")).and_then(Value::as_str);
         let timeout = timeout.and_then(|text| {
@@ -226,9 +232,7 @@ impl Reading<'_> {
             read
         });
         for key in written.as_object().into_iter().flat_map(Map::keys) {
-            let known =
-                ["service", "port", "http", "grpc", "maxTagLength", "logName", "logFormat", "resourceDetectors"];
-            if !known.contains(&key.as_str()) {
+            if !["service", "port"].contains(&key.as_str()) && !keys.contains(&key.as_str()) {
                 self.flaw(&format!("{path}.{key}"), "not supported: without effect".to_owned());
             }
         }

@@ -16,5 +16,6 @@ mod routes;
 mod smuggling;
 mod streams;
 mod told;
+mod traces;
 mod versions;
 mod ways;
