@@ -5,7 +5,7 @@
 //!
 //! Read in this order: [`object`] (what there is), [`parse`] (text to objects), [`select`] (who is in the mesh),
 //! [`gateway`] (waypoints: whose, who is bound, what runs them), [`translate`] (objects to the model of
-//! `stillmesh-core`), [`status`] (conditions to write back).
+//! `stillmesh-core`), [`status`] (conditions to write back). [`network_policy`] is Kubernetes' own filter in front of it all.
 #![forbid(unsafe_code)]
 
 mod duration;
@@ -14,6 +14,7 @@ pub mod gateway;
 pub mod istio;
 pub mod labels;
 pub mod mesh_config;
+pub mod network_policy;
 pub mod object;
 pub mod parse;
 pub mod select;

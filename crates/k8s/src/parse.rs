@@ -74,6 +74,41 @@ pub fn documents(file: &str, text: &str) -> Documents {
     found.documents
 }
 
+/// A document of a kind that is not read here, as it is written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Foreign {
+    /// All of it.
+    pub value: serde_json::Value,
+    /// Its first line.
+    pub at: Position,
+}
+
+/// The documents of a text that say what they are and are of kinds that [`documents`] does not read. What cannot be read as
+/// YAML is left out: [`documents`] tells it.
+pub fn foreign(file: &str, text: &str) -> Vec<Foreign> {
+    fn take(root: &Node, file: &Arc<str>, found: &mut Vec<Foreign>) {
+        let word = |key: &str| root.get(key).and_then(Node::text);
+        match (word("kind"), word("apiVersion")) {
+            (Some("List"), Some("v1")) => {
+                root.get("items").map_or(&[][..], Node::items).iter().for_each(|item| take(item, file, found));
+            }
+            (Some(kind), Some(_)) if Kind::named(kind).is_none() => {
+                let at = Position::new(Arc::clone(file), root.at.line, root.at.column);
+                found.push(Foreign { value: root.plain(), at });
+            }
+            _ => {}
+        }
+    }
+    let (file, mut found) = (Arc::from(file), Vec::new());
+    for part in split::documents(text) {
+        if let Ok(mut root) = tree(part.text, DuplicateKeyPolicy::Error) {
+            root.shift(part.lines_before);
+            take(&root, &file, &mut found);
+        }
+    }
+    found
+}
+
 /// A single object in JSON without fault, as programs write them, is read without the YAML parser. Anything else is
 /// left to it, since it knows places.
 fn json(file: &str, text: &str) -> Option<Documents> {

@@ -384,3 +384,14 @@ fn a_virtual_service_is_told_what_is_wrong_where_it_is() {
     );
     assert_eq!(of("  - route: [{destination: {host: a, port: {number: 80}}, weight: 1}]\n"), (String::new(), 1));
 }
+
+#[test]
+fn documents_of_other_kinds_are_handed_over_with_their_place() {
+    let text = "kind: Pod\napiVersion: v1\n---\n# a comment\napiVersion: apps/v1\nkind: StatefulSet\nmetadata: {name: a}\n---\nkind: [\n---\nnothing: here\n";
+    let found = foreign("f.yaml", text);
+    assert_eq!(found.len(), 1);
+    assert_eq!((found[0].value["metadata"]["name"].as_str(), found[0].at.line), (Some("a"), 5));
+    let list =
+        "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pod}\n- {apiVersion: batch/v1, kind: Job}\n";
+    assert_eq!(foreign("f.yaml", list)[0].value["kind"], "Job");
+}
