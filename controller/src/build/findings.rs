@@ -15,7 +15,7 @@ use super::Builder;
 pub const SOURCE: &str = "stillmesh.io/source";
 
 /// Where an object was written by its user, as far as it is known.
-pub(super) fn origin(placed: &Placed) -> Position {
+pub fn origin(placed: &Placed) -> Position {
     let told = labels::of(&placed.object.metadata().annotations).get(SOURCE).and_then(|text| {
         let mut parts = text.rsplitn(3, ':');
         let column = parts.next()?.parse().ok()?;

@@ -81,6 +81,8 @@ pub struct Foreign {
     pub value: serde_json::Value,
     /// Its first line.
     pub at: Position,
+    /// The kind that is read here and was probably meant: of nearly this name, and of this `apiVersion`.
+    pub meant: Option<Kind>,
 }
 
 /// The documents of a text that say what they are and are of kinds that [`documents`] does not read. What cannot be read as
@@ -92,9 +94,12 @@ pub fn foreign(file: &str, text: &str) -> Vec<Foreign> {
             (Some("List"), Some("v1")) => {
                 root.get("items").map_or(&[][..], Node::items).iter().for_each(|item| take(item, file, found));
             }
-            (Some(kind), Some(_)) if Kind::named(kind).is_none() => {
+            (Some(kind), Some(version)) if Kind::named(kind).is_none() => {
                 let at = Position::new(Arc::clone(file), root.at.line, root.at.column);
-                found.push(Foreign { value: root.plain(), at });
+                let of_version = Kind::ALL.iter().filter(|one| one.api_versions().contains(&version));
+                let near: Vec<&str> = of_version.map(|one| one.as_str()).collect();
+                let meant = names::nearest(kind, &near).and_then(Kind::named);
+                found.push(Foreign { value: root.plain(), at, meant });
             }
             _ => {}
         }

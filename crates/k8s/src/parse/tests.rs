@@ -394,4 +394,7 @@ fn documents_of_other_kinds_are_handed_over_with_their_place() {
     let list =
         "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pod}\n- {apiVersion: batch/v1, kind: Job}\n";
     assert_eq!(foreign("f.yaml", list)[0].value["kind"], "Job");
+    let near = "apiVersion: gateway.networking.k8s.io/v1\nkind: HttpRoute\n";
+    assert_eq!(foreign("f.yaml", near)[0].meant, Some(Kind::HttpRoute));
+    assert_eq!(found[0].meant, None);
 }
