@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use stillmesh_runtime::env::Reader;
 
+use crate::analyze::Analyze;
 use crate::bench::Bench;
 use crate::bench::load::Load;
 use crate::capture::Capture;
@@ -78,6 +79,8 @@ pub(crate) enum Command {
     Tap(Tap),
     /// Show who is asked how often, how well and how fast, right now
     Top(Top),
+    /// Say what is wrong with manifests, or with the objects of the mesh that runs, before somebody finds out
+    Analyze(Analyze),
     /// Say what would become of a connection or request, hop by hop, by manifests or by the mesh that runs, without sending it
     Simulate(Simulate),
     /// Show who spoke to whom within a day, added up hour by hour by tunnels and waypoints

@@ -2,8 +2,10 @@
 //!
 //! [`args`] is what can be typed; [`main`] carries it out. The one-machine mesh is [`machine`].
 
+mod analyze;
 pub mod args;
 mod bench;
+mod blocked;
 mod capture;
 mod cluster;
 pub mod cluster_dns;
@@ -99,6 +101,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Top(args) => return runtime()?.block_on(top::run(&args)),
         Command::Flows(args) => return runtime()?.block_on(flows::run(&args)),
         Command::Policy(policy) => return Ok(runtime()?.block_on(policy::run(&policy))),
+        Command::Analyze(args) => return Ok(runtime()?.block_on(analyze::run(&args))),
         Command::Simulate(args) => return Ok(runtime()?.block_on(simulate::run(&args))),
         Command::Why(args) => return runtime()?.block_on(why::run(&args)),
         Command::Capture(args) => return runtime()?.block_on(commands::capture(&args)),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use serde_json::Value;
 use stillmesh_api::codec;
-use stillmesh_controller::build::Builder;
+use stillmesh_controller::build::{Builder, Verdict};
 use stillmesh_core::model::access::Access;
 use stillmesh_core::model::{Service, Workload};
 use stillmesh_core::snapshot::{Change, Snapshot};
@@ -19,7 +19,7 @@ use stillmesh_k8s::translate::Mesh;
 use stillmesh_k8s::{Finding, ObjectKey, Placed, Position};
 use stillmesh_objects as objects;
 
-pub(crate) use read::{from_files, live};
+pub(crate) use read::{FILE_BYTES, from_files, live, take_text};
 
 /// Findings that are told one by one.
 const MOST_FINDINGS: usize = 20;
@@ -36,7 +36,8 @@ pub(crate) struct Written {
 }
 
 impl Written {
-    fn add(&mut self, found: impl IntoIterator<Item = Placed>) {
+    /// Takes objects in; one that is there already is replaced.
+    pub(crate) fn add(&mut self, found: impl IntoIterator<Item = Placed>) {
         self.objects.extend(found.into_iter().map(|placed| (placed.object.key(), placed)));
     }
 
@@ -70,6 +71,10 @@ pub(crate) struct Known {
     pub(crate) accesses: Vec<Arc<Access>>,
     /// What was assumed or left out.
     pub(crate) notes: Vec<String>,
+    /// What is odd about objects, as they are read and as they are seen together.
+    pub(crate) findings: Vec<Finding>,
+    /// What statuses should say.
+    pub(crate) verdicts: Vec<Verdict>,
 }
 
 /// What nodes would know. `mesh` is what is configured beside the objects.
@@ -93,14 +98,16 @@ pub(crate) fn known(written: Written, mesh: Mesh, mut notes: Vec<String>) -> any
     }
     workloads.sort_by(|one, other| one.uid.cmp(&other.uid));
     services.sort_by(|one, other| one.key.cmp(&other.key));
-    let said: BTreeSet<String> = findings.iter().chain(&builder.findings()).map(ToString::to_string).collect();
+    let findings = [findings, builder.findings()].concat();
+    let said: BTreeSet<String> = findings.iter().map(ToString::to_string).collect();
     let more = said.len().saturating_sub(MOST_FINDINGS);
     notes.extend(said.into_iter().take(MOST_FINDINGS));
     if more > 0 {
         notes.push(format!("{more} more findings about the objects; `stillmesh up` tells them all"));
     }
     let values: Result<Vec<Value>, _> = objects.values().map(|placed| serde_json::to_value(&placed.object)).collect();
-    Ok(Known { snapshot, mesh, objects: values.context("writing the objects")?, workloads, services, accesses, notes })
+    let objects = values.context("writing the objects")?;
+    Ok(Known { snapshot, mesh, objects, workloads, services, accesses, notes, findings, verdicts: built.verdicts })
 }
 
 /// What decides about connections, of objects as an API server has them: as built, without their way over the wire.

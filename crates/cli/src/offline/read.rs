@@ -20,7 +20,7 @@ use crate::why::place::Place;
 /// How long all objects together may take to come.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Largest single file, as for a directory.
-const FILE_BYTES: u64 = 4 << 20;
+pub(crate) const FILE_BYTES: u64 = 4 << 20;
 
 /// Reads manifests: files, and directories as `up` reads them.
 pub(crate) async fn from_files(paths: &[PathBuf]) -> anyhow::Result<Written> {
@@ -72,7 +72,8 @@ pub(crate) async fn live(place: &Place, access: &Access, mesh: &Mesh) -> anyhow:
     Ok(written)
 }
 
-fn take_text(written: &mut Written, file: &str, text: &str) {
+/// Takes in what a text holds.
+pub(crate) fn take_text(written: &mut Written, file: &str, text: &str) {
     let found = parse::documents(file, text);
     written.add(found.objects);
     written.findings.extend(found.findings);
