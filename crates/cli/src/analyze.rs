@@ -20,7 +20,7 @@ use anyhow::bail;
 use clap::{Args, ValueEnum};
 use stillmesh_k8s::translate::Mesh;
 
-use crate::cluster::args::{Access, duration, namespace_name};
+use crate::cluster::args::{Report, WhichMesh, duration, namespace_name};
 use crate::offline;
 use crate::output::{line, note};
 use crate::why::place::Place;
@@ -85,11 +85,9 @@ pub(crate) struct Analyze {
     /// Namespace whose policies hold for the whole mesh
     #[arg(long, default_value = "istio-system", value_parser = namespace_name)]
     root_namespace: String,
-    /// The mesh of this name that runs on this machine (`stillmesh up`), instead of a cluster
-    #[arg(long, conflicts_with_all = ["kubeconfig", "context"], value_name = "MESH")]
-    name: Option<String>,
+    /// Which mesh runs.
     #[command(flatten)]
-    access: Access,
+    which: WhichMesh,
 }
 
 /// How findings are printed.
@@ -130,8 +128,8 @@ async fn answer(args: &Analyze) -> anyhow::Result<ExitCode> {
     }
     let mut input = Input::default();
     if is_live {
-        let place = Place::find(args.name.as_deref(), &args.access).await?;
-        input.written = offline::live(&place, &args.access, &mesh).await?;
+        let place = Place::find(&args.which).await?;
+        input.written = offline::live(&place, &args.which.access, &mesh).await?;
         input.running = Some(input.written.objects.clone());
         input.network_policies(&place).await?;
     }
@@ -168,8 +166,8 @@ fn analyze(input: Input, mesh: Mesh) -> anyhow::Result<(Vec<Message>, Vec<String
 
 fn print(args: &Analyze, told: &[&Message], namespace: Option<&str>) -> anyhow::Result<()> {
     match args.output {
-        Form::Json => line(&serde_json::to_string_pretty(told)?),
-        Form::Yaml => line(serde_saphyr::to_string(&told)?.trim_end()),
+        Form::Json => line(&Report::Json.of(&told)?),
+        Form::Yaml => line(&Report::Yaml.of(&told)?),
         Form::Log if told.is_empty() => {
             let what = match (namespace, args.paths.as_slice()) {
                 (Some(namespace), _) => format!("namespace: {namespace}"),
