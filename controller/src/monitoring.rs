@@ -92,7 +92,7 @@ pub(crate) fn server(shown: &Arc<Shown>, node: Option<IpAddr>) -> Server {
     page("/metrics", metrics);
     // As Istio writes it and Kiali reads it: version, revision of the source, state of the build.
     page("/version", |_| Response::text(StatusCode::OK, format!("{VERSION}-stillmesh-Clean")));
-    page("/debug/syncz", |shown| Response::json(StatusCode::OK, &shown.nodes.to_json(shown.store.generation())));
+    page("/debug/syncz", |shown| Response::json(StatusCode::OK, &shown.nodes.to_json(&shown.store)));
     page("/debug/receipts", |shown| Response::json(StatusCode::OK, &shown.receipts.to_json()));
     page("/debug/findings", |shown| {
         let (authority, maps, findings) = (shown.authority.load(), shown.foreign_maps.load(), shown.findings.load());

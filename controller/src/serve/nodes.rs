@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use stillmesh_api::xds::{NodeId, Observer, Rejected, ResourceType};
+use stillmesh_api::xds::{NodeId, Observer, Rejected, ResourceType, Store};
 use tracing::{info, warn};
 
 use crate::metrics::{Metrics, VERSION};
@@ -46,10 +46,12 @@ impl Nodes {
     }
 
     /// For `/debug/syncz`: a list, each entry with the names that tools for Istio read, and our own beside them.
-    pub fn to_json(&self, generation: u64) -> Value {
-        let now = Instant::now();
+    pub fn to_json(&self, store: &Store) -> Value {
+        let (now, generation) = (Instant::now(), store.generation());
+        let standings: BTreeMap<u64, _> = store.standings().into_iter().collect();
         let streams = self.streams.lock();
         let nodes = streams.values().map(|node| {
+            let asks = |kind| standings.get(&node.id.stream).is_none_or(|standing| standing.asked.contains(kind));
             let types: serde_json::Map<String, Value> = ResourceType::ALL
                 .iter()
                 .map(|kind| {
@@ -57,6 +59,7 @@ impl Nodes {
                     let taken = node.types.get(kind).unwrap_or(&nothing);
                     let status = match (taken.applied, taken.open) {
                         _ if !taken.refused.is_empty() => "REJECTED",
+                        (None, false) if !asks(kind) => "IGNORED",
                         (_, true) => "STALE",
                         // It need not be the newest generation: what does not concern a type is not sent.
                         (Some(_), false) => "SYNCED",
@@ -74,13 +77,14 @@ impl Nodes {
                     (kind.url().to_owned(), value)
                 })
                 .collect();
-            // `ztunnel~10.0.0.1~pod.namespace~domain`: tools want the third.
-            let proxy = node.id.id.split('~').nth(2).unwrap_or(&node.id.id);
+            // `ztunnel~10.0.0.1~pod.namespace~domain`: tools want the first and the third.
+            let part = |place| node.id.id.split('~').nth(place).unwrap_or(&node.id.id);
+            let version = if node.id.version.is_empty() { VERSION } else { &*node.id.version };
             json!({
-                "proxy": proxy,
-                "proxy_type": "ztunnel",
-                "proxy_version": VERSION,
-                "istio_version": VERSION,
+                "proxy": part(2),
+                "proxy_type": part(0),
+                "proxy_version": version,
+                "istio_version": version,
                 "cluster_id": self.cluster,
                 "id": &*node.id.id,
                 "node": &*node.id.node,
@@ -181,23 +185,23 @@ mod tests {
     #[test]
     fn a_nodes_answers_are_told() {
         let metrics = Arc::new(Metrics::new());
-        let nodes = Nodes::new(
-            "Kubernetes",
-            Arc::clone(&metrics),
-            Arc::new(Receipts::new(Arc::new(stillmesh_api::xds::Store::new()))),
-        );
+        let store = Arc::new(Store::new());
+        let nodes = Nodes::new("Kubernetes", Arc::clone(&metrics), Arc::new(Receipts::new(Arc::clone(&store))));
         metrics.published(1);
         let caller =
             Caller { namespace: "istio-system".into(), service_account: "ztunnel".into(), node: None, pod: None };
         let node = NodeId {
             id: "ztunnel~10.0.0.1~z-1.mesh~mesh.svc.cluster.local".into(),
             node: "n1".into(),
+            version: "1.31.0".into(),
             caller,
             stream: 7,
         };
-        let status = |nodes: &Nodes, kind: ResourceType| nodes.to_json(2)[0]["types"][kind.url()]["status"].clone();
+        let status =
+            |nodes: &Nodes, kind: ResourceType| nodes.to_json(&store)[0]["types"][kind.url()]["status"].clone();
         nodes.connected(&node);
-        assert_eq!(nodes.to_json(2)[0]["proxy"], "z-1.mesh");
+        let told = nodes.to_json(&store)[0].clone();
+        assert_eq!([&told["proxy"], &told["proxy_type"], &told["istio_version"]], ["z-1.mesh", "ztunnel", "1.31.0"]);
         assert_eq!(status(&nodes, ResourceType::Address), "NOT SENT");
         let send = |kind| nodes.sent(&node, kind, 10, Duration::ZERO);
         let measured = |times: u64| {
@@ -221,6 +225,6 @@ mod tests {
         nodes.nacked(&node, ResourceType::Authorization, None, &rejected);
         assert_eq!(status(&nodes, ResourceType::Authorization), "REJECTED");
         nodes.gone(&node, "done");
-        assert_eq!(nodes.to_json(2).as_array().map(Vec::len), Some(0));
+        assert_eq!(nodes.to_json(&store).as_array().map(Vec::len), Some(0));
     }
 }

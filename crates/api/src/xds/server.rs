@@ -34,6 +34,8 @@ pub struct NodeId {
     pub id: Str,
     /// The Kubernetes node's name (`NODE_NAME` of its metadata); may be empty.
     pub node: Str,
+    /// The version of its program, as it says; may be empty.
+    pub version: Str,
     /// Who authenticated.
     pub caller: Caller,
     /// Unique per stream in this process.
@@ -165,7 +167,14 @@ impl SessionTask {
         let node = first.node.as_ref().ok_or_else(|| Status::invalid_argument("node: absent in the first request"))?;
         let name = admit(node, &self.caller)?;
         let open = self.store.open(name.clone(), Instant::now().into_std());
-        let id = NodeId { id: node.id.as_str().into(), node: name, caller: self.caller.clone(), stream: open.stream };
+        let version = claim(node, "ISTIO_VERSION").unwrap_or(&node.user_agent_version);
+        let id = NodeId {
+            id: node.id.as_str().into(),
+            node: name,
+            version: version.into(),
+            caller: self.caller.clone(),
+            stream: open.stream,
+        };
         let mut told = Told { observer: Arc::clone(&self.observer), id, reason: "the node is gone".to_owned() };
         self.observer.connected(&told.id);
         let ended = self.exchange(&open, &told.id, first).await;
@@ -267,15 +276,17 @@ impl Drop for Told {
     }
 }
 
+/// What a node says of itself under a key.
+fn claim<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
+    match node.metadata.as_ref()?.fields.get(key)?.kind.as_ref()? {
+        Kind::StringValue(text) if !text.is_empty() => Some(text),
+        _ => None,
+    }
+}
+
 /// Contract 6.2: the node's claims must be those of its credentials. Returns its Kubernetes node's name.
 fn admit(node: &Node, caller: &Caller) -> Result<Str, Status> {
-    let claim = |key: &str| {
-        let value = node.metadata.as_ref()?.fields.get(key)?.kind.as_ref()?;
-        match value {
-            Kind::StringValue(text) if !text.is_empty() => Some(text.as_str()),
-            _ => None,
-        }
-    };
+    let claim = |key: &str| claim(node, key);
     let denied = |what: &str| Err(Status::permission_denied(format!("{what} is not that of the credentials")));
     if claim("NAMESPACE").is_some_and(|claimed| *claimed != *caller.namespace) {
         return denied("NAMESPACE");
