@@ -140,7 +140,10 @@ pub async fn serve(config: Config, listeners: Listeners, watch: Watch) -> anyhow
     }
     let (servers_end, servers) = drain::channel();
     let Listeners { hbone, admin, stats, readiness: ready } = listeners;
-    tasks.spawn("admin", admin::server(waypoint.clone()).serve(admin, servers.clone()));
+    tasks.spawn(
+        "admin",
+        admin::server(waypoint.clone(), telemetry::init("waypoint").ok()).serve(admin, servers.clone()),
+    );
     tasks.spawn("metrics", admin::metrics_server(waypoint.clone(), registered).serve(stats, servers.clone()));
     tasks.spawn("readiness", readiness::server(readiness.clone()).serve(ready, servers));
     tasks.spawn("idle", until_cancelled(tasks.token(), waypoint.connections.clone().tidy()));

@@ -2,7 +2,6 @@
 //! what istioctl reads; `/stillmesh/…` is ours.
 
 pub mod dump;
-mod model;
 
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
@@ -11,7 +10,7 @@ use http::{Method, StatusCode};
 use serde::Serialize;
 use stillmesh_identity::revocation::Side;
 use stillmesh_proxy::decisions::{answer, explain_connection};
-use stillmesh_proxy::flows;
+use stillmesh_proxy::{flows, logging};
 use stillmesh_records::{Hop, Told};
 use stillmesh_runtime::admin::{Request, Response, Server};
 use stillmesh_runtime::telemetry::Levels;
@@ -51,7 +50,7 @@ pub fn server(admin: Admin) -> Server {
         .route(Method::GET, "/", page(|_, _| Response::new(StatusCode::OK, "text/html; charset=utf-8", INDEX)))
         .route(Method::GET, "/config_dump", page(|admin, _| pretty(&dump::config_dump(&admin.node, &admin.pods))))
         .route(Method::GET, "/config", page(|admin, _| pretty(&config(admin))))
-        .route(Method::POST, "/logging", page(logging))
+        .route(Method::POST, "/logging", page(|admin, request| logging::answer(admin.levels.as_ref(), request)))
         .route(Method::POST, "/quitquitquit", page(|admin, _| quit(admin)))
         .route(Method::GET, "/stillmesh/connections", page(|admin, _| pretty(&connections(&admin.node))))
         .route(Method::GET, "/decisions", page(decided))
@@ -125,34 +124,6 @@ fn config(admin: &Admin) -> serde_json::Value {
 fn quit(admin: &Admin) -> Response {
     admin.quit.cancel();
     Response::text(StatusCode::OK, "shutdown now\n")
-}
-
-fn logging(admin: &Admin, request: &Request) -> Response {
-    let Some(levels) = &admin.levels else {
-        return Response::text(StatusCode::NOT_IMPLEMENTED, "the log belongs to another part of this process\n");
-    };
-    let asked = match request.query.first() {
-        None => None,
-        Some((key, value)) if key == "level" && value.is_empty() => None,
-        Some((key, value)) if key == "level" => Some(value.clone()),
-        Some((key, _)) if key == "reset" => Some("info".to_owned()),
-        Some(_) => Some(filter(request)),
-    };
-    if let Some(filter) = asked
-        && let Err(error) = levels.set(&filter)
-    {
-        let text = format!("Invalid level provided: {error}\nusage: POST /logging[?level=info | mod=lvl,… | reset]\n");
-        return Response::text(StatusCode::BAD_REQUEST, text);
-    }
-    Response::text(StatusCode::OK, format!("current log level is {}\n", levels.current()))
-}
-
-/// `mod=lvl,mod=lvl`, as the query parser saw it.
-fn filter(request: &Request) -> String {
-    let part = |(key, value): &(String, String)| {
-        if value.is_empty() { key.clone() } else { format!("{key}={value}") }
-    };
-    request.query.iter().map(part).collect::<Vec<_>>().join(",")
 }
 
 /// One open connection as our own tools read it.

@@ -23,7 +23,7 @@ pub use authorize::{authorize, authorize_at_waypoint};
 pub use inbound::{inbound, inbound_plaintext, inbound_service};
 pub use outbound::outbound;
 pub use spread::{Live, hash_of};
-pub use waypoint::{Endpoint, Target, endpoint, treatment, waypoint};
+pub use waypoint::{Endpoint, Target, bound, endpoint, treatment, waypoint};
 
 use crate::attrs::Authority;
 use crate::diagnose::{Diagnose, Fault};

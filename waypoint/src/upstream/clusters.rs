@@ -83,6 +83,12 @@ impl Clusters {
         }
     }
 
+    /// The one of a port of a service, or of a subset, if anything has been sent to it.
+    pub fn known(&self, service: &ServiceKey, port: u16, subset: Option<&Str>) -> Option<Arc<Cluster>> {
+        let key = Key { service: Some(service.clone()), port, subset: subset.cloned() };
+        self.all.lock().get(&key).cloned()
+    }
+
     /// Forgets services, subsets and endpoints that are gone, as a waypoint of this namespace sees them. Runs for ever.
     pub async fn tidy(self: Arc<Self>, snapshots: Arc<Snapshots>, namespace: Str) {
         loop {

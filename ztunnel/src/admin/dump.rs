@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
+use stillmesh_proxy::dump;
 
-use super::model;
 use crate::capture::pods::Table;
 use crate::node::Node;
 use crate::record::{Direction, Live};
@@ -12,29 +12,15 @@ use crate::record::{Direction, Live};
 /// Everything that this node knows.
 pub fn config_dump(node: &Node, pods: &Table) -> Value {
     let snapshot = node.snapshots.load();
-    let mut workloads: Vec<_> = snapshot.workloads().collect();
-    workloads.sort_by(|a, b| a.uid.cmp(&b.uid));
-    let mut services: Vec<_> = snapshot.services().collect();
-    services.sort_by(|a, b| a.key.cmp(&b.key));
-    let mut policies: Vec<_> = snapshot.policies().collect();
-    policies.sort_by(|a, b| a.key.cmp(&b.key));
     json!({
-        "workloads": workloads.into_iter().map(|workload| model::workload(workload)).collect::<Vec<_>>(),
-        "services": services.into_iter().map(|service| model::service(&snapshot, service)).collect::<Vec<_>>(),
-        "policies": policies.into_iter().map(|policy| model::policy(policy)).collect::<Vec<_>>(),
+        "workloads": dump::workloads(&snapshot),
+        "services": dump::services(&snapshot),
+        "policies": dump::policies(&snapshot),
         "stagedServices": {},
         "staticConfig": {},
-        "version": {
-            "version": env!("CARGO_PKG_VERSION"),
-            "gitRevision": "",
-            "rustVersion": "",
-            "buildProfile": if cfg!(debug_assertions) { "debug" } else { "release" },
-            "buildStatus": "",
-            "istioVersion": node.config.version,
-            "cryptoProvider": "aws-lc",
-        },
+        "version": dump::version(&node.config.version),
         "config": &node.config,
-        "certificates": node.identities.dump(),
+        "certificates": dump::certificates(node.identities.secrets()),
         "workloadState": workload_state(node, pods),
     })
 }

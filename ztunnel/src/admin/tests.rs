@@ -3,8 +3,8 @@ use stillmesh_core::model::{
     Action, Clause, Gateway, GatewayDestination, Match, Policy, PolicyKey, Rule, Scope, ServiceKey, StringMatch,
 };
 
-use super::model;
 use crate::testing;
+use stillmesh_proxy::dump::model;
 
 #[test]
 fn a_workload_is_written_as_istioctl_reads_it() {

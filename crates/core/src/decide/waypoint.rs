@@ -88,6 +88,11 @@ pub fn waypoint(snapshot: &Snapshot, attrs: &ConnectAttrs<'_>) -> Result<Target,
     }
 }
 
+/// The services that are bound to a waypoint, in no order. Costs a look at every service.
+pub fn bound<'a>(snapshot: &'a Snapshot, own: &'a Workload) -> impl Iterator<Item = &'a Arc<Service>> {
+    snapshot.services().filter(move |service| is_bound(snapshot, service, own))
+}
+
 /// Where what a waypoint took goes: an endpoint of the service, or the workload.
 pub fn endpoint(snapshot: &Snapshot, attrs: &Endpoint<'_>) -> Result<OutboundPlan, Refusal> {
     let own = attrs.waypoint;

@@ -57,6 +57,11 @@ impl Destination {
         Some(Treatment { policy: ports.single.get(&port).unwrap_or(&ports.all).clone(), members })
     }
 
+    /// Names of its subsets, in no order.
+    pub fn subsets(&self) -> impl Iterator<Item = &Str> {
+        self.subsets.keys()
+    }
+
     /// `rules` are those of one namespace, of one exactness, the oldest first.
     fn new(rules: &[&DestinationRule]) -> Self {
         let nothing = Traffic::default();
