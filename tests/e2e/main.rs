@@ -16,6 +16,7 @@ mod confined;
 mod faults;
 mod flows;
 mod input;
+mod inspect;
 mod leaks;
 mod mesh;
 mod objects;

@@ -21,6 +21,8 @@ use crate::cluster::zc::Zc;
 use crate::demo::Demo;
 use crate::flows::Flows;
 use crate::policy::Policy;
+use crate::proxy_config::ProxyConfig;
+use crate::proxy_status::ProxyStatus;
 use crate::shop::Shop;
 use crate::simulate::Simulate;
 use crate::steer::Bypass;
@@ -71,6 +73,12 @@ pub(crate) enum Command {
     /// Show what a node tunnel knows: workloads, services, policies, certificates, connections
     #[command(visible_alias = "ztunnel-config")]
     Zc(Zc),
+    /// Show what a waypoint knows and does: listeners, routes, clusters, endpoints, policies, certificates
+    #[command(visible_alias = "pc")]
+    ProxyConfig(ProxyConfig),
+    /// Show which proxies are connected to which controller, and whether they have taken what they were sent
+    #[command(visible_alias = "ps")]
+    ProxyStatus(ProxyStatus),
     /// Say what became of a connection or request, hop by hop, and why: by the names of both ends, or by its id
     Why(Why),
     /// Take a namespace, pods or the whole mesh out of the mesh for a while: their traffic goes as if there were none

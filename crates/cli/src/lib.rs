@@ -17,6 +17,8 @@ pub mod machine;
 mod offline;
 mod output;
 mod policy;
+mod proxy_config;
+mod proxy_status;
 mod shop;
 mod simulate;
 mod steer;
@@ -96,6 +98,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Manifest(args) => return cluster::install::manifest(&args),
         Command::Waypoint(args) => return runtime()?.block_on(cluster::waypoint::run(&args)),
         Command::Zc(args) => return runtime()?.block_on(cluster::zc::run(&args)),
+        Command::ProxyConfig(args) => return runtime()?.block_on(proxy_config::run(&args)),
+        Command::ProxyStatus(args) => return runtime()?.block_on(proxy_status::run(&args)),
         Command::Bypass(args) => return runtime()?.block_on(steer::bypass(&args)),
         Command::Tap(args) => return runtime()?.block_on(why::tap::run(&args)),
         Command::Top(args) => return runtime()?.block_on(top::run(&args)),

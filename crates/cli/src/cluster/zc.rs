@@ -23,6 +23,7 @@ pub(crate) use certificates::entry_facts;
 use dump::Dump;
 use source::Tunnel;
 use tables::Filter;
+pub(crate) use tables::{heads, or_none};
 
 /// `stillmesh zc`.
 #[derive(Debug, Args)]
@@ -266,12 +267,20 @@ fn all(dump: &Dump, format: Format, headings: bool) -> anyhow::Result<String> {
     Ok(Filter::everything().iter().map(section).collect::<Vec<_>>().join("\n\n"))
 }
 
-fn print(value: &Value, format: Format) -> anyhow::Result<String> {
+/// A value as JSON or YAML.
+pub(crate) fn print(value: &Value, format: Format) -> anyhow::Result<String> {
     format.report().unwrap_or(Report::Json).of(value)
 }
 
-async fn log(from: &From, level: Option<&str>, reset: bool) -> anyhow::Result<ExitCode> {
-    let path = match level {
+/// Certificates of a dump, and their table.
+pub(crate) fn certificates_of(dump: &Value) -> (Vec<Value>, Vec<Vec<String>>) {
+    let section = Filter::Certificates.section(&Dump { whole: dump.clone() });
+    (section.items, section.rows)
+}
+
+/// The page that shows or sets what a proxy logs.
+pub(crate) fn logging_path(level: Option<&str>, reset: bool) -> anyhow::Result<String> {
+    Ok(match level {
         _ if reset => "/logging?reset".to_owned(),
         None => "/logging".to_owned(),
         Some(level) => {
@@ -282,7 +291,11 @@ async fn log(from: &From, level: Option<&str>, reset: bool) -> anyhow::Result<Ex
             );
             if level.contains('=') { format!("/logging?{level}") } else { format!("/logging?level={level}") }
         }
-    };
+    })
+}
+
+async fn log(from: &From, level: Option<&str>, reset: bool) -> anyhow::Result<ExitCode> {
+    let path = logging_path(level, reset)?;
     let tunnels: Vec<Tunnel> =
         if level.is_none() && !reset { source::every(from).await? } else { vec![source::first(from).await?] };
     for tunnel in tunnels {

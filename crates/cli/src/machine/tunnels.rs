@@ -25,26 +25,28 @@ pub(crate) async fn nodes(mesh: &str) -> anyhow::Result<Vec<String>> {
     Ok(summary.nodes)
 }
 
-/// Gets a page of a tunnel's admin port.
+/// Asks a tunnel's admin port.
 pub(crate) async fn ask(mesh: &str, node: &str, port: u16, method: Method, path: &str) -> anyhow::Result<Bytes> {
-    ensure!(
-        method == Method::GET,
-        "the log of a mesh on this machine is not changed while it runs; start it with RUST_LOG set"
-    );
-    fetch(mesh, NAMESPACE, &format!("ztunnel-{node}"), port, path).await
+    send(mesh, (NAMESPACE, &format!("ztunnel-{node}")), port, method, path).await
 }
 
-/// Gets a page of the admin port of a pod.
-pub(crate) async fn fetch(mesh: &str, namespace: &str, pod: &str, port: u16, path: &str) -> anyhow::Result<Bytes> {
+/// Asks the admin port of a pod. What is read is text; a line's end is added.
+pub(crate) async fn send(
+    mesh: &str,
+    (namespace, pod): (&str, &str),
+    port: u16,
+    method: Method,
+    path: &str,
+) -> anyhow::Result<Bytes> {
     let exe = std::env::current_exe().context("the path of this executable")?;
     let mut fetch = Command::new(&exe);
     fetch.args(["exec", "--name", mesh, "-n", namespace, pod, "--"]).arg(&exe);
-    fetch.args(["shop", "fetch", &format!("127.0.0.1:{port}"), "--path", path]);
+    fetch.args(["shop", "fetch", &format!("127.0.0.1:{port}"), "--path", path, "--method", method.as_str()]);
     fetch.stdin(Stdio::null()).kill_on_drop(true);
     let Ok(done) = tokio::time::timeout(DEADLINE, fetch.output()).await else {
         bail!("{pod} has not answered within {DEADLINE:?}");
     };
-    let done = done.context("asking the tunnel")?;
+    let done = done.with_context(|| format!("asking {pod}"))?;
     ensure!(done.status.success(), "{pod}: {}", String::from_utf8_lossy(&done.stderr).trim());
     Ok(done.stdout.into())
 }

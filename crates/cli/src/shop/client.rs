@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::Request;
 use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use stillmesh_runtime::tasks::Tasks;
 use tokio::net::TcpStream;
@@ -33,20 +33,25 @@ impl KeepAlive {
 
     /// GETs a path. Errors: anything but a whole 200 answer in [`DEADLINE`]; the connection is not used again.
     pub(super) async fn get(&mut self, path: &str) -> anyhow::Result<Bytes> {
-        let answer = timeout(DEADLINE, self.exchange(path)).await;
+        self.send(&Method::GET, path).await
+    }
+
+    /// Sends a request without a body. Errors as for [`KeepAlive::get`].
+    pub(super) async fn send(&mut self, method: &Method, path: &str) -> anyhow::Result<Bytes> {
+        let answer = timeout(DEADLINE, self.exchange(method, path)).await;
         let answer = answer.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {DEADLINE:?}")));
         if answer.is_err() {
             self.open = None;
         }
-        answer.with_context(|| format!("GET http://{}{path}", self.authority))
+        answer.with_context(|| format!("{method} http://{}{path}", self.authority))
     }
 
-    async fn exchange(&mut self, path: &str) -> anyhow::Result<Bytes> {
+    async fn exchange(&mut self, method: &Method, path: &str) -> anyhow::Result<Bytes> {
         let (mut sender, opened) = match self.reusable().await {
             Some(open) => open,
             None => (self.connect().await?, Instant::now()),
         };
-        let request = Request::get(path).header("host", &self.authority).body(Empty::new())?;
+        let request = Request::builder().method(method).uri(path).header("host", &self.authority).body(Empty::new())?;
         let response = sender.send_request(request).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), LARGEST_ANSWER).collect().await;

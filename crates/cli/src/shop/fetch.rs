@@ -1,8 +1,9 @@
-//! One GET: for scripts and init containers that have no other HTTP client at hand.
+//! One request: for scripts and init containers that have no other HTTP client at hand.
 
 use std::time::Duration;
 
 use clap::Args;
+use hyper::Method;
 use stillmesh_runtime::tasks::Tasks;
 use tokio::time::sleep;
 
@@ -20,6 +21,9 @@ pub(super) struct Fetch {
     /// Path to ask for.
     #[arg(long, default_value = "/")]
     path: String,
+    /// How to ask.
+    #[arg(long, default_value = "GET")]
+    method: Method,
     /// Ask again until there is a good answer.
     #[arg(long)]
     until_it_answers: bool,
@@ -32,7 +36,7 @@ impl Fetch {
         let stop = stop_asked();
         tokio::pin!(stop);
         loop {
-            match client.get(&self.path).await {
+            match client.send(&self.method, &self.path).await {
                 Ok(body) => {
                     crate::output::line(&String::from_utf8_lossy(&body));
                     return Ok(());

@@ -56,10 +56,15 @@ impl fmt::Display for Proxy {
 
 impl Proxy {
     /// Gets a page of one of its ports.
-    async fn page(&self, port: u16, path: &str) -> anyhow::Result<Bytes> {
+    pub(crate) async fn page(&self, port: u16, path: &str) -> anyhow::Result<Bytes> {
+        self.send(port, Method::GET, path).await
+    }
+
+    /// Asks one of its ports.
+    pub(crate) async fn send(&self, port: u16, method: Method, path: &str) -> anyhow::Result<Bytes> {
         match self {
-            Self::Here { mesh, namespace, pod } => tunnels::fetch(mesh, namespace, pod, port, path).await,
-            Self::Cluster { client, pod, .. } => PodPort { port, ..pod.clone() }.ask(client, Method::GET, path).await,
+            Self::Here { mesh, namespace, pod } => tunnels::send(mesh, (namespace, pod), port, method, path).await,
+            Self::Cluster { client, pod, .. } => PodPort { port, ..pod.clone() }.ask(client, method, path).await,
         }
     }
 }

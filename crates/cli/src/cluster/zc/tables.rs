@@ -79,7 +79,7 @@ impl Filter {
 }
 
 /// Headings.
-pub(super) fn heads(names: &[&str]) -> Vec<Vec<String>> {
+pub(crate) fn heads(names: &[&str]) -> Vec<Vec<String>> {
     vec![names.iter().map(|name| (*name).to_owned()).collect()]
 }
 
@@ -87,7 +87,8 @@ fn wanted(filter: Option<&str>, value: &Value) -> bool {
     filter.is_none_or(|filter| text(value) == filter)
 }
 
-fn or_none(text: &str) -> String {
+/// A cell that is never empty.
+pub(crate) fn or_none(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { text.to_owned() }
 }
 
