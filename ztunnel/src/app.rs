@@ -29,12 +29,16 @@ use crate::lookup::Snapshots;
 use crate::node::{Node, Parts};
 use crate::record::Ledger;
 use crate::record::metrics::Metrics;
+use crate::record::span::{self, Hops};
 use crate::tunnel::Identities;
 use crate::workers::Workers;
 
 /// Names of the readiness page's tasks.
 const STATE_MANAGER: &str = "state manager";
 const WORKLOAD_PROXY_MANAGER: &str = "workload proxy manager";
+
+/// How long a collector of spans is waited for at the end.
+const LAST_SPANS: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// The whole program: environment, log, runtime, signals, [`run`]. Blocks until it has drained.
 pub fn main() -> anyhow::Result<()> {
@@ -98,6 +102,11 @@ pub async fn run(config: Config, watch: Watch) -> anyhow::Result<()> {
         tasks.spawn("flows", flows::keep(move || ledger.records().flows(), path, tasks.token()));
     }
 
+    if let Some(told) = &node.config.hop_spans {
+        let batches = Hops::begin(&node.ledger, told);
+        tasks.spawn("spans", until_cancelled(tasks.token(), span::run(batches, node.clone(), told.clone())));
+    }
+
     let pods = Pods::new(node.clone(), tasks.child("pods"));
     let quit = CancellationToken::new();
     let (servers_end, servers) = drain::channel();
@@ -130,6 +139,9 @@ pub async fn run(config: Config, watch: Watch) -> anyhow::Result<()> {
     // Not ready first: who chooses among ztunnels should stop choosing this one.
     readiness.wait_for("drain");
     pods.stop_all(grace).await;
+    if let Some(hops) = node.ledger.hops() {
+        hops.flush(LAST_SPANS).await;
+    }
     servers_end.start(Mode::Immediate, std::time::Duration::ZERO);
     tasks.shutdown(std::time::Duration::from_secs(1)).await;
     tracing::info!("drained");
@@ -178,6 +190,13 @@ fn control_plane(tasks: &Tasks, node: &Arc<Node>, publisher: Publisher) -> watch
     tasks.spawn("xds", client.run(publisher, tasks.token()));
     tasks.spawn("xds status", node.metrics.xds.clone().count_terminations(status.clone()));
     status
+}
+
+async fn until_cancelled(cancel: CancellationToken, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => {}
+        () = cancel.cancelled() => {}
+    }
 }
 
 async fn follow(mut ready: watch::Receiver<bool>, readiness: Readiness) {

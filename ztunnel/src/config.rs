@@ -6,7 +6,7 @@ mod checked;
 pub mod raw;
 mod rows;
 
-pub use checked::{Config, ConfigErrors, Dns, Hbone, Keepalive, Limits, Mode, SourceAddress, Workers};
+pub use checked::{Config, ConfigErrors, Dns, Hbone, HopSpans, Keepalive, Limits, Mode, SourceAddress, Workers};
 pub use rows::{ROWS, Row};
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ pub mod labels;
 mod ledger;
 mod log;
 pub mod metrics;
+pub mod span;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -130,6 +131,8 @@ impl Protocol {
 pub struct Facts {
     /// Shared by both ends: the trace id of the CONNECT, else our own.
     pub id: Arc<str>,
+    /// The span of the client's tunnel within that trace; 0 where it tells of none.
+    pub parent: u64,
     /// Which end we are.
     pub direction: Direction,
     /// How the bytes travel.
@@ -349,19 +352,26 @@ impl Drop for Record {
         }
         let total = self.started.elapsed();
         log::complete(&self.facts, &self.bytes, total, &outcome);
-        if self.ledger.records.is_on() {
-            let story = decision::Story {
-                because: outcome.reason.as_ref().or(self.because.as_ref()),
-                error: outcome.error.as_deref(),
-                failure: self.failure,
-                flag: outcome.flag,
-                retries: self.retries,
-                decided: self.decided,
-                opened: self.opened_after,
-                total,
-                bytes: (self.bytes.received(), self.bytes.sent()),
-            };
-            self.ledger.records.put(&decision::draft(&self.facts, &story));
+        let (records, hops) = (&self.ledger.records, self.ledger.hops());
+        if !records.is_on() && hops.is_none() {
+            return;
+        }
+        let story = decision::Story {
+            because: outcome.reason.as_ref().or(self.because.as_ref()),
+            error: outcome.error.as_deref(),
+            failure: self.failure,
+            flag: outcome.flag,
+            retries: self.retries,
+            decided: self.decided,
+            opened: self.opened_after,
+            total,
+            bytes: (self.bytes.received(), self.bytes.sent()),
+        };
+        if records.is_on() {
+            records.put(&decision::draft(&self.facts, &story));
+        }
+        if let Some(hops) = hops {
+            hops.tell(&self.facts, &story);
         }
     }
 }

@@ -73,7 +73,7 @@ pub async fn open(request: &Request<'_>, pod: &Pod, node: &Node, worker: usize) 
             Upstream::Tcp(connect::plain(&pod.thread, node, next_hop, *deadline).await?)
         }
         OutboundProtocol::Hbone { authority, expected, .. } => {
-            Upstream::Hbone(pod.pools.open(request, worker, next_hop, authority, expected).await?)
+            Upstream::Hbone(pod.pools.open(request, node, worker, next_hop, authority, expected).await?)
         }
     };
     Ok(Opened { upstream, next_hop })

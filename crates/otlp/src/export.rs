@@ -17,7 +17,7 @@ use crate::message::{
     ExportLogsServiceRequest, ExportServiceResponse, ExportTraceServiceRequest, InstrumentationScope, LogRecord,
     Resource, ResourceLogs, ResourceSpans, ScopeLogs, ScopeSpans, Span,
 };
-use crate::queue::Told;
+use crate::queue::{Batches, Told};
 
 /// The longest answer that is read, bytes.
 const LONGEST: usize = 64 << 10;
@@ -34,12 +34,19 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A collector, as it is spoken to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct To {
-    /// `host:port`.
+    /// `host:port`; see [`To::authority`].
     pub authority: String,
     /// HTTP's path; `None`: gRPC.
     pub path: Option<String>,
     /// How long one try may take.
     pub timeout: Duration,
+}
+
+impl To {
+    /// A collector's authority: an IPv6 address is in brackets.
+    pub fn authority(host: &str, port: u16) -> String {
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
 }
 
 /// A stream to a collector that is being opened.
@@ -71,18 +78,50 @@ impl std::fmt::Display for Failure {
     }
 }
 
+/// How often it is told that a collector takes nothing.
+const COMPLAINT: Duration = Duration::from_secs(60);
+
+/// Sends what a queue has, until nobody can tell anything any more. `scope` is the program that tells, `resource` what it runs
+/// as by then; `lost` hears how much was dropped.
+pub async fn run<'a, S>(
+    mut batches: Batches,
+    to: &To,
+    scope: InstrumentationScope,
+    resource: impl Fn() -> Resource,
+    open: impl Fn() -> Opening<'a, S>,
+    lost: impl Fn(u64),
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut complained: Option<Instant> = None;
+    while let Some(mut batch) = batches.next().await {
+        for export in Export::of(&resource(), &scope, std::mem::take(&mut batch.told)) {
+            let (count, error) = match export.send(&open, to).await {
+                Ok(0) => continue,
+                Ok(refused) => (refused, "it refused some of it".to_owned()),
+                Err(failure) => (export.count as u64, failure.text),
+            };
+            lost(count);
+            if complained.is_none_or(|last| last.elapsed() > COMPLAINT) {
+                complained = Some(Instant::now());
+                tracing::warn!(collector = to.authority, error, "what a collector did not take is dropped");
+            }
+        }
+    }
+}
+
 /// One message to a collector.
 #[derive(Clone, Debug)]
-pub struct Export {
+struct Export {
     service: &'static str,
     message: Bytes,
     /// How many things it tells.
-    pub count: usize,
+    count: usize,
 }
 
 impl Export {
     /// The messages that tell all of this.
-    pub fn of(resource: &Resource, scope: &InstrumentationScope, told: Vec<Told>) -> Vec<Self> {
+    fn of(resource: &Resource, scope: &InstrumentationScope, told: Vec<Told>) -> Vec<Self> {
         let (mut spans, mut log_records): (Vec<Span>, Vec<LogRecord>) = (Vec::new(), Vec::new());
         for one in told {
             match one {
@@ -111,7 +150,7 @@ impl Export {
 
     /// Sends it, again and again where that may help, for half a minute at most. Says how many things the collector took the
     /// message but not.
-    pub async fn send<'a, S>(&self, open: impl Fn() -> Opening<'a, S>, to: &To) -> Result<u64, Failure>
+    async fn send<'a, S>(&self, open: &impl Fn() -> Opening<'a, S>, to: &To) -> Result<u64, Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -277,7 +316,7 @@ mod tests {
             Box::pin(async { Err(Failure::passing("nobody there")) })
         };
         let began = Instant::now();
-        assert_eq!(export().send(open, &to(None)).await, Err(Failure::passing("nobody there")));
+        assert_eq!(export().send(&open, &to(None)).await, Err(Failure::passing("nobody there")));
         assert!(began.elapsed() <= PATIENCE && began.elapsed() > PATIENCE - LONGEST_PAUSE, "{:?}", began.elapsed());
         let tries = tries.load(Ordering::Relaxed);
         assert!((6..=14).contains(&tries), "{tries}");
@@ -287,7 +326,7 @@ mod tests {
     async fn who_does_not_answer_is_not_waited_for() {
         let open = || -> Opening<'_, DuplexStream> { Box::pin(std::future::pending()) };
         let began = Instant::now();
-        let failure = export().send(open, &to(None)).await.unwrap_err();
+        let failure = export().send(&open, &to(None)).await.unwrap_err();
         assert!(failure.is_passing && failure.text == "no answer within 10s", "{failure}");
         assert!(began.elapsed() <= PATIENCE + Duration::from_secs(10), "{:?}", began.elapsed());
     }
@@ -310,7 +349,7 @@ mod tests {
                 Ok(near)
             })
         };
-        let sent = export().send(open, &to(Some("/v1/traces"))).await;
+        let sent = export().send(&open, &to(Some("/v1/traces"))).await;
         (sent, tries.load(Ordering::Relaxed))
     }
 

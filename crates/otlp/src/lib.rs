@@ -11,5 +11,5 @@ pub mod message;
 mod queue;
 
 pub use context::{Context, Headers};
-pub use export::{Export, Failure, Opening, To};
-pub use queue::{Batch, Batches, Exporter, Told, queue};
+pub use export::{Failure, Opening, To, run};
+pub use queue::{Batches, Exporter, Told, queue};

@@ -89,7 +89,7 @@ impl Exporter {
 
 /// What is told at once; whoever waits for it hears when this is dropped.
 #[derive(Debug)]
-pub struct Batch {
+pub(crate) struct Batch {
     /// In the order in which it was told; may be empty.
     pub told: Vec<Told>,
     _mark: Option<oneshot::Sender<()>>,
@@ -101,7 +101,7 @@ pub struct Batches(Receiver<Item>);
 
 impl Batches {
     /// The next batch; `None` when nobody can tell anything any more.
-    pub async fn next(&mut self) -> Option<Batch> {
+    pub(crate) async fn next(&mut self) -> Option<Batch> {
         let mut batch = Batch { told: Vec::new(), _mark: None };
         let mut length = 0;
         let mut item = self.0.recv().await?;

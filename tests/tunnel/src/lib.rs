@@ -4,6 +4,7 @@
 //! Everything here panics when it cannot do its part: a test that cannot run has failed.
 #![expect(clippy::panic, clippy::expect_used, reason = "a test that cannot run fails with the reason")]
 
+pub mod collector;
 mod control;
 mod mesh;
 mod peer;

@@ -4,21 +4,19 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::join_all;
 use parking_lot::Mutex;
 use stillmesh_core::decide::{self, Endpoint, Target};
 use stillmesh_core::model::telemetry::Collector;
 use stillmesh_otlp::message::{InstrumentationScope, KeyValue, Resource};
-use stillmesh_otlp::{Batches, Export, Exporter, Failure, Opening, To, queue};
+use stillmesh_otlp::{Batches, Exporter, Failure, Opening, To, queue};
 use tokio::time::timeout;
 
+use crate::record::Metrics;
 use crate::upstream::{Way, dial};
 use crate::waypoint::{Waypoint, own_in};
-
-/// How often it is told that a collector takes nothing.
-const COMPLAINT: Duration = Duration::from_secs(60);
 
 /// All collectors that are told something.
 #[derive(Debug, Default)]
@@ -39,10 +37,11 @@ impl Collectors {
         let metrics = waypoint.metrics.clone();
         let what = what(collector);
         let (exporter, batches) = queue(move || metrics.lost(what));
-        let (weak, of, cancel) = (Arc::downgrade(waypoint), collector.clone(), waypoint.background.token());
+        let cancel = waypoint.background.token();
+        let running = run(Arc::downgrade(waypoint), waypoint.metrics.clone(), collector.clone(), batches);
         waypoint.background.spawn("collector", async move {
             tokio::select! {
-                () = run(&weak, &of, batches) => {}
+                () = running => {}
                 () = cancel.cancelled() => {}
             }
         });
@@ -65,37 +64,23 @@ fn what(collector: &Collector) -> &'static str {
     if collector.log_name.is_empty() { "span" } else { "log_record" }
 }
 
-async fn run(waypoint: &Weak<Waypoint>, collector: &Collector, mut batches: Batches) {
+async fn run(waypoint: Weak<Waypoint>, metrics: Arc<Metrics>, collector: Collector, batches: Batches) {
     let to = To {
-        authority: authority(&collector.host, collector.port),
+        authority: To::authority(&collector.host, collector.port),
         path: collector.path.as_ref().map(ToString::to_string),
         timeout: collector.timeout,
     };
     let scope =
         InstrumentationScope { name: "stillmesh-waypoint".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() };
-    let mut complained: Option<Instant> = None;
-    while let Some(mut batch) = batches.next().await {
-        let Some(waypoint) = waypoint.upgrade() else { return };
-        let resource = resource(&waypoint, collector);
-        for export in Export::of(&resource, &scope, std::mem::take(&mut batch.told)) {
-            let open = || -> Opening<'_, Way> { Box::pin(open(&waypoint, collector, &to)) };
-            let (lost, failure) = match export.send(open, &to).await {
-                Ok(0) => continue,
-                Ok(refused) => (refused, "it refused some of it".to_owned()),
-                Err(failure) => (export.count as u64, failure.text),
-            };
-            waypoint.metrics.lost_many(what(collector), lost);
-            if complained.is_none_or(|last| last.elapsed() > COMPLAINT) {
-                complained = Some(Instant::now());
-                tracing::warn!(collector = to.authority, error = failure, "what a collector did not take is dropped");
-            }
-        }
-    }
-}
-
-fn authority(host: &str, port: u16) -> String {
-    // Of an IPv6 address.
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    let resource = || waypoint.upgrade().map(|waypoint| resource(&waypoint, &collector)).unwrap_or_default();
+    let open = || -> Opening<'_, Way> {
+        Box::pin(async {
+            let waypoint = waypoint.upgrade().ok_or_else(|| Failure::passing("the waypoint has ended"))?;
+            open(&waypoint, &collector, &to).await
+        })
+    };
+    let lost = |count| metrics.lost_many(what(&collector), count);
+    stillmesh_otlp::run(batches, &to, scope, resource, open, lost).await;
 }
 
 fn resource(waypoint: &Waypoint, collector: &Collector) -> Resource {

@@ -19,6 +19,29 @@ use stillmesh_runtime::env::{Problems, Reader, parse_duration};
 
 use super::raw::Raw;
 
+/// A collector of spans of connections.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HopSpans {
+    /// A name or an address.
+    pub host: String,
+    /// Its port for OTLP over gRPC.
+    pub port: u16,
+    /// Of how many of a hundred connections it is told.
+    pub percent: u8,
+}
+
+fn hop_spans(env: &mut Reader) -> Option<HopSpans> {
+    let percent = |text: &str| text.parse().ok().filter(|percent: &u8| *percent <= 100);
+    let percent = env.parse_with("HOP_SPANS_PERCENT", "0 to 100", percent).unwrap_or(100);
+    let (host, port) = env.parse_with("HOP_SPANS_COLLECTOR", "host:port", |text| {
+        let (host, port) = text.rsplit_once(':')?;
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        let port = port.parse().ok().filter(|port: &u16| *port > 0)?;
+        (!host.is_empty() && !host.contains('/')).then(|| (host.to_owned(), port))
+    })?;
+    Some(HopSpans { host, port, percent })
+}
+
 /// Every problem of the environment at once.
 pub type ConfigErrors = Problems;
 
@@ -101,6 +124,8 @@ pub struct Config {
     pub stats: SocketAddr,
     /// What records of decisions may take, bytes; 0: none are kept.
     pub records_bytes: usize,
+    /// Who is told spans of connections.
+    pub hop_spans: Option<HopSpans>,
     /// What flows may take, bytes; 0: none are kept.
     pub flows_bytes: usize,
     /// Where flows are kept on disk; `None`: in memory alone.
@@ -227,6 +252,7 @@ impl Config {
             ipv6,
             hbone: hbone(env),
             records_bytes: records(env),
+            hop_spans: hop_spans(env),
             flows_bytes: flows(env),
             keepalive: keepalive(env),
             drain: drain(env),

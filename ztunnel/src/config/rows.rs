@@ -81,6 +81,8 @@ rows! {
     "DECISION_RECORDS_MEMORY", "0, or 256Ki to 1Gi, or bytes", "16Mi", "what records of decisions may take, for stillmesh why; 0 keeps none";
     "FLOWS_MEMORY", "0, or 256Ki to 1Gi, or bytes", "8Mi", "what the table of flows may take, for stillmesh flows; 0 keeps none";
     "FLOWS_PATH", "path, or none", "flows.json beside INPOD_UDS", "where flows are kept across restarts";
+    "HOP_SPANS_COLLECTOR", "host:port", "", "who is told a span of each connection, over OTLP (gRPC, in clear text); nobody where it is absent";
+    "HOP_SPANS_PERCENT", "0 to 100", "100", "of how many connections; both ends tell of the same ones";
     "CRL_PATH", "path", "", "PEM file of certificate revocation lists, read again when it changes";
     "LOCAL_XDS", "", "", "not supported: a control plane is needed";
     "LOCAL_XDS_PATH", "", "", "not supported: a control plane is needed";

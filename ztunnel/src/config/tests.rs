@@ -44,12 +44,23 @@ fn all_problems_are_reported_together() {
         ("XDS_ROOT_CA", "SYSTEM"),
         ("PROXY_MODE", "dedicated"),
         ("COMPLIANCE_POLICY", "pqc"),
+        ("HOP_SPANS_COLLECTOR", "http://otel:4317/x"),
+        ("HOP_SPANS_PERCENT", "101"),
     ];
     let problems = Config::read(Reader::from_values(bad)).unwrap_err();
     let text = problems.to_string();
     for (key, value) in bad {
         assert!(text.contains(key) && text.contains(value), "{key} is not in {text}");
     }
+}
+
+#[test]
+fn spans_of_connections_are_told_to_nobody_unless_it_is_said() {
+    let spans = |values: &[(&str, &str)]| read(values).hop_spans.map(|spans| (spans.host, spans.port, spans.percent));
+    assert_eq!(spans(&[("HOP_SPANS_PERCENT", "5")]), None);
+    assert_eq!(spans(&[("HOP_SPANS_COLLECTOR", "otel.obs.svc:4317")]), Some(("otel.obs.svc".to_owned(), 4317, 100)));
+    let six = [("HOP_SPANS_COLLECTOR", "[fd00::1]:4317"), ("HOP_SPANS_PERCENT", "5")];
+    assert_eq!(spans(&six), Some(("fd00::1".to_owned(), 4317, 5)));
 }
 
 #[test]

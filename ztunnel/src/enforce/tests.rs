@@ -39,6 +39,7 @@ impl World {
             &self.ledger,
             Facts {
                 id: crate::record::new_id(),
+                parent: 0,
                 direction: Direction::Inbound,
                 protocol: Protocol::Hbone,
                 source_addr: "10.0.0.1:4000".parse().unwrap(),

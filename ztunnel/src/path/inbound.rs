@@ -195,6 +195,7 @@ impl Tunnel {
             plan.service.clone().or_else(guess)
         });
         Facts {
+            parent: headers.traceparent.as_ref().map_or(0, record::span::parent),
             id: headers.traceparent.map_or_else(record::new_id, |trace| format!("{:032x}", trace.trace).into()),
             direction: Direction::Inbound,
             protocol: Protocol::Hbone,

@@ -169,6 +169,7 @@ fn decide(conn: &Captured, source: &Workload, node: &Node, tried: &[WorkloadUid]
 fn facts(conn: &Captured, source: &Arc<Workload>) -> Facts {
     Facts {
         id: record::new_id(),
+        parent: 0,
         direction: Direction::Outbound,
         protocol: Protocol::Tcp,
         source_addr: conn.peer,

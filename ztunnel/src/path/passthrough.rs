@@ -76,6 +76,7 @@ fn facts(conn: &Captured, destination: &Arc<Workload>, node: &Node) -> Facts {
     let source = lookup::inbound_source(&snapshot, &node.config.network, conn.peer.ip(), None, Party::default());
     Facts {
         id: record::new_id(),
+        parent: 0,
         direction: Direction::Inbound,
         protocol: Protocol::Tcp,
         source_addr: conn.peer,

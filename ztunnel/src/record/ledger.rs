@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::labels::Word;
 use super::metrics::{Metrics, Reporter};
+use super::span::Hops;
 use super::{Direction, Facts, Flag, Outcome};
 
 /// Which end of a connection is the first side of its copying.
@@ -142,6 +143,7 @@ type Shard = HashMap<Option<WorkloadUid>, HashMap<u64, Arc<Live>>>;
 pub struct Ledger {
     pub(super) metrics: Arc<Metrics>,
     pub(super) records: Recorder,
+    hops: OnceLock<Hops>,
     shards: Vec<Mutex<Shard>>,
     hasher: RandomState,
     next: AtomicU64,
@@ -155,6 +157,7 @@ impl Ledger {
         Arc::new(Self {
             metrics,
             records,
+            hops: OnceLock::new(),
             shards: (0..Self::SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             next: AtomicU64::new(1),
@@ -164,6 +167,17 @@ impl Ledger {
     /// The metrics that it counts into.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// Has spans told of what ends from now on; once.
+    pub fn tell_hops(&self, hops: Hops) {
+        // The first one stays.
+        let _ = self.hops.set(hops);
+    }
+
+    /// Who is told spans of what ends.
+    pub fn hops(&self) -> Option<&Hops> {
+        self.hops.get()
     }
 
     /// What has ended.

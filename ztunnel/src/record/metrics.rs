@@ -143,6 +143,7 @@ pub struct Metrics {
     pub crl_rejections: Family<Reporter, Counter>,
     pub crl_untracked: Family<Reporter, Counter>,
     pub panics: Counter,
+    pub spans_lost: Counter,
 }
 
 fn dns_histogram() -> Histogram {
@@ -184,6 +185,7 @@ impl Metrics {
             crl_rejections: Family::default(),
             crl_untracked: Family::default(),
             panics: Counter::default(),
+            spans_lost: Counter::default(),
         };
         metrics.register(registry, version);
         budget.register(registry);
@@ -263,6 +265,11 @@ impl Metrics {
             "stillmesh_ztunnel_memory_broken_streams",
             "Streams broken because they held more than their share",
             self.memory_broken.clone(),
+        );
+        registry.register(
+            "stillmesh_ztunnel_spans_lost",
+            "Spans that found no place or no taker",
+            self.spans_lost.clone(),
         );
         registry.register("stillmesh_ztunnel_panics", "Connections ended by a fault of ours", self.panics.clone());
         registry.register(

@@ -44,6 +44,7 @@ impl World {
         let source = testing::workload("shop", "page-1", [10, 0, 0, 1]);
         Facts {
             id: "0af7651916cd43dd8448eb211c80319c".into(),
+            parent: 0,
             direction: Direction::Inbound,
             protocol: Protocol::Hbone,
             source_addr: "10.0.0.1:4000".parse().unwrap(),

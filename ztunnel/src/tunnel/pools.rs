@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use stillmesh_core::attrs::Authority;
 use stillmesh_core::model::Identity;
-use stillmesh_hbone::headers::{ConnectHeaders, Forwarded, Traceparent};
+use stillmesh_hbone::headers::{ConnectHeaders, Forwarded};
 use stillmesh_hbone::{Dial, Dialling, Key, Limits, Pool, Stream, Transport};
 pub use stillmesh_proxy::labels::baggage;
 use stillmesh_runtime::sys::netns::NetnsThread;
@@ -16,6 +16,7 @@ use super::Request;
 use crate::config::Keepalive;
 use crate::node::Node;
 use crate::path::PathError;
+use crate::record::span;
 
 /// The pools of one pod, by worker.
 #[derive(Debug)]
@@ -40,6 +41,7 @@ impl Pools {
     pub async fn open(
         &self,
         request: &Request<'_>,
+        node: &Node,
         worker: usize,
         next_hop: SocketAddr,
         authority: &Authority,
@@ -59,7 +61,7 @@ impl Pools {
             }),
             traceparent: u128::from_str_radix(&request.facts.id, 16)
                 .ok()
-                .map(|trace| Traceparent::new(trace, rand::random())),
+                .map(|trace| span::traceparent(&node.ledger, trace)),
             network: None,
         };
         let opened = pool.open(&key, authority, &headers).await;

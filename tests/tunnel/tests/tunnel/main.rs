@@ -8,6 +8,7 @@ mod lifecycle;
 mod names;
 mod policy;
 mod probes;
+mod spans;
 mod succession;
 mod trust;
 mod waypoint;

@@ -1,21 +1,11 @@
 //! Spans and records of logs, as a collector gets them.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use http_body_util::{BodyExt as _, StreamBody};
-use hyper::body::{Frame, Incoming};
-use hyper::server::conn::{http1, http2};
-use hyper::service::service_fn;
-use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use parking_lot::Mutex;
+use http::{HeaderValue, StatusCode};
 use prost::Message as _;
 use stillmesh_core::fixtures::{self, policy_key};
 use stillmesh_core::model::access::Access;
@@ -27,73 +17,10 @@ use stillmesh_core::observe::{Expression, Layout};
 use stillmesh_core::snapshot::Change;
 use stillmesh_otlp::message::{AnyValue, ExportLogsServiceRequest, ExportTraceServiceRequest, Span, Value};
 use stillmesh_test_support::isolated_async;
+use stillmesh_tunnel_tests::collector::{self, Sent};
 use stillmesh_waypoint_tests::routes::{asked, shop};
 use stillmesh_waypoint_tests::{PATIENCE, World};
-use tokio::net::TcpListener;
-use tokio::sync::mpsc::{Receiver, Sender, channel};
-
-/// What a collector was sent.
-struct Sent {
-    path: String,
-    headers: HeaderMap,
-    body: Bytes,
-}
-
-/// A collector: takes everything, over gRPC (HTTP/2) or HTTP/1.1. `statuses` are what it answers over gRPC, `0` after the last.
-async fn collector(statuses: &[&'static str]) -> (SocketAddr, Receiver<Sent>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    (address, collector_at(listener, statuses))
-}
-
-fn collector_at(listener: TcpListener, statuses: &[&'static str]) -> Receiver<Sent> {
-    let (sender, sent) = channel(64);
-    let statuses = Arc::new(Mutex::new(statuses.iter().copied().collect::<VecDeque<_>>()));
-    #[expect(clippy::disallowed_methods, reason = "it ends with the test's runtime")]
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let (sender, statuses) = (sender.clone(), statuses.clone());
-            tokio::spawn(async move {
-                let mut preface = [0; 14];
-                while stream.peek(&mut preface).await.unwrap() < preface.len() {
-                    tokio::task::yield_now().await;
-                }
-                let service = service_fn(move |request| take(request, sender.clone(), statuses.clone()));
-                let stream = TokioIo::new(stream);
-                // Whoever goes has what it came for.
-                if preface.starts_with(b"PRI * HTTP/2.0") {
-                    drop(http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service).await);
-                } else {
-                    drop(http1::Builder::new().serve_connection(stream, service).await);
-                }
-            });
-        }
-    });
-    sent
-}
-
-type Answer = Response<StreamBody<futures::stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, Infallible>>>>>;
-
-async fn take(
-    request: Request<Incoming>,
-    sender: Sender<Sent>,
-    statuses: Arc<Mutex<VecDeque<&'static str>>>,
-) -> Result<Answer, Infallible> {
-    let (head, body) = request.into_parts();
-    let body = body.collect().await.unwrap().to_bytes();
-    let is_grpc = head.version == http::Version::HTTP_2;
-    sender.send(Sent { path: head.uri.path().to_owned(), headers: head.headers, body }).await.unwrap();
-    let mut frames = vec![];
-    if is_grpc {
-        frames.push(Ok(Frame::data(Bytes::from_static(&[0, 0, 0, 0, 0]))));
-        let status = statuses.lock().pop_front().unwrap_or("0");
-        let trailers = [(HeaderName::from_static("grpc-status"), HeaderValue::from_static(status))];
-        frames.push(Ok(Frame::trailers(HeaderMap::from_iter(trailers))));
-    }
-    let answer =
-        Response::builder().header("content-type", if is_grpc { "application/grpc" } else { "application/x-protobuf" });
-    Ok(answer.body(StreamBody::new(futures::stream::iter(frames))).unwrap())
-}
+use tokio::sync::mpsc::Receiver;
 
 fn provider(at: SocketAddr, path: Option<&str>) -> Collector {
     Collector {
@@ -167,7 +94,7 @@ fn everything() -> TraceRule {
 #[test]
 fn spans_reach_a_collector_over_grpc_and_traces_go_on() {
     isolated_async(|| async {
-        let (at, mut sent) = collector(&[]).await;
+        let (at, mut sent) = collector::start(&[]).await;
         let tags = vec![
             SpanTag { name: "a".into(), value: TagValue::Literal("b".into()) },
             SpanTag { name: "who".into(), value: TagValue::Header("x-who".into(), "nobody".into()) },
@@ -223,7 +150,7 @@ fn a_collector_of_the_mesh_is_reached_through_its_tunnel() {
         let address = world.service("web", "10.1.0.1", 1, &[&web]);
         world.unbound("otel", "10.1.0.2", &[&otel]);
         let (_app, tunnel) = (world.endpoint(&web).await.app("web").await, world.endpoint(&otel).await);
-        let mut sent = collector_at(tunnel.listen().await, &[]);
+        let mut sent = collector::at(tunnel.listen().await, &[]);
         let host = fixtures::service("shop/otel", &[]).key.hostname;
         let collector = Collector { host, port: 80, ..provider(SocketAddr::from(([127, 0, 0, 1], 1)), None) };
         world.control.store.publish(changes(ProviderKind::TraceCollector(collector), everything()));
@@ -237,7 +164,7 @@ fn a_collector_of_the_mesh_is_reached_through_its_tunnel() {
 #[test]
 fn spans_reach_a_collector_over_http() {
     isolated_async(|| async {
-        let (at, mut sent) = collector(&[]).await;
+        let (at, mut sent) = collector::start(&[]).await;
         let kind = ProviderKind::TraceCollector(provider(at, Some("/v1/traces")));
         let shop = shop(1, &[], changes(kind, everything())).await;
         let mut http = shop.world.client("page", 1).http2(shop.web).await;
@@ -256,7 +183,7 @@ fn spans_reach_a_collector_over_http() {
 fn what_a_collector_has_no_time_for_is_sent_again_and_what_it_refuses_is_dropped_and_counted() {
     isolated_async(|| async {
         // Unavailable, then taken, then an invalid argument.
-        let (at, mut sent) = collector(&["14", "0", "3"]).await;
+        let (at, mut sent) = collector::start(&["14", "0", "3"]).await;
         let kind = ProviderKind::TraceCollector(provider(at, None));
         let shop = shop(1, &[], changes(kind, everything())).await;
         let mut http = shop.world.client("page", 1).http1(shop.web).await;
@@ -294,7 +221,7 @@ const QUEUE: usize = 2048 + 512 + 10;
 #[test]
 fn at_its_end_a_waypoint_tells_what_there_is() {
     isolated_async(|| async {
-        let (at, mut sent) = collector(&[]).await;
+        let (at, mut sent) = collector::start(&[]).await;
         let kind = ProviderKind::TraceCollector(provider(at, None));
         let mut shop = shop(1, &[], changes(kind, everything())).await;
         let mut http = shop.world.client("page", 1).http1(shop.web).await;
@@ -326,7 +253,7 @@ fn b3_goes_on_in_the_way_that_it_came() {
 #[test]
 fn a_span_is_part_of_the_trace_of_a_client_that_speaks_b3() {
     isolated_async(|| async {
-        let (at, mut sent) = collector(&[]).await;
+        let (at, mut sent) = collector::start(&[]).await;
         let rule = TraceRule { sampling: Some(0), ..TraceRule::default() };
         let shop = shop(1, &[], changes(ProviderKind::TraceCollector(provider(at, None)), rule)).await;
         let mut http = shop.world.client("page", 1).http1(shop.web).await;
@@ -356,7 +283,7 @@ fn where_nothing_is_traced_headers_go_on_as_they_are() {
 #[test]
 fn access_logs_reach_a_collector() {
     isolated_async(|| async {
-        let (at, mut sent) = collector(&[]).await;
+        let (at, mut sent) = collector::start(&[]).await;
         let keys = vec![("path".into(), "%REQ(:PATH)%".into()), ("code".into(), "%RESPONSE_CODE%".into())];
         let collector = Collector { log_name: "shop".into(), layout: Some(Layout::Json(keys)), ..provider(at, None) };
         let mut changes = changes(ProviderKind::LogCollector(collector), TraceRule::default());
