@@ -20,6 +20,7 @@ mod inspect;
 mod leaks;
 mod mesh;
 mod objects;
+mod planted;
 mod pods;
 mod policy;
 mod receipts;

@@ -151,7 +151,7 @@ impl Upstream {
 }
 
 fn full(what: &'static str, limit: Option<u32>) -> PathError {
-    PathError::Full { what, limit: limit.unwrap_or_default() as usize }
+    PathError::Pool { what, limit: limit.unwrap_or_default() }
 }
 
 /// An endpoint that has taken a connection.

@@ -140,6 +140,7 @@ async fn by_names(args: &Why, place: &Place, destination: &str) -> anyhow::Resul
     ask::follow(&proxies, &mut gathered, ids).await;
     let wanted = |told: &Told| told.hop != Hop::Request || question.takes_request(&told.method, &told.path);
     let mut connections = join::connections(std::mem::take(&mut gathered.told), &wanted);
+    connections.retain(|one| one.is_for(&question));
     if args.path.is_some() || args.method.is_some() {
         connections.retain(|one| one.hops.iter().any(|told| told.hop == Hop::Request));
     }

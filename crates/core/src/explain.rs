@@ -91,6 +91,13 @@ pub enum Reason {
         /// The service.
         service: ServiceKey,
     },
+    /// Outlier detection leaves out all endpoints of the service.
+    EndpointsEjected {
+        /// The service.
+        service: ServiceKey,
+        /// How many they are.
+        endpoints: usize,
+    },
     /// A route names a subset of a service's endpoints that no DestinationRule defines.
     SubsetUnknown {
         /// The service.
@@ -225,10 +232,13 @@ impl fmt::Display for Reason {
             Self::ToWaypoint { waypoint } => write!(f, "carried to waypoint {waypoint}"),
             Self::Unmanaged => f.write_str("the destination is not in the mesh: passed on unchanged"),
             Self::NoHealthyEndpoint { service } => write!(f, "service {service} has no endpoint that takes traffic"),
+            Self::EndpointsEjected { service, endpoints } => {
+                write!(f, "outlier detection leaves out the endpoints of service {service} for a while: {endpoints}")
+            }
             Self::SubsetUnknown { service, subset } => write!(f, "service {service} has no subset {subset:?}"),
             Self::NoServicePort { service, port } => write!(f, "service {service} has no port {port}"),
             Self::NoRoute { service, port } => {
-                write!(f, "routes are attached to port {port} of service {service}, and none takes this connection")
+                write!(f, "routes are attached to port {port} of service {service}, and none takes this")
             }
             Self::BackendInvalid { route, problem } => write!(f, "{route} leads nowhere: {problem}"),
             Self::WaypointUnavailable { waypoint } => {

@@ -41,7 +41,9 @@ pub use targets::{ACCEPTED, MOST_TARGETS, Target, Targets, targets};
 pub use telemetry::{Providers, telemetry, telemetry_targets};
 pub(crate) use virtual_service::virtual_service_flaws;
 pub use virtual_service::{Virtual, delegates, virtual_service, virtual_service_names};
-pub use waypoint_only::{ALLOW as BYPASS_ALLOW, BYPASS, has_named_ports, waypoint_only, waypoint_only_key};
+pub use waypoint_only::{
+    ALLOW as BYPASS_ALLOW, BYPASS, has_named_ports, waypoint_only, waypoint_only_key, waypoint_only_service,
+};
 pub use workload::{Attached, locality, owner, slice_workload, workload, workload_uid};
 
 use stillmesh_core::model::{Str, TrustDomain};

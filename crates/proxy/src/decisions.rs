@@ -51,7 +51,7 @@ pub fn because(draft: &mut Draft, reason: &Reason) {
 /// A difference as it is told.
 pub fn told(miss: Miss) -> stillmesh_records::Miss {
     let Miss { policy, rule, attribute, wanted, seen } = miss;
-    stillmesh_records::Miss { policy: policy.to_string(), rule, attribute: attribute.to_owned(), wanted, seen }
+    stillmesh_records::Miss { policy: policy.to_string(), rule, attribute: attribute.to_string(), wanted, seen }
 }
 
 /// Answers a question of the admin port. `live` is what is open now and has no record yet; `explain` adds to a refusal what

@@ -135,6 +135,17 @@ impl Query {
             && self.path.as_deref().is_none_or(|wanted| crate::draft::shortened(wanted) == path)
     }
 
+    /// Whether what was dialled as `service` (its key; empty where no service was) may be asked for: whoever asks for a service
+    /// does not mean another one that its pods serve too.
+    pub fn is_for_service(&self, service: &str) -> bool {
+        let named = self.destinations.iter().filter_map(|term| match term {
+            Term::Service(name) => Some(name),
+            _ => None,
+        });
+        let mut wanted = named.peekable();
+        service.is_empty() || wanted.peek().is_none() || wanted.any(|name| is_service(service, name))
+    }
+
     /// Whether a record is asked for. One that is written after `now_us` counts as new.
     pub fn takes(&self, recorded: &impl Recorded, now_us: u64) -> bool {
         let record = recorded.record();
@@ -175,6 +186,9 @@ impl Query {
             }
             Term::Identity(_) => false,
         };
+        if !self.is_for_service(recorded.text(Field::Service)) {
+            return false;
+        }
         self.destinations.is_empty() || self.destinations.iter().any(is_destination)
     }
 }

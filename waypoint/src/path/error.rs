@@ -40,6 +40,14 @@ pub enum PathError {
         /// The bound.
         limit: usize,
     },
+    /// A bound of the service's DestinationRule was reached.
+    #[error("refused: {limit} {what} are open already, which the connectionPool of its DestinationRule allows")]
+    Pool {
+        /// What there are too many of.
+        what: &'static str,
+        /// The bound.
+        limit: u32,
+    },
     /// An endpoint was not reached.
     #[error("cannot connect to {to}")]
     Connect {
@@ -159,13 +167,13 @@ impl PathError {
     pub fn flag(&self) -> Flag {
         match self {
             Self::Refused(refusal) => match refusal.reason {
-                Reason::NoHealthyEndpoint { .. } => Flag::NoHealthyUpstream,
+                Reason::NoHealthyEndpoint { .. } | Reason::EndpointsEjected { .. } => Flag::NoHealthyUpstream,
                 Reason::SubsetUnknown { .. } => Flag::NoCluster,
                 _ => Flag::NoRoute,
             },
             Self::Closed(_) => Flag::Denied,
             Self::NoOwnWorkload { .. } => Flag::NoRoute,
-            Self::Full { .. } => Flag::Overflow,
+            Self::Full { .. } | Self::Pool { .. } => Flag::Overflow,
             Self::Connect { .. } | Self::Resolve { .. } | Self::Tunnel(_) | Self::Slow { .. } | Self::Identity(_) => {
                 Flag::UpstreamFailure
             }
@@ -188,7 +196,7 @@ impl PathError {
             Self::Refused(refusal) if refusal.reason.is_denial() => "denied",
             Self::Refused(_) => "not_bound",
             Self::Closed(_) => "denied",
-            Self::Full { .. } => "full",
+            Self::Full { .. } | Self::Pool { .. } => "full",
             Self::Handshake(_) => "tls",
             Self::Serve(_) => "tunnel",
             Self::NotConnect { .. } => "not_connect",
@@ -251,6 +259,7 @@ impl Diagnose for PathError {
             Self::TimedOut { .. } => "WAY011",
             Self::NotSwitched { .. } => "WAY012",
             Self::NoConnect => "WAY013",
+            Self::Pool { .. } => "WAY014",
         }
     }
 
@@ -264,6 +273,7 @@ impl Diagnose for PathError {
             Self::NoOwnWorkload { .. } => Fault::Config,
             Self::NotConnect { .. } | Self::ClientGone { .. } | Self::BadRequest { .. } => Fault::Downstream,
             Self::Full { .. } => Fault::Downstream,
+            Self::Pool { .. } => Fault::Config,
             Self::Connect { .. }
             | Self::Slow { .. }
             | Self::Resolve { .. }
@@ -286,6 +296,7 @@ impl Diagnose for PathError {
                 "check POD_NAME, POD_NAMESPACE, SERVICE_ACCOUNT and NODE_NAME of the waypoint"
             }
             Self::Full { .. } => "add replicas of the waypoint, or raise its bounds",
+            Self::Pool { .. } => "add endpoints, or raise the bounds of the DestinationRule's connectionPool",
             Self::Connect { .. } | Self::Slow { .. } => {
                 "check that the endpoint runs and that no NetworkPolicy blocks it"
             }

@@ -12,6 +12,8 @@ use http::{HeaderMap, StatusCode, Uri};
 use stillmesh_core::attrs::{Headers, RequestAttrs, Token};
 use stillmesh_core::decide::Target;
 use stillmesh_core::decide::route::{self, Chosen};
+use stillmesh_core::explain::Reason;
+use stillmesh_core::model::Str;
 use stillmesh_core::model::http::{
     Forward, HeaderEdit, HttpRoute, Redirect, Respond, RouteAction, RouteBackend, RouteKey, RouteKind, RouteRule,
     WeightedBackend,
@@ -61,6 +63,8 @@ pub struct Answer {
     pub grpc: Option<u16>,
     /// What is written down of it.
     pub flag: Option<Flag>,
+    /// Why the request is refused, if it is.
+    pub reason: Option<Reason>,
 }
 
 impl Plan {
@@ -141,7 +145,8 @@ pub fn plan(dialled: &Target, snapshot: &Snapshot, head: &mut Parts, asked: Aske
         token,
     };
     let Some(chosen) = route::route(table, &request) else {
-        let answer = Answer { flag: Some(Flag::NoRoute), ..Answer::of(StatusCode::NOT_FOUND) };
+        let reason = Some(Reason::NoRoute { service: service.key.clone(), port: dialled_port });
+        let answer = Answer { flag: Some(Flag::NoRoute), reason, ..Answer::of(StatusCode::NOT_FOUND) };
         return Ok(Plan { taken: Taken::default(), action: Action::Answer(answer) });
     };
     let rule = chosen.rule;
@@ -164,7 +169,12 @@ pub fn plan(dialled: &Target, snapshot: &Snapshot, head: &mut Parts, asked: Aske
                     Action::Forward(target)
                 }
                 // A backend that is not there, or none at all (Gateway API: 500; GRPCRoute: UNAVAILABLE).
-                _ => Action::Answer(Answer { grpc: Some(14), ..Answer::of(StatusCode::INTERNAL_SERVER_ERROR) }),
+                (backend, _) => {
+                    let problem = problem(backend.map(|(_, backend)| &backend.backend));
+                    let reason = Reason::BackendInvalid { route: chosen.route.key.to_string().into(), problem };
+                    let answer = Answer::of(StatusCode::INTERNAL_SERVER_ERROR);
+                    Action::Answer(Answer { grpc: Some(14), reason: Some(reason), ..answer })
+                }
             }
         }
     };
@@ -188,6 +198,18 @@ pub fn target(dialled: &Target, snapshot: &Snapshot, backend: &RouteBackend) -> 
     Some(Target::Service { service: service.clone(), port, address: None, subset: subset.clone() })
 }
 
+/// Why a backend cannot be sent to.
+fn problem(backend: Option<&RouteBackend>) -> Str {
+    match backend {
+        None => "it has no backend with a weight".into(),
+        Some(RouteBackend::Invalid { problem }) => problem.clone(),
+        Some(RouteBackend::Service { service, port, .. }) => {
+            let port = port.map(|port| format!(" with port {port}")).unwrap_or_default();
+            format!("service {service}{port} is not known here").into()
+        }
+    }
+}
+
 fn responded(respond: &Respond) -> Answer {
     let status = StatusCode::from_u16(respond.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut answer = Answer { body: Bytes::copy_from_slice(respond.body.as_bytes()), ..Answer::of(status) };
@@ -208,7 +230,7 @@ fn redirected(chosen: &Chosen<'_>, redirect: &Redirect, request: &RequestAttrs<'
 impl Answer {
     /// With a status and nothing else.
     pub fn of(status: StatusCode) -> Self {
-        Self { status, headers: HeaderMap::new(), body: Bytes::new(), grpc: None, flag: None }
+        Self { status, headers: HeaderMap::new(), body: Bytes::new(), grpc: None, flag: None, reason: None }
     }
 }
 

@@ -17,9 +17,12 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// The waypoint's own answer, as a route has it. A gRPC client is told by a status of its own.
 pub fn own(answer: Answer, is_grpc: bool, mut record: Record) -> Response<ResponseBody> {
-    let Answer { status, mut headers, body, grpc, flag } = answer;
+    let Answer { status, mut headers, body, grpc, flag, reason } = answer;
     if let Some(flag) = flag {
         record.met(flag);
+    }
+    if let Some(reason) = reason {
+        record.stopped(reason);
     }
     let code = grpc.or(is_grpc.then(|| grpc_status(status)).flatten()).filter(|_| is_grpc);
     if code.is_none() {
@@ -62,7 +65,9 @@ fn grpc_status(status: StatusCode) -> Option<u16> {
 pub fn refuse(error: &PathError, is_grpc: bool, mut record: Record) -> Response<ResponseBody> {
     let (status, text) = match error {
         PathError::BadRequest { what } => (StatusCode::BAD_REQUEST, *what),
-        PathError::Full { .. } => (StatusCode::SERVICE_UNAVAILABLE, "too many requests at a time"),
+        PathError::Full { .. } | PathError::Pool { .. } => {
+            (StatusCode::SERVICE_UNAVAILABLE, "too many requests at a time")
+        }
         PathError::Refused(_) => (StatusCode::SERVICE_UNAVAILABLE, "no endpoint"),
         PathError::Upstream { .. } => (StatusCode::SERVICE_UNAVAILABLE, "the endpoint broke off before its answer"),
         PathError::NotSwitched { .. } => (StatusCode::BAD_GATEWAY, "the endpoint did not switch protocols"),

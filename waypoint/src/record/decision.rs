@@ -107,7 +107,8 @@ pub(super) fn keep_request(request: &Request, total: Duration, flags: Flags) {
     record.request = request.id.to_str().ok().and_then(uuid).unwrap_or_default();
     record.decision = denied.and_then(|judged| u64::from_str_radix(judged.id.as_deref()?, 16).ok()).unwrap_or_default();
     record.next = request.carried;
-    record.is_refused = denied.is_some() || (request.error.is_some() && request.answered_after.is_none());
+    let is_stopped = matches!(&request.why, Some(Why::Reason(reason)) if reason.is_refusal());
+    record.is_refused = denied.is_some() || is_stopped || (request.error.is_some() && request.answered_after.is_none());
     record.status = request.status.map_or(0, |status| status.as_u16());
     record.grpc = request.grpc_status.map_or(0, |status| status.saturating_add(1));
     record.retries = request.retries;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use stillmesh_core::decide::OutboundPlan;
+use stillmesh_core::explain::Reason;
 use stillmesh_core::model::{Service, Workload};
 use stillmesh_otlp::Context;
 use stillmesh_proxy::labels::Word;
@@ -232,6 +233,11 @@ impl Request {
     pub fn refused(&mut self, status: StatusCode, grpc_status: Option<&str>) {
         self.status = Some(status);
         self.grpc_status = grpc_status.and_then(|code| code.parse().ok());
+    }
+
+    /// It is answered here and goes nowhere, for this.
+    pub fn stopped(&mut self, reason: Reason) {
+        self.why = Some(Why::Reason(reason));
     }
 
     /// Why it failed.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
-use http::{StatusCode, Uri, header};
+use http::{Uri, header};
 use serde_json::Value;
 use stillmesh_core::attrs::{
     AccessAttrs, Authority, ConnectAttrs, InboundAttrs, Opening, OutboundAttrs, RequestAttrs, StreamAttrs, Token,
@@ -456,22 +456,7 @@ impl<'a> Walk<'a> {
             Action::Answer(answer) => {
                 let status = answer.status;
                 telling.status(status.as_u16());
-                let service = at.target.service().map(|service| service.key.clone());
-                let refusal = match (by, status, service) {
-                    (None, StatusCode::NOT_FOUND, Some(service)) => {
-                        let port = match at.target {
-                            Target::Service { port, .. } => port.mapping.service_port,
-                            Target::Workload { address, .. } => address.port(),
-                        };
-                        Some(Reason::NoRoute { service, port })
-                    }
-                    (Some((route, _)), StatusCode::INTERNAL_SERVER_ERROR, _) if answer.grpc.is_some() => {
-                        let problem: Str = "its backend is not there".into();
-                        Some(Reason::BackendInvalid { route: route.to_string().into(), problem })
-                    }
-                    _ => None,
-                };
-                match refusal {
+                match answer.reason {
                     Some(reason) => self.refuse(telling, &reason.into()),
                     None => {
                         self.note(format!("the waypoint itself answers {status}"));

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use serde::Serialize;
-use stillmesh_records::{Hop, Told};
+use stillmesh_records::{Hop, Query, Told};
 
 /// One connection of a client's, with everything that became of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -20,6 +20,12 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// Whether it was to a service that is asked for, at any hop: a route may lead to another one than was dialled.
+    pub(crate) fn is_for(&self, question: &Query) -> bool {
+        let mut named = self.hops.iter().map(|told| &told.destination.service).filter(|one| !one.is_empty()).peekable();
+        named.peek().is_none() || named.any(|service| question.is_for_service(service))
+    }
+
     /// When it was seen last, microseconds since 1970.
     fn at_us(&self) -> u64 {
         // What a waypoint carried on may be others' too.

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use stillmesh_k8s::translate;
 use stillmesh_records::{Hop, Told, short};
 
 use super::ask::Asked;
@@ -149,8 +150,8 @@ fn hop(told: &Told) -> String {
     if let Some(now) = &told.now {
         add(format!("as policies are now: {now}"));
     }
-    if told.refused && !told.remedy.is_empty() {
-        add(format!("what to do: {}", told.remedy));
+    if let Some(remedy) = remedy(told) {
+        add(format!("what to do: {remedy}"));
     }
     if !told.id.is_empty() {
         add(numbers(told));
@@ -158,11 +159,52 @@ fn hop(told: &Told) -> String {
     text
 }
 
+/// What to do about a refusal.
+fn remedy(told: &Told) -> Option<String> {
+    let (namespace, policy) = told.object.split_once('/').unwrap_or_default();
+    if let Some(service) = translate::waypoint_only_service(policy) {
+        return Some(format!(
+            "dial service {namespace}/{service}: HTTP policies guard it, and so its endpoints take connections from its \
+             waypoint alone (annotation {}={} on the Service takes them from everybody)",
+            translate::BYPASS,
+            translate::BYPASS_ALLOW
+        ));
+    }
+    (told.refused && !told.remedy.is_empty()).then(|| told.remedy.clone())
+}
+
+/// What ends and flags mean, as metrics and access logs have them: Envoy's, and ztunnel's.
+const FLAGS: [(&str, &str); 16] = [
+    ("UH", "no endpoint takes traffic"),
+    ("UT", "no answer within the route's timeout"),
+    ("UR", "the endpoint reset the stream"),
+    ("UF", "no endpoint was reached"),
+    ("UC", "the endpoint broke off"),
+    ("UO", "a bound was reached"),
+    ("NR", "there is nowhere to send it"),
+    ("DI", "the route delays requests on purpose"),
+    ("FI", "the route lets requests fail on purpose"),
+    ("DC", "the client broke off"),
+    ("URX", "all tries were made"),
+    ("SI", "nothing passed for too long"),
+    ("DPE", "the client's request is not HTTP as it must be"),
+    ("NC", "there is no such subset"),
+    ("DENY", "a policy refuses it"),
+    ("CONNECT", "it was not connected"),
+];
+
+/// Flags in words.
+fn flags(flags: &str) -> String {
+    let word = |flag: &str| FLAGS.iter().find(|(code, _)| *code == flag).map_or("", |(_, word)| word);
+    let words: Vec<&str> = flags.split(',').map(word).filter(|word| !word.is_empty()).collect();
+    if words.is_empty() { flags.to_owned() } else { format!("{flags} ({})", words.join("; ")) }
+}
+
 /// Flags, retries, times, bytes.
 fn numbers(told: &Told) -> String {
     let mut parts = Vec::new();
     if !matches!(told.flags.as_str(), "" | "-") {
-        parts.push(format!("flag {}", told.flags));
+        parts.push(format!("flag {}", flags(&told.flags)));
     }
     if told.retries > 0 {
         parts.push(format!("{} more {}", told.retries, if told.retries == 1 { "try" } else { "tries" }));

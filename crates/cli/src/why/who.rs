@@ -12,6 +12,9 @@ use super::place::Place;
 /// Pods of one end that records are looked for by name; a service's further ones are found by the service.
 const MOST_PODS: usize = 32;
 
+/// So many names are told to whoever names somebody that is not there.
+const MOST_NAMES: usize = 12;
+
 /// Which end somebody is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -178,14 +181,29 @@ pub(crate) async fn find(place: &Place, text: &str, namespace: &str, role: Role)
             Kind::Service => "service",
         })
         .collect();
-    let mut there: Vec<&str> = pods.iter().filter_map(|pod| pod["metadata"]["name"].as_str()).take(6).collect();
-    there.sort_unstable();
+    let services = if role == Role::Destination { place.list("Service", namespace, "").await? } else { Vec::new() };
+    let lists = [("services", names(&services)), ("pods", names(&pods))];
+    let there: Vec<String> = lists
+        .iter()
+        .filter(|(_, some)| !some.is_empty())
+        .map(|(what, some)| format!("{what} of that namespace are {some}"))
+        .collect();
     let hint = if there.is_empty() {
-        format!("namespace {namespace:?} has no pods; -n names another, or write NAMESPACE/NAME")
+        format!("nothing is in namespace {namespace:?}; -n names another, or write NAMESPACE/NAME")
     } else {
-        format!("pods of that namespace are {}", there.join(", "))
+        there.join("; ")
     };
     bail!("there is no {} named {name:?} in namespace {namespace:?}; {hint}", kinds.join(", "))
+}
+
+/// Some of the objects' names.
+fn names(objects: &[Value]) -> String {
+    let mut names: Vec<&str> = objects.iter().filter_map(|object| object["metadata"]["name"].as_str()).collect();
+    names.sort_unstable();
+    let more = names.len().saturating_sub(MOST_NAMES);
+    names.truncate(MOST_NAMES);
+    let all = names.join(", ");
+    if more > 0 { format!("{all} and {more} more") } else { all }
 }
 
 /// Pods as an end. One that is gone is still found by its name.

@@ -78,6 +78,12 @@ const NO_HEALTHY_ENDPOINT: Entry = refuses(
     "The service has no endpoint that takes traffic on this port.",
     "check that pods match the service's selector, are ready, and define the port that the service names",
 );
+const ENDPOINTS_EJECTED: Entry = refuses(
+    "ENDPOINTS_EJECTED",
+    Fault::Upstream,
+    "Outlier detection leaves out every endpoint of the service for a while: they failed too often.",
+    "see why the endpoints failed; maxEjectionPercent and minHealthPercent of the DestinationRule say how many may be left out",
+);
 const SUBSET_UNKNOWN: Entry = refuses(
     "SUBSET_UNKNOWN",
     Fault::Config,
@@ -93,8 +99,8 @@ const NO_SERVICE_PORT: Entry = refuses(
 const NO_ROUTE: Entry = refuses(
     "NO_ROUTE",
     Fault::Config,
-    "Routes are attached to the port that was dialled, and none of them takes the connection.",
-    "ask for a server name (TLS) that a route names, or add a route that takes the rest",
+    "Routes are attached to the port that was dialled, and none of them takes the connection or request.",
+    "ask for what a route names (of TLS: a server name), or add a route that takes the rest",
 );
 const BACKEND_INVALID: Entry = refuses(
     "BACKEND_INVALID",
@@ -155,6 +161,7 @@ impl Reason {
             Self::ToWaypoint { .. } => &TO_WAYPOINT,
             Self::Unmanaged => &UNMANAGED,
             Self::NoHealthyEndpoint { .. } => &NO_HEALTHY_ENDPOINT,
+            Self::EndpointsEjected { .. } => &ENDPOINTS_EJECTED,
             Self::SubsetUnknown { .. } => &SUBSET_UNKNOWN,
             Self::NoServicePort { .. } => &NO_SERVICE_PORT,
             Self::NoRoute { .. } => &NO_ROUTE,
@@ -176,7 +183,7 @@ pub struct Catalogue(&'static [Entry]);
 
 /// Every kind of reason, those that carry first.
 pub fn catalogue() -> Catalogue {
-    const ALL: [Entry; 23] = [
+    const ALL: [Entry; 24] = [
         NO_POLICY,
         ALLOWED_BY,
         TO_WORKLOAD,
@@ -190,6 +197,7 @@ pub fn catalogue() -> Catalogue {
         POLICY_UNREADABLE,
         TOKEN_REFUSED,
         NO_HEALTHY_ENDPOINT,
+        ENDPOINTS_EJECTED,
         SUBSET_UNKNOWN,
         NO_SERVICE_PORT,
         NO_ROUTE,

@@ -10,7 +10,7 @@ use crate::attrs::InboundAttrs;
 use crate::decide::matching::{
     Attribute, FIELDS, List, Seen, Sense, failing_clauses, holds, list, matching_rule, seen_text,
 };
-use crate::model::{Action, Match, Policy, PolicyKey, Rule};
+use crate::model::{Action, Match, Policy, PolicyKey, Rule, Str};
 use crate::snapshot::Snapshot;
 
 /// How closely a rule missed: what it wanted and what was seen.
@@ -21,7 +21,7 @@ pub struct Miss {
     /// The rule in it, from 0.
     pub rule: usize,
     /// The attribute that differed, for example `principal`.
-    pub attribute: &'static str,
+    pub attribute: Str,
     /// What the rule wants.
     pub wanted: String,
     /// What the connection has.
@@ -63,7 +63,7 @@ pub fn nearest_misses(snapshot: &Snapshot, attrs: &InboundAttrs<'_>, limit: usiz
                 let miss = Miss {
                     policy: policy.key.clone(),
                     rule: 0,
-                    attribute: "rules",
+                    attribute: "rules".into(),
                     wanted: "nothing: the policy has no rules".into(),
                     seen: "a connection".into(),
                 };
@@ -98,7 +98,7 @@ fn differences(policy: &Policy, rule: usize, matched: &Match, seen: &Seen<'_>) -
         let miss = Miss {
             policy: policy.key.clone(),
             rule,
-            attribute: "match",
+            attribute: "match".into(),
             wanted: "nothing: an empty match never matches".into(),
             seen: "a connection".into(),
         };
@@ -133,7 +133,13 @@ fn escapes(policy: &Policy, rule: usize, content: &Rule, seen: &Seen<'_>) -> Vec
     }
     if misses.is_empty() {
         let wanted = "nothing: the rule matches every connection".into();
-        misses.push(Miss { policy: policy.key.clone(), rule, attribute: "rule", wanted, seen: "a connection".into() });
+        misses.push(Miss {
+            policy: policy.key.clone(),
+            rule,
+            attribute: "rule".into(),
+            wanted,
+            seen: "a connection".into(),
+        });
     }
     misses
 }
@@ -154,7 +160,7 @@ fn miss(policy: &Policy, rule: usize, field: (Attribute, Sense), items: Vec<(usi
     if more > 0 {
         wanted += &format!(" or {more} more");
     }
-    Miss { policy: policy.key.clone(), rule, attribute, wanted, seen }
+    Miss { policy: policy.key.clone(), rule, attribute: attribute.into(), wanted, seen }
 }
 
 /// The items of a list as text, with how unlike `seen` they are: texts most like it first, numbers as listed.

@@ -37,8 +37,14 @@ pub fn nearest_request_misses(snapshot: &Snapshot, attrs: &AccessAttrs<'_>, limi
     misses.into_iter().flat_map(|(_, _, misses)| misses).take(limit).collect()
 }
 
-fn nothing(policy: &RequestPolicy, attribute: &'static str, wanted: &str) -> Miss {
-    Miss { policy: policy.key.clone(), rule: 0, attribute, wanted: wanted.to_owned(), seen: "a request".to_owned() }
+fn nothing(policy: &RequestPolicy, attribute: &str, wanted: &str) -> Miss {
+    Miss {
+        policy: policy.key.clone(),
+        rule: 0,
+        attribute: attribute.into(),
+        wanted: wanted.to_owned(),
+        seen: "a request".to_owned(),
+    }
 }
 
 /// What keeps an allow rule from matching: in each clause that fails, its nearest alternative. And how unlike the texts are.

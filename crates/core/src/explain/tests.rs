@@ -30,6 +30,7 @@ fn all() -> Vec<Reason> {
         Reason::PolicyUnreadable { policy, detail: "unknown field 14".into() },
         Reason::TokenRefused { problem: "expired" },
         Reason::NoHealthyEndpoint { service: service_key("web") },
+        Reason::EndpointsEjected { service: service_key("web"), endpoints: 2 },
         Reason::SubsetUnknown { service: service_key("web"), subset: "v1".into() },
         Reason::NoServicePort { service: service_key("web"), port: 81 },
         Reason::NoRoute { service: service_key("web"), port: 81 },
@@ -50,7 +51,7 @@ fn codes_are_unique_and_stable() {
     assert_eq!(codes, [
         "NO_POLICY", "ALLOWED_BY", "TO_WORKLOAD", "TO_ENDPOINT", "TO_WAYPOINT", "UNMANAGED", "DENIED_BY",
         "NO_ALLOW_MATCHED", "MUTUAL_TLS_REQUIRED", "POLICY_UNKNOWN", "POLICY_UNREADABLE", "TOKEN_REFUSED",
-        "NO_HEALTHY_ENDPOINT", "SUBSET_UNKNOWN", "NO_SERVICE_PORT", "NO_ROUTE", "BACKEND_INVALID", "WAYPOINT_UNAVAILABLE", "WORKLOAD_GONE", "NETWORK_UNREACHABLE", "PROXY_PORT", "FOREIGN_AUTHORITY",
+        "NO_HEALTHY_ENDPOINT", "ENDPOINTS_EJECTED", "SUBSET_UNKNOWN", "NO_SERVICE_PORT", "NO_ROUTE", "BACKEND_INVALID", "WAYPOINT_UNAVAILABLE", "WORKLOAD_GONE", "NETWORK_UNREACHABLE", "PROXY_PORT", "FOREIGN_AUTHORITY",
         "UNKNOWN_AUTHORITY",
     ]);
     assert_eq!(codes.iter().collect::<BTreeSet<_>>().len(), codes.len());

@@ -23,6 +23,11 @@ pub fn waypoint_only_key(service: &ServiceKey) -> PolicyKey {
     PolicyKey::new(service.namespace.clone(), format!("{PREFIX}{name}"))
 }
 
+/// The name of the service that a policy of such a name is about.
+pub fn waypoint_only_service(policy: &str) -> Option<&str> {
+    policy.strip_prefix(PREFIX)
+}
+
 /// Whether a service names ports that its endpoints define, so that [`waypoint_only`] depends on these.
 pub fn has_named_ports(service: &Service) -> bool {
     let is_named = |port: &ServicePort| matches!(port.target_port, Some(IntOrString::String(_)));

@@ -349,7 +349,7 @@ fn the_nearest_miss_says_what_to_change() {
     );
     let snapshot = world(&[near, far]);
     let misses = with(&snapshot, &Asked::default(), |attrs| nearest_request_misses(&snapshot, attrs, 2));
-    assert_eq!((misses[0].policy.clone(), misses[0].attribute), (policy_key("ns/near"), "method"));
+    assert_eq!((misses[0].policy.clone(), &*misses[0].attribute), (policy_key("ns/near"), "method"));
     assert_eq!((misses[0].wanted.as_str(), misses[0].seen.as_str()), ("PUT or POST", "GET"));
     assert_eq!(misses.len(), 2);
 

@@ -181,7 +181,7 @@ fn who_is_left_out_gets_nothing_until_too_few_are_left() {
         "rather twice the same"
     );
     let all_out = Known::of(&[("a", 0, true, 9), ("b", 0, true, 9), ("c", 0, true, 9)]);
-    assert_eq!(spread_of(&world, &watch(0), &all_out, &[]), [("NO_HEALTHY_ENDPOINT".to_owned(), 1000)].into());
+    assert_eq!(spread_of(&world, &watch(0), &all_out, &[]), [("ENDPOINTS_EJECTED".to_owned(), 1000)].into());
     assert_eq!(spread_of(&world, &method(Method::Random), &all_out, &[]).len(), 3, "nobody watches");
 }
 

@@ -142,8 +142,8 @@ impl Wanted {
     }
 
     /// What is compared, as explanations name it.
-    pub fn attribute(&self) -> &'static str {
-        match self {
+    pub fn attribute(&self) -> Str {
+        let word = match self {
             Self::Namespace(_) => "namespace",
             Self::Principal(_) => "principal",
             Self::ServiceAccount(_) => "service_account",
@@ -155,12 +155,13 @@ impl Wanted {
             Self::RequestPrincipal(_) => "request_principal",
             Self::Audience(_) => "audience",
             Self::Presenter(_) => "presenter",
-            Self::Claim { .. } => "claim",
+            Self::Claim { path, .. } => return format!("claim {}", path.join(".")).into(),
             Self::Host(_) => "host",
             Self::Method(_) => "method",
             Self::Path(_) => "path",
-            Self::Header { .. } => "header",
-        }
+            Self::Header { name, .. } => return format!("header {name}").into(),
+        };
+        word.into()
     }
 
     /// The values as text, in their order.
