@@ -130,8 +130,8 @@ async fn answer(args: &Analyze) -> anyhow::Result<ExitCode> {
     if is_live {
         let place = Place::find(&args.which).await?;
         input.written = offline::live(&place, &args.which.access, &mesh).await?;
+        input.others(&place).await;
         input.running = Some(input.written.objects.clone());
-        input.network_policies(&place).await?;
     }
     input.files(&args.paths, args.recursive, args.ignore_unknown);
     let (messages, notes) = analyze(input, mesh)?;

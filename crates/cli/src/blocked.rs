@@ -1,7 +1,7 @@
 //! NetworkPolicies that were written for applications' ports and keep the mesh's tunnels out: who may reach an application by
 //! them and cannot, since in the mesh it would arrive at port 15008. Pure. `stillmesh analyze` and `stillmesh check` tell it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -11,6 +11,8 @@ use stillmesh_k8s::object::DEFAULT_NAMESPACE;
 
 /// What runs a Gateway carries its name in this label.
 const GATEWAY: &str = "gateway.networking.k8s.io/gateway-name";
+/// Labels that tell replicas of one workload apart.
+const OF_ONE: [&str; 2] = ["statefulset.kubernetes.io/pod-name", "apps.kubernetes.io/pod-index"];
 /// Pairs of pods that are looked at for one policy, at most; beyond them a policy may go untold.
 const MOST_PAIRS: usize = 200_000;
 
@@ -63,6 +65,7 @@ pub(crate) struct Blocked<'a> {
 
 /// The policies that keep tunnels out, in their order.
 pub(crate) fn find<'a>(policies: &[&'a NetworkPolicy], members: &[Member<'_>]) -> Vec<Blocked<'a>> {
+    let members = &kinds(members);
     let mut found = Vec::new();
     for policy in policies {
         for direction in [Direction::Ingress, Direction::Egress] {
@@ -74,6 +77,21 @@ pub(crate) fn find<'a>(policies: &[&'a NetworkPolicy], members: &[Member<'_>]) -
         }
     }
     found
+}
+
+/// Two pods for all of a namespace that have the same labels, ports and waypoints: replicas, which may speak to each other.
+fn kinds<'a>(members: &[Member<'a>]) -> Vec<Member<'a>> {
+    let mut seen: BTreeMap<_, usize> = BTreeMap::new();
+    let is_new = |member: &&Member<'a>| {
+        let metadata = member.end.pod.map(|pod| &pod.metadata);
+        let mut own = metadata.map(|one| labels::of(&one.labels).clone()).unwrap_or_default();
+        OF_ONE.iter().for_each(|key| drop(own.remove(*key)));
+        let namespace = metadata.and_then(|one| one.namespace.clone());
+        let count = seen.entry((namespace, own, member.declared(), member.waypoints.clone())).or_default();
+        *count += 1;
+        *count <= 2
+    };
+    members.iter().filter(is_new).cloned().collect()
 }
 
 fn look(blocked: &mut Blocked<'_>, policies: &[&NetworkPolicy], members: &[Member<'_>]) {
@@ -206,6 +224,15 @@ mod tests {
         let nobody = policy("none", json!({"podSelector": {}}));
         assert!(told(std::slice::from_ref(&nobody), &[]).is_empty(), "who is let to nothing is not missed");
         assert_eq!(told(&[nobody, ingress], &[]).len(), 1, "the policy that lets it is the one that is told");
+    }
+
+    #[test]
+    fn of_replicas_two_are_looked_at() {
+        let web = |name: &str| pod(name, ("app", "web"));
+        let pods = [web("a"), web("b"), pod("c", ("app", "page")), web("d")];
+        let members: Vec<Member<'_>> =
+            pods.iter().map(|pod| Member { end: End::pod(pod, None), waypoints: Vec::new() }).collect();
+        assert_eq!(kinds(&members).iter().map(Member::name).collect::<Vec<_>>(), ["shop/a", "shop/b", "shop/c"]);
     }
 
     #[test]

@@ -132,7 +132,7 @@ fn no_principal(world: &World, name: &str) -> Option<String> {
 /// Why nobody runs under an account; `None` where somebody may.
 fn no_account(world: &World, namespace: &str, account: &str) -> Option<String> {
     // Manifests seldom hold all namespaces.
-    if !world.has_pods_of(namespace) {
+    if !world.knows_clients_of(namespace) {
         return None;
     }
     if world.is_live && !world.has(Kind::Namespace, "", namespace) {

@@ -36,16 +36,31 @@ pub(super) struct Input {
     pub(super) messages: Vec<Message>,
     /// The objects of what runs, where that is among it: then what is not there is not there.
     pub(super) running: Option<BTreeMap<ObjectKey, Placed>>,
+    /// Whether there may be ServiceAccounts that are not among the objects.
+    pub(super) are_accounts_unknown: bool,
+    /// What could not be read.
+    pub(super) notes: Vec<String>,
 }
 
 impl Input {
-    /// NetworkPolicies of what runs. A mesh on one machine has none.
-    pub(super) async fn network_policies(&mut self, place: &Place) -> anyhow::Result<()> {
-        let Place::Cluster { objects } = place else { return Ok(()) };
-        let listed = objects.list(&Resource::new("networking.k8s.io/v1", "NetworkPolicy"), "", "").await?;
-        let read = |value: &Value| Some((NetworkPolicy::deserialize(value).ok()?, Position::file("")));
-        self.network_policies.extend(listed.iter().filter_map(read));
-        Ok(())
+    /// What runs besides what the controller follows: ServiceAccounts, and NetworkPolicies, of which a mesh on one machine has
+    /// none. What cannot be read is noted.
+    pub(super) async fn others(&mut self, place: &Place) {
+        match place.list("ServiceAccount", "", "").await {
+            Ok(listed) => listed.iter().for_each(|one| take_text(&mut self.written, "(live)", &one.to_string())),
+            Err(error) => {
+                self.are_accounts_unknown = true;
+                self.notes.push(format!("ServiceAccounts cannot be read, and clients are not looked up: {error:#}"));
+            }
+        }
+        let Place::Cluster { objects } = place else { return };
+        match objects.list(&Resource::new("networking.k8s.io/v1", "NetworkPolicy"), "", "").await {
+            Ok(listed) => {
+                let read = |value: &Value| Some((NetworkPolicy::deserialize(value).ok()?, Position::file("")));
+                self.network_policies.extend(listed.iter().filter_map(read));
+            }
+            Err(error) => self.notes.push(format!("NetworkPolicies cannot be read, and are not looked at: {error:#}")),
+        }
     }
 
     /// Manifests in files and directories.
@@ -134,7 +149,11 @@ impl Input {
         } else if kind == "NetworkPolicy" && group == "networking.k8s.io" {
             value["metadata"]["namespace"] = namespace.into();
             match NetworkPolicy::deserialize(&value) {
-                Ok(policy) => self.network_policies.push((policy, at)),
+                Ok(policy) => {
+                    let id = |one: &NetworkPolicy| (one.metadata.namespace.clone(), one.metadata.name.clone());
+                    self.network_policies.retain(|(one, _)| id(one) != id(&policy));
+                    self.network_policies.push((policy, at));
+                }
                 Err(error) => say(code::INVALID, error.to_string()),
             }
         } else if TEMPLATES.contains(&kind.as_str()) {

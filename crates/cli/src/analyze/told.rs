@@ -1,5 +1,7 @@
 //! What the mesh itself says: findings of reading, findings of objects seen together, and what it writes into statuses.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 use stillmesh_controller::build::Verdict;
 use stillmesh_k8s::gateway::condition::Said;
@@ -20,8 +22,9 @@ pub(super) fn said(world: &World) -> Vec<Message> {
     for verdict in &world.known.verdicts {
         of_verdict(world, verdict, &mut all);
     }
-    for placed in world.objects.values() {
-        of_status(world, &placed.object, &mut all);
+    let verdicts: BTreeMap<&ObjectKey, &Verdict> = world.known.verdicts.iter().map(|one| (&one.object, one)).collect();
+    for (key, placed) in &world.objects {
+        of_status(world, &placed.object, verdicts.get(key).copied(), &mut all);
     }
     all
 }
@@ -66,9 +69,8 @@ fn of_verdict(world: &World, verdict: &Verdict, all: &mut Vec<Message>) {
     match (key.kind, condition.type_) {
         (Kind::Service, _) if condition.status == "False" => {
             // A label that asks in vain is told where it stands.
-            let namespace = ObjectKey::new(Kind::Namespace, "", &key.namespace).to_string();
-            let is_told =
-                |one: &Finding| one.code == "MAN016" && (one.object == key.to_string() || one.object == namespace);
+            let titles = [key.clone(), ObjectKey::new(Kind::Namespace, "", &key.namespace)].map(|one| one.to_string());
+            let is_told = |one: &Finding| one.code == "MAN016" && titles.contains(&one.object);
             if !world.known.findings.iter().any(is_told) {
                 say(code::NOT_READY, &condition.message);
             }
@@ -206,16 +208,26 @@ fn names_missing(world: &World, object: &Object) -> bool {
 }
 
 /// What an object's status says already, as far as nothing newer is known.
-fn of_status(world: &World, object: &Object, all: &mut Vec<Message>) {
+fn of_status(world: &World, object: &Object, verdict: Option<&Verdict>, all: &mut Vec<Message>) {
     /// They are False where all is well.
     const NEGATIVE: [&str; 2] = ["Conflicted", "OverlappingTLSConfig"];
     let key = object.key();
-    if matches!(key.kind, Kind::Pod | Kind::Node | Kind::Deployment | Kind::Namespace | Kind::Bypass) {
+    let has_none = [
+        Kind::Pod,
+        Kind::Node,
+        Kind::Deployment,
+        Kind::Namespace,
+        Kind::EndpointSlice,
+        Kind::ServiceAccount,
+        Kind::ConfigMap,
+        Kind::Secret,
+        Kind::Bypass,
+    ];
+    if has_none.contains(&key.kind) {
         return;
     }
     let value = serde_json::to_value(object).unwrap_or_default();
     let generation = object.metadata().generation;
-    let verdict = world.known.verdicts.iter().find(|verdict| verdict.object == key);
     let is_decided = |kind: &str| {
         let own = verdict.and_then(|verdict| verdict.condition.as_ref()).is_some_and(|one| one.type_ == kind);
         own || verdict.is_some_and(|verdict| verdict.retracted == Some(kind))

@@ -42,6 +42,7 @@ pub(super) struct World {
     pub(super) known: Known,
     /// Whether what runs is among it.
     pub(super) is_live: bool,
+    are_accounts_unknown: bool,
     /// Those that somebody has written.
     written: BTreeSet<ObjectKey>,
     quiet: BTreeMap<String, Vec<String>>,
@@ -49,7 +50,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(input: Input, mesh: Mesh) -> anyhow::Result<Self> {
-        let Input { written, network_policies, running, .. } = input;
+        let Input { written, network_policies, running, are_accounts_unknown, notes: unread, .. } = input;
         let keys: BTreeSet<ObjectKey> = written.objects.keys().cloned().collect();
         let quiet = written.objects.iter().filter_map(|(key, placed)| {
             let codes = labels::of(&placed.object.metadata().annotations).get(SUPPRESS)?;
@@ -57,15 +58,16 @@ impl World {
         });
         let quiet = quiet.collect();
         let is_live = running.is_some();
-        let (completed, notes) = match running {
+        let (completed, mut notes) = match running {
             // What runs needs nothing more.
             Some(running) if running == written.objects => (written, Vec::new()),
             Some(running) => with_its_gateways(written, &running, &mesh)?,
             None => written.complete(&mesh)?,
         };
+        notes.extend(unread);
         let objects = completed.objects.clone();
         let known = offline::known(completed, mesh, notes)?;
-        Ok(Self { objects, network_policies, known, is_live, written: keys, quiet })
+        Ok(Self { objects, network_policies, known, is_live, are_accounts_unknown, written: keys, quiet })
     }
 
     /// What was assumed.
@@ -88,9 +90,9 @@ impl World {
         codes.is_some_and(|codes| codes.iter().any(|code| code == "*" || code == message.code.id))
     }
 
-    /// Whether somebody has written an object of a namespace, so that the namespace is known as a whole.
-    pub(super) fn has_pods_of(&self, namespace: &str) -> bool {
-        self.is_live || self.pods().any(|(key, _)| &*key.namespace == namespace)
+    /// Whether all is known of who runs in a namespace. Of manifests it is where they have pods of it.
+    pub(super) fn knows_clients_of(&self, namespace: &str) -> bool {
+        !self.are_accounts_unknown && (self.is_live || self.pods().any(|(key, _)| &*key.namespace == namespace))
     }
 
     pub(super) fn has(&self, kind: Kind, namespace: &str, name: &str) -> bool {
