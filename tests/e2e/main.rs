@@ -12,6 +12,7 @@
     reason = "a test says what went wrong by ending"
 )]
 
+mod analyze;
 mod confined;
 mod faults;
 mod flows;

@@ -19,7 +19,7 @@ pub mod precheck;
 pub mod proxy;
 mod publish;
 mod receipts;
-mod reconcile;
+pub(crate) mod reconcile;
 mod report;
 pub mod runner;
 pub(crate) mod services;

@@ -3,6 +3,8 @@
 //! Everything is read once ([`super::view`]); the judging is pure.
 
 mod cluster;
+mod filters;
+mod here;
 mod mesh;
 mod pods;
 
@@ -18,32 +20,33 @@ use serde::Serialize;
 pub(crate) use pods::{Standing, standings};
 
 use super::access::{reach, within};
-use super::args::{Access, MeshNamespace, Report};
+use super::args::{MeshNamespace, Report, WhichMesh};
 use super::foreign;
 use super::objects::Objects;
 use super::view::View;
 use crate::flows::strict::{self, Strict};
+use crate::machine::control;
 use crate::output::{Mark, Marks, line};
 
 /// `stillmesh check`.
 #[derive(Debug, Args)]
 #[command(
     args_conflicts_with_subcommands = true,
-    after_help = "Exit code: 0 when nothing is wrong, 1 when something is (✘)."
+    after_help = "Exit code: 0 when nothing is wrong, 1 when something is (✘) or it cannot be checked."
 )]
 pub(crate) struct Check {
     /// Something else to look at than the mesh as a whole.
     #[command(subcommand)]
     other: Option<Other>,
     /// Only what must be so before `install`
-    #[arg(long)]
+    #[arg(long, conflicts_with = "name")]
     pre: bool,
     /// How to print
     #[arg(long, short, value_enum)]
     output: Option<Report>,
-    /// Cluster.
+    /// Which mesh.
     #[command(flatten)]
-    access: Access,
+    which: WhichMesh,
     /// The mesh's namespace.
     #[command(flatten)]
     mesh: MeshNamespace,
@@ -68,28 +71,32 @@ pub(crate) struct Fact {
     /// What to do, where it is not as it should be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) todo: Option<String>,
+    /// What mends it, to be applied: YAML.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) patch: Option<String>,
 }
 
 impl Fact {
     /// As it should be.
     pub(crate) fn good(topic: &'static str, text: impl Into<String>) -> Self {
-        Self { mark: Mark::Good, topic, text: text.into(), todo: None }
+        Self { mark: Mark::Good, topic, text: text.into(), todo: None, patch: None }
     }
 
     /// Somebody should look at it.
     pub(crate) fn doubt(topic: &'static str, text: impl Into<String>, todo: impl Into<String>) -> Self {
-        Self { mark: Mark::Doubt, topic, text: text.into(), todo: Some(todo.into()) }
+        Self { mark: Mark::Doubt, topic, text: text.into(), todo: Some(todo.into()), patch: None }
     }
 
     /// It does not work.
     pub(crate) fn bad(topic: &'static str, text: impl Into<String>, todo: impl Into<String>) -> Self {
-        Self { mark: Mark::Bad, topic, text: text.into(), todo: Some(todo.into()) }
+        Self { mark: Mark::Bad, topic, text: text.into(), todo: Some(todo.into()), patch: None }
     }
 
     /// As it is printed.
     pub(crate) fn show(&self, marks: Marks) -> String {
         let todo = self.todo.as_ref().map(|todo| format!("\n    → {todo}")).unwrap_or_default();
-        format!("{} {}{todo}", marks.show(self.mark), self.text)
+        let patch = self.patch.iter().flat_map(|patch| patch.trim_end().lines()).map(|line| format!("\n      {line}"));
+        format!("{} {}{todo}{}", marks.show(self.mark), self.text, patch.collect::<String>())
     }
 }
 
@@ -109,7 +116,14 @@ pub(crate) async fn run(args: &Check) -> anyhow::Result<ExitCode> {
     if let Some(Other::Strict(args)) = &args.other {
         return strict::run(args).await;
     }
-    let reached = reach(&args.access).await?;
+    if !args.pre
+        && let Some(mesh) = control::here(args.which.name.as_deref(), &args.which.access)
+    {
+        let facts = here::facts(&mesh, jiff::Timestamp::now()).await?;
+        let namespace = crate::machine::tunnels::NAMESPACE;
+        return told(args, &format!("mesh {mesh:?} on this machine"), namespace, true, &facts);
+    }
+    let reached = reach(&args.which.access).await?;
     let objects = Objects::new(reached.client());
     let namespace = args.mesh.mesh_namespace.as_str();
     let view = if args.pre { View::objects(&objects, namespace).await } else { View::whole(&objects, namespace).await };
@@ -129,7 +143,9 @@ pub(crate) async fn run(args: &Check) -> anyhow::Result<ExitCode> {
         facts.extend(cluster::network(&view));
     }
     facts.extend(cluster::nodes(&view));
-    facts.extend(cluster::clocks(&leases(&reached.client()).await, jiff::Timestamp::now()));
+    let (server, now) = (server_clock(&reached.client()).await, jiff::Timestamp::now());
+    facts.extend(cluster::clocks(&leases(&reached.client()).await, server, now));
+    facts.extend(filters::tunnels(&view, if args.pre { filters::Whose::All } else { filters::Whose::Enrolled }));
     if !args.pre {
         if installed {
             facts.extend(of_mesh(&view, jiff::Timestamp::now()));
@@ -141,11 +157,22 @@ pub(crate) async fn run(args: &Check) -> anyhow::Result<ExitCode> {
             ));
         }
     }
+    told(args, reached.url(), namespace, installed, &facts)
+}
+
+/// Prints facts, and says whether something is wrong.
+fn told(
+    args: &Check,
+    cluster: &str,
+    mesh_namespace: &str,
+    installed: bool,
+    facts: &[Fact],
+) -> anyhow::Result<ExitCode> {
     let good = facts.iter().all(|fact| fact.mark != Mark::Bad);
-    let whole = Whole { cluster: reached.url(), mesh_namespace: namespace, installed, good, facts: &facts };
+    let whole = Whole { cluster, mesh_namespace, installed, good, facts };
     match args.output {
         Some(format) => line(&format.of(&whole)?),
-        None => print(&facts),
+        None => print(facts),
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -208,6 +235,14 @@ async fn missing_rights(client: &Client) -> anyhow::Result<Vec<String>> {
         }
     }
     Ok(missing)
+}
+
+/// The API server's clock, by the date of an answer; `None` where it has none.
+async fn server_clock(client: &Client) -> Option<jiff::Timestamp> {
+    let request = http::Request::get("/version").body(kube::client::Body::empty()).ok()?;
+    let answer = within("asking for the time", client.send(request)).await.ok()?;
+    let date = answer.headers().get(http::header::DATE)?.to_str().ok()?;
+    jiff::fmt::rfc2822::parse(date).ok().map(|date| date.timestamp())
 }
 
 /// When each node's kubelet last told the time.

@@ -45,10 +45,11 @@ pub(crate) struct View {
 }
 
 /// Kinds that are read.
-const KINDS: [(&str, &str); 11] = [
+const KINDS: [(&str, &str); 13] = [
     ("v1", "Node"),
     ("v1", "Namespace"),
     ("v1", "Pod"),
+    ("v1", "Service"),
     ("apps/v1", "Deployment"),
     ("apps/v1", "DaemonSet"),
     ("admissionregistration.k8s.io/v1", "ValidatingWebhookConfiguration"),
@@ -57,6 +58,7 @@ const KINDS: [(&str, &str); 11] = [
     ("security.istio.io/v1", "AuthorizationPolicy"),
     ("security.istio.io/v1", "PeerAuthentication"),
     ("discovery.k8s.io/v1", "EndpointSlice"),
+    ("networking.k8s.io/v1", "NetworkPolicy"),
 ];
 
 impl View {
@@ -92,6 +94,20 @@ impl View {
             pages(objects, &tunnels, 15000, "/config_dump"),
         );
         view
+    }
+
+    /// A view of a mesh on this machine: its objects, and what its tunnels know. Kinds that are not looked at are passed over.
+    pub(crate) fn here(mesh_namespace: &str, all: Vec<Value>, dumps: Vec<Page>) -> Self {
+        let mut objects: BTreeMap<&'static str, Read<Vec<Value>>> = BTreeMap::new();
+        for object in all {
+            if let Some((_, kind)) = KINDS.iter().find(|(_, kind)| object["kind"] == *kind)
+                && let Ok(list) = objects.entry(kind).or_insert_with(|| Ok(Vec::new()))
+            {
+                list.push(object);
+            }
+        }
+        let mesh_namespace = mesh_namespace.to_owned();
+        Self { mesh_namespace, objects, syncz: Vec::new(), findings: Vec::new(), dumps }
     }
 
     /// A view of given objects.

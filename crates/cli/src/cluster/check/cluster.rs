@@ -234,31 +234,42 @@ fn kernel_version(text: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// Whether the nodes' clocks agree with ours, by when their kubelets last told the time. Certificates live by the clock.
-pub(super) fn clocks(told: &[(String, Timestamp)], now: Timestamp) -> Vec<Fact> {
+/// Whether clocks agree: this machine's with the API server's, and the nodes', by when their kubelets last told the time, with
+/// the API server's, or this machine's where that is not known. Certificates live by the clock.
+pub(super) fn clocks(told: &[(String, Timestamp)], server: Option<Timestamp>, now: Timestamp) -> Vec<Fact> {
     /// A certificate is valid from two minutes before it is made (contract 6.1).
     const AHEAD_SECONDS: i64 = 60;
     /// A kubelet tells every ten seconds.
     const BEHIND_SECONDS: i64 = 120;
     let mut facts = Vec::new();
+    let apart = server.map(|server| now.as_second() - server.as_second()).filter(|apart| apart.abs() > AHEAD_SECONDS);
+    if let Some(apart) = apart {
+        let way = if apart > 0 { "ahead of" } else { "behind" };
+        facts.push(Fact::doubt(
+            "clock",
+            format!("this machine's clock is {} s {way} the API server's", apart.abs()),
+            "set both by NTP: this command judges certificates by this machine's clock",
+        ));
+    }
+    let (now, whose) = server.map_or((now, "this machine's"), |server| (server, "the API server's"));
     for (node, at) in told {
         let behind = now.as_second() - at.as_second();
         if behind < -AHEAD_SECONDS {
             facts.push(Fact::bad(
                 "clock",
-                format!("the clock of node {node} is {} s ahead of this machine's", -behind),
+                format!("the clock of node {node} is {} s ahead of {whose}", -behind),
                 "set both by NTP: certificates are refused where clocks differ",
             ));
         } else if behind > BEHIND_SECONDS {
             facts.push(Fact::doubt(
                 "clock",
-                format!("node {node} last told the time {behind} s ago, by this machine's clock"),
+                format!("node {node} last told the time {behind} s ago, by {whose} clock"),
                 "its kubelet is silent, or one of the clocks is wrong: set both by NTP",
             ));
         }
     }
     if facts.is_empty() && !told.is_empty() {
-        facts.push(Fact::good("clock", format!("the clocks of {} nodes agree with this machine's", told.len())));
+        facts.push(Fact::good("clock", format!("the clocks of {} nodes agree with {whose}", told.len())));
     }
     facts
 }
@@ -303,10 +314,16 @@ mod tests {
     fn a_clock_that_is_ahead_is_wrong_and_silence_is_a_doubt() {
         let now: Timestamp = "2026-01-01T00:10:00Z".parse().unwrap();
         let told = |text: &str| vec![("n1".to_owned(), text.parse().unwrap())];
-        assert_eq!(clocks(&told("2026-01-01T00:09:55Z"), now)[0].mark, Mark::Good);
-        assert_eq!(clocks(&told("2026-01-01T00:12:00Z"), now)[0].mark, Mark::Bad);
-        assert_eq!(clocks(&told("2026-01-01T00:00:00Z"), now)[0].mark, Mark::Doubt);
-        assert!(clocks(&[], now).is_empty());
+        let by_ours = |text: &str| clocks(&told(text), None, now)[0].mark;
+        assert_eq!(by_ours("2026-01-01T00:09:55Z"), Mark::Good);
+        assert_eq!(by_ours("2026-01-01T00:12:00Z"), Mark::Bad);
+        assert_eq!(by_ours("2026-01-01T00:00:00Z"), Mark::Doubt);
+        assert!(clocks(&[], None, now).is_empty());
+        // Where this machine's clock is the wrong one, nodes are not told to be.
+        let server = Some("2026-01-01T00:00:05Z".parse().unwrap());
+        let facts = clocks(&told("2026-01-01T00:00:00Z"), server, now);
+        assert_eq!((facts.len(), facts[0].mark), (1, Mark::Doubt), "{facts:?}");
+        assert!(facts[0].text.contains("this machine's clock is 595 s ahead"), "{facts:?}");
     }
 
     #[test]

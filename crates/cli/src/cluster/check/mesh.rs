@@ -15,6 +15,11 @@ use crate::cluster::zc::entry_facts;
 
 /// A root that ends sooner than this is told.
 const ROOT_SOON_SECONDS: i64 = 30 * 24 * 60 * 60;
+/// A certificate that signs others and ends sooner than this is told.
+const SIGNER_SOON_SECONDS: i64 = 14 * 24 * 60 * 60;
+/// A certificate of which more is over should have been renewed: that is begun at half of its life, and tunnels take no new
+/// streams from three quarters on.
+const RENEWED_LATE_PERCENT: i64 = 70;
 
 /// Deployments, DaemonSets, and each node's share of them.
 pub(super) fn workloads(view: &View) -> Vec<Fact> {
@@ -90,7 +95,26 @@ fn versions(view: &View) -> Vec<Fact> {
             format!("parts of several versions: {}", words.join(", ")),
             "stillmesh upgrade finishes it",
         )],
-        None => Vec::new(),
+        None => parsed.first().map(of_command).into_iter().collect(),
+    }
+}
+
+/// Whether this command goes with the parts, which are all of one version.
+fn of_command(parts: &Version) -> Fact {
+    let own = env!("CARGO_PKG_VERSION");
+    match Version::parse(own) {
+        Some(command) if command == *parts => {
+            Fact::good("versions", format!("all parts are of version {parts}, as this command"))
+        }
+        Some(command) if compatible(&command, parts) => Fact::good(
+            "versions",
+            format!("all parts are of version {parts}; this command is {own}, which goes with them"),
+        ),
+        _ => Fact::doubt(
+            "versions",
+            format!("all parts are of version {parts}, and this command is {own}: more than one minor version apart"),
+            format!("use the command of version {parts}, or stillmesh upgrade"),
+        ),
     }
 }
 
@@ -179,30 +203,48 @@ pub(super) fn sync(view: &View) -> Vec<Fact> {
     facts
 }
 
-/// Whether the certificates that tunnels hold, and the roots, are valid.
+/// Whether the certificates that tunnels hold, those that signed them, and the roots are valid, and how old they are.
 pub(super) fn certificates(view: &View, now: Timestamp) -> Vec<Fact> {
     let mut facts = Vec::new();
-    let (mut valid, mut roots) = (0_usize, BTreeMap::<String, Timestamp>::new());
+    let mut valid: Vec<Life> = Vec::new();
+    let (mut roots, mut signers) = (BTreeMap::<String, Timestamp>::new(), BTreeMap::<String, Timestamp>::new());
     for page in &view.dumps {
         let Ok(dump) = &page.page else { continue };
         for entry in list(&dump["certificates"]) {
             let (identity, state) = (text(&entry["identity"]), text(&entry["state"]));
-            let leaf = list(&entry["certChain"]).next();
-            for root in list(&entry["rootCerts"]).filter_map(entry_facts) {
-                roots.insert(root.serial, root.not_after);
-            }
-            match leaf.and_then(entry_facts) {
+            let mut chain = list(&entry["certChain"]).map(entry_facts);
+            let leaf = chain.next();
+            signers.extend(chain.flatten().map(|signer| (signer.serial, signer.not_after)));
+            roots.extend(list(&entry["rootCerts"]).filter_map(entry_facts).map(|root| (root.serial, root.not_after)));
+            let logs = format!("kubectl -n {} logs {}", view.mesh_namespace, page.pod);
+            let life = leaf.flatten().map(|leaf| Life { from: leaf.not_before, to: leaf.not_after });
+            match life {
                 _ if state.starts_with("Unavailable") => facts.push(Fact::bad(
                     "certificates",
                     format!("node {}: no certificate for {identity}: {state}", page.node),
                     format!("kubectl -n {} logs deployment/stillmesh-controller", view.mesh_namespace),
                 )),
-                Some(leaf) if leaf.not_after < now => facts.push(Fact::bad(
+                Some(life) if life.to < now => facts.push(Fact::bad(
                     "certificates",
-                    format!("node {}: the certificate of {identity} ended at {}", page.node, leaf.not_after),
-                    "check the clocks of the nodes, and the ztunnel's log for why it got no new one",
+                    format!("node {}: the certificate of {identity} ended at {}", page.node, life.to),
+                    format!("check the clocks of the nodes, and for why it got no new one: {logs}"),
                 )),
-                Some(_) => valid += 1,
+                Some(life) if life.from > now => facts.push(Fact::bad(
+                    "certificates",
+                    format!("node {}: the certificate of {identity} is valid from {} on, and not yet", page.node, life.from),
+                    "the clock of who made it is ahead: set the nodes' clocks by NTP",
+                )),
+                Some(life) if life.over(now) > RENEWED_LATE_PERCENT => facts.push(Fact::doubt(
+                    "certificates",
+                    format!(
+                        "node {}: the certificate of {identity} was not renewed: {} % of its life are over, it ends at {}",
+                        page.node,
+                        life.over(now),
+                        life.to
+                    ),
+                    format!("it is renewed at half of its life; for why not: {logs}"),
+                )),
+                Some(life) => valid.push(life),
                 None => facts.push(Fact::doubt(
                     "certificates",
                     format!("node {}: the certificate of {identity} is still being asked for ({state})", page.node),
@@ -211,26 +253,60 @@ pub(super) fn certificates(view: &View, now: Timestamp) -> Vec<Fact> {
             }
         }
     }
-    for (serial, end) in roots {
-        let left = end.as_second() - now.as_second();
-        if left < 0 {
-            facts.push(Fact::bad(
-                "certificates",
-                format!("the root with serial number {serial} ended at {end}"),
-                "rotate the root",
-            ));
-        } else if left < ROOT_SOON_SECONDS {
-            facts.push(Fact::doubt(
-                "certificates",
-                format!("the root with serial number {serial} ends at {end}"),
-                "rotate the root before",
-            ));
-        }
+    // Chains end with a root.
+    signers.retain(|serial, _| !roots.contains_key(serial));
+    let todo = "replace Secret cacerts by a newer signing certificate of the same root";
+    for (serial, end) in &signers {
+        facts.push(ends("signing certificate", serial, *end, now, SIGNER_SOON_SECONDS, todo));
     }
-    if valid > 0 {
-        facts.push(Fact::good("certificates", format!("{valid} certificates of workloads are valid")));
+    for (serial, end) in &roots {
+        facts.push(ends(
+            "root",
+            serial,
+            *end,
+            now,
+            ROOT_SOON_SECONDS,
+            "rotate the root: annotation stillmesh.io/rotate-root",
+        ));
+    }
+    if let Some(oldest) = valid.iter().max_by_key(|life| life.over(now)) {
+        let hours = (oldest.to.as_second() - oldest.from.as_second()) / 3600;
+        let text = format!(
+            "{} certificates of workloads are valid; of the oldest {} % of {hours} h are over (renewed at half)",
+            valid.len(),
+            oldest.over(now)
+        );
+        facts.push(Fact::good("certificates", text));
     }
     facts
+}
+
+/// From when until when a certificate is valid.
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    from: Timestamp,
+    to: Timestamp,
+}
+
+impl Life {
+    /// How much of it is over, percent.
+    fn over(self, now: Timestamp) -> i64 {
+        let whole = (self.to.as_second() - self.from.as_second()).max(1);
+        (now.as_second() - self.from.as_second()) * 100 / whole
+    }
+}
+
+/// When something ends that others are signed by.
+fn ends(what: &str, serial: &str, end: Timestamp, now: Timestamp, soon_seconds: i64, todo: &str) -> Fact {
+    let left = end.as_second() - now.as_second();
+    let title = format!("the {what} with serial number {serial}");
+    match left {
+        ..0 => Fact::bad("certificates", format!("{title} ended at {end}"), todo),
+        _ if left < soon_seconds => {
+            Fact::doubt("certificates", format!("{title} ends at {end}"), format!("{todo}, before"))
+        }
+        _ => Fact::good("certificates", format!("{title} ends in {} days", left / (24 * 60 * 60))),
+    }
 }
 
 /// Whether the API server can ask the controller when policies are written.
@@ -407,6 +483,35 @@ mod tests {
     }
 
     #[test]
+    fn certificates_are_judged_by_their_age() {
+        let one = |serial: &str, from: &str, to: &str| json!({"serialNumber": serial, "validFrom": from, "expirationTime": to});
+        let root = one("1", "2026-01-01T00:00:00Z", "2036-01-01T00:00:00Z");
+        let told = |leaf: Value, signer: Value, root: &Value| {
+            let entry = json!({"identity": "spiffe://d/ns/a/sa/b", "state": "Available",
+                "certChain": [leaf, signer, root], "rootCerts": [root]});
+            let mut view = View::of("m", vec![]);
+            view.dumps = vec![page(json!({"certificates": [entry]}))];
+            let facts = certificates(&view, "2026-02-01T12:00:00Z".parse().unwrap());
+            facts.iter().map(|fact| fact.mark).collect::<Vec<_>>()
+        };
+        let leaf = |from: &str, to: &str| one("9", from, to);
+        let fresh = || leaf("2026-02-01T06:00:00Z", "2026-02-02T06:00:00Z");
+        let signer = || one("2", "2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z");
+        assert_eq!(told(fresh(), signer(), &root), [Mark::Good; 3]);
+        for (leaf, mark) in [
+            (leaf("2026-01-31T17:00:00Z", "2026-02-01T17:00:00Z"), Mark::Doubt),
+            (leaf("2026-01-30T06:00:00Z", "2026-01-31T06:00:00Z"), Mark::Bad),
+            (leaf("2026-02-01T13:00:00Z", "2026-02-02T13:00:00Z"), Mark::Bad),
+        ] {
+            assert_eq!(told(leaf.clone(), signer(), &root), [mark, Mark::Good, Mark::Good], "{leaf}");
+        }
+        let soon = one("2", "2026-01-01T00:00:00Z", "2026-02-10T00:00:00Z");
+        assert_eq!(told(fresh(), soon, &root), [Mark::Doubt, Mark::Good, Mark::Good]);
+        let ended = one("1", "2016-01-01T00:00:00Z", "2026-01-01T00:00:00Z");
+        assert_eq!(told(fresh(), signer(), &ended), [Mark::Good, Mark::Bad, Mark::Good]);
+    }
+
+    #[test]
     fn a_webhook_that_nobody_trusts_is_wrong() {
         let hook = |bundle: &str| {
             own(
@@ -449,7 +554,8 @@ mod tests {
             let facts = versions(&View::of("m", vec![pod("ztunnel", a), pod("stillmesh-controller", b)]));
             facts.first().map(|fact| fact.mark)
         };
-        assert_eq!(marks("0.1.0", "0.1.0"), None);
+        assert_eq!(marks("0.1.0", "0.1.0"), Some(Mark::Good));
+        assert_eq!(marks("0.9.0", "0.9.0"), Some(Mark::Doubt), "this command is older");
         assert_eq!(marks("0.1.0", "0.2.0"), Some(Mark::Doubt));
         assert_eq!(marks("0.1.0", "0.3.0"), Some(Mark::Bad));
     }

@@ -84,7 +84,7 @@ pub(crate) fn standings(view: &View) -> BTreeMap<String, Standing> {
 }
 
 /// The agent's own rules of enrolment, as far as it is told them.
-fn rules(view: &View) -> Enrolment {
+pub(super) fn rules(view: &View) -> Enrolment {
     let mut rules = Enrolment { system_namespace: view.mesh_namespace.clone(), ..Enrolment::default() };
     let agent = view.own("DaemonSet").find(|one| label(one, "app.kubernetes.io/name") == Some("stillmesh-cni"));
     let containers = agent.map(|agent| &agent["spec"]["template"]["spec"]["containers"]);
@@ -148,7 +148,8 @@ pub(super) fn captured(view: &View) -> Vec<Fact> {
     facts
 }
 
-fn typed<T: DeserializeOwned>(object: &Value) -> Option<T> {
+/// An object of a known type; `None` where it cannot be read as one.
+pub(super) fn typed<T: DeserializeOwned>(object: &Value) -> Option<T> {
     T::deserialize(object).ok()
 }
 
