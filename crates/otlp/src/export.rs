@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A collector, as it is spoken to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct To {
-    /// `host:port`; see [`To::authority`].
+    /// `host:port`, an IPv6 address in brackets.
     pub authority: String,
     /// HTTP's path; `None`: gRPC.
     pub path: Option<String>,
