@@ -19,7 +19,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 pub use access::{RequestVerdict, authorize_request};
-pub use authorize::{authorize, authorize_at_waypoint};
+pub use authorize::{authorize, authorize_at_waypoint, cut_off};
 pub use inbound::{inbound, inbound_plaintext, inbound_service};
 pub use outbound::outbound;
 pub use spread::{Live, hash_of};

@@ -50,6 +50,11 @@ pub enum Reason {
         /// The policy that a PeerAuthentication became.
         policy: PolicyKey,
     },
+    /// A Quarantine cuts off one of the two ends.
+    Quarantined {
+        /// The policy that the Quarantine became; [`PolicyKey::quarantine`] has its name.
+        policy: PolicyKey,
+    },
     /// The destination names a policy that has not arrived.
     PolicyUnknown {
         /// Its name.
@@ -182,7 +187,13 @@ impl Reason {
 
     /// A policy said no: a CONNECT is answered 401 and not tried elsewhere.
     pub fn is_denial(&self) -> bool {
-        matches!(self, Self::DeniedBy { .. } | Self::NoAllowMatched { .. } | Self::MutualTlsRequired { .. })
+        matches!(
+            self,
+            Self::DeniedBy { .. }
+                | Self::NoAllowMatched { .. }
+                | Self::MutualTlsRequired { .. }
+                | Self::Quarantined { .. }
+        )
     }
 
     /// The policy that it names first.
@@ -191,6 +202,7 @@ impl Reason {
             Self::AllowedBy { policy, .. }
             | Self::DeniedBy { policy, .. }
             | Self::MutualTlsRequired { policy }
+            | Self::Quarantined { policy }
             | Self::PolicyUnknown { policy }
             | Self::PolicyUnreadable { policy, .. } => Some(policy),
             Self::NoAllowMatched { policies } => policies.first(),
@@ -219,6 +231,9 @@ impl fmt::Display for Reason {
             }
             Self::MutualTlsRequired { policy } => {
                 write!(f, "clear text, and mutual TLS is required (PeerAuthentication, as policy {policy})")
+            }
+            Self::Quarantined { policy } => {
+                write!(f, "Quarantine {}/{} cuts it off", policy.namespace, policy.quarantine().unwrap_or(&policy.name))
             }
             Self::PolicyUnknown { policy } => write!(f, "policy {policy} applies and has not arrived"),
             Self::PolicyUnreadable { policy, detail } => {

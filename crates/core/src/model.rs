@@ -10,6 +10,7 @@ pub mod http;
 mod identity;
 mod name;
 mod policy;
+mod quarantine;
 mod service;
 pub mod stream;
 pub mod telemetry;

@@ -24,9 +24,16 @@ pub fn authorize(snapshot: &Snapshot, attrs: &InboundAttrs<'_>) -> Verdict {
 }
 
 /// [`authorize`] for a waypoint's own port, where what arrives is for others: only policies that select the waypoint itself
-/// are asked. Those of its namespace and of the mesh are meant for what is behind it (contract 7.4).
+/// are asked. Those of its namespace and of the mesh are meant for what is behind it (contract 7.4). Whom a Quarantine cuts off
+/// reaches nobody through it, either.
 pub fn authorize_at_waypoint(snapshot: &Snapshot, attrs: &InboundAttrs<'_>) -> Verdict {
-    judge(snapshot, attrs, |policy| policy.scope == Scope::WorkloadSelector)
+    judge(snapshot, attrs, |policy| policy.scope == Scope::WorkloadSelector || policy.key.quarantine().is_some())
+}
+
+/// Why a connection that a workload has open, or opens, ends: the workload is cut off.
+pub fn cut_off(snapshot: &Snapshot, workload: &Workload) -> Option<Reason> {
+    let policy = snapshot.newest(workload).quarantine()?.clone();
+    Some(Reason::Quarantined { policy })
 }
 
 fn judge(snapshot: &Snapshot, attrs: &InboundAttrs<'_>, counts: impl Fn(&Policy) -> bool) -> Verdict {
@@ -76,9 +83,15 @@ fn readable<'a>(policies: &'a [&Arc<Policy>], action: Action) -> impl Iterator<I
 }
 
 fn first_denial(policies: &[&Arc<Policy>], seen: &Seen<'_>) -> Option<Reason> {
-    readable(policies, Action::Deny).find_map(|policy| {
+    // That an end is cut off says more than any other policy does.
+    let quarantines = readable(policies, Action::Deny).filter(|policy| policy.key.quarantine().is_some());
+    let others = readable(policies, Action::Deny).filter(|policy| policy.key.quarantine().is_none());
+    quarantines.chain(others).find_map(|policy| {
         let rule = matching_rule(policy, seen)?;
         let policy = policy.key.clone();
+        if policy.quarantine().is_some() {
+            return Some(Reason::Quarantined { policy });
+        }
         let is_mutual_tls = is_converted_peer_authentication(&policy) && seen.principal().is_none();
         Some(if is_mutual_tls { Reason::MutualTlsRequired { policy } } else { Reason::DeniedBy { policy, rule } })
     })

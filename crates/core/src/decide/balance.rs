@@ -53,7 +53,7 @@ pub(super) fn pick<'a>(
 }
 
 /// The endpoints of `service` for its `port` that may be picked, at least one: on the source's network, taking traffic, with an
-/// address of the service's families or a name, and with the port. In order of their keys.
+/// address of the service's families or a name, with the port, and cut off by no Quarantine. In order of their keys.
 pub(super) fn candidates<'a>(
     ask: &Ask<'a>,
     service: &Service,
@@ -66,7 +66,7 @@ pub(super) fn candidates<'a>(
     }
     let mut elsewhere = None;
     let mut candidates = Vec::new();
-    for workload in ask.snapshot.endpoints(key) {
+    for workload in ask.snapshot.endpoints(key).filter(|workload| workload.quarantine().is_none()) {
         let Some(port) = target_port(service, workload, port, purpose) else { continue };
         let Some(rank) = rank(service, ask.source, workload) else { continue };
         if workload.network != ask.source.network {
@@ -78,7 +78,10 @@ pub(super) fn candidates<'a>(
     match (candidates.is_empty(), elsewhere) {
         (false, _) => Ok(candidates),
         (true, Some(workload)) => Err(Reason::NetworkUnreachable { network: workload.network.clone() }),
-        (true, None) => Err(Reason::NoHealthyEndpoint { service: key.clone() }),
+        (true, None) => Err(match ask.snapshot.members(key).find_map(|workload| workload.quarantine()) {
+            Some(policy) => Reason::Quarantined { policy: policy.clone() },
+            None => Reason::NoHealthyEndpoint { service: key.clone() },
+        }),
     }
 }
 

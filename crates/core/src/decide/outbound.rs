@@ -7,13 +7,14 @@
 //! - A waypoint that dials a service bound to it is not sent to itself.
 //! - Nothing goes in clear to an address that a workload of the mesh left within the last minute.
 //! - Other networks cannot be crossed yet: refused.
+//! - Whom a Quarantine cuts off opens nothing, also to what is not in the mesh, and is not connected to.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::balance::{Ask, Purpose, pick};
 use super::gateway::{self, Waypoint};
-use super::{Dial, HBONE_PORT, OutboundPlan, OutboundProtocol, PROXY_PORTS, Refusal};
+use super::{Dial, HBONE_PORT, OutboundPlan, OutboundProtocol, PROXY_PORTS, Refusal, cut_off};
 use crate::attrs::{Authority, OutboundAttrs};
 use crate::explain::Reason;
 use crate::model::{Gateway, Identity, IpFamilies, Mode, NetworkAddress, Service, TunnelProtocol, Workload};
@@ -27,6 +28,9 @@ pub fn outbound(snapshot: &Snapshot, attrs: &OutboundAttrs<'_>) -> Result<Outbou
     let is_own = to.ip().is_loopback() || source.addresses.contains(&to.ip());
     if is_own && PROXY_PORTS.contains(&to.port()) {
         return Err(Reason::ProxyPort { destination: to }.into());
+    }
+    if let Some(reason) = cut_off(snapshot, source) {
+        return Err(reason.into());
     }
     let ask = Ask { snapshot, source, entropy: attrs.entropy, tried: attrs.tried };
     // 1. Who is at the address: a workload, a service, or (a ServiceEntry may list one address twice) both.
@@ -58,6 +62,9 @@ pub fn outbound(snapshot: &Snapshot, attrs: &OutboundAttrs<'_>) -> Result<Outbou
             (Err(reason), None) => return Err(reason.into()),
         },
     };
+    if let Some(policy) = workload.quarantine() {
+        return Err(Reason::Quarantined { policy: policy.clone() }.into());
+    }
     // 5. Other networks need a gateway in between.
     if workload.network != source.network {
         return Err(Reason::NetworkUnreachable { network: workload.network.clone() }.into());

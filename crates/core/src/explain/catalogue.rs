@@ -50,6 +50,12 @@ const MUTUAL_TLS_REQUIRED: Entry = refuses(
     "The peer sent clear text where a PeerAuthentication requires mutual TLS.",
     "put the caller into the mesh (label istio.io/dataplane-mode=ambient), or make the PeerAuthentication PERMISSIVE",
 );
+const QUARANTINED: Entry = refuses(
+    "QUARANTINED",
+    Fault::Config,
+    "A Quarantine cuts off the client or the destination: nothing is carried to or from it.",
+    "the Quarantine says who asked for it and why; `stillmesh quarantine NAMESPACE --end` ends it",
+);
 const POLICY_UNKNOWN: Entry = refuses(
     "POLICY_UNKNOWN",
     Fault::Internal,
@@ -153,6 +159,7 @@ impl Reason {
             Self::DeniedBy { .. } => &DENIED_BY,
             Self::NoAllowMatched { .. } => &NO_ALLOW_MATCHED,
             Self::MutualTlsRequired { .. } => &MUTUAL_TLS_REQUIRED,
+            Self::Quarantined { .. } => &QUARANTINED,
             Self::PolicyUnknown { .. } => &POLICY_UNKNOWN,
             Self::PolicyUnreadable { .. } => &POLICY_UNREADABLE,
             Self::TokenRefused { .. } => &TOKEN_REFUSED,
@@ -183,7 +190,7 @@ pub struct Catalogue(&'static [Entry]);
 
 /// Every kind of reason, those that carry first.
 pub fn catalogue() -> Catalogue {
-    const ALL: [Entry; 24] = [
+    const ALL: [Entry; 25] = [
         NO_POLICY,
         ALLOWED_BY,
         TO_WORKLOAD,
@@ -193,6 +200,7 @@ pub fn catalogue() -> Catalogue {
         DENIED_BY,
         NO_ALLOW_MATCHED,
         MUTUAL_TLS_REQUIRED,
+        QUARANTINED,
         POLICY_UNKNOWN,
         POLICY_UNREADABLE,
         TOKEN_REFUSED,

@@ -376,3 +376,38 @@ fn at_a_waypoint_only_policies_that_select_it_are_asked() {
         assert!(!authorize(&world.snapshot(), &attrs).allowed, "elsewhere all of them are");
     }
 }
+
+#[test]
+fn a_quarantine_is_the_reason_before_any_other_policy_and_counts_at_waypoints() {
+    use crate::model::PolicyKey;
+    let rule = |matched| Rule { clauses: vec![Clause { matches: vec![matched] }] };
+    let deny = |key, scope, rules| Policy { key, scope, action: Action::Deny, rules, dry_run: false, unreadable: None };
+    let of = PolicyKey::of_quarantine("ns", "q");
+    let from = PolicyKey::from_quarantine("ns", "q");
+    let address = Match { source_ips: vec!["10.0.0.9/32".parse().unwrap()], ..Match::default() };
+    let world = World::new()
+        .workload("b")
+        .workload_with("cut", |cut| cut.authorization_policies.push(of.clone()))
+        .deny("ns/a", vec![clear_text()])
+        .policy(deny(of.clone(), Scope::WorkloadSelector, vec![Rule::default()]))
+        .policy(deny(from.clone(), Scope::Global, vec![rule(address)]));
+    let (cut_off, other): (IpAddr, IpAddr) = ("10.0.0.9".parse().unwrap(), "10.0.0.8".parse().unwrap());
+    let ask = |to: &str, ip, who: Option<&str>| {
+        let who = who.map(|who| who.parse().unwrap());
+        world.authorize(to, (world.address(to, false), 80).into(), ip, who).reason
+    };
+    assert_eq!(ask("cut", other, A), Reason::Quarantined { policy: of.clone() });
+    assert_eq!(ask("cut", other, None), Reason::Quarantined { policy: of });
+    assert_eq!(ask("b", cut_off, A), Reason::Quarantined { policy: from.clone() });
+    assert_eq!(ask("b", other, A), Reason::NoPolicy);
+    let (snapshot, destination) = (world.snapshot(), world.get("b"));
+    let identity = A.map(|who| who.parse().unwrap());
+    let attrs = |source_ip| InboundAttrs {
+        destination: &destination,
+        upstream: "10.0.0.1:15008".parse().unwrap(),
+        source_ip,
+        source_identity: identity.as_ref(),
+    };
+    assert_eq!(authorize_at_waypoint(&snapshot, &attrs(cut_off)).reason, Reason::Quarantined { policy: from });
+    assert!(authorize_at_waypoint(&snapshot, &attrs(other)).allowed);
+}

@@ -407,3 +407,38 @@ proptest! {
         }
     }
 }
+
+/// [`gated`] with `cut`, which a Quarantine cuts off, beside `b` behind service `web`.
+fn quarantined() -> World {
+    let policy = crate::model::PolicyKey::of_quarantine("ns", "q");
+    gated()
+        .workload_with("cut", |cut| cut.authorization_policies.push(policy))
+        .service("web", &[(80, 8080)], &["b", "cut"])
+        .service("gone", &[(80, 8080)], &["cut"])
+}
+
+#[test]
+fn who_is_quarantined_opens_nothing_and_is_not_connected_to() {
+    let world = quarantined();
+    let refused = |plan: Result<OutboundPlan, Refusal>| plan.unwrap_err().reason.to_string();
+    let says = "Quarantine ns/q cuts it off";
+    assert_eq!(refused(world.dial_name("cut", "b", 80)), says);
+    assert_eq!(refused(world.dial("cut", "192.0.2.1:443".parse().unwrap())), says, "also what is not in the mesh");
+    assert_eq!(refused(world.dial_name("a", "cut", 80)), says);
+    assert_eq!(refused(world.dial_name("a", "gone", 80)), says, "it is its only endpoint");
+    assert!(world.dial_name("a", "b", 80).is_ok());
+}
+
+#[test]
+fn a_service_goes_on_with_those_who_are_not_quarantined() {
+    let world = quarantined();
+    for entropy in 0..32_u64 {
+        let attrs = OutboundAttrs {
+            source: &world.get("a"),
+            destination: (world.address("web", false), 80).into(),
+            entropy: entropy.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            tried: &[],
+        };
+        assert_eq!(outbound(&world.snapshot(), &attrs).unwrap().upstream.unwrap().uid, uid("b"));
+    }
+}
