@@ -10,6 +10,7 @@ mod findings;
 mod join;
 mod labelled;
 mod made;
+mod quarantine;
 mod routes;
 mod running;
 mod steering;
@@ -143,6 +144,8 @@ struct Dirty {
     routes: BTreeSet<ObjectKey>,
     destinations: BTreeSet<Name>,
     orders: BTreeSet<ObjectKey>,
+    /// Quarantines that cut off other pods, or the same ones at other addresses.
+    quarantines: BTreeSet<ObjectKey>,
     mesh: bool,
     /// What holds for all requests.
     settings: bool,
@@ -385,7 +388,7 @@ impl Builder {
                 let concerned = self.world.routes.replace_grant(&name, content!(ReferenceGrant));
                 self.dirty.routes.extend(concerned);
             }
-            Kind::Bypass => self.take_order(key, object),
+            Kind::Bypass | Kind::Quarantine => self.take_order(key, object),
             Kind::ConfigMap
             | Kind::ServiceAccount
             | Kind::Secret

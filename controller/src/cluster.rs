@@ -31,7 +31,7 @@ pub fn lease_of(revision: &str) -> String {
 pub(crate) const MANAGER: &str = "stillmesh-controller";
 
 /// The kinds that resources are built from, besides ConfigMap `istio` of the root namespace.
-pub const KINDS: [Kind; 19] = [
+pub const KINDS: [Kind; 20] = [
     Kind::Namespace,
     Kind::Node,
     Kind::Pod,
@@ -51,6 +51,7 @@ pub const KINDS: [Kind; 19] = [
     Kind::Telemetry,
     Kind::ReferenceGrant,
     Kind::Bypass,
+    Kind::Quarantine,
 ];
 
 /// What resources are built from, as it is followed in a cluster.

@@ -282,7 +282,8 @@ impl Metrics {
             | Kind::TcpRoute
             | Kind::ReferenceGrant
             | Kind::GatewayClass
-            | Kind::Bypass => &self.events,
+            | Kind::Bypass
+            | Kind::Quarantine => &self.events,
             _ => &self.registry_events,
         };
         family.get_or_create(&EventLabels { r#type: kind.as_str(), event }).inc();

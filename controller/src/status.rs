@@ -24,7 +24,7 @@ use stillmesh_k8s::istio::telemetry::Telemetry;
 use stillmesh_k8s::istio::virtual_service::VirtualService;
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication, StatusCondition};
 use stillmesh_k8s::status::Condition;
-use stillmesh_k8s::steering::Bypass;
+use stillmesh_k8s::steering::{Bypass, Quarantine};
 use stillmesh_k8s::{Kind, ObjectKey, status};
 use stillmesh_runtime::Backoff;
 use stillmesh_runtime::admin::client::Client;
@@ -418,6 +418,7 @@ impl Writer for Api {
                 Kind::TlsRoute => ApiResource::erase::<TlsRoute>(&()),
                 Kind::TcpRoute => ApiResource::erase::<TcpRoute>(&()),
                 Kind::Bypass => ApiResource::erase::<Bypass>(&()),
+                Kind::Quarantine => ApiResource::erase::<Quarantine>(&()),
                 _ => return Ok(()),
             };
             let api: kube::Api<DynamicObject> =

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use stillmesh_core::model::access::AccessKind;
-use stillmesh_core::model::{Policy, PolicyKey, PortMapping, Service, ServiceKey, Str};
+use stillmesh_core::model::{Health, Policy, PolicyKey, PortMapping, Service, ServiceKey, Str};
 use stillmesh_core::snapshot::Change;
 use stillmesh_k8s::gateway::binding::{self, Named, Target};
 use stillmesh_k8s::istio::StatusCondition;
@@ -34,6 +34,9 @@ impl Builder {
         let (mut verdicts, mut made) = (Vec::new(), Vec::new());
         if std::mem::take(&mut dirty.settings) {
             self.build_settings(&mut set, &mut removed);
+        }
+        for order in &dirty.quarantines {
+            self.build_quarantine(order, &mut set, &mut removed);
         }
         self.build_policies(&dirty, &mut set, &mut removed, (&mut verdicts, &mut made));
         for name in &dirty.authentications {
@@ -304,7 +307,12 @@ impl Builder {
                 services,
                 waypoint: self.world.bound(Target::Workload, &pod.metadata, &self.mesh).destination(),
             };
-            translate::workload(pod, node.map(|node| &**node), attached, &self.mesh)
+            let mut workload = translate::workload(pod, node.map(|node| &**node), attached, &self.mesh)?;
+            if self.is_cut_off(name) {
+                // Others serve meanwhile; so it is for tunnels that know no quarantines, too.
+                workload.health = Health::Unhealthy;
+            }
+            Some(workload)
         });
         match workload {
             Some(workload) if self.workloads.get(name).is_none_or(|old| **old != workload) => {
@@ -371,6 +379,7 @@ impl Builder {
         policies.extend(translate::attached_policy(pod_labels, strict, selecting, &self.mesh));
         let guards = services.iter().map(|(service, _)| translate::waypoint_only_key(service));
         policies.extend(guards.filter(|key| self.policies.contains_key(key)));
+        policies.extend(self.quarantines_of(name));
         policies.sort();
         policies
     }

@@ -1,7 +1,8 @@
 //! Orders that steer: whose clear text STRICT destinations take meanwhile, and what the orders' statuses should say.
 //!
 //! A Bypass lets clear text pass from the addresses of the very pods that it keeps out, and from nobody else: from the
-//! moment that the order is there, until a pod's annotation says that it is captured again.
+//! moment that the order is there, until a pod's annotation says that it is captured again. What a Quarantine does is in
+//! [`super::quarantine`].
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,11 +12,12 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use stillmesh_core::model::Str;
 use stillmesh_k8s::istio::StatusCondition;
-use stillmesh_k8s::select::{Enrolment, REDIRECTION, why_not};
+use stillmesh_k8s::select::{Enrolment, NotEnrolled, REDIRECTION, why_not};
 use stillmesh_k8s::status::{self, Condition};
 use stillmesh_k8s::steering::{KEPT, NodeSteering, Order, Orders, OutReceipt, SteeringStatus};
-use stillmesh_k8s::{Object, ObjectKey, labels};
+use stillmesh_k8s::{Kind, Object, ObjectKey, labels};
 
+use super::quarantine::{self, CutOff};
 use super::world::{Name, node_of};
 use super::{Builder, Dirty, Verdict};
 
@@ -27,6 +29,8 @@ const DONE: &str = "Done";
 pub(super) struct Steering {
     enrolment: Enrolment,
     bypasses: Orders,
+    pub(super) quarantines: Orders,
+    pub(super) cut: CutOff,
     /// Addresses from which STRICT destinations take clear text, by pod.
     clear: BTreeMap<Name, Vec<IpAddr>>,
     /// The same, each once.
@@ -54,6 +58,18 @@ impl Steering {
         Self { enrolment, ..Self::default() }
     }
 
+    fn all(&self) -> impl Iterator<Item = &Arc<Order>> {
+        self.bypasses.all().chain(self.quarantines.all())
+    }
+
+    fn of_kind(&mut self, kind: Kind) -> &mut Orders {
+        if kind == Kind::Quarantine { &mut self.quarantines } else { &mut self.bypasses }
+    }
+
+    fn get(&self, key: &ObjectKey) -> Option<&Arc<Order>> {
+        if key.kind == Kind::Quarantine { self.quarantines.get(key) } else { self.bypasses.get(key) }
+    }
+
     /// The addresses from which STRICT destinations take clear text.
     pub fn clear(&self) -> &[IpAddr] {
         &self.addresses
@@ -74,21 +90,21 @@ impl Builder {
 
     /// When the next order ends, or is to be forgotten.
     pub fn next_end(&self) -> Option<Timestamp> {
-        self.steering.bypasses.all().filter_map(|order| due(order)).min()
+        self.steering.all().filter_map(|order| due(order)).min()
     }
 
     /// What statuses of orders should say whose time has come.
     pub fn ended(&self) -> Vec<Verdict> {
         let Some(now) = self.steering.now else { return Vec::new() };
         let over = |order: &&Arc<Order>| due(order).is_some_and(|due| due <= now);
-        self.steering.bypasses.all().filter(over).map(|order| self.order_verdict(&order.key)).collect()
+        self.steering.all().filter(over).map(|order| self.order_verdict(&order.key)).collect()
     }
 
     pub(super) fn take_order(&mut self, key: &ObjectKey, object: Option<&Object>) {
         let system = &self.steering.enrolment.system_namespace;
         let order = object.and_then(|object| Order::of(object, system));
         let mut of_mesh = order.as_ref().is_some_and(Order::is_of_mesh);
-        let before = self.steering.bypasses.replace(key, order);
+        let before = self.steering.of_kind(key.kind).replace(key, order);
         of_mesh |= before.is_some_and(|before| before.is_of_mesh());
         if of_mesh {
             self.dirty.pods.extend(self.world.pods.all().map(|(name, _)| name));
@@ -100,6 +116,7 @@ impl Builder {
 
     /// Before anything is built of dirty pods: from which of them clear text passes, and which orders mean them.
     pub(super) fn steer(&mut self, dirty: &mut Dirty) {
+        self.cut_off(dirty);
         if self.steering.bypasses.is_empty() && self.steering.clear.is_empty() {
             return;
         }
@@ -129,15 +146,21 @@ impl Builder {
         }
     }
 
-    fn is_in_mesh(&self, pod: &Pod) -> bool {
+    pub(super) fn is_in_mesh(&self, pod: &Pod) -> bool {
+        self.why_not(pod).is_none()
+    }
+
+    fn why_not(&self, pod: &Pod) -> Option<NotEnrolled> {
         let namespace = self.world.namespaces.get(pod.metadata.namespace.as_deref().unwrap_or_default());
-        why_not(pod, namespace.map(|one| &**one), &self.steering.enrolment).is_none()
+        why_not(pod, namespace.map(|one| &**one), &self.steering.enrolment)
     }
 
     /// A pod's addresses, where clear text passes from it.
     fn clear_of(&self, pod: &Pod) -> Vec<IpAddr> {
         let mut orders = self.steering.bypasses.about(pod).peekable();
-        if orders.peek().is_none() || !self.is_in_mesh(pod) {
+        // A Quarantine comes before a Bypass.
+        let is_cut_off = self.steering.quarantines.in_force(pod).is_some();
+        if orders.peek().is_none() || is_cut_off || !self.is_in_mesh(pod) {
             return Vec::new();
         }
         let receipt = OutReceipt::of(&pod.metadata);
@@ -148,18 +171,12 @@ impl Builder {
         if !orders.any(counts) {
             return Vec::new();
         }
-        let status = pod.status.as_ref();
-        let all = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten().map(|one| one.ip.as_str());
-        let first = status.and_then(|status| status.pod_ip.as_deref());
-        let mut addresses: Vec<IpAddr> = all.chain(first).filter_map(|text| text.parse().ok()).collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        addresses
+        addresses(pod)
     }
 
     /// What an order's status should say now.
     pub(super) fn order_verdict(&self, key: &ObjectKey) -> Verdict {
-        let Some(order) = self.steering.bypasses.get(key) else { return Verdict::new(key.clone(), None, Vec::new()) };
+        let Some(order) = self.steering.get(key) else { return Verdict::new(key.clone(), None, Vec::new()) };
         let (status, forget) = self.order_status(order);
         Verdict {
             generation: order.generation,
@@ -189,7 +206,8 @@ impl Builder {
             return (status, None);
         }
         let over = order.is_over() || now.zip(order.until).is_some_and(|(now, until)| until <= now);
-        let Counted { nodes, returned } = self.count(order);
+        let Counted { nodes, returned, outside } = self.count(order);
+        let words = if order.key.kind == Kind::Quarantine { &quarantine::WORDS } else { &BYPASS };
         status.returned = returned;
         if over {
             status.phase = "Ended".to_owned();
@@ -197,9 +215,9 @@ impl Builder {
             // What was done stays as it was.
             (status.pods, status.done) = (nodes.iter().map(|node| node.pods).sum(), before.done);
             (status.nodes, status.connections) = (before.nodes.clone(), before.connections);
-            status.summary = format!("{returned}/{} pods back in the mesh", status.pods);
+            status.summary = format!("{returned}/{} pods {}", status.pods, words.returned);
             let all = returned == status.pods;
-            let (is, reason) = if all { ("True", "BackInMesh") } else { ("False", "Returning") };
+            let (is, reason) = if all { ("True", words.is_returned) } else { ("False", "Returning") };
             status.conditions = said(order, now, is, reason, status.summary.clone());
         } else {
             status.phase = "Active".to_owned();
@@ -207,11 +225,15 @@ impl Builder {
             status.done = nodes.iter().map(|node| node.done).sum();
             status.connections = nodes.iter().map(|node| node.connections).sum();
             let whole = nodes.iter().filter(|node| node.done == node.pods).count();
-            status.summary = format!("{whole}/{} nodes, {}/{} pods out", nodes.len(), status.done, status.pods);
+            status.summary =
+                format!("{whole}/{} nodes, {}/{} pods {}", nodes.len(), status.done, status.pods, words.done);
+            if outside > 0 && order.key.kind == Kind::Quarantine {
+                status.summary += &format!("; {outside} more are not in the mesh and go on");
+            }
             let lagging: Vec<&str> =
                 nodes.iter().filter(|node| node.done < node.pods).map(|node| node.node.as_str()).collect();
             let (is, reason, message) = match lagging.is_empty() {
-                true => ("True", "OutOfMesh", status.summary.clone()),
+                true => ("True", words.is_done, status.summary.clone()),
                 false => ("False", "Waiting", format!("{}; waiting for {}", status.summary, named(&lagging))),
             };
             status.conditions = said(order, now, is, reason, message);
@@ -226,7 +248,7 @@ impl Builder {
     /// The pods of the mesh that an order means, node by node, and how many of them are captured.
     fn count(&self, order: &Order) -> Counted {
         let mut nodes: BTreeMap<String, NodeSteering> = BTreeMap::new();
-        let mut returned = 0;
+        let (mut returned, mut outside) = (0, 0);
         let all: Box<dyn Iterator<Item = (Str, &Arc<Pod>)>> = match order.is_of_mesh() {
             true => Box::new(self.world.pods.all().map(|(name, pod)| (name.1, pod))),
             false => Box::new(self.world.pods.of(&order.key.namespace).map(|(name, pod)| (name.clone(), pod))),
@@ -234,31 +256,91 @@ impl Builder {
         for (name, pod) in all {
             let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
             let Some(node) = node_of(pod) else { continue };
-            if !order.means(namespace, &name, labels::of(&pod.metadata.labels)) || !self.is_in_mesh(pod) {
+            if !order.means(namespace, &name, labels::of(&pod.metadata.labels)) {
                 continue;
+            }
+            match self.why_not(pod) {
+                None => {}
+                Some(NotEnrolled::Terminal) => continue,
+                Some(_) => {
+                    outside += 1;
+                    continue;
+                }
             }
             let one = nodes
                 .entry(node.to_owned())
                 .or_insert_with(|| NodeSteering { node: node.to_owned(), ..NodeSteering::default() });
             one.pods += 1;
-            let captured = labels::of(&pod.metadata.annotations).get(REDIRECTION).is_some_and(|says| says == "enabled");
-            returned += u32::from(captured);
-            if let Some(receipt) =
-                OutReceipt::of(&pod.metadata).filter(|receipt| receipt.order == order.uid && !captured)
-            {
+            let Standing { done, as_before } = match order.key.kind {
+                Kind::Quarantine => quarantine::standing(order, pod, &self.steering.quarantines),
+                _ => standing(order, pod),
+            };
+            returned += u32::from(as_before);
+            if let Some(Done { at, took_ms, connections }) = done {
                 one.done += 1;
-                one.connections = one.connections.saturating_add(u32::try_from(receipt.carried).unwrap_or(u32::MAX));
-                one.took_ms = one.took_ms.max(Some(receipt.took_ms));
-                one.at = one.at.take().max(Some(receipt.time));
+                one.connections = one.connections.saturating_add(connections);
+                one.took_ms = one.took_ms.max(Some(took_ms));
+                one.at = one.at.take().max(Some(at));
             }
         }
-        Counted { nodes: nodes.into_values().collect(), returned }
+        Counted { nodes: nodes.into_values().collect(), returned, outside }
     }
+}
+
+/// How an order stands on one pod.
+pub(super) struct Standing {
+    /// What was done.
+    pub(super) done: Option<Done>,
+    /// The pod is as it was without the order.
+    pub(super) as_before: bool,
+}
+
+/// What a pod's annotation says of an order.
+pub(super) struct Done {
+    pub(super) at: String,
+    pub(super) took_ms: u64,
+    pub(super) connections: u32,
+}
+
+/// How a Bypass stands on a pod.
+fn standing(order: &Order, pod: &Pod) -> Standing {
+    let captured = labels::of(&pod.metadata.annotations).get(REDIRECTION).is_some_and(|says| says == "enabled");
+    let receipt = OutReceipt::of(&pod.metadata).filter(|receipt| receipt.order == order.uid && !captured);
+    let done = receipt.map(|receipt| Done {
+        at: receipt.time,
+        took_ms: receipt.took_ms,
+        connections: u32::try_from(receipt.carried).unwrap_or(u32::MAX),
+    });
+    Standing { done, as_before: captured }
+}
+
+/// What statuses say of a kind of order.
+pub(super) struct Words {
+    pub(super) done: &'static str,
+    pub(super) is_done: &'static str,
+    pub(super) returned: &'static str,
+    pub(super) is_returned: &'static str,
+}
+
+const BYPASS: Words =
+    Words { done: "out", is_done: "OutOfMesh", returned: "back in the mesh", is_returned: "BackInMesh" };
+
+/// A pod's addresses, each once.
+pub(super) fn addresses(pod: &Pod) -> Vec<IpAddr> {
+    let status = pod.status.as_ref();
+    let all = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten().map(|one| one.ip.as_str());
+    let first = status.and_then(|status| status.pod_ip.as_deref());
+    let mut addresses: Vec<IpAddr> = all.chain(first).filter_map(|text| text.parse().ok()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
 }
 
 struct Counted {
     nodes: Vec<NodeSteering>,
     returned: u32,
+    /// Pods that are meant and not in the mesh.
+    outside: u32,
 }
 
 /// When there is something to do about an order because of the time.

@@ -22,7 +22,7 @@ use stillmesh_k8s::istio::destination_rule::DestinationRule;
 use stillmesh_k8s::istio::telemetry::Telemetry;
 use stillmesh_k8s::istio::virtual_service::VirtualService;
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
-use stillmesh_k8s::steering::Bypass;
+use stillmesh_k8s::steering::{Bypass, Quarantine};
 use stillmesh_k8s::{Kind, Position, Unusable, parse};
 use tokio::task::JoinSet;
 
@@ -120,5 +120,6 @@ pub(crate) fn spawn(
         Kind::TcpRoute => checked!(TcpRoute),
         Kind::ReferenceGrant => checked!(ReferenceGrant),
         Kind::Bypass => checked!(Bypass),
+        Kind::Quarantine => checked!(Quarantine),
     }
 }

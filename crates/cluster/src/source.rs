@@ -388,6 +388,7 @@ fn is_optional(kind: Kind) -> bool {
             | Kind::HorizontalPodAutoscaler
             | Kind::PodDisruptionBudget
             | Kind::Bypass
+            | Kind::Quarantine
     )
 }
 

@@ -365,7 +365,7 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
     crds.extend(virtual_service::crd());
     crds.extend(destination_rule::crd());
     crds.extend(telemetry::crd());
-    crds.push(crate::steering::crd());
+    crds.extend(crate::steering::crds());
     crds
 }
 

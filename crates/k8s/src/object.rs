@@ -20,7 +20,7 @@ use crate::istio::destination_rule::DestinationRule;
 use crate::istio::telemetry::Telemetry;
 use crate::istio::virtual_service::VirtualService;
 use crate::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
-use crate::steering::Bypass;
+use crate::steering::{Bypass, Quarantine};
 
 /// The namespace of an object that names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -137,6 +137,7 @@ kinds! {
         "ReferenceGrant", &["gateway.networking.k8s.io/v1beta1", "gateway.networking.k8s.io/v1"], true
     },
     Bypass { "Bypass", &["stillmesh.io/v1alpha1"], true },
+    Quarantine { "Quarantine", &["stillmesh.io/v1alpha1"], true },
 }
 
 impl Kind {

@@ -34,7 +34,7 @@ use crate::istio::telemetry::Telemetry;
 use crate::istio::virtual_service::VirtualService;
 use crate::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use crate::object::{DEFAULT_NAMESPACE, Kind, Object, ObjectKey, Placed};
-use crate::steering::Bypass;
+use crate::steering::{Bypass, Quarantine};
 use crate::translate::{self, Mesh};
 use check::Flaws;
 use node::{Node, Place};
@@ -279,6 +279,7 @@ impl Reading {
                         | Kind::DestinationRule
                         | Kind::Telemetry
                         | Kind::Bypass
+                        | Kind::Quarantine
                 );
                 // A status is written by controllers, not by the one who reads these messages.
                 unknown.retain(|field| !field.path.starts_with("status."));
@@ -364,6 +365,7 @@ fn typed(kind: Kind, root: &Node) -> Result<(Object, Vec<Unknown>), Mismatch> {
         Kind::Telemetry => read::<Telemetry>(root),
         Kind::ReferenceGrant => read::<ReferenceGrant>(root),
         Kind::Bypass => read::<Bypass>(root),
+        Kind::Quarantine => read::<Quarantine>(root),
     }
 }
 

@@ -11,6 +11,7 @@ mod grpc_route;
 mod hosts;
 mod http_route;
 mod peer_authentication;
+mod quarantine;
 mod request_authentication;
 mod request_authorization;
 mod route;
@@ -32,6 +33,7 @@ pub use peer_authentication::{
     Level, attached_policy, level, oldest, parent_is_strict, port_policy, port_policy_key, static_strict_key,
     static_strict_policy,
 };
+pub use quarantine::{from_quarantine, from_quarantine_key, of_quarantine, of_quarantine_key};
 pub use request_authentication::{authentication_targets, request_authentication};
 pub use request_authorization::{RequestAuthorization, guards, policy_targets, request_authorization};
 pub use route::{References, Routed};

@@ -26,7 +26,8 @@ fn all_versions_are_served_and_the_first_is_stored() {
             "virtualservices",
             "destinationrules",
             "telemetries",
-            "bypasses"
+            "bypasses",
+            "quarantines"
         ]
     );
     for crd in crds {

@@ -65,7 +65,8 @@ pub(super) fn object(kind: Kind, root: &Node, flaws: &mut Flaws) {
         | Kind::Secret
         | Kind::HorizontalPodAutoscaler
         | Kind::PodDisruptionBudget
-        | Kind::Bypass => {}
+        | Kind::Bypass
+        | Kind::Quarantine => {}
     }
 }
 

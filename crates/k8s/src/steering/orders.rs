@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 
-use super::{Bypass, SteeringStatus};
+use super::{BypassSpec, QuarantineSpec, SteeringStatus};
 use crate::duration;
 use crate::labels::{self, Labels};
 use crate::object::{DEFAULT_NAMESPACE, Kind, Object, ObjectKey};
 
-/// How long a Bypass lasts that does not say it.
-pub const DEFAULT_BYPASS: Duration = Duration::from_secs(30 * 60);
+/// How long an order lasts that does not say it.
+pub const DEFAULT_DURATION: Duration = Duration::from_secs(30 * 60);
 /// The longest that an order may last by itself.
 pub const LONGEST: Duration = Duration::from_secs(168 * 3600);
 /// How long an order that has ended is kept, so that one can see what it was.
@@ -63,19 +64,30 @@ impl Order {
     /// The order that an object is, in a mesh that itself runs in `system`; `None` for other kinds.
     pub fn of(object: &Object, system: &str) -> Option<Self> {
         match object {
-            Object::Bypass(one) => Some(Self::bypass(one, system)),
+            Object::Bypass(one) => Some(Self::new(Kind::Bypass, &one.metadata, &one.spec, one.status.as_ref(), system)),
+            Object::Quarantine(one) => {
+                // The same but for the whole mesh, which cannot be cut off.
+                let QuarantineSpec { pods, selector, duration, reason, requested_by, ended, ended_by } =
+                    one.spec.clone();
+                let spec = BypassSpec { pods, selector, mesh: false, duration, reason, requested_by, ended, ended_by };
+                Some(Self::new(Kind::Quarantine, &one.metadata, &spec, one.status.as_ref(), system))
+            }
             _ => None,
         }
     }
 
-    /// A Bypass, in a mesh that itself runs in `system`.
-    pub fn bypass(object: &Bypass, system: &str) -> Self {
-        let Bypass { metadata, spec, status } = object;
+    fn new(
+        kind: Kind,
+        metadata: &ObjectMeta,
+        spec: &BypassSpec,
+        status: Option<&SteeringStatus>,
+        system: &str,
+    ) -> Self {
         let wanted = spec.selector.as_ref().map(|one| &one.match_labels).filter(|labels| !labels.is_empty());
         let namespace = metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
         let since = metadata.creation_timestamp.as_ref().map(|time| time.0);
         let length = match spec.duration.as_deref().map(|text| (text, duration::istio(text))) {
-            None => Ok(DEFAULT_BYPASS),
+            None => Ok(DEFAULT_DURATION),
             Some((_, Ok(length))) if !length.is_zero() && length <= LONGEST => Ok(length),
             Some((text, Ok(_))) => {
                 Err(format!("duration {text:?} is not within a second and {} hours", LONGEST.as_secs() / 3600))
@@ -95,7 +107,7 @@ impl Order {
         };
         let until = length.ok().zip(since).and_then(|(length, since)| since.checked_add(length).ok());
         Self {
-            key: ObjectKey::new(Kind::Bypass, namespace, metadata.name.as_deref().unwrap_or_default()),
+            key: ObjectKey::new(kind, namespace, metadata.name.as_deref().unwrap_or_default()),
             uid: metadata.uid.clone().unwrap_or_default(),
             generation: metadata.generation,
             version: metadata.resource_version.clone(),
@@ -106,7 +118,7 @@ impl Order {
             ended_by: spec.ended_by.clone(),
             ended: spec.ended,
             problem,
-            status: status.clone().unwrap_or_default(),
+            status: status.cloned().unwrap_or_default(),
             deleted: metadata.deletion_timestamp.is_some(),
             whom: match (spec.mesh, spec.pods.as_slice(), wanted) {
                 (true, ..) => Whom::Mesh,
@@ -213,6 +225,12 @@ impl Orders {
         self.about(pod).find(|order| order.is_in_force())
     }
 
+    /// Whether any pod of a namespace may be meant by an order in force.
+    pub fn any_in(&self, namespace: &str) -> bool {
+        let own = self.of.get(namespace).into_iter().flat_map(BTreeMap::values);
+        own.chain(self.of_mesh.values()).any(|order| order.is_in_force())
+    }
+
     /// Whether every pod of a namespace is meant by an order in force.
     pub fn is_whole(&self, namespace: &str) -> bool {
         let own = self.of.get(namespace).into_iter().flat_map(BTreeMap::values);
@@ -283,6 +301,18 @@ mod tests {
         let by_leader =
             Order { status: SteeringStatus { phase: "Ended".into(), ..SteeringStatus::default() }, ..active };
         assert!(by_leader.is_over() && !by_leader.is_in_force());
+    }
+
+    #[test]
+    fn a_quarantine_is_an_order_of_its_own_kind_and_never_for_the_whole_mesh() {
+        let text = "apiVersion: stillmesh.io/v1alpha1\nkind: Quarantine\nmetadata: {name: q, namespace: shop}\nspec: ";
+        let found = parse::documents("t", &format!("{text}{{reason: r, pods: [a]}}\n"));
+        assert!(found.findings.is_empty(), "{:?}", found.findings);
+        let order = Order::of(&found.objects[0].object, "mesh-system").unwrap();
+        assert_eq!(order.key.to_string(), "Quarantine shop/q");
+        assert!(order.means("shop", "a", &Labels::new()) && !order.means("shop", "b", &Labels::new()));
+        let mesh = parse::documents("t", &format!("{text}{{reason: r, mesh: true}}\n"));
+        assert!(!mesh.findings.is_empty(), "what cannot be read is not taken for a namespace's");
     }
 
     #[test]
