@@ -125,16 +125,16 @@ impl Agent {
 
     /// Learns what there is, then listens. `false`: the agent is to end before that.
     async fn begin(&self, pods: &mut Pods, source: &mut impl Source, desk: Desk) -> anyhow::Result<bool> {
-        let early = pods.knows_probes();
+        let (early, asks) = (pods.knows_probes(), desk.asks.clone());
         if early {
-            self.answer_probes(pods)?;
+            self.answer_probes(pods, asks.clone())?;
         }
         tokio::select! {
             known = pods.learn(source) => known?,
             _ = self.drain.signaled() => return Ok(false),
         }
         if !early {
-            self.answer_probes(pods)?;
+            self.answer_probes(pods, asks)?;
         }
         let (plugin, zds) = (&self.config.plugin_socket, &self.config.zds_socket);
         let tunnels = zds::Listener::bind(zds).with_context(|| {
@@ -150,14 +150,15 @@ impl Agent {
         Ok(true)
     }
 
-    /// Tells tunnels which connections are probes.
-    fn answer_probes(&self, pods: &Pods) -> anyhow::Result<()> {
+    /// Tells tunnels which connections are probes, and hears which pods they have cut off.
+    fn answer_probes(&self, pods: &Pods, asks: mpsc::Sender<Ask>) -> anyhow::Result<()> {
         let host = Netns::current().context("cannot open the node's network namespace")?;
         let proc = match &self.config.around {
             Around::Machine(_) => PathBuf::from("/proc"),
             Around::Node(node) => node.proc_dir.clone(),
         };
-        let answering = pods.probes().serve(self.config.zds_socket.with_file_name(PROBES_SOCKET), host, proc);
+        let socket = self.config.zds_socket.with_file_name(PROBES_SOCKET);
+        let answering = pods.probes().serve(socket, host, proc, asks);
         self.tasks.spawn("probes", until_cancelled(self.tasks.token(), answering));
         Ok(())
     }

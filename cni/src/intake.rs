@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
+use stillmesh_api::probes::Notice;
 use stillmesh_k8s::select::NotEnrolled;
 use stillmesh_runtime::admin::{Limits, Request, Response, Server};
 use stillmesh_runtime::sys::netns::Netns;
@@ -48,6 +49,8 @@ pub enum Ask {
     Start(Start),
     /// What the API server said of a pod.
     Seen(PodName, Box<Seen>),
+    /// What the tunnel says of where a pod stands.
+    CutOff(Notice),
 }
 
 /// A pod that is about to start.

@@ -16,12 +16,14 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use parking_lot::Mutex;
-use stillmesh_api::probes::{self, Question, Verdict};
+use stillmesh_api::probes::{self, Question, Said, Verdict};
 use stillmesh_netlink::sock_diag::{self, State};
 use stillmesh_runtime::sys::netns::Netns;
 use stillmesh_runtime::{Backoff, Tasks};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::sleep;
+
+use crate::intake::Ask;
 
 /// Questions at a time; one more is closed unanswered.
 const MAX_QUESTIONS: usize = 64;
@@ -70,8 +72,9 @@ impl Probes {
         }
     }
 
-    /// Answers questions until dropped. `host` is the node's network namespace, `proc` its processes.
-    pub async fn serve(self, path: PathBuf, host: Netns, proc: PathBuf) {
+    /// Answers questions until dropped, and passes on what tunnels say of pods. `host` is the node's network namespace,
+    /// `proc` its processes.
+    pub async fn serve(self, path: PathBuf, host: Netns, proc: PathBuf, asks: mpsc::Sender<Ask>) {
         let tasks = Tasks::new("probes");
         let places = Arc::new(Semaphore::new(MAX_QUESTIONS));
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(5));
@@ -95,12 +98,18 @@ impl Probes {
                 }
             };
             let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
-            let (probes, host, proc) = (self.clone(), host.clone(), proc.clone());
+            let (probes, host, proc, asks) = (self.clone(), host.clone(), proc.clone(), asks.clone());
             tasks.spawn("question", async move {
                 let _place = place;
                 let answered = async {
-                    let question = probes::question(&socket).await?;
-                    let verdict = probes.judge(question, host, proc).await;
+                    let verdict = match probes::said(&socket).await? {
+                        Said::Question(question) => probes.judge(question, host, proc).await,
+                        // While there is no room nobody has heard, and the tunnel tells again.
+                        Said::Notice(notice) => match asks.try_send(Ask::CutOff(notice)) {
+                            Ok(()) => Verdict::Other,
+                            Err(_) => return Ok(()),
+                        },
+                    };
                     probes::answer(&socket, verdict).await
                 };
                 if let Err(error) = answered.await {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use stillmesh_k8s::select::REDIRECTION;
-use stillmesh_k8s::steering::OutReceipt;
+use stillmesh_k8s::steering::{CutReceipt, OutReceipt, QUARANTINE};
 
 use crate::enroll::steps::Told;
 use crate::writeback::Annotations;
@@ -39,6 +39,11 @@ pub fn annotations(told: Told, receipt: Option<&Receipt>) -> Annotations {
 pub fn out(receipt: &OutReceipt) -> Annotations {
     // A receipt is plain data and always serializes.
     [(REDIRECTION, None), (RECEIPT, serde_json::to_string(receipt).ok())].into()
+}
+
+/// The annotation of a pod that is cut off, or is so no more.
+pub fn cut_off(receipt: Option<&CutReceipt>) -> Annotations {
+    [(QUARANTINE, receipt.and_then(|receipt| serde_json::to_string(receipt).ok()))].into()
 }
 
 #[cfg(test)]

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use stillmesh_api::probes::Notice;
 use stillmesh_api::zds::PodInfo;
 use stillmesh_k8s::labels::{self, Labels};
 use stillmesh_k8s::object::DEFAULT_NAMESPACE;
 use stillmesh_k8s::select::{self, Enrolment, NotEnrolled, REDIRECTION, why_not};
-use stillmesh_k8s::steering::{Order, Orders, OutReceipt, RECEIPT};
+use stillmesh_k8s::steering::{CutReceipt, Order, Orders, OutReceipt, QUARANTINE, RECEIPT};
 use stillmesh_k8s::{Kind, Object, ObjectKey};
 use stillmesh_objects::Change;
 use tokio::time::Instant;
@@ -48,6 +49,8 @@ pub struct World {
     probes: Probes,
     /// Bypasses: which pods stay out of the mesh for a while.
     bypasses: Orders,
+    /// Quarantines: which pods their tunnel cuts off. They come before Bypasses: who is out of the mesh cannot be cut off.
+    quarantines: Orders,
     /// When each of them was heard of, by UID.
     heard: HashMap<String, Instant>,
 }
@@ -86,6 +89,8 @@ pub struct Verdict {
     pub bypassed: Option<Bypassed>,
     /// Whether its receipt is of a Bypass.
     pub was_bypassed: bool,
+    /// The Quarantine that cuts it off, where it is in the mesh.
+    pub quarantined: Option<ObjectKey>,
     /// Whether it has a sandbox, as far as the kubelet has said.
     pub placed: bool,
     /// The UID that the kubelet knows it by; a static pod has another one in the API.
@@ -119,6 +124,7 @@ impl World {
             since: HashMap::new(),
             probes: Probes::default(),
             bypasses: Orders::default(),
+            quarantines: Orders::default(),
             heard: HashMap::new(),
         }
     }
@@ -143,8 +149,8 @@ impl World {
                     touched.extend(self.pods.keys().filter(inside).cloned());
                     event
                 }
-                (Kind::Bypass, change) => {
-                    touched.extend(self.bypass(&key, change));
+                (Kind::Bypass | Kind::Quarantine, change) => {
+                    touched.extend(self.order(&key, change));
                     None
                 }
                 _ => None,
@@ -157,7 +163,7 @@ impl World {
     }
 
     /// Returns the pods that it means or has meant.
-    fn bypass(&mut self, key: &ObjectKey, change: Change) -> Vec<PodName> {
+    fn order(&mut self, key: &ObjectKey, change: Change) -> Vec<PodName> {
         let order = match &change {
             Change::Set(placed) => Order::of(&placed.object, &self.enrolment.system_namespace),
             Change::Removed(_) => None,
@@ -166,13 +172,14 @@ impl World {
         if let Some(uid) = &uid {
             self.heard.entry(uid.clone()).or_insert_with(Instant::now);
         }
-        let before = self.bypasses.replace(key, order);
+        let orders = if key.kind == Kind::Quarantine { &mut self.quarantines } else { &mut self.bypasses };
+        let before = orders.replace(key, order);
+        let after = orders.get(key).cloned();
         if let Some(before) = &before
             && uid.as_ref() != Some(&before.uid)
         {
             self.heard.remove(&before.uid);
         }
-        let after = self.bypasses.get(key).cloned();
         let meant = |name: &&PodName| {
             let labels = self.pods.get(*name).map(|pod| labels::of(&pod.metadata.labels));
             let means = |order: &Arc<Order>| labels.is_some_and(|one| order.means(&name.namespace, &name.name, one));
@@ -182,7 +189,7 @@ impl World {
     }
 
     fn bypassed(&self, pod: &Pod) -> Option<Bypassed> {
-        let order = self.bypasses.in_force(pod)?;
+        let order = self.bypasses.in_force(pod).filter(|_| self.quarantines.in_force(pod).is_none())?;
         let heard = self.heard.get(&order.uid).copied().unwrap_or_else(Instant::now);
         let told = OutReceipt::of(&pod.metadata).filter(|receipt| receipt.order == order.uid);
         Some(Bypassed { order: Arc::clone(order), heard, told })
@@ -318,7 +325,7 @@ impl World {
         let labels = labels::of(&namespace.metadata.labels);
         // The plugin goes by this while the agent cannot be asked: a Bypass is for services that must run now.
         !self.enrolment.excluded_namespaces.contains(name)
-            && !self.bypasses.is_whole(name)
+            && (!self.bypasses.is_whole(name) || self.quarantines.any_in(name))
             && select::selected(&Labels::default(), labels, &self.enrolment)
     }
 
@@ -351,7 +358,50 @@ impl World {
         let (marked, placed) = (said.is_some(), is_placed(pod));
         let was_bypassed = annotation(pod, RECEIPT).is_some() && OutReceipt::of(&pod.metadata).is_some();
         let facts = self.facts(pod);
-        Some(Verdict { uid, wanted, reason, marked, said, bypassed, was_bypassed, placed, sandbox, info, facts })
+        let quarantined = if reason.is_none() { self.quarantines.in_force(pod) } else { None };
+        let quarantined = quarantined.map(|order| order.key.clone());
+        Some(Verdict {
+            uid,
+            wanted,
+            reason,
+            marked,
+            said,
+            bypassed,
+            was_bypassed,
+            quarantined,
+            placed,
+            sandbox,
+            info,
+            facts,
+        })
+    }
+
+    /// What a tunnel's notice changes: the pod that it is about, and the receipt that it is to have, or none. `None` where
+    /// nothing changes, or there is no such pod.
+    pub fn cut_off(&self, notice: &Notice, now: impl FnOnce() -> String) -> Option<(PodName, Option<CutReceipt>)> {
+        let is_it = |pod: &&Arc<Pod>| pod.metadata.uid.as_deref() == Some(&*notice.uid);
+        let pod = self.pods.values().find(is_it)?;
+        let before = CutReceipt::of(&pod.metadata);
+        let Some(quarantine) = &notice.quarantine else {
+            return annotation(pod, QUARANTINE).is_some().then(|| (name_of(pod), None));
+        };
+        let receipt = match before.clone().filter(|before| before.quarantine == *quarantine) {
+            // A tunnel that has started anew counts from nothing.
+            Some(before) => CutReceipt { cut: before.cut.max(notice.cut), ..before },
+            None => CutReceipt {
+                quarantine: quarantine.clone(),
+                time: now(),
+                took_ms: u64::try_from(notice.took.as_millis()).unwrap_or(u64::MAX),
+                cut: notice.cut,
+            },
+        };
+        (before.as_ref() != Some(&receipt)).then(|| (name_of(pod), Some(receipt)))
+    }
+
+    /// The Quarantine of this name, as `namespace/name`.
+    pub fn quarantine(&self, name: &str) -> Option<&Arc<Order>> {
+        let (namespace, name) = name.split_once('/')?;
+        self.quarantines.get(&ObjectKey::new(Kind::Quarantine, namespace, name))
     }
 
     /// The addresses of this node's pods that are to be captured.

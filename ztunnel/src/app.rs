@@ -27,6 +27,7 @@ use crate::dns::resolv::Resolv;
 use crate::enforce::Enforcer;
 use crate::lookup::Snapshots;
 use crate::node::{Node, Parts};
+use crate::quarantine::{self, CutOff};
 use crate::record::Ledger;
 use crate::record::metrics::Metrics;
 use crate::record::span::{self, Hops};
@@ -85,7 +86,8 @@ pub async fn run(config: Config, watch: Watch) -> anyhow::Result<()> {
     let ledger = Ledger::new(metrics.clone(), recorder(&config));
     let initial = Snapshot::empty(config.network.as_str());
     let snapshots = Arc::new(Snapshots::new(initial.clone()));
-    let enforcer = Enforcer::new(ledger.clone());
+    let cut_off = Arc::new(CutOff::new(&config.node));
+    let enforcer = Enforcer::new(ledger.clone(), cut_off.clone());
     let (writer, publisher) =
         Writer::new(initial, config.unknown_policies, snapshots.clone(), enforcer, metrics.xds.clone());
     tasks.spawn("snapshots", writer.run());
@@ -108,6 +110,7 @@ pub async fn run(config: Config, watch: Watch) -> anyhow::Result<()> {
     }
 
     let pods = Pods::new(node.clone(), tasks.child("pods"));
+    tasks.spawn("quarantines", quarantine::tell(node.clone(), pods.table(), cut_off, tasks.token()));
     let quit = CancellationToken::new();
     let (servers_end, servers) = drain::channel();
     let levels = telemetry::init("ztunnel").ok();

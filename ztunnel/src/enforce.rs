@@ -2,28 +2,35 @@
 //! reason, within the pass that comes before the update is acknowledged.
 //!
 //! One pass per 50 ms at most ([`Turns`]).
+//!
+//! Outbound connections are decided once, but for this: those from or to a workload that a Quarantine cuts off are closed.
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use stillmesh_core::attrs::InboundAttrs;
 use stillmesh_core::decide;
+use stillmesh_core::explain::Reason;
+use stillmesh_core::model::WorkloadUid;
 use stillmesh_core::snapshot::{Snapshot, Touched};
 use stillmesh_proxy::{Pass, Turns};
 
-use crate::record::{Facts, Flag, Ledger, Live, Outcome};
+use crate::quarantine::CutOff;
+use crate::record::{Direction, Facts, Flag, Ledger, Live, Outcome};
 
 /// Decides again. Belongs to the writer of snapshots.
 #[derive(Debug)]
 pub struct Enforcer {
     ledger: Arc<Ledger>,
+    cut_off: Arc<CutOff>,
     turns: Turns,
 }
 
 impl Enforcer {
-    /// Over what is open.
-    pub fn new(ledger: Arc<Ledger>) -> Self {
-        Self { ledger, turns: Turns::default() }
+    /// Over what is open; what is done about quarantines goes into `cut_off`.
+    pub fn new(ledger: Arc<Ledger>, cut_off: Arc<CutOff>) -> Self {
+        Self { ledger, cut_off, turns: Turns::default() }
     }
 }
 
@@ -31,22 +38,46 @@ impl Pass for Enforcer {
     /// Decides again what was touched, under `snapshot`, which must be published already. Returns when the denied ones
     /// have been told to close. Waits only if something open was touched.
     async fn pass(&mut self, snapshot: &Snapshot, touched: Touched) {
-        if select(&self.ledger, &touched).is_empty() {
-            return;
+        let heard = Instant::now();
+        let quarantined = quarantined(snapshot, &touched);
+        if !select(&self.ledger, &touched, &quarantined).is_empty() {
+            self.turns.next().await;
+            // Selected anew: connections come and go while a pass waits.
+            let selected = select(&self.ledger, &touched, &quarantined);
+            let closed: Vec<&Arc<Live>> = selected.iter().filter(|live| enforce(snapshot, live)).collect();
+            self.turns.done();
+            if !closed.is_empty() {
+                self.ledger.metrics().policy_closed.inc_by(closed.len() as u64);
+                let (closed, generation) = (closed.len(), snapshot.generation());
+                tracing::info!(closed, generation, "connections closed by a policy change");
+            }
+            for live in closed {
+                self.cut_off.closed(snapshot, &live.facts);
+            }
         }
-        self.turns.next().await;
-        // Selected anew: connections come and go while a pass waits.
-        let closed = select(&self.ledger, &touched).iter().filter(|live| enforce(snapshot, live)).count();
-        self.turns.done();
-        if closed > 0 {
-            self.ledger.metrics().policy_closed.inc_by(closed as u64);
-            tracing::info!(closed, generation = snapshot.generation(), "connections closed by a policy change");
-        }
+        self.cut_off.passed(snapshot, &touched.workloads, heard);
     }
 }
 
-/// The open inbound connections that a change may concern.
-fn select(ledger: &Ledger, touched: &Touched) -> Vec<Arc<Live>> {
+/// Of the touched workloads those that a Quarantine cuts off.
+fn quarantined<'a>(snapshot: &Snapshot, touched: &'a Touched) -> HashSet<&'a WorkloadUid> {
+    let is_cut_off = |uid: &&WorkloadUid| snapshot.workload(uid).is_some_and(|one| one.quarantine().is_some());
+    touched.workloads.iter().filter(is_cut_off).collect()
+}
+
+/// The open connections that a change may concern: inbound ones, and all with an end that is cut off.
+fn select(ledger: &Ledger, touched: &Touched, quarantined: &HashSet<&WorkloadUid>) -> Vec<Arc<Live>> {
+    let mut selected = Vec::new();
+    if !quarantined.is_empty() {
+        selected = ledger.outbound(|facts| {
+            facts.source.iter().chain(&facts.destination).any(|workload| quarantined.contains(&workload.uid))
+        });
+    }
+    selected.extend(inbound(ledger, touched));
+    selected
+}
+
+fn inbound(ledger: &Ledger, touched: &Touched) -> Vec<Arc<Live>> {
     if touched.everything {
         return ledger.inbound(|_| true);
     }
@@ -67,10 +98,23 @@ fn select(ledger: &Ledger, touched: &Touched) -> Vec<Arc<Live>> {
 
 /// Whether the connection was closed now.
 fn enforce(snapshot: &Snapshot, live: &Live) -> bool {
-    let facts = &live.facts;
-    let (Some(destination), Some(upstream)) = (&facts.destination, facts.upstream) else { return false };
+    let Some(reason) = ends(snapshot, &live.facts).filter(|_| !live.cut.is_cut()) else { return false };
+    let error = Some(match &reason {
+        Reason::Quarantined { .. } => format!("connection closed: {reason}"),
+        _ => "connection closed due to policy change".to_owned(),
+    });
+    live.cut.cut(Outcome { error, flag: Flag::Deny, reason: Some(reason) });
+    true
+}
+
+/// Why a connection ends now; `None` where it goes on.
+fn ends(snapshot: &Snapshot, facts: &Facts) -> Option<Reason> {
+    if facts.direction == Direction::Outbound {
+        return facts.source.iter().chain(&facts.destination).find_map(|one| decide::cut_off(snapshot, one));
+    }
+    let (destination, upstream) = (facts.destination.as_ref()?, facts.upstream?);
     // A workload that is gone keeps its connections: they end with its pod.
-    let Some(destination) = snapshot.workload(&destination.uid) else { return false };
+    let destination = snapshot.workload(&destination.uid)?;
     let verdict = decide::authorize(
         snapshot,
         &InboundAttrs {
@@ -80,15 +124,7 @@ fn enforce(snapshot: &Snapshot, live: &Live) -> bool {
             source_identity: facts.source_identity.as_ref(),
         },
     );
-    if !verdict.ends_open_connection() || live.cut.is_cut() {
-        return false;
-    }
-    live.cut.cut(Outcome {
-        error: Some("connection closed due to policy change".to_owned()),
-        flag: Flag::Deny,
-        reason: Some(verdict.reason),
-    });
-    true
+    verdict.ends_open_connection().then_some(verdict.reason)
 }
 
 #[cfg(test)]

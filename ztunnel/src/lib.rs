@@ -16,6 +16,7 @@ pub mod enforce;
 pub mod lookup;
 pub mod node;
 pub mod path;
+pub mod quarantine;
 pub mod record;
 pub mod tunnel;
 pub mod workers;

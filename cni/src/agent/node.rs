@@ -46,6 +46,7 @@ impl Agent {
             Watch::all(Kind::Namespace),
             Watch { kind: Kind::Pod, scope: Scope::Node(self.config.node.clone()) },
             Watch::all(Kind::Bypass),
+            Watch::all(Kind::Quarantine),
         ];
         let mut source = KubernetesSource::open(&cluster, watches);
         let locate = Arc::new(Processes::new(&node.proc_dir));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use stillmesh_api::probes::Notice;
 use stillmesh_k8s::steering::OutReceipt;
 use stillmesh_objects::{Source, Update};
 use stillmesh_runtime::sys::netns::Netns;
@@ -214,6 +215,7 @@ impl Pods {
                 Some(ask) = asks.recv() => match ask {
                     Ask::Start(start) => self.start(start),
                     Ask::Seen(name, seen) => self.seen(&name, *seen),
+                    Ask::CutOff(notice) => self.cut_off(&notice),
                 },
                 () = ended.notified() => self.collect(),
                 found = found(&mut self.search) => self.found(found),
@@ -233,6 +235,26 @@ impl Pods {
     fn seen(&mut self, name: &PodName, seen: Seen) {
         let touched = self.world.learn(name, seen);
         self.touch(touched);
+    }
+
+    /// The tunnel says where a pod stands: what is new is written on it, and into the audit log.
+    fn cut_off(&self, notice: &Notice) {
+        let now = || jiff::Timestamp::now().to_string();
+        let Some((name, receipt)) = self.world.cut_off(notice, now) else { return };
+        let quarantine = receipt.as_ref().map(|receipt| receipt.quarantine.as_str());
+        let order = quarantine.and_then(|name| self.world.quarantine(name));
+        tracing::info!(
+            target: "audit",
+            order = quarantine,
+            by = order.map(|order| order.requested_by.as_str()),
+            reason = order.map(|order| order.reason.as_str()),
+            pod = format!("{}/{}", name.namespace, name.name),
+            connections = notice.cut,
+            took = ?notice.took,
+            "{}",
+            if receipt.is_some() { "the pod is cut off" } else { "the pod is cut off no more" }
+        );
+        self.shared.writer.set(&name, &notice.uid, receipt::cut_off(receipt.as_ref()));
     }
 
     fn touch(&mut self, touched: BTreeSet<PodName>) {
@@ -354,7 +376,7 @@ impl Pods {
 
     fn wish(&mut self, name: &PodName, verdict: Verdict, netns: Option<Netns>) {
         self.keep_receipt(name, &verdict);
-        let Verdict { uid, wanted, marked, said, bypassed, placed, info, facts, .. } = verdict;
+        let Verdict { uid, wanted, marked, said, bypassed, quarantined, placed, info, facts, .. } = verdict;
         let belief = self.believed.remove(&uid);
         let has_state = marked || belief.is_some();
         let handle = self.pods.get(&uid);
@@ -371,7 +393,7 @@ impl Pods {
         if let Some(handle) = handle {
             handle.intent.send_if_modified(|intent| {
                 let netns = netns.or_else(|| intent.netns.clone());
-                let next = Intent { wanted, info, netns, facts, said, bypassed };
+                let next = Intent { wanted, info, netns, facts, said, bypassed, quarantined };
                 let changed = *intent != next;
                 *intent = next;
                 changed
@@ -379,7 +401,7 @@ impl Pods {
             return;
         }
         if has_state || wanted == Wanted::Captured && netns.is_some() {
-            self.spawn(name, &uid, Intent { wanted, info, netns, facts, said, bypassed }, belief);
+            self.spawn(name, &uid, Intent { wanted, info, netns, facts, said, bypassed, quarantined }, belief);
         }
     }
 

@@ -1,4 +1,5 @@
-//! A question of the node tunnel to the node agent: is this connection one of the kubelet's probes?
+//! A question of the node tunnel to the node agent: is this connection one of the kubelet's probes? And what it tells the
+//! agent: which pods it has cut off.
 //!
 //! The tunnel lives in a network namespace of its own and cannot see the node's sockets; the agent can, and knows the
 //! pods' probe ports. One connection per question: a packet each way, then it ends. Nothing is kept.
@@ -26,6 +27,28 @@ pub struct Question {
     pub destination: SocketAddr,
 }
 
+/// Where a pod stands: what the tunnel has done about a Quarantine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// The pod's UID.
+    pub uid: String,
+    /// The Quarantine that cuts it off, as `namespace/name`; none does where it is absent.
+    pub quarantine: Option<String>,
+    /// Connections of the pod that were closed for it, by this process of the tunnel.
+    pub cut: u64,
+    /// How long that took from the moment that the tunnel heard of it. Told in milliseconds.
+    pub took: Duration,
+}
+
+/// What comes from a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// A question.
+    Question(Question),
+    /// Where a pod stands. Any answer says that it was heard.
+    Notice(Notice),
+}
+
 /// What the agent says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -45,6 +68,20 @@ struct Asked {
     source: String,
     #[prost(string, tag = "3")]
     destination: String,
+    /// Instead of addresses.
+    #[prost(message, optional, tag = "4")]
+    notice: Option<Noticed>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Noticed {
+    /// Empty where none cuts the pod off.
+    #[prost(string, tag = "1")]
+    quarantine: String,
+    #[prost(uint64, tag = "2")]
+    cut: u64,
+    #[prost(uint64, tag = "3")]
+    took_ms: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -56,9 +93,18 @@ struct Answered {
 
 /// Asks. Errors mean that nobody knows: the caller then goes by its policies alone.
 pub async fn ask(path: &Path, question: &Question) -> Result<Verdict, PacketError> {
+    say(path, &write_question(question)?).await
+}
+
+/// Tells where a pod stands. Errors mean that it may not have been heard.
+pub async fn tell(path: &Path, notice: &Notice) -> Result<(), PacketError> {
+    say(path, &write_notice(notice)?).await.map(drop)
+}
+
+async fn say(path: &Path, bytes: &[u8]) -> Result<Verdict, PacketError> {
     let asking = async {
         let socket = packets::connect(path, DEADLINE).await?;
-        packets::send(&socket, &write_question(question)?, &[], DEADLINE).await?;
+        packets::send(&socket, bytes, &[], DEADLINE).await?;
         read_verdict(&packets::receive(&socket).await?)
     };
     let slow = PacketError::Slow { what: "answer", limit: DEADLINE };
@@ -70,9 +116,9 @@ pub fn listen(path: &Path) -> std::io::Result<UnixSeqpacketListener> {
     packets::take_over(path)
 }
 
-/// Reads the question of a connection that was accepted, within the deadline.
-pub async fn question(socket: &UnixSeqpacket) -> Result<Question, PacketError> {
-    read_question(&packets::receive_within(socket, "ask", DEADLINE).await?)
+/// Reads what comes on a connection that was accepted, within the deadline.
+pub async fn said(socket: &UnixSeqpacket) -> Result<Said, PacketError> {
+    read_said(&packets::receive_within(socket, "ask", DEADLINE).await?)
 }
 
 /// Answers it.
@@ -83,9 +129,31 @@ pub async fn answer(socket: &UnixSeqpacket, verdict: Verdict) -> Result<(), Pack
 /// A question's bytes.
 pub fn write_question(question: &Question) -> Result<Vec<u8>, PacketError> {
     let Question { uid, source, destination } = question;
-    let asked = Asked { uid: uid.clone(), source: source.to_string(), destination: destination.to_string() };
+    let (source, destination) = (source.to_string(), destination.to_string());
+    written(&Asked { uid: uid.clone(), source, destination, notice: None })
+}
+
+/// A notice's bytes.
+pub fn write_notice(notice: &Notice) -> Result<Vec<u8>, PacketError> {
+    let Notice { uid, quarantine, cut, took } = notice;
+    let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    let noticed = Noticed { quarantine: quarantine.clone().unwrap_or_default(), cut: *cut, took_ms };
+    written(&Asked { uid: uid.clone(), notice: Some(noticed), ..Asked::default() })
+}
+
+fn written(asked: &Asked) -> Result<Vec<u8>, PacketError> {
     let bytes = asked.encode_to_vec();
-    if bytes.len() <= MOST_BYTES { Ok(bytes) } else { Err(PacketError::Bad("a uid that is too long")) }
+    if bytes.len() <= MOST_BYTES { Ok(bytes) } else { Err(PacketError::Bad("a uid or name that is too long")) }
+}
+
+/// Reads what a tunnel says.
+pub fn read_said(packet: &Packet) -> Result<Said, PacketError> {
+    let asked = Asked::decode(plain(packet)?).map_err(|_| PacketError::Bad("a question that cannot be read"))?;
+    let Some(Noticed { quarantine, cut, took_ms }) = asked.notice else {
+        return read_question(packet).map(Said::Question);
+    };
+    let quarantine = Some(quarantine).filter(|name| !name.is_empty());
+    Ok(Said::Notice(Notice { uid: asked.uid, quarantine, cut, took: Duration::from_millis(took_ms) }))
 }
 
 /// Reads a question.
@@ -148,7 +216,7 @@ mod tests {
         for verdict in [Verdict::Probe, Verdict::Closed, Verdict::Other] {
             let answering = async {
                 let socket = listener.accept().await.unwrap();
-                let question = question(&socket).await.unwrap();
+                let Said::Question(question) = said(&socket).await.unwrap() else { panic!("no question") };
                 assert_eq!(question.source, "10.0.0.1:4000".parse().unwrap(), "as the node's sockets show it");
                 assert_eq!((question.uid, question.destination), (asked.uid.clone(), asked.destination));
                 answer(&socket, verdict).await.unwrap();
@@ -159,9 +227,29 @@ mod tests {
         assert!(matches!(ask(&path, &asked).await, Err(PacketError::Slow { .. })), "nobody accepts");
     }
 
+    #[tokio::test]
+    async fn a_notice_is_heard_or_an_error_says_that_it_may_not_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("probes.sock");
+        let took = Duration::from_millis(7);
+        let mut listener = listen(&path).unwrap();
+        for quarantine in [Some("shop/q".to_owned()), None] {
+            let notice = Notice { uid: "u".to_owned(), quarantine, cut: 3, took };
+            let answering = async {
+                let socket = listener.accept().await.unwrap();
+                assert_eq!(said(&socket).await.unwrap(), Said::Notice(notice.clone()));
+                answer(&socket, Verdict::Other).await.unwrap();
+            };
+            tokio::join!(tell(&path, &notice), answering).0.unwrap();
+        }
+        drop(listener);
+        assert!(tell(&path, &Notice { uid: "u".to_owned(), quarantine: None, cut: 0, took }).await.is_err());
+    }
+
     proptest! {
         #[test]
         fn garbage_is_refused_without_panic(garbage in proptest::collection::vec(any::<u8>(), 0..1024)) {
+            let _ = read_said(&packet(garbage.clone()));
             let _ = read_question(&packet(garbage.clone()));
             let _ = read_verdict(&packet(garbage));
         }

@@ -33,6 +33,11 @@ pub(crate) fn succession(input: &[u8]) -> bool {
 pub(crate) fn probe(input: &[u8]) -> bool {
     let packet = |bytes: &[u8]| Packet { bytes: bytes.to_vec(), fds: Vec::new(), truncated: false };
     let _ = probes::read_verdict(&packet(input));
+    if let Ok(probes::Said::Notice(notice)) = probes::read_said(&packet(input))
+        && let Ok(written) = probes::write_notice(&notice)
+    {
+        assert_eq!(probes::read_said(&packet(&written)).expect("what was written"), probes::Said::Notice(notice));
+    }
     let Ok(question) = probes::read_question(&packet(input)) else { return false };
     if let Ok(written) = probes::write_question(&question) {
         assert_eq!(probes::read_question(&packet(&written)).expect("what was written"), question);

@@ -15,6 +15,7 @@ use crate::testing;
 
 struct World {
     ledger: Arc<Ledger>,
+    cut_off: Arc<CutOff>,
     snapshot: Snapshot,
     enforcer: Enforcer,
 }
@@ -29,7 +30,8 @@ impl World {
             .map(|(namespace, name, n)| Change::Workload(Arc::new(testing::workload(namespace, name, [10, 0, 0, *n]))))
             .collect();
         let (snapshot, _) = Snapshot::empty("").apply(&changes);
-        Self { enforcer: Enforcer::new(ledger.clone()), ledger, snapshot }
+        let cut_off = Arc::new(CutOff::new("node1"));
+        Self { enforcer: Enforcer::new(ledger.clone(), cut_off.clone()), ledger, cut_off, snapshot }
     }
 
     fn connect(&self, namespace: &str, name: &str) -> (Record, Arc<Live>) {
@@ -146,4 +148,59 @@ async fn outbound_connections_are_the_other_ends_to_decide() {
     let live = outbound.enlist();
     world.deny("shop", Scope::Namespace, false).await;
     assert!(!live.cut.is_cut());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quarantine_closes_what_is_open_both_ways_and_counts_it() {
+    let mut world = World::new();
+    let (_in, inbound) = world.connect("shop", "details-1");
+    let (_other, other) = world.connect("depot", "stock-1");
+    let outbound = |source: &str, destination: &str| {
+        let (source, destination) =
+            (testing::workload("shop", source, [10, 0, 0, 2]), testing::workload("depot", destination, [10, 0, 0, 3]));
+        let mut record = Record::new(
+            &world.ledger,
+            Facts {
+                direction: Direction::Outbound,
+                source_identity: None,
+                source: Some(Arc::new(source)),
+                upstream: None,
+                destination: Some(Arc::new(destination)),
+                ..(*inbound.facts).clone()
+            },
+        );
+        let live = record.enlist();
+        (record, live)
+    };
+    let (_out, from) = outbound("details-1", "stock-1");
+    let (_unrelated, unrelated) = outbound("page-1", "stock-1");
+
+    let key = PolicyKey::of_quarantine("shop", "q");
+    let policy = Policy {
+        key: key.clone(),
+        scope: Scope::WorkloadSelector,
+        action: Action::Deny,
+        rules: vec![Rule::default()],
+        dry_run: false,
+        unreadable: None,
+    };
+    let mut details = testing::workload("shop", "details-1", [10, 0, 0, 2]);
+    details.node = "node1".into();
+    let uid = details.uid.clone();
+    let free = details.clone();
+    details.authorization_policies.push(key.clone());
+    let changes = [Change::Policy(Arc::new(policy)), Change::Workload(Arc::new(details))];
+    let (snapshot, touched) = world.snapshot.apply(&changes);
+    world.enforcer.pass(&snapshot, touched).await;
+    for live in [&inbound, &from] {
+        assert!(live.cut.is_cut());
+        assert_eq!(live.cut.wait().await.reason, Some(Reason::Quarantined { policy: key.clone() }));
+    }
+    assert!(!other.cut.is_cut() && !unrelated.cut.is_cut());
+    let notice = world.cut_off.notice("u", &uid);
+    assert_eq!((notice.quarantine.as_deref(), notice.cut), (Some("shop/q"), 2));
+
+    let (snapshot, touched) = snapshot.apply(&[Change::Workload(Arc::new(free))]);
+    world.enforcer.pass(&snapshot, touched).await;
+    assert_eq!(world.cut_off.notice("u", &uid).quarantine, None);
 }

@@ -81,6 +81,10 @@ impl Trip<'_> {
     ) -> Result<(), PathError> {
         let upstream = self.open(&conn, first, record).await?;
         let live = record.opened();
+        // One that came between the decision and the listing has not seen this connection.
+        if let Some(reason) = stillmesh_core::decide::cut_off(&self.node.snapshots.load(), self.source) {
+            return Err(PathError::Denied { reason });
+        }
         match upstream {
             Upstream::Tcp(stream) => {
                 deliver::copy::sockets(conn.stream, stream, record.bytes(), &live, &held.watch).await

@@ -249,6 +249,14 @@ impl Ledger {
         selected
     }
 
+    /// Outbound connections that `select` takes.
+    pub fn outbound(&self, mut select: impl FnMut(&Facts) -> bool) -> Vec<Arc<Live>> {
+        let Some(shard) = self.shard(&None) else { return Vec::new() };
+        let shard = shard.lock();
+        let all = shard.get(&None).into_iter().flat_map(HashMap::values);
+        all.filter(|live| live.facts.direction == Direction::Outbound && select(&live.facts)).cloned().collect()
+    }
+
     /// Everything open, in no order.
     pub fn all(&self) -> Vec<Arc<Live>> {
         let mut all = Vec::new();

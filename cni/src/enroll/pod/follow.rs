@@ -19,6 +19,7 @@ impl Pod {
         self.count(Wanted::Captured);
         let verify = Instant::now() + self.shared.times.verify;
         let mut poll = OLDER_POLL;
+        self.cut_older().await;
         loop {
             if self.older.is_empty() {
                 // Nothing to do in the namespace for long: no thread there.
@@ -47,6 +48,27 @@ impl Pod {
                     }
                     poll = (poll * 2).min(OLDER_POLL_MAX);
                 }
+            }
+        }
+    }
+
+    /// Ends what no tunnel carries, where a Quarantine cuts the pod off.
+    async fn cut_older(&mut self) {
+        let Some(quarantine) = self.intent.quarantined.clone().filter(|_| !self.older.is_empty()) else { return };
+        let older = self.older.clone();
+        match self.inside(move || older::cut(&older)).await {
+            Ok(Ok(connections)) => tracing::info!(
+                target: "audit",
+                order = %quarantine,
+                pod = self.name(),
+                connections,
+                "connections older than capture are cut"
+            ),
+            Ok(Err(error)) => {
+                tracing::error!(%error, pod = self.name(), "connections older than capture cannot be cut and go on");
+            }
+            Err(error) => {
+                tracing::error!(%error, pod = self.name(), "connections older than capture cannot be cut and go on");
             }
         }
     }

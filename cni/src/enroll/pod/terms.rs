@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use stillmesh_api::zds::PodInfo;
 use stillmesh_core::diagnose::{Diagnose, Fault};
+use stillmesh_k8s::ObjectKey;
 use stillmesh_runtime::sys::netns::Netns;
 use tokio::time::Instant;
 
@@ -34,6 +35,8 @@ pub struct Intent {
     pub said: Option<String>,
     /// The Bypass for which it is free.
     pub bypassed: Option<Bypassed>,
+    /// The Quarantine for which connections older than capture end.
+    pub quarantined: Option<ObjectKey>,
 }
 
 /// How far a pod is, for who waits for it.
