@@ -24,6 +24,7 @@ mod objects;
 mod planted;
 mod pods;
 mod policy;
+mod quarantine;
 mod receipts;
 mod scene;
 mod shell;

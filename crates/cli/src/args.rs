@@ -25,7 +25,7 @@ use crate::proxy_config::ProxyConfig;
 use crate::proxy_status::ProxyStatus;
 use crate::shop::Shop;
 use crate::simulate::Simulate;
-use crate::steer::Bypass;
+use crate::steer::{Bypass, Quarantine};
 use crate::top::Top;
 use crate::why::Why;
 use crate::why::tap::Tap;
@@ -83,6 +83,8 @@ pub(crate) enum Command {
     Why(Why),
     /// Take a namespace, pods or the whole mesh out of the mesh for a while: their traffic goes as if there were none
     Bypass(Bypass),
+    /// Cut a namespace or pods off from everybody for a while: open connections are closed, new ones refused both ways
+    Quarantine(Quarantine),
     /// Show connections and requests as they end, and why they were refused
     Tap(Tap),
     /// Show who is asked how often, how well and how fast, right now

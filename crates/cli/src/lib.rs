@@ -101,6 +101,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::ProxyConfig(args) => return runtime()?.block_on(proxy_config::run(&args)),
         Command::ProxyStatus(args) => return runtime()?.block_on(proxy_status::run(&args)),
         Command::Bypass(args) => return runtime()?.block_on(steer::bypass(&args)),
+        Command::Quarantine(args) => return runtime()?.block_on(steer::quarantine(&args)),
         Command::Tap(args) => return runtime()?.block_on(why::tap::run(&args)),
         Command::Top(args) => return runtime()?.block_on(top::run(&args)),
         Command::Flows(args) => return runtime()?.block_on(flows::run(&args)),

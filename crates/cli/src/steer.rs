@@ -1,6 +1,8 @@
-//! `stillmesh bypass`: orders that take pods out of the mesh for a while, as objects (`stillmesh.io`). The controller
-//! and the node agents carry them out; this writes them, says first what would be refused meanwhile, and follows them.
+//! `stillmesh bypass`: orders that take pods out of the mesh for a while, as objects (`stillmesh.io`). `stillmesh quarantine`:
+//! such that cut them off. Controller, agents and tunnels carry them out; this writes them, says first what would be refused or cut,
+//! and follows them.
 
+mod cut;
 mod effects;
 mod place;
 mod show;
@@ -32,6 +34,26 @@ pub(crate) struct Bypass {
     #[arg(long = "for", value_name = "DURATION", default_value = "30m", value_parser = duration)]
     lasts: Duration,
     /// Do it although connections would then be refused
+    #[arg(long)]
+    yes: bool,
+    #[command(flatten)]
+    how: How,
+}
+
+/// `stillmesh quarantine`.
+#[derive(Debug, Args)]
+#[command(after_help = "Exit code: 0, or 1 when something is refused, or a node lags behind.")]
+pub(crate) struct Quarantine {
+    /// Namespaces, or pods as NAMESPACE/POD
+    #[arg(value_name = "NAMESPACE[/POD]", required_unless_present = "list")]
+    targets: Vec<String>,
+    /// Of a namespace, the pods with these labels
+    #[arg(long, short = 'l', value_name = "KEY=VALUE,...", value_parser = labels, requires = "targets")]
+    selector: Option<Labels>,
+    /// How long; then the pods are connected again. At most 168h
+    #[arg(long = "for", value_name = "DURATION", default_value = "30m", value_parser = duration)]
+    lasts: Duration,
+    /// Do it; without it, only what would be cut is listed
     #[arg(long)]
     yes: bool,
     #[command(flatten)]
@@ -118,6 +140,34 @@ pub(crate) async fn bypass(args: &Bypass) -> anyhow::Result<ExitCode> {
             ensure!(args.yes, "nothing has been done; --yes does it all the same");
         }
     }
+    let began = Instant::now();
+    for order in &orders {
+        place.create(order).await?;
+    }
+    follow(&place, &orders, &args.how, began, show::Goal::Out).await
+}
+
+/// Carries out `stillmesh quarantine`.
+pub(crate) async fn quarantine(args: &Quarantine) -> anyhow::Result<ExitCode> {
+    let place = Place::find(&args.how.which).await?;
+    let whom = Whom { targets: args.targets.clone(), mesh: false, selector: args.selector.clone() };
+    let wanted = wanted(&whom, place.system(&args.how))?;
+    if args.how.list {
+        return show::all(&place, "Quarantine", &wanted, args.how.output).await;
+    }
+    if args.how.end {
+        return end(&place, "Quarantine", &whom, &wanted, &args.how).await;
+    }
+    let by = place.who().await?;
+    let mut orders = Vec::new();
+    for one in &wanted {
+        place.must_have_namespace(&one.namespace).await?;
+        let seconds = format!("{}s", args.lasts.as_secs().max(1));
+        orders.push(order("Quarantine", one, &whom, &args.how, &by, Some(seconds)));
+    }
+    let system = place.system(&args.how);
+    cut::tell(&place, &args.how.which, &system, &orders).await;
+    ensure!(args.yes, "nothing has been done; --yes does it");
     let began = Instant::now();
     for order in &orders {
         place.create(order).await?;

@@ -6,6 +6,7 @@
 mod ask;
 pub(crate) mod join;
 pub(crate) mod place;
+mod quarantine;
 pub(crate) mod story;
 pub(crate) mod tap;
 #[cfg(test)]
@@ -69,9 +70,10 @@ pub(crate) async fn run(args: &Why) -> anyhow::Result<ExitCode> {
         None => by_id(args, &place).await?,
         Some(destination) => by_names(args, &place, destination).await?,
     };
-    let Found { mut connections, notes, asked } = found;
+    let Found { mut connections, mut notes, asked } = found;
     let whole = connections.len();
     connections.truncate(usize::from(args.limit));
+    notes.extend(quarantine::notes(&place, &connections).await);
     if args.json {
         let answer = json!({ "connections": connections, "found": whole, "notes": notes, "asked": asked });
         line(&serde_json::to_string_pretty(&answer)?);

@@ -58,4 +58,48 @@ check "and answered" asks shop "$url" 10
 check "a short one ends by itself" mesh bypass "$NS" --for 3s --reason "a test"
 check "and all come back" within 30 enrolled shop own caller late
 check "no connection of the caller failed meanwhile" same 0 "$(failures caller)"
+
+# A Quarantine cuts the namespace off: what is open ends, nothing new passes either way, probes do.
+orders() { k -n "$NS" get quarantines -o jsonpath="{range .items[*]}$1{end}"; }
+cut_off() { local p; for p in "$@"; do says '"quarantine":' k -n "$NS" get pod "$p" -o jsonpath='{.metadata.annotations.stillmesh\.io/quarantine}' || return 1; done; }
+N=$NS-strict client peer "$NODE2"
+N=$NS-strict need "a client of theirs starts" ready peer
+own_refused() { N=$NS-strict not in_pod peer get -timeout 3s "$mine"; }
+own_asks() { N=$NS-strict asks peer "$mine" 5; }
+sent_refused() { not in_pod shop get -timeout 3s "$url"; }
+check "their client reaches the pods" within 20 own_asks
+unsure() { not mesh quarantine "$NS" --for 10m --reason "a drill" 2>&1; }
+check "what would be cut is listed, and nothing is done" says 'nothing has been done' unsure
+check "nothing was done" asks shop "$url" 5
+check "a Quarantine cuts the namespace off, node by node" says "✔ $NODE1: [0-9]+ pods cut off in [0-9]+ ms" mesh quarantine "$NS" --for 10m --reason "a drill" --yes
+check "the status says who, until when, how many" says '^Active 4 4 .+ 20..-' orders '{.status.phase} {.status.pods} {.status.done} {.spec.requestedBy} {.status.until}'
+check "connections that were open are cut and counted" within 20 says '^[1-9]' orders '{.status.connections}'
+check "each pod says so" cut_off shop own caller late
+check "nothing is sent" sent_refused
+check "nothing is received" own_refused
+check "not in clear text either" not outside_asks "$mine"
+N=$NS-strict check "others go on" within 20 asks peer "$url" 5
+server later "$NODE1"
+need "a pod starts meanwhile, and its probes pass" ready later
+later_refused() { not in_pod later get -timeout 3s "$url"; }
+check "it is cut off from its first connection" later_refused
+check "the pods stay ready" ready shop own
+check "why tells who and why" within 20 says 'QUARANTINED|a drill' mesh why "$NS/shop" "$NS-strict/web"
+check "an Event tells" within 20 says 'Started|Done' k -n "$NS" get events --field-selector involvedObject.kind=Quarantine
+check "so does the log" within 20 says 'audit.*a drill' k -n "$SYSTEM" logs "$(agent "$NODE1")"
+check "one whose duration cannot be read is refused by the API server" says 'duration' k apply -f - <<Y
+apiVersion: stillmesh.io/v1alpha1
+kind: Quarantine
+metadata: {name: unread, namespace: $NS}
+spec: {reason: a test, duration: soon, requestedBy: $(k auth whoami -o jsonpath='{.status.userInfo.username}')}
+Y
+may() { k auth can-i create quarantines.stillmesh.io "$as" -n "$1"; }
+check "the role for Bypasses is none for Quarantines" says no may "$NS"
+k -n "$NS" create rolebinding jo-too --clusterrole=stillmesh-quarantine --serviceaccount="$NS:jo" >/dev/null
+check "its own role is" says yes may "$NS"
+check "it is ended before its time" says 'connected again' mesh quarantine "$NS" --end
+check "what the pods send is answered again" within 20 asks shop "$url" 5
+check "they are reached again" within 20 own_asks
+check "a short one ends by itself" mesh quarantine "$NS/shop" --for 3s --reason "a drill" --yes
+check "and the pod is connected again" within 30 asks shop "$url" 5
 k delete namespace "$NS-strict" "$NS-out" --wait=false >/dev/null

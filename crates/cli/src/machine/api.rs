@@ -192,7 +192,7 @@ where
 }
 
 fn is_order(kind: Kind) -> bool {
-    kind == Kind::Bypass
+    matches!(kind, Kind::Bypass | Kind::Quarantine)
 }
 
 /// The order that a path names.

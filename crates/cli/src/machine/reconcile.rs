@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stillmesh_k8s::gateway::overlay::Overlay;
 use stillmesh_k8s::gateway::{Gateway, GatewayClass, class, condition};
+use stillmesh_k8s::steering::Order;
 use stillmesh_k8s::translate::Mesh;
 use stillmesh_k8s::{Finding, Kind, Object, ObjectKey, Placed, Severity};
 use stillmesh_objects::{Change, Update};
@@ -231,6 +232,9 @@ impl Reconciler {
         if self.written.contains_key(&key) {
             return Err(format!("there is a {key} already"));
         }
+        if let Some(problem) = Order::of(&placed.object, system::NAMESPACE).and_then(|order| order.problem) {
+            return Err(format!("{key}: {problem}"));
+        }
         self.ordered.insert(key.clone());
         self.written.insert(key, placed);
         Ok(())
@@ -242,9 +246,18 @@ impl Reconciler {
         if !self.ordered.contains(key) {
             return Err(format!("{key} is written in {}: take it out there", placed.at.file));
         }
-        let Object::Bypass(order) = &mut placed.object else { return Err(format!("{key} is no order")) };
-        let spec = &mut Arc::make_mut(order).spec;
-        (spec.ended, spec.ended_by) = (true, Some(by.to_owned()));
+        let (ended, ended_by) = match &mut placed.object {
+            Object::Bypass(order) => {
+                let spec = &mut Arc::make_mut(order).spec;
+                (&mut spec.ended, &mut spec.ended_by)
+            }
+            Object::Quarantine(order) => {
+                let spec = &mut Arc::make_mut(order).spec;
+                (&mut spec.ended, &mut spec.ended_by)
+            }
+            _ => return Err(format!("{key} is no order")),
+        };
+        (*ended, *ended_by) = (true, Some(by.to_owned()));
         Ok(())
     }
 
@@ -653,6 +666,7 @@ impl Reconciler {
             Object::DestinationRule(one) => with!(DestinationRule(one)),
             Object::Telemetry(one) => with!(Telemetry(one)),
             Object::Bypass(one) => with!(Bypass(one)),
+            Object::Quarantine(one) => with!(Quarantine(one)),
             Object::Service(mut service) => {
                 if let Some(conditions) = status.and_then(|status| read(status.get("conditions")?)) {
                     Arc::make_mut(&mut service).status.get_or_insert_default().conditions = Some(conditions);

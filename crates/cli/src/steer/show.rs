@@ -50,10 +50,11 @@ pub(super) fn progress(
         } else if told.insert(format!("{title} {name}")) && aloud {
             let ms = node["tookMs"].as_u64().map(|ms| format!(" in {ms} ms")).unwrap_or_default();
             let open = number(&node["connections"]);
-            line(&format!(
-                "{} {name}: {pods} pods out{ms}, {open} open connections go on",
-                Marks::out().show(Mark::Good)
-            ));
+            let good = Marks::out().show(Mark::Good);
+            line(&match text(&order["kind"]) {
+                "Quarantine" => format!("{good} {name}: {pods} pods cut off{ms}, {open} open connections cut"),
+                _ => format!("{good} {name}: {pods} pods out{ms}, {open} open connections go on"),
+            });
         }
     }
     if lagging.is_empty() && !done {

@@ -112,7 +112,11 @@ impl Place {
                 Ok(all.iter().filter(is_meant).cloned().collect())
             }
             Self::Cluster { objects } => {
-                let version = if kind == "Deployment" { "apps/v1" } else { "v1" };
+                let version = match kind {
+                    "Deployment" => "apps/v1",
+                    "Quarantine" => "stillmesh.io/v1alpha1",
+                    _ => "v1",
+                };
                 objects.list(&Resource::new(version, kind), namespace, labels).await
             }
         }
