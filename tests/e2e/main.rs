@@ -26,6 +26,7 @@ mod pods;
 mod policy;
 mod quarantine;
 mod receipts;
+mod report;
 mod scene;
 mod shell;
 mod simulate;

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use stillmesh_runtime::env::Reader;
 
 use crate::analyze::Analyze;
 use crate::bench::Bench;
 use crate::bench::load::Load;
+use crate::bug_report::BugReport;
 use crate::capture::Capture;
 use crate::cluster::args::{Access, MeshNamespace};
 use crate::cluster::check::Check;
@@ -66,7 +68,7 @@ pub(crate) enum Command {
     Uninstall(Uninstall),
     /// Check a Kubernetes cluster and the mesh in it: facts, causes, what to do
     Check(Check),
-    /// Show versions: of this command, the control plane, the node tunnels
+    /// Show versions: of this command, the control plane, the node tunnels and waypoints
     Version(Version),
     /// Print the objects that `install` would apply
     Manifest(Manifest),
@@ -79,6 +81,8 @@ pub(crate) enum Command {
     /// Show which proxies are connected to which controller, and whether they have taken what they were sent
     #[command(visible_alias = "ps")]
     ProxyStatus(ProxyStatus),
+    /// Put what is needed to understand a mesh into one archive, without its secrets
+    BugReport(BugReport),
     /// Say what became of a connection or request, hop by hop, and why: by the names of both ends, or by its id
     Why(Why),
     /// Take a namespace, pods or the whole mesh out of the mesh for a while: their traffic goes as if there were none
@@ -101,6 +105,11 @@ pub(crate) enum Command {
     /// Waypoints of a cluster: HTTP routing and L7 authorization for a namespace
     #[command(subcommand)]
     Waypoint(Waypoint),
+    /// Print what a shell completes this command by: `source <(stillmesh completion bash)`
+    Completion {
+        /// The shell
+        shell: Shell,
+    },
     /// Measure the mesh on this machine against raw TCP
     Bench(Bench),
     /// Try every operation that a mesh on this machine needs, and say what to change where one is refused

@@ -6,6 +6,7 @@ mod analyze;
 pub mod args;
 mod bench;
 mod blocked;
+mod bug_report;
 mod capture;
 mod cluster;
 pub mod cluster_dns;
@@ -29,7 +30,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
+use clap_complete::Shell;
 use stillmesh_runtime::env::Reader;
 use stillmesh_runtime::{drain, telemetry};
 
@@ -100,6 +102,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Zc(args) => return runtime()?.block_on(cluster::zc::run(&args)),
         Command::ProxyConfig(args) => return runtime()?.block_on(proxy_config::run(&args)),
         Command::ProxyStatus(args) => return runtime()?.block_on(proxy_status::run(&args)),
+        Command::BugReport(args) => return runtime()?.block_on(bug_report::run(&args)),
+        Command::Completion { shell } => completion(shell),
         Command::Bypass(args) => return runtime()?.block_on(steer::bypass(&args)),
         Command::Quarantine(args) => return runtime()?.block_on(steer::quarantine(&args)),
         Command::Tap(args) => return runtime()?.block_on(why::tap::run(&args)),
@@ -126,6 +130,13 @@ async fn status(args: &args::Status) -> anyhow::Result<ExitCode> {
         return of_cluster;
     }
     of_cluster.context("no mesh runs on this machine (`stillmesh up DIR` starts one), and of a cluster")
+}
+
+/// What a shell completes by.
+fn completion(shell: Shell) {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "stillmesh", &mut script);
+    output::line(String::from_utf8_lossy(&script).trim_end());
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -16,7 +16,6 @@ use http::Method;
 use serde_json::Value;
 
 use crate::cluster::args::{Format, WhichMesh, namespace_name};
-use crate::cluster::pod_http::PodPort;
 use crate::cluster::value::{label, list, name, namespace, text};
 use crate::cluster::zc::{logging_path, print};
 use crate::output::{aligned, line, note};
@@ -241,16 +240,7 @@ async fn find(asked: &str, reach: &Reach) -> anyhow::Result<(String, Proxy)> {
     if meant.len() > 1 {
         note(&format!("as {} knows it, one of {} pods", full(pod), meant.len()));
     }
-    let (namespace, name) = (namespace(pod).to_owned(), name(pod).to_owned());
-    let proxy = match &place {
-        Place::Here { mesh } => Proxy::Here { mesh: mesh.clone(), namespace, pod: name },
-        Place::Cluster { objects } => Proxy::Cluster {
-            client: objects.client().clone(),
-            shown: full(pod),
-            pod: PodPort { namespace, pod: name, port: reach.proxy_admin_port },
-        },
-        Place::Objects(_) => bail!("manifests have no waypoint that runs"),
-    };
+    let proxy = place.proxy(pod).context("manifests have no waypoint that runs")?;
     Ok((full(pod), proxy))
 }
 

@@ -88,6 +88,22 @@ pub(crate) async fn run(args: &ProxyStatus) -> anyhow::Result<ExitCode> {
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+impl Place {
+    /// Who answers at the ports of a pod; nobody where no mesh runs.
+    pub(crate) fn proxy(&self, pod: &Value) -> Option<Proxy> {
+        let (namespace, pod) = (namespace(pod).to_owned(), name(pod).to_owned());
+        match self {
+            Self::Here { mesh } => Some(Proxy::Here { mesh: mesh.clone(), namespace, pod }),
+            Self::Cluster { objects } => {
+                let shown = format!("{namespace}/{pod}");
+                let at = PodPort { namespace, pod, port: MONITORING };
+                Some(Proxy::Cluster { client: objects.client().clone(), pod: at, shown })
+            }
+            Self::Objects(_) => None,
+        }
+    }
+}
+
 /// The controllers of a mesh, each with the name of its pod. Never empty.
 pub(crate) async fn controllers(place: &Place, mesh_namespace: &str) -> anyhow::Result<Vec<(String, Proxy)>> {
     match place {
@@ -96,19 +112,10 @@ pub(crate) async fn controllers(place: &Place, mesh_namespace: &str) -> anyhow::
             let namespace = tunnels::NAMESPACE.to_owned();
             Ok(vec![(pod.clone(), Proxy::Here { mesh: mesh.clone(), namespace, pod })])
         }
-        Place::Cluster { objects } => {
+        Place::Cluster { .. } => {
             let pods = place.list("Pod", mesh_namespace, CONTROLLERS).await?;
-            let runs = |pod: &&Value| pod["status"]["phase"] == "Running";
-            let found: Vec<(String, Proxy)> = pods
-                .iter()
-                .filter(runs)
-                .map(|pod| {
-                    let shown = format!("controller {}", name(pod));
-                    let at =
-                        PodPort { namespace: namespace(pod).to_owned(), pod: name(pod).to_owned(), port: MONITORING };
-                    (name(pod).to_owned(), Proxy::Cluster { client: objects.client().clone(), pod: at, shown })
-                })
-                .collect();
+            let running = pods.iter().filter(|pod| pod["status"]["phase"] == "Running");
+            let found: Vec<_> = running.filter_map(|pod| Some((name(pod).to_owned(), place.proxy(pod)?))).collect();
             ensure!(
                 !found.is_empty(),
                 "no controller runs in namespace {mesh_namespace} (no running pod labelled {CONTROLLERS}); \

@@ -16,6 +16,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
 use serde::Serialize;
+use serde_json::{Value, json};
 
 pub(crate) use pods::{Standing, standings};
 
@@ -126,9 +127,23 @@ pub(crate) async fn run(args: &Check) -> anyhow::Result<ExitCode> {
     let reached = reach(&args.which.access).await?;
     let objects = Objects::new(reached.client());
     let namespace = args.mesh.mesh_namespace.as_str();
-    let view = if args.pre { View::objects(&objects, namespace).await } else { View::whole(&objects, namespace).await };
-    let installed = view.own("Deployment").chain(view.own("DaemonSet")).next().is_some();
     let mut facts = vec![cluster::server(reached.url(), &reached.server)];
+    let (installed, found) = look(&objects, namespace, args.pre).await?;
+    facts.extend(found);
+    told(args, reached.url(), namespace, installed, &facts)
+}
+
+/// The facts about a mesh, for reports.
+pub(crate) async fn report(objects: &Objects, namespace: &str) -> anyhow::Result<Value> {
+    let (installed, facts) = look(objects, namespace, false).await?;
+    Ok(json!({ "installed": installed, "facts": facts }))
+}
+
+/// Whether a mesh is installed, and the facts about it and its cluster.
+async fn look(objects: &Objects, namespace: &str, pre: bool) -> anyhow::Result<(bool, Vec<Fact>)> {
+    let view = if pre { View::objects(objects, namespace).await } else { View::whole(objects, namespace).await };
+    let installed = view.own("Deployment").chain(view.own("DaemonSet")).next().is_some();
+    let mut facts = Vec::new();
     facts.extend(view.unread().map(|(kind, why)| {
         Fact::doubt(
             "rights",
@@ -136,17 +151,17 @@ pub(crate) async fn run(args: &Check) -> anyhow::Result<ExitCode> {
             "use an account that may list them",
         )
     }));
-    if args.pre || !installed {
-        facts.push(cluster::rights(&missing_rights(&reached.client()).await?));
+    if pre || !installed {
+        facts.push(cluster::rights(&missing_rights(objects.client()).await?));
         facts.extend(cluster::definitions(&view));
         facts.extend(cluster::other_meshes(&view));
         facts.extend(cluster::network(&view));
     }
     facts.extend(cluster::nodes(&view));
-    let (server, now) = (server_clock(&reached.client()).await, jiff::Timestamp::now());
-    facts.extend(cluster::clocks(&leases(&reached.client()).await, server, now));
-    facts.extend(filters::tunnels(&view, if args.pre { filters::Whose::All } else { filters::Whose::Enrolled }));
-    if !args.pre {
+    let (server, now) = (server_clock(objects.client()).await, jiff::Timestamp::now());
+    facts.extend(cluster::clocks(&leases(objects.client()).await, server, now));
+    facts.extend(filters::tunnels(&view, if pre { filters::Whose::All } else { filters::Whose::Enrolled }));
+    if !pre {
         if installed {
             facts.extend(of_mesh(&view, jiff::Timestamp::now()));
         } else {
@@ -157,7 +172,7 @@ pub(crate) async fn run(args: &Check) -> anyhow::Result<ExitCode> {
             ));
         }
     }
-    told(args, reached.url(), namespace, installed, &facts)
+    Ok((installed, facts))
 }
 
 /// Prints facts, and says whether something is wrong.

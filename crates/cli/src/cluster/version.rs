@@ -6,14 +6,18 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::access::reach;
-use super::args::{Access, MeshNamespace, Report};
-use super::objects::{Objects, Resource};
+use super::args::{MeshNamespace, Report, WhichMesh};
+use super::objects::Resource;
 use super::value::{label, list, name, namespace, text};
 use crate::output::{line, note};
+use crate::proxy_status::{MONITORING, controllers};
+use crate::why::place::Place;
 
 /// The version of this command.
 pub(crate) const OWN: &str = env!("CARGO_PKG_VERSION");
+
+/// Labels of waypoints' pods.
+const WAYPOINTS: &str = "gateway.istio.io/managed=istio.io-mesh-controller";
 
 /// `stillmesh version`.
 #[derive(Debug, Args)]
@@ -30,9 +34,9 @@ pub(crate) struct Version {
     /// How to print
     #[arg(long, short, value_enum)]
     output: Option<Report>,
-    /// Cluster.
+    /// Where.
     #[command(flatten)]
-    access: Access,
+    which: WhichMesh,
     /// The mesh's namespace.
     #[command(flatten)]
     mesh: MeshNamespace,
@@ -43,7 +47,7 @@ pub(crate) async fn run(args: &Version) -> anyhow::Result<ExitCode> {
     let pods = if args.remote.unwrap_or(true) { pods(args).await } else { Ok(Vec::new()) };
     let pods = match pods {
         Ok(pods) => pods,
-        Err(error) if args.access.chosen() => return Err(error),
+        Err(error) if args.which.chosen() => return Err(error),
         Err(error) => {
             note(&format!("stillmesh: only the client's version: {error:#}"));
             Vec::new()
@@ -58,11 +62,32 @@ pub(crate) async fn run(args: &Version) -> anyhow::Result<ExitCode> {
 
 /// The pods of controllers and tunnels, of whomever they are.
 async fn pods(args: &Version) -> anyhow::Result<Vec<Value>> {
-    let reached = reach(&args.access).await?;
-    let objects = Objects::new(reached.client());
+    let place = Place::find(&args.which).await?;
+    let Place::Cluster { objects } = &place else { return running(&place).await };
     let pod = Resource::new("v1", "Pod");
     let mut pods = objects.list(&pod, &args.mesh.mesh_namespace, "app.kubernetes.io/name=stillmesh-controller").await?;
     pods.extend(objects.list(&pod, "", "app=ztunnel").await?);
+    pods.extend(objects.list(&pod, "", WAYPOINTS).await?);
+    Ok(pods)
+}
+
+/// The same of a mesh on this machine, whose pods have no images: what they say of themselves.
+async fn running(place: &Place) -> anyhow::Result<Vec<Value>> {
+    let pod = |app: &str, (name, namespace): (&str, &str), version: &str| {
+        let labels = json!({"app": app, "app.kubernetes.io/version": version});
+        json!({"metadata": {"name": name, "namespace": namespace, "labels": labels}})
+    };
+    let mut pods = Vec::new();
+    for (name, controller) in controllers(place, "").await? {
+        let said = controller.page(MONITORING, "/version").await?;
+        let said = String::from_utf8_lossy(&said);
+        pods.push(pod("istiod", (&name, ""), said.trim().split("-stillmesh").next().unwrap_or_default()));
+        let page: Value = serde_json::from_slice(&controller.page(MONITORING, "/debug/syncz").await?)?;
+        pods.extend(list(&page).map(|one| {
+            let named = text(&one["proxy"]);
+            pod("ztunnel", named.rsplit_once('.').unwrap_or((named, "")), text(&one["istio_version"]))
+        }));
+    }
     Ok(pods)
 }
 
@@ -84,16 +109,18 @@ fn counted<'a>(pods: impl Iterator<Item = &'a Value>) -> BTreeMap<String, usize>
     counts
 }
 
-fn is_tunnel(pod: &&Value) -> bool {
-    label(pod, "app") == Some("ztunnel")
+/// Tunnels and waypoints.
+fn is_proxy(pod: &&Value) -> bool {
+    let is_controller = |key| ["stillmesh-controller", "istiod"].contains(&label(pod, key).unwrap_or_default());
+    !is_controller("app") && !is_controller("app.kubernetes.io/name")
 }
 
 fn lines(pods: &[Value], short: bool) -> Vec<String> {
     let mut lines = vec![if short { OWN.to_owned() } else { format!("client version: {OWN}") }];
-    for version in counted(pods.iter().filter(|pod| !is_tunnel(pod))).keys() {
+    for version in counted(pods.iter().filter(|pod| !is_proxy(pod))).keys() {
         lines.push(if short { version.clone() } else { format!("control plane version: {version}") });
     }
-    let tunnels = counted(pods.iter().filter(is_tunnel));
+    let tunnels = counted(pods.iter().filter(is_proxy));
     let words: Vec<String> = tunnels.iter().map(|(version, count)| format!("{version} ({count} proxies)")).collect();
     if !words.is_empty() {
         lines.push(if short { words.join(", ") } else { format!("data plane version: {}", words.join(", ")) });
@@ -101,18 +128,19 @@ fn lines(pods: &[Value], short: bool) -> Vec<String> {
     lines
 }
 
-fn report(pods: &[Value]) -> Value {
+/// The same, for programs.
+pub(crate) fn report(pods: &[Value]) -> Value {
     let id = |pod: &Value| format!("{}.{}", name(pod), namespace(pod));
     let control: Vec<Value> = pods
         .iter()
-        .filter(|pod| !is_tunnel(pod))
+        .filter(|pod| !is_proxy(pod))
         .map(|pod| {
             let revision = label(pod, "istio.io/rev").unwrap_or("default");
             json!({"component": "controller", "id": id(pod), "revision": revision, "info": {"version": version(pod)}})
         })
         .collect();
     let data: Vec<Value> =
-        pods.iter().filter(is_tunnel).map(|pod| json!({"id": id(pod), "istioVersion": version(pod)})).collect();
+        pods.iter().filter(is_proxy).map(|pod| json!({"id": id(pod), "istioVersion": version(pod)})).collect();
     json!({"clientVersion": {"version": OWN}, "meshVersion": control, "dataPlaneVersion": data})
 }
 

@@ -8,18 +8,20 @@ pub(crate) use enrolment::settings;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 use stillmesh_k8s::gateway::{HBONE, HBONE_PORT, class};
 use tokio::time::sleep;
 
-use super::access::{reach, within};
-use super::args::{Access, MeshNamespace, duration, namespace_name};
+use super::access::{Reached, reach, within};
+use super::args::{Access, MeshNamespace, WhichMesh, duration, namespace_name};
 use super::objects::{Objects, Resource};
 use super::progress::{LOOK, took};
 use super::value::{condition, holds, label, list, name, namespace, text};
+use crate::machine::control;
 use crate::output::{Mark, Marks, aligned, line, note};
+use crate::why::place::Place;
 
 /// Label that binds to a waypoint.
 const USE_WAYPOINT: &str = "istio.io/use-waypoint";
@@ -127,9 +129,9 @@ pub(crate) struct List {
     /// In all namespaces
     #[arg(long, short = 'A')]
     all_namespaces: bool,
-    /// Cluster.
+    /// Where.
     #[command(flatten)]
-    access: Access,
+    which: WhichMesh,
 }
 
 /// `stillmesh waypoint status`.
@@ -137,7 +139,8 @@ pub(crate) struct List {
 #[command(after_help = "Exit code: 0, or 1 when a waypoint is not programmed.")]
 pub(crate) struct Status {
     /// Only the one of this name
-    name: Option<String>,
+    #[arg(value_name = "NAME")]
+    waypoint: Option<String>,
     /// Which.
     #[command(flatten)]
     list: List,
@@ -188,7 +191,7 @@ pub(crate) async fn run(args: &Waypoint) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Waypoint::List(args) => {
-            let found = waypoints(&Objects::new(reach(&args.access).await?.client()), args).await?;
+            let found = waypoints(&Place::find(&args.which).await?, args).await?;
             line(&listed(&found, args.all_namespaces));
             Ok(ExitCode::SUCCESS)
         }
@@ -224,8 +227,20 @@ fn namespaces() -> Resource {
     Resource::new("v1", "Namespace")
 }
 
+/// The cluster. Waypoints of a mesh on this machine are made of its manifests alone.
+async fn reached(access: &Access) -> anyhow::Result<Reached> {
+    let reached = reach(access).await;
+    if access.chosen() || control::running().is_empty() {
+        return reached;
+    }
+    reached.context(
+        "this changes a cluster's waypoints; those of a mesh on this machine are Gateways among its manifests \
+         (`stillmesh waypoint generate` prints one)",
+    )
+}
+
 async fn apply(args: &Apply) -> anyhow::Result<()> {
-    let reached = reach(&args.access).await?;
+    let reached = reached(&args.access).await?;
     let objects = Objects::new(reached.client());
     let Which { namespace, name, .. } = &args.which;
     let definition = Resource::new("apiextensions.k8s.io/v1", "CustomResourceDefinition");
@@ -323,11 +338,19 @@ fn standing(gateway: &Value) -> String {
 }
 
 /// The waypoints that are asked for, in order.
-async fn waypoints(objects: &Objects, args: &List) -> anyhow::Result<Vec<Value>> {
-    let place = if args.all_namespaces { "" } else { &args.namespace };
-    let classes = objects.list(&Resource::new("gateway.networking.k8s.io/v1", "GatewayClass"), "", "").await?;
+async fn waypoints(place: &Place, args: &List) -> anyhow::Result<Vec<Value>> {
+    let namespace_of = if args.all_namespaces { "" } else { &args.namespace };
+    let (classes, mut found) = match place {
+        Place::Here { mesh } => {
+            (control::objects(mesh, "GatewayClass", "").await?, control::objects(mesh, "Gateway", namespace_of).await?)
+        }
+        Place::Cluster { objects } => {
+            let classes = Resource::new("gateway.networking.k8s.io/v1", "GatewayClass");
+            (objects.list(&classes, "", "").await?, objects.list(&gateways(), namespace_of, "").await?)
+        }
+        Place::Objects(_) => bail!("manifests have no waypoints that run"),
+    };
     let ours = |gateway: &Value| is_waypoint(text(&gateway["spec"]["gatewayClassName"]), &classes);
-    let mut found = objects.list(&gateways(), place, "").await?;
     found.retain(ours);
     found.sort_by(|one, other| (namespace(one), name(one)).cmp(&(namespace(other), name(other))));
     Ok(found)
@@ -356,12 +379,12 @@ fn listed(found: &[Value], all_namespaces: bool) -> String {
 }
 
 async fn status(args: &Status) -> anyhow::Result<ExitCode> {
-    let objects = Objects::new(reach(&args.list.access).await?.client());
+    let place = Place::find(&args.list.which).await?;
     let (began, wait) = (Instant::now(), args.wait.unwrap_or(true));
     loop {
-        let mut found = waypoints(&objects, &args.list).await?;
-        found.retain(|gateway| args.name.as_deref().is_none_or(|wanted| wanted == name(gateway)));
-        if found.is_empty() && args.name.is_some() {
+        let mut found = waypoints(&place, &args.list).await?;
+        found.retain(|gateway| args.waypoint.as_deref().is_none_or(|wanted| wanted == name(gateway)));
+        if found.is_empty() && args.waypoint.is_some() {
             bail!("no such waypoint; `stillmesh waypoint list -A` shows which there are");
         }
         let good = found.iter().all(|gateway| holds(gateway, "Programmed"));
@@ -395,9 +418,10 @@ fn table<const N: usize>(rows: impl Iterator<Item = [String; N]>, all_namespaces
 }
 
 async fn delete(args: &Delete) -> anyhow::Result<ExitCode> {
-    let objects = Objects::new(reach(&args.access).await?.client());
-    let which = List { namespace: args.namespace.clone(), all_namespaces: false, access: args.access.clone() };
-    let found = waypoints(&objects, &which).await?;
+    let objects = Objects::new(reached(&args.access).await?.client());
+    let which = WhichMesh { name: None, access: args.access.clone() };
+    let which = List { namespace: args.namespace.clone(), all_namespaces: false, which };
+    let found = waypoints(&Place::Cluster { objects: objects.clone() }, &which).await?;
     let of_revision = |gateway: &&Value| {
         args.revision.as_deref().is_none_or(|wanted| label(gateway, REVISION).unwrap_or("default") == wanted)
     };

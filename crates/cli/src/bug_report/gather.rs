@@ -1,0 +1,426 @@
+//! Fetches the parts of a report, a few at a time, each within its time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use futures::StreamExt as _;
+use http::Method;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::LogParams;
+use serde_json::{Value, json};
+use stillmesh_k8s::Kind;
+use stillmesh_records::Query;
+use tokio::time::{Instant, timeout_at};
+
+use super::archive::{Archive, FILE, Keep};
+use super::redact::Redactor;
+use crate::cluster::access::within;
+use crate::cluster::args::Report;
+use crate::cluster::objects::{Objects, Resource};
+use crate::cluster::value::{label, list, name, namespace, text};
+use crate::cluster::{check, version};
+use crate::machine::control;
+use crate::output::note;
+use crate::proxy_status::MONITORING;
+use crate::why::place::{Place, Proxy};
+
+/// How long one part may take.
+const PART: Duration = Duration::from_secs(60);
+/// Parts that are fetched at a time.
+const AT_ONCE: usize = 8;
+/// Most pods of the mesh that are asked.
+const MOST_PODS: usize = 400;
+/// Metrics of tunnels and waypoints.
+const STATS: u16 = 15020;
+/// Their admin port.
+const ADMIN: u16 = 15000;
+/// What runs a Gateway carries its name in this label.
+const GATEWAY: &str = "gateway.networking.k8s.io/gateway-name";
+/// Namespaces that the mesh has something of its own in, whatever it is called.
+const ROOT: &str = "istio-system";
+/// Kinds of a cluster that are not the mesh's matter, and explain it.
+const MORE: [(&str, &str); 10] = [
+    ("v1", "Event"),
+    ("apps/v1", "DaemonSet"),
+    ("apps/v1", "StatefulSet"),
+    ("networking.k8s.io/v1", "NetworkPolicy"),
+    ("networking.istio.io/v1", "ServiceEntry"),
+    ("networking.istio.io/v1", "WorkloadEntry"),
+    ("gateway.networking.k8s.io/v1beta1", "ReferenceGrant"),
+    ("coordination.k8s.io/v1", "Lease"),
+    ("admissionregistration.k8s.io/v1", "ValidatingWebhookConfiguration"),
+    ("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration"),
+];
+
+/// Objects of these kinds are only of use where the mesh itself is.
+const OWN_ONLY: [&str; 2] = ["ConfigMap", "Lease"];
+
+/// What is meant.
+#[derive(Clone, Debug)]
+pub(super) struct Scope {
+    /// Namespaces; all where there are none.
+    pub(super) include: Vec<String>,
+    /// Namespaces that are not.
+    pub(super) exclude: Vec<String>,
+    /// That of the mesh itself, which always is.
+    pub(super) mesh_namespace: String,
+    /// How far back.
+    pub(super) since: Duration,
+}
+
+impl Scope {
+    /// Whether a namespace is meant. What has none always is.
+    pub(super) fn takes(&self, namespace: &str) -> bool {
+        let any = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, namespace));
+        namespace.is_empty()
+            || self.is_own(namespace)
+            || (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
+    }
+
+    fn is_own(&self, namespace: &str) -> bool {
+        namespace == self.mesh_namespace || namespace == ROOT
+    }
+
+    fn takes_kind(&self, kind: &str, namespace: &str) -> bool {
+        self.takes(namespace) && (!OWN_ONLY.contains(&kind) || self.is_own(namespace))
+    }
+}
+
+/// Whether a name is described by a pattern with `*`.
+pub(super) fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((start, rest)) => name
+            .strip_prefix(start)
+            .is_some_and(|tail| (0..=tail.len()).any(|from| tail.get(from..).is_some_and(|tail| matches(rest, tail)))),
+    }
+}
+
+/// A part to be fetched.
+enum Part {
+    Page { proxy: Proxy, port: u16, page: String },
+    Log { namespace: String, pod: String, container: String, before: bool },
+    Check,
+}
+
+/// Files, and what is missing of them.
+pub(super) type Gathered = (Archive, Vec<String>);
+
+/// Fetches.
+pub(super) struct Gatherer {
+    place: Place,
+    scope: Scope,
+    until: Instant,
+}
+
+impl Gatherer {
+    /// Of a mesh, until then.
+    pub(super) fn new(place: Place, scope: Scope, until: Instant) -> Self {
+        Self { place, scope, until }
+    }
+
+    /// What would be fetched.
+    pub(super) async fn plan(&self) -> anyhow::Result<Vec<String>> {
+        let namespaces = self.list("v1", "Namespace").await?;
+        let names = namespaces.iter().map(name).filter(|name| self.scope.takes(name));
+        let mut paths: Vec<String> = names
+            .map(|name| {
+                format!("objects/{name}/ (kinds of Kubernetes, the Gateway API, Istio and the mesh; no Secrets)")
+            })
+            .collect();
+        paths.push("objects/_cluster/".to_owned());
+        let pods = self.list("v1", "Pod").await?;
+        paths.extend(self.parts(&pods).into_iter().map(|(path, _)| path));
+        Ok(paths)
+    }
+
+    /// Fetches all.
+    pub(super) async fn gather(&self) -> anyhow::Result<Gathered> {
+        let (mut archive, mut missing, mut redactor) = (Archive::default(), Vec::new(), Redactor::new()?);
+        note("reading objects ...");
+        let mut objects: Vec<(String, Vec<Value>)> = Vec::new();
+        let mut answers = futures::stream::iter(self.kinds())
+            .map(|(versions, kind)| async move { (kind, self.timed(self.first_of(&versions, kind)).await) })
+            .buffered(AT_ONCE);
+        while let Some((kind, answer)) = answers.next().await {
+            match answer {
+                Ok(all) => objects.push((kind.to_owned(), all)),
+                Err(error) => missing.push(format!("objects of kind {kind}: {error:#}")),
+            }
+        }
+        drop(answers);
+        objects.iter().flat_map(|(_, all)| all).for_each(|object| redactor.learn(object));
+        let pods: Vec<Value> =
+            objects.iter().find(|(kind, _)| kind == "Pod").map(|(_, all)| all.clone()).unwrap_or_default();
+        self.add_objects(objects, &redactor, &mut archive, &mut missing)?;
+        let parts = self.parts(&pods);
+        note(&format!("reading {} logs, dumps and pages of the mesh's own pods ...", parts.len()));
+        let mut answers = futures::stream::iter(parts)
+            .map(|(path, part)| async move {
+                let answer = self.timed(self.fetch(&part)).await;
+                (path, matches!(part, Part::Log { .. }), answer)
+            })
+            .buffered(AT_ONCE);
+        while let Some((path, is_log, answer)) = answers.next().await {
+            let keep = if is_log { Keep::Tail } else { Keep::Head };
+            match answer.and_then(|bytes| written(&redactor, &path, &bytes)) {
+                Ok(content) => {
+                    let cut = archive.add(&path, content, keep);
+                    missing.extend(cut.map(|cut| format!("{path}: {cut}")));
+                }
+                Err(error) => missing.push(redactor.text(&format!("{path}: {error:#}"))),
+            }
+        }
+        drop(answers);
+        archive.add("versions.yaml", Report::Yaml.of(&version::report(&self.versioned(&pods)))?, Keep::Head);
+        archive.add("report.yaml", Report::Yaml.of(&self.about(&missing))?, Keep::Head);
+        archive.add("missing.txt", missing.join("\n"), Keep::Head);
+        Ok((archive, missing))
+    }
+
+    /// What a reader wants to know first.
+    fn about(&self, missing: &[String]) -> Value {
+        let place = match &self.place {
+            Place::Here { mesh } => format!("mesh {mesh:?} on one machine"),
+            _ => "cluster".to_owned(),
+        };
+        json!({
+            "madeBy": format!("stillmesh {}", version::OWN),
+            "madeAt": jiff::Timestamp::now().to_string(),
+            "of": place,
+            "meshNamespace": self.scope.mesh_namespace,
+            "reachesBackSeconds": self.scope.since.as_secs(),
+            "include": self.scope.include,
+            "exclude": self.scope.exclude,
+            "missing": missing.len(),
+        })
+    }
+
+    fn versioned(&self, pods: &[Value]) -> Vec<Value> {
+        let of_mesh = |pod: &&Value| kind_of(pod).is_some_and(|kind| kind != "agent");
+        pods.iter().filter(of_mesh).cloned().collect()
+    }
+
+    /// Kinds with the versions in which they may be served. Secrets are not among them.
+    fn kinds(&self) -> Vec<(Vec<&'static str>, &'static str)> {
+        let known = Kind::ALL.iter().filter(|kind| **kind != Kind::Secret);
+        let mut kinds: Vec<_> = known.map(|kind| (kind.api_versions().to_vec(), kind.as_str())).collect();
+        if matches!(self.place, Place::Cluster { .. }) {
+            kinds.extend(MORE.iter().map(|(version, kind)| (vec![*version], *kind)));
+        }
+        kinds
+    }
+
+    /// Objects of a kind, in the first version in which there are any.
+    async fn first_of(&self, versions: &[&str], kind: &str) -> anyhow::Result<Vec<Value>> {
+        for version in versions {
+            let found = self.list(version, kind).await?;
+            if !found.is_empty() {
+                return Ok(found);
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    async fn list(&self, version: &str, kind: &str) -> anyhow::Result<Vec<Value>> {
+        match &self.place {
+            Place::Here { mesh } => control::objects(mesh, kind, "").await,
+            Place::Cluster { objects } => self.list_in(objects, &Resource::new(version, kind)).await,
+            Place::Objects(_) => bail!("manifests have no mesh that runs"),
+        }
+    }
+
+    /// Everywhere, or in the namespaces that are named: who may not see all may see these.
+    async fn list_in(&self, objects: &Objects, resource: &Resource) -> anyhow::Result<Vec<Value>> {
+        let is_namespaced = Kind::named(resource.kind())
+            .map_or_else(|| !resource.kind().ends_with("WebhookConfiguration"), Kind::namespaced);
+        let are_names = !self.scope.include.is_empty() && self.scope.include.iter().all(|one| !one.contains('*'));
+        let is_own = OWN_ONLY.contains(&resource.kind());
+        if !is_namespaced || !(are_names || is_own) {
+            return objects.list(resource, "", "").await;
+        }
+        let own = [self.scope.mesh_namespace.as_str(), ROOT];
+        let named = self.scope.include.iter().filter(|_| !is_own).map(String::as_str);
+        let all: BTreeSet<&str> = named.chain(own).collect();
+        let mut found = Vec::new();
+        for namespace in all {
+            found.extend(objects.list(resource, namespace, "").await?);
+        }
+        Ok(found)
+    }
+
+    fn add_objects(
+        &self,
+        objects: Vec<(String, Vec<Value>)>,
+        redactor: &Redactor,
+        archive: &mut Archive,
+        missing: &mut Vec<String>,
+    ) -> anyhow::Result<()> {
+        let mut files: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+        for (kind, all) in objects {
+            for mut object in all {
+                let place = if kind == "Namespace" { name(&object) } else { namespace(&object) };
+                if self.scope.takes_kind(&kind, place) {
+                    let folder = match namespace(&object) {
+                        "" => "_cluster",
+                        namespace => namespace,
+                    };
+                    let path = format!("objects/{folder}/{kind}.yaml");
+                    redactor.value(&mut object);
+                    files.entry(path).or_default().push(object);
+                }
+            }
+        }
+        for (path, all) in files {
+            let cut = archive.add(&path, Report::Yaml.of(&all)?, Keep::Head);
+            missing.extend(cut.map(|cut| format!("{path}: {cut}")));
+        }
+        Ok(())
+    }
+
+    /// What is fetched of the mesh's own pods, by the file that it goes to.
+    fn parts(&self, pods: &[Value]) -> Vec<(String, Part)> {
+        let mut parts = vec![(
+            match self.place {
+                Place::Here { .. } => "status.json".to_owned(),
+                _ => "check.json".to_owned(),
+            },
+            Part::Check,
+        )];
+        let own = pods.iter().filter(|pod| self.scope.takes(namespace(pod)) && kind_of(pod).is_some());
+        for pod in own.take(MOST_PODS) {
+            let place = format!("pods/{}/{}", namespace(pod), name(pod));
+            for container in list(&pod["spec"]["containers"]).map(|one| text(&one["name"])) {
+                let log = |before| Part::Log {
+                    namespace: namespace(pod).to_owned(),
+                    pod: name(pod).to_owned(),
+                    container: container.to_owned(),
+                    before,
+                };
+                parts.push((format!("{place}/{container}.log"), log(false)));
+                let statuses = list(&pod["status"]["containerStatuses"]);
+                let again = statuses
+                    .filter(|one| text(&one["name"]) == container)
+                    .any(|one| one["restartCount"].as_u64() > Some(0));
+                if again && matches!(self.place, Place::Cluster { .. }) {
+                    parts.push((format!("{place}/{container}.previous.log"), log(true)));
+                }
+            }
+            if pod["status"]["phase"] != "Running" {
+                continue;
+            }
+            for (file, port, page) in self.pages(kind_of(pod)) {
+                if let Some(proxy) = self.place.proxy(pod) {
+                    parts.push((format!("{place}/{file}"), Part::Page { proxy, port, page }));
+                }
+            }
+        }
+        parts
+    }
+
+    /// Files, ports and pages of a pod of the mesh.
+    fn pages(&self, kind: Option<&str>) -> Vec<(&'static str, u16, String)> {
+        let since = self.scope.since.as_secs().max(1);
+        let query = Query { since: Some(self.scope.since.max(Duration::from_secs(1))), ..Query::all() };
+        match kind {
+            Some("controller") => vec![
+                ("metrics.txt", MONITORING, "/metrics".to_owned()),
+                ("syncz.json", MONITORING, "/debug/syncz".to_owned()),
+                ("receipts.json", MONITORING, "/debug/receipts".to_owned()),
+                ("findings.json", MONITORING, "/debug/findings".to_owned()),
+            ],
+            Some("agent") => vec![("metrics.txt", MONITORING, "/metrics".to_owned())],
+            _ => vec![
+                ("metrics.txt", STATS, "/metrics".to_owned()),
+                ("config_dump.json", ADMIN, "/config_dump".to_owned()),
+                ("decisions.json", ADMIN, format!("/decisions?{query}")),
+                ("flows.json", ADMIN, format!("/flows?since={since}")),
+            ],
+        }
+    }
+
+    /// Within the time of a part, and of all.
+    async fn timed<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        let end = self.until.min(Instant::now() + PART);
+        match timeout_at(end, work).await {
+            Ok(done) => done,
+            Err(_) if end == self.until => bail!("the time of the whole report was up (--timeout)"),
+            Err(_) => bail!("no answer within {PART:?}"),
+        }
+    }
+
+    async fn fetch(&self, part: &Part) -> anyhow::Result<Vec<u8>> {
+        match (part, &self.place) {
+            (Part::Page { proxy, port, page }, _) => Ok(proxy.page(*port, page).await?.into()),
+            (Part::Check, Place::Here { mesh }) => Ok(control::client(mesh)?.get("/status").await?.body.into()),
+            (Part::Check, Place::Cluster { objects }) => {
+                let report = check::report(objects, &self.scope.mesh_namespace).await?;
+                Ok(serde_json::to_vec_pretty(&report)?)
+            }
+            (Part::Log { namespace, pod, container, .. }, Place::Here { mesh }) => {
+                let path = format!("/logs/{namespace}/{pod}?follow=false&container={container}");
+                let mut stream = control::client(mesh)?.stream(Method::GET, &path, "").await?;
+                let mut log = Vec::new();
+                while let Some(chunk) = stream.chunk().await? {
+                    log.extend_from_slice(&chunk);
+                    // Only the end is kept.
+                    if log.len() > 2 * FILE {
+                        log.drain(..log.len() - FILE);
+                    }
+                }
+                if !stream.status.is_success() {
+                    bail!("{}", String::from_utf8_lossy(&log).trim());
+                }
+                Ok(log)
+            }
+            (Part::Log { namespace, pod, container, before }, Place::Cluster { objects }) => {
+                let pods: Api<Pod> = Api::namespaced(objects.client().clone(), namespace);
+                let wanted = LogParams {
+                    container: Some(container.clone()),
+                    previous: *before,
+                    since_seconds: (!before).then(|| i64::try_from(self.scope.since.as_secs()).unwrap_or(i64::MAX)),
+                    tail_lines: Some(50_000),
+                    timestamps: true,
+                    ..LogParams::default()
+                };
+                let log = within("reading the log", pods.logs(pod, &wanted)).await?;
+                Ok(log.into_bytes())
+            }
+            (_, Place::Objects(_)) => bail!("manifests have no mesh that runs"),
+        }
+    }
+}
+
+/// What a file is to have in it.
+fn written(redactor: &Redactor, path: &str, bytes: &[u8]) -> anyhow::Result<String> {
+    if path.ends_with(".json") {
+        let mut value: Value = serde_json::from_slice(bytes).context("this is no JSON")?;
+        redactor.value(&mut value);
+        return Ok(serde_json::to_string_pretty(&value)?);
+    }
+    Ok(redactor.text(&String::from_utf8_lossy(bytes)))
+}
+
+/// Which part of the mesh a pod is.
+fn kind_of(pod: &Value) -> Option<&'static str> {
+    let is_waypoint = label(pod, GATEWAY).is_some()
+        && label(pod, "gateway.istio.io/managed").is_none_or(|by| by == "istio.io-mesh-controller");
+    match part_of(pod) {
+        Some(part) => Some(part),
+        None if is_waypoint => Some("waypoint"),
+        None => None,
+    }
+}
+
+fn part_of(pod: &Value) -> Option<&'static str> {
+    let named = label(pod, "app.kubernetes.io/name").unwrap_or_default();
+    let app = label(pod, "app").or_else(|| label(pod, "k8s-app")).unwrap_or_default();
+    match (named, app) {
+        ("stillmesh-controller", _) | (_, "istiod") => Some("controller"),
+        ("stillmesh-cni", _) | (_, "istio-cni-node") => Some("agent"),
+        (_, "ztunnel") => Some("ztunnel"),
+        _ => None,
+    }
+}
