@@ -15,12 +15,16 @@ use stillmesh_test_support::net::Place;
 use stillmesh_tunnel_tests::{Mesh, Node, Pod};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 
 /// An agent that answers by these ports, once it does.
 async fn serve(probes: Probes, mesh: &Mesh, node: &Node, processes: &tempfile::TempDir) -> Tasks {
     let agent = Tasks::new("agent");
     let path = node.home().join("probes.sock");
-    agent.spawn("probes", probes.serve(path.clone(), mesh.router.netns().clone(), processes.path().to_owned()));
+    // Nobody listens to what tunnels say of pods.
+    let (asks, _) = mpsc::channel(1);
+    let (host, processes) = (mesh.router.netns().clone(), processes.path().to_owned());
+    agent.spawn("probes", probes.serve(path.clone(), host, processes, asks));
     while !path.exists() {
         tokio::task::yield_now().await;
     }
