@@ -108,7 +108,8 @@ fn a_quarantined_namespace_speaks_with_nobody_until_it_is_told_to() {
     assert!(!connects(&mesh, "cutpeer", "client-2", &own), "it receives");
     assert!(!connects(&mesh, "plain", "client-1", &own), "it receives clear text");
     assert!(connects(&mesh, "cutpeer", "client-2", &other), "others are cut off, too");
-    assert_eq!(open(&mesh, "cutpeer/client-2", "cutpeer/server-2"), 2, "what others had open is cut");
+    // The one that was just made may be seen still.
+    wait("what others had open is open alone", || open(&mesh, "cutpeer/client-2", "cutpeer/server-2") == 2);
     end(unrelated);
 
     let late = client("cutoff", "client-3", "node2");
@@ -161,7 +162,9 @@ fn a_quarantine_of_a_pod_ends_by_itself_and_means_nobody_else() {
         let list: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         list["items"].as_array().into_iter().flatten().find(|one| one["metadata"]["name"] == name.as_str()).cloned()
     };
-    wait("it was carried out", || find().is_some_and(|order| order["status"]["done"] == 1));
+    // On a machine that stands still it may be over already.
+    let carried_out = |order: Value| order["status"]["done"] == 1 || order["status"]["phase"] == "Ended";
+    wait("it was carried out", || find().is_some_and(carried_out));
     assert!(connects(&mesh, "cutnear", "client-2", &own), "another pod of the namespace is cut off");
     wait("it ends", || find().is_some_and(|order| order["status"]["phase"] == "Ended"));
     wait("the pod is connected again", || connects(&mesh, "cutshort", "client-1", &target));
