@@ -105,6 +105,8 @@ impl Probes {
                     let verdict = match probes::said(&socket).await? {
                         Said::Question(question) => probes.judge(question, host, proc).await,
                         // While there is no room nobody has heard, and the tunnel tells again.
+                        // Pods that start come first; the tunnel tells again.
+                        Said::Notice(_) if asks.capacity() * 2 < asks.max_capacity() => return Ok(()),
                         Said::Notice(notice) => match asks.try_send(Ask::CutOff(notice)) {
                             Ok(()) => Verdict::Other,
                             Err(_) => return Ok(()),

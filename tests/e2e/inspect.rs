@@ -66,9 +66,9 @@ fn proxies_say_whether_they_have_what_they_were_sent_and_what_they_make_of_it() 
     let pod = pod();
 
     // Who is connected, and how they take what they are sent.
-    let table = || scene.shows(&["ps", "-v", "1", "gateway/waypoint.inspected"]);
+    let table = || text(&scene.mesh.command(&["ps", "-v", "1", "gateway/waypoint.inspected"]));
     wait(&format!("all is taken: {}", table()), || {
-        table().lines().nth(1).is_some_and(|line| line.matches("SYNCED").count() == 5)
+        table().lines().any(|line| line.starts_with(&pod) && line.matches("SYNCED").count() == 5)
     });
     let table = scene.shows(&["proxy-status"]);
     assert!(has_line(&table, &[&pod, "stillmesh-controller", "5 ("]), "{table}");
@@ -91,9 +91,8 @@ fn proxies_say_whether_they_have_what_they_were_sent_and_what_they_make_of_it() 
     wait(&format!("the policy: {}", of("policy")), || of("policy").contains("readers"));
     assert!(has_line(&of("policy"), &["inspected", "readers", "Allow", "AuthorizationPolicy"]), "{}", of("policy"));
     assert!(has_line(&of("listener"), &["80", "HTTP", "HTTPRoute inspected/web"]), "{}", of("listener"));
-    let endpoints = of("endpoint");
     let one = [":8080", "HEALTHY", "OK", "web-v1.inspected.svc.cluster.local:80", "inspected/web-v1", "HBONE"];
-    assert!(has_line(&endpoints, &one), "{endpoints}");
+    wait(&format!("the endpoint: {}", of("endpoint")), || has_line(&of("endpoint"), &one));
     assert!(of("cluster").contains("web-v2.inspected.svc.cluster.local"), "{}", of("cluster"));
     let secrets = of("secret");
     assert!(has_line(&secrets, &["/ns/inspected/sa/waypoint", "Leaf", "Available", "true"]), "{secrets}");

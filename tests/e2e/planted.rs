@@ -5,10 +5,8 @@
 
 use std::time::Instant;
 
-use serde_json::Value;
-
 use crate::mesh::{client, namespace, server};
-use crate::support::{Mesh, PATIENCE, peer, shared, text, wait};
+use crate::support::{Mesh, PATIENCE, peer, shared, text};
 use crate::waypoint::GATEWAY;
 
 /// Where everything is planted; `NS` in the objects.
@@ -398,6 +396,15 @@ fn of_connections() -> Vec<Planted> {
     ]
 }
 
+/// Takes everything away again.
+struct Planter<'a>(&'a Mesh);
+
+impl Drop for Planter<'_> {
+    fn drop(&mut self) {
+        self.0.delete("planted.yaml");
+    }
+}
+
 /// A command with the addresses of the pods that it names as `IP_OF_…`.
 fn addressed(mesh: &Mesh, command: &str) -> String {
     let Some((before, rest)) = command.split_once("IP_OF_") else { return command.to_owned() };
@@ -412,15 +419,10 @@ fn each_planted_failure_is_explained() {
     objects += &client("NS", "client", "node1");
     planted.iter().for_each(|one| objects += &one.objects);
     let mesh = shared();
+    let _planted = Planter(&mesh);
     mesh.apply("planted.yaml", &(namespace(NAMESPACE, true) + &objects.replace("NS", NAMESPACE)));
-    wait("the pods are captured", || {
-        let pods = mesh.get("pods", NAMESPACE);
-        let is_captured = |pod: &&Value| pod["metadata"]["annotations"]["ambient.istio.io/redirection"] == "enabled";
-        // All but the waypoint.
-        pods.len() > 2 && pods.iter().filter(is_captured).count() + 1 == pods.len()
-    });
-    let ready = mesh.command(&["status", "--wait", "120"]);
-    assert!(ready.status.success(), "{}", text(&ready));
+    // And the waypoint's.
+    mesh.settled(NAMESPACE, objects.matches("\nkind: Pod\n").count() + 1);
     for one in &planted {
         let met = addressed(&mesh, &one.met);
         let mut arguments = vec!["why", "-n", NAMESPACE, "client"];
@@ -441,5 +443,4 @@ fn each_planted_failure_is_explained() {
         };
         eprintln!("{}: explained in {took:?}", one.name);
     }
-    mesh.delete("planted.yaml");
 }

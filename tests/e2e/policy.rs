@@ -1,7 +1,7 @@
 //! What policies do to new and to open connections, and what is said about it.
 
 use crate::mesh::{client, namespace, server};
-use crate::support::{Mesh, peer, shared, text, wait};
+use crate::support::{Mesh, peer, shared, wait};
 
 fn files(name: &str) -> String {
     namespace(name, true)
@@ -12,9 +12,7 @@ fn files(name: &str) -> String {
 
 fn ready(mesh: &Mesh, name: &str) -> String {
     mesh.apply(&format!("{name}.yaml"), &files(name));
-    wait("captured", || mesh.get("pods", name).len() == 3 && mesh.captured(name));
-    let status = mesh.command(&["status", "--wait", "60"]);
-    assert!(status.status.success(), "{}", text(&status));
+    mesh.settled(name, 3);
     format!("{}:7000", mesh.ips(name, "server-1")[0])
 }
 
@@ -32,8 +30,8 @@ spec: {mtls: {mode: STRICT}}
     mesh.apply("strict-policy.yaml", strict);
     wait("refused", || !mesh.peer("plain", "client-1", &["echo", &target]).status.success());
     mesh.ask("strict", "client-1", &["echo", &target]);
-    let ready = mesh.command(&["status", "--wait", "30"]);
-    assert!(ready.status.success(), "probes must go on: {}", text(&ready));
+    // Probes go on.
+    mesh.settled("strict", 3);
     mesh.delete("strict-policy.yaml");
     wait("let in again", || mesh.peer("plain", "client-1", &["echo", &target]).status.success());
     mesh.delete("strict.yaml");

@@ -6,6 +6,7 @@ use std::process::{Child, Stdio};
 use serde_json::Value;
 
 use crate::mesh::{client, namespace, server};
+use crate::scene::is_ready;
 use crate::support::{Mesh, peer, shared, text, wait};
 
 /// A client and a server that are to be cut off, and a client and a server that they speak with.
@@ -17,10 +18,8 @@ fn ready(mesh: &Mesh, cut: &str, other: &str) {
         + &server(other, "server-2", "node2")
         + &client(other, "client-2", "node2");
     mesh.apply(&format!("{cut}.yaml"), &files);
-    let captured = || mesh.get("pods", cut).len() == 2 && mesh.captured(cut) && mesh.captured(other);
-    wait("captured", captured);
-    let status = mesh.command(&["status", "--wait", "60"]);
-    assert!(status.status.success(), "{}", text(&status));
+    mesh.settled(cut, 2);
+    mesh.settled(other, 2);
 }
 
 fn address(mesh: &Mesh, namespace: &str, pod: &str) -> String {
@@ -46,7 +45,7 @@ fn open(mesh: &Mesh, from: &str, to: &str) -> usize {
 }
 
 fn quarantine(mesh: &Mesh, arguments: &[&str]) -> Value {
-    let output = mesh.command(&[&["quarantine"], arguments, &["-o", "json"]].concat());
+    let output = mesh.command(&[&["quarantine"], arguments, &["--timeout", "10m", "-o", "json"]].concat());
     assert!(output.status.success(), "quarantine {arguments:?}:\n{}", text(&output));
     let mut list: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     list["items"][0].take()
@@ -130,11 +129,10 @@ fn a_quarantined_namespace_speaks_with_nobody_until_it_is_told_to() {
     assert!(why.contains("Quarantine cutoff/quarantine-") && why.contains("a drill"), "{why}");
     let why = text(&mesh.command(&["why", "cutpeer/client-2", "cutoff/server-1"]));
     assert!(why.contains("QUARANTINED") && why.contains("a drill"), "{why}");
-    let server = mesh.pod("cutoff", "server-1").unwrap();
-    let ready = server["status"]["conditions"].as_array().unwrap().iter().find(|one| one["type"] == "Ready").cloned();
-    assert_eq!(ready.unwrap()["status"], "True", "probes pass: {server}");
+    wait("probes pass", || mesh.pod("cutoff", "server-1").is_some_and(|pod| is_ready(&pod)));
     let log = mesh.logs("istio-system", "istio-cni-node-node1");
-    let audited = |line: &str| line.contains("audit") && line.contains("a drill") && line.contains("cutoff/client-1");
+    let name = order["metadata"]["name"].as_str().unwrap();
+    let audited = |line: &str| line.contains("audit") && line.contains(name) && line.contains("cutoff/client-1");
     assert!(log.lines().any(audited), "the agent's log has no line for the audit:\n{log}");
     let listed = mesh.command(&["quarantine", "--list"]);
     assert!(text(&listed).contains("a drill"), "{}", text(&listed));
@@ -142,9 +140,11 @@ fn a_quarantined_namespace_speaks_with_nobody_until_it_is_told_to() {
     let over = quarantine(&mesh, &["cutoff", "--end"]);
     assert_eq!(over["status"]["summary"], "3/3 pods connected again", "{over}");
     assert!(over["status"]["connections"].as_u64().is_some_and(|cut| cut >= 1), "{over}");
-    mesh.ask("cutoff", "client-1", &["echo", &other]);
-    mesh.ask("cutoff", "client-3", &["echo", &other]);
-    mesh.ask("cutpeer", "client-2", &["echo", &own]);
+    for (namespace, pod, to) in
+        [("cutoff", "client-1", &other), ("cutoff", "client-3", &other), ("cutpeer", "client-2", &own)]
+    {
+        wait(&format!("{pod} is answered again"), || connects(&mesh, namespace, pod, to));
+    }
     mesh.delete("cutoff-late.yaml");
     mesh.delete("cutoff.yaml");
 }
@@ -155,7 +155,7 @@ fn a_quarantine_of_a_pod_ends_by_itself_and_means_nobody_else() {
     ready(&mesh, "cutshort", "cutnear");
     let target = address(&mesh, "cutnear", "server-2");
     let own = address(&mesh, "cutshort", "server-1");
-    let order = quarantine(&mesh, &["cutshort/client-1", "--for", "5s", "--reason", "briefly", "--yes", "--no-wait"]);
+    let order = quarantine(&mesh, &["cutshort/client-1", "--for", "45s", "--reason", "briefly", "--yes", "--no-wait"]);
     let name = order["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let find = || {
         let output = mesh.command(&["quarantine", "--list", "cutshort", "-o", "json"]);
@@ -176,7 +176,7 @@ fn a_quarantine_takes_pods_back_that_a_bypass_keeps_out() {
     let mesh = shared();
     ready(&mesh, "cutplain", "cutfar");
     let target = address(&mesh, "cutfar", "server-2");
-    let out = mesh.command(&["bypass", "cutplain", "--reason", "a test"]);
+    let out = mesh.command(&["bypass", "cutplain", "--reason", "a test", "--timeout", "10m"]);
     assert!(out.status.success(), "{}", text(&out));
     let plainly = hold(&mesh, "cutplain", "client-1", &target);
     wait("it is open", || open(&mesh, "cutplain/client-1", "cutfar/server-2") > 0);

@@ -33,10 +33,8 @@ fn files(out: &str, strictly: &str) -> String {
 
 fn ready(mesh: &Mesh, out: &str, strictly: &str) {
     mesh.apply(&format!("{out}.yaml"), &files(out, strictly));
-    let captured = || mesh.get("pods", out).len() == 2 && mesh.captured(out) && mesh.captured(strictly);
-    wait("captured", captured);
-    let status = mesh.command(&["status", "--wait", "60"]);
-    assert!(status.status.success(), "{}", text(&status));
+    mesh.settled(out, 2);
+    mesh.settled(strictly, 2);
 }
 
 fn hold(mesh: &Mesh, namespace: &str, target: &str, word: &str) -> Child {
@@ -54,7 +52,7 @@ fn seen(mesh: &Mesh, word: &str) -> u64 {
 }
 
 fn bypass(mesh: &Mesh, arguments: &[&str]) -> Value {
-    let output = mesh.command(&[&["bypass"], arguments, &["-o", "json"]].concat());
+    let output = mesh.command(&[&["bypass"], arguments, &["--timeout", "10m", "-o", "json"]].concat());
     assert!(output.status.success(), "bypass {arguments:?}:\n{}", text(&output));
     let mut list: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     list["items"][0].take()
@@ -117,7 +115,7 @@ fn a_bypassed_namespace_talks_plainly_to_strict_peers_and_comes_back_when_told()
 fn a_bypass_of_a_pod_ends_by_itself() {
     let mesh = shared();
     ready(&mesh, "brief", "sterner");
-    let order = bypass(&mesh, &["brief/client-1", "--for", "3s", "--reason", "briefly", "--no-wait"]);
+    let order = bypass(&mesh, &["brief/client-1", "--for", "45s", "--reason", "briefly", "--no-wait"]);
     let name = order["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let find = || {
         let output = mesh.command(&["bypass", "--list", "brief", "-o", "json"]);

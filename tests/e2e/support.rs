@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::scene::is_ready;
+
 /// The command under test.
 pub const STILLMESH: &str = env!("CARGO_BIN_EXE_stillmesh");
 
@@ -157,6 +159,20 @@ impl Mesh {
         let pods = self.get("pods", namespace);
         let captured = |pod: &Value| pod["metadata"]["annotations"]["ambient.istio.io/redirection"] == "enabled";
         !pods.is_empty() && pods.iter().all(captured)
+    }
+
+    /// Waits until so many pods of a namespace are there, ready and captured. Waypoints count, and need not be captured; what
+    /// other tests do to pods of theirs does not matter.
+    pub fn settled(&self, namespace: &str, pods: usize) {
+        let is_in = |pod: &Value| {
+            let metadata = &pod["metadata"];
+            metadata["annotations"]["ambient.istio.io/redirection"] == "enabled"
+                || !metadata["labels"]["gateway.networking.k8s.io/gateway-name"].is_null()
+        };
+        wait(&format!("{pods} pods of {namespace} are ready and captured"), || {
+            let all = self.get("pods", namespace);
+            all.len() == pods && all.iter().all(|pod| is_in(pod) && is_ready(pod))
+        });
     }
 
     /// What a container printed.

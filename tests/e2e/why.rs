@@ -33,9 +33,7 @@ fn connections_are_explained_by_the_names_of_their_ends_and_by_id() {
         + &service("asked", "server", "server", "")
         + &service("asked", "nobody", "nobody", "");
     mesh.apply("asked.yaml", &files);
-    wait("captured", || mesh.get("pods", "asked").len() == 3 && mesh.captured("asked"));
-    let status = mesh.command(&["status", "--wait", "60"]);
-    assert!(status.status.success(), "{}", text(&status));
+    mesh.settled("asked", 3);
     let ip = &mesh.ips("asked", "server-1")[0];
     let ask = |namespace: &str, pod: &str, to: &str| mesh.peer(namespace, pod, &["echo", to]).status.success();
 

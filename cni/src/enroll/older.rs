@@ -88,12 +88,15 @@ pub fn sockets() -> Result<Vec<TcpSocket>, Error> {
 pub fn cut(older: &[Connection]) -> Result<usize, Error> {
     let sockets = sockets()?;
     let still: HashSet<Connection> = remaining(older, &sockets).into_iter().collect();
-    let mut ended = 0;
+    let (mut ended, mut failed) = (0, None);
     for socket in sockets.iter().filter(|socket| alive(socket) && still.contains(&connection(socket))) {
-        sock_diag::destroy(socket)?;
-        ended += 1;
+        match sock_diag::destroy(socket) {
+            Ok(()) => ended += 1,
+            // The others are no less to be reset.
+            Err(error) => failed = Some(error),
+        }
     }
-    Ok(ended)
+    failed.map_or(Ok(ended), Err)
 }
 
 /// Whether bytes of an application may still pass: not listeners, not what only the kernel still knows. A connection

@@ -3,7 +3,7 @@
 //! would say, and what would be refused is asked of core. Each finding has a stable code ([`code`]), level, object and place.
 
 mod code;
-mod message;
+pub(crate) mod message;
 mod policies;
 mod read;
 mod routing;

@@ -5,12 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyPeer};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use stillmesh_k8s::gateway::generate::GATEWAY_NAME;
 use stillmesh_k8s::labels;
 use stillmesh_k8s::network_policy::{Direction, End, TUNNEL_PORT, mended, ports_admitted, selects, verdict};
 use stillmesh_k8s::object::DEFAULT_NAMESPACE;
 
-/// What runs a Gateway carries its name in this label.
-const GATEWAY: &str = "gateway.networking.k8s.io/gateway-name";
 /// Labels that tell replicas of one workload apart.
 const OF_ONE: [&str; 2] = ["statefulset.kubernetes.io/pod-name", "apps.kubernetes.io/pod-index"];
 /// Pairs of pods that are looked at for one policy, at most; beyond them a policy may go untold.
@@ -36,7 +35,7 @@ impl Member<'_> {
     /// The waypoint that it runs, if it does: `namespace/name`.
     fn runs(&self) -> Option<String> {
         let metadata = &self.end.pod?.metadata;
-        let name = labels::of(&metadata.labels).get(GATEWAY)?;
+        let name = labels::of(&metadata.labels).get(GATEWAY_NAME)?;
         Some(format!("{}/{name}", metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE)))
     }
 
@@ -96,6 +95,9 @@ fn kinds<'a>(members: &[Member<'a>]) -> Vec<Member<'a>> {
 
 fn look(blocked: &mut Blocked<'_>, policies: &[&NetworkPolicy], members: &[Member<'_>]) {
     let Blocked { policy, direction, .. } = *blocked;
+    // Those of other namespaces say nothing of its pods.
+    let is_near = |one: &&&NetworkPolicy| one.metadata.namespace == policy.metadata.namespace;
+    let policies: Vec<&NetworkPolicy> = policies.iter().filter(is_near).copied().collect();
     let passes = |subject: &Member<'_>, peer: &Member<'_>| {
         verdict(policies.iter().copied(), direction, &subject.end, &peer.end, TUNNEL_PORT).passes()
     };
@@ -153,7 +155,7 @@ impl Blocked<'_> {
             let (namespace, name) = waypoint.split_once('/')?;
             Some(NetworkPolicyPeer {
                 namespace_selector: Some(labels("kubernetes.io/metadata.name", namespace)),
-                pod_selector: Some(labels(GATEWAY, name)),
+                pod_selector: Some(labels(GATEWAY_NAME, name)),
                 ip_block: None,
             })
         };
@@ -187,7 +189,7 @@ mod tests {
             pod("page", ("app", "page")),
             pod("web", ("app", "web")),
             pod("till", ("app", "till")),
-            pod("waypoint-1", (GATEWAY, "waypoint")),
+            pod("waypoint-1", (GATEWAY_NAME, "waypoint")),
         ];
         let member = |pod| Member { end: End::pod(pod, None), waypoints: Vec::new() };
         let mut members: Vec<Member<'_>> = pods.iter().map(member).collect();

@@ -11,10 +11,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use clap::Args;
+use futures::FutureExt as _;
+use futures::future::select_all;
 use jiff::Timestamp;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::cluster::args::{MeshNamespace, WhichMesh, duration};
@@ -82,7 +84,10 @@ fn pattern(text: &str) -> Result<String, String> {
 
 /// Carries it out.
 pub(crate) async fn run(args: &BugReport) -> anyhow::Result<ExitCode> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    let mut signals = kinds.into_iter().map(signal).collect::<Result<Vec<_>, _>>()?;
+    let folder = archive::folder(&args.output);
+    ensure!(args.dry_run || folder.is_dir(), "{}: there is no folder {}", args.output.display(), folder.display());
     let made = async {
         let place = Place::find(&args.which).await?;
         let gatherer = Gatherer::new(place, scope(args)?, Instant::now() + args.timeout);
@@ -94,13 +99,22 @@ pub(crate) async fn run(args: &BugReport) -> anyhow::Result<ExitCode> {
     };
     let gathered = tokio::select! {
         made = made => made?,
-        _ = interrupt.recv() => return Ok(interrupted()),
-        _ = terminate.recv() => return Ok(interrupted()),
+        () = stopped(&mut signals) => return Ok(interrupted()),
     };
-    match gathered {
-        None => Ok(ExitCode::SUCCESS),
-        Some((archive, missing)) => finish(args, &archive, &missing),
+    let Some((archive, missing)) = gathered else { return Ok(ExitCode::SUCCESS) };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let packed = archive.packed(now).context("packing")?;
+    // While it was packed nobody looked.
+    if stopped(&mut signals).now_or_never().is_some() {
+        return Ok(interrupted());
     }
+    archive::write(&packed, &args.output)?;
+    Ok(tell(args, &archive, packed.len(), &missing))
+}
+
+/// Until one of these signals comes.
+async fn stopped(signals: &mut [Signal]) {
+    select_all(signals.iter_mut().map(|one| Box::pin(one.recv()))).await;
 }
 
 fn interrupted() -> ExitCode {
@@ -125,9 +139,7 @@ fn scope(args: &BugReport) -> anyhow::Result<Scope> {
     })
 }
 
-fn finish(args: &BugReport, archive: &Archive, missing: &[String]) -> anyhow::Result<ExitCode> {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let packed = archive.write(&args.output, now)?;
+fn tell(args: &BugReport, archive: &Archive, packed: usize, missing: &[String]) -> ExitCode {
     missing.iter().for_each(|one| note(&format!("missing: {one}")));
     let (files, bytes) = archive.size();
     line(&format!(
@@ -135,8 +147,8 @@ fn finish(args: &BugReport, archive: &Archive, missing: &[String]) -> anyhow::Re
         args.output.display()
     ));
     if missing.is_empty() {
-        return Ok(ExitCode::SUCCESS);
+        return ExitCode::SUCCESS;
     }
     note(&format!("{} parts are missing; missing.txt in the archive lists them", missing.len()));
-    Ok(ExitCode::from(INCOMPLETE))
+    ExitCode::from(INCOMPLETE)
 }

@@ -21,10 +21,8 @@ use crate::cluster::zc::{logging_path, print};
 use crate::output::{aligned, line, note};
 use crate::proxy_status::Wanted;
 use crate::why::place::{Place, Proxy};
+use stillmesh_k8s::gateway::generate::GATEWAY_NAME;
 use tables::{Filter, Part};
-
-/// What runs a Gateway carries its name in this label.
-const GATEWAY: &str = "gateway.networking.k8s.io/gateway-name";
 
 /// `stillmesh proxy-config`.
 #[derive(Debug, Args)]
@@ -217,11 +215,11 @@ async fn find(asked: &str, reach: &Reach) -> anyhow::Result<(String, Proxy)> {
     let wanted = Wanted::parse(asked, Some(&reach.namespace))?;
     let place = Place::find(&reach.which).await?;
     let full = |pod: &Value| format!("{}.{}", name(pod), namespace(pod));
-    let waypoints = place.list("Pod", "", GATEWAY).await?;
+    let waypoints = place.list("Pod", "", GATEWAY_NAME).await?;
     let mut meant: Vec<&Value> = waypoints.iter().filter(|pod| pod["status"]["phase"] == "Running").collect();
     let there: Vec<String> = meant.iter().map(|pod| full(pod)).collect();
     meant.retain(|pod| {
-        let gateway = label(pod, GATEWAY).map(|name| format!("{name}.{}", namespace(pod)));
+        let gateway = label(pod, GATEWAY_NAME).map(|name| format!("{name}.{}", namespace(pod)));
         wanted.means(&full(pod)) || (wanted.is_owner() && gateway.is_some_and(|gateway| wanted.means(&gateway)))
     });
     let Some(pod) = meant.first() else {

@@ -236,8 +236,9 @@ impl Wanted {
     /// Whether `pod.namespace` is meant.
     pub(crate) fn means(&self, proxy: &str) -> bool {
         let (pod, place) = proxy.rsplit_once('.').unwrap_or((proxy, ""));
-        let of_owner =
-            || pod.strip_prefix(self.name.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
+        // What a ReplicaSet and a pod add to a name, and no more: another's name may begin like this one.
+        let is_added = |rest: &str| rest.strip_prefix('-').is_some_and(|rest| rest.split('-').count() <= 2);
+        let of_owner = || pod.strip_prefix(self.name.as_str()).is_some_and(|rest| rest.is_empty() || is_added(rest));
         let is_named = if self.is_owner { of_owner() } else { pod == self.name };
         is_named && self.namespace.as_deref().is_none_or(|wanted| wanted == place)
     }

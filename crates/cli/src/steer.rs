@@ -221,7 +221,10 @@ async fn end(place: &Place, kind: &str, whom: &Whom, wanted: &[Wanted], how: &Ho
         for order in place.list(kind, &one.namespace).await? {
             let spec = &order["spec"];
             let pods: Vec<&str> = list(&spec["pods"]).map(text).collect();
+            let labels = &spec["selector"]["matchLabels"];
+            let has = |(key, value): &(String, String)| labels[key.as_str()] == value.as_str();
             let meant = (spec["mesh"] == true) == whom.mesh
+                && whom.selector.as_ref().is_none_or(|wanted| wanted.iter().all(has))
                 && (one.pods.is_empty() || pods.iter().any(|pod| one.pods.iter().any(|wanted| wanted == pod)));
             if meant && order["status"]["phase"] != "Ended" && spec["ended"] != true {
                 place.end(&order, &by).await?;

@@ -55,8 +55,8 @@ check "and nowhere else" says no may "$NS-strict"
 check "it is ended before its time" says 'back in the mesh' mesh bypass "$NS" --end
 check "all are captured again, the late one too" within 20 enrolled shop own caller late
 check "and answered" asks shop "$url" 10
-check "a short one ends by itself" mesh bypass "$NS" --for 3s --reason "a test"
-check "and all come back" within 30 enrolled shop own caller late
+check "a short one ends by itself" mesh bypass "$NS" --for 10s --reason "a test"
+check "and all come back" within 60 enrolled shop own caller late
 check "no connection of the caller failed meanwhile" same 0 "$(failures caller)"
 
 # A Quarantine cuts the namespace off: what is open ends, nothing new passes either way, probes do.
@@ -100,6 +100,6 @@ check "its own role is" says yes may "$NS"
 check "it is ended before its time" says 'connected again' mesh quarantine "$NS" --end
 check "what the pods send is answered again" within 20 asks shop "$url" 5
 check "they are reached again" within 20 own_asks
-check "a short one ends by itself" mesh quarantine "$NS/shop" --for 3s --reason "a drill" --yes
-check "and the pod is connected again" within 30 asks shop "$url" 5
+check "a short one ends by itself" mesh quarantine "$NS/shop" --for 10s --reason "a drill" --yes
+check "and the pod is connected again" within 60 asks shop "$url" 5
 k delete namespace "$NS-strict" "$NS-out" --wait=false >/dev/null

@@ -44,8 +44,13 @@ pub fn at(listener: TcpListener, statuses: &[&'static str]) -> Receiver<Sent> {
             let (sender, statuses) = (sender.clone(), statuses.clone());
             tokio::spawn(async move {
                 let mut preface = [0; 14];
-                while stream.peek(&mut preface).await.expect("a collector that works") < preface.len() {
-                    tokio::task::yield_now().await;
+                loop {
+                    match stream.peek(&mut preface).await {
+                        Ok(length) if length == preface.len() => break,
+                        // It is gone already.
+                        Ok(0) | Err(_) => return,
+                        Ok(_) => tokio::task::yield_now().await,
+                    }
                 }
                 let service = service_fn(move |request| take(request, sender.clone(), statuses.clone()));
                 let stream = TokioIo::new(stream);

@@ -113,8 +113,8 @@ impl Suppress {
     }
 }
 
-/// Whether a text is what a pattern says.
-fn fits(pattern: &str, text: &str) -> bool {
+/// Whether a text is what a pattern says: `*` stands for any letters.
+pub(crate) fn fits(pattern: &str, text: &str) -> bool {
     let Some((start, rest)) = pattern.split_once('*') else { return pattern == text };
     let Some(mut left) = text.strip_prefix(start) else { return false };
     let mut parts: Vec<&str> = rest.split('*').collect();

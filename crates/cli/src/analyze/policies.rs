@@ -6,6 +6,7 @@ use stillmesh_core::attrs::InboundAttrs;
 use stillmesh_core::decide;
 use stillmesh_core::model::access::{Access, Attachment, RequestPolicy, Wanted};
 use stillmesh_core::model::{GatewayDestination, ServiceKey, TunnelProtocol};
+use stillmesh_k8s::gateway::generate::GATEWAY_NAME;
 use stillmesh_k8s::istio::{AuthorizationPolicy, Mode, Source};
 use stillmesh_k8s::labels::{self, Labels};
 use stillmesh_k8s::translate::policy_targets;
@@ -17,8 +18,6 @@ use super::world::World;
 
 /// Annotation of a pod whose inbound traffic is not captured (contract 1.3).
 const BYPASS_INBOUND: &str = "ambient.istio.io/bypass-inbound-capture";
-/// What runs a Gateway carries its name in this label.
-const GATEWAY: &str = "gateway.networking.k8s.io/gateway-name";
 
 /// All that is to be said of policies.
 pub(super) fn said(world: &World) -> Vec<Message> {
@@ -56,7 +55,7 @@ fn selected(world: &World, key: &ObjectKey, selector: Option<&Labels>, all: &mut
         .filter(|(pod, _)| is_root || pod.namespace == key.namespace)
         .filter(|(_, pod)| selector.is_none_or(|wanted| labels::match_all(wanted, labels::of(&pod.metadata.labels))))
         .collect();
-    let gateway = pods.iter().find_map(|(_, pod)| labels::of(&pod.metadata.labels).get(GATEWAY));
+    let gateway = pods.iter().find_map(|(_, pod)| labels::of(&pod.metadata.labels).get(GATEWAY_NAME));
     if let (Some(gateway), Some(_), Kind::AuthorizationPolicy) = (gateway, selector, key.kind) {
         let text = format!(
             "its selector picks the pods of Gateway {gateway}: it decides who may connect to the waypoint, and not about \
@@ -65,7 +64,8 @@ fn selected(world: &World, key: &ObjectKey, selector: Option<&Labels>, all: &mut
         all.push(world.message(code::SELECTOR, key, text));
         return;
     }
-    let mut own = pods.iter().filter(|(_, pod)| !labels::of(&pod.metadata.labels).contains_key(GATEWAY)).peekable();
+    let mut own =
+        pods.iter().filter(|(_, pod)| !labels::of(&pod.metadata.labels).contains_key(GATEWAY_NAME)).peekable();
     if !is_root && own.peek().is_some() && !own.any(|(pod_key, pod)| world.is_enrolled(pod_key, pod)) {
         let text = format!(
             "no pod that it is about is in the mesh: nobody enforces it; the label istio.io/dataplane-mode: ambient on \

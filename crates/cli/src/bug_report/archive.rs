@@ -11,6 +11,8 @@ use flate2::write::GzEncoder;
 pub(super) const FILE: usize = 16 << 20;
 /// All files together, bytes.
 pub(super) const WHOLE: usize = 512 << 20;
+/// Largest file that says what is in the others, bytes.
+const LAST: usize = 1 << 20;
 /// The folder in the archive.
 const ROOT: &str = "bug-report";
 
@@ -33,17 +35,24 @@ pub(super) enum Keep {
 impl Archive {
     /// Adds a file. Says what of it was left out, if anything.
     pub(super) fn add(&mut self, path: &str, content: String, keep: Keep) -> Option<String> {
-        let room = FILE.min(WHOLE.saturating_sub(self.bytes));
+        self.put(path, content, keep, FILE.min(WHOLE.saturating_sub(self.bytes)))
+    }
+
+    /// Adds a file that says what is in the others: there is room for its first part, however much they are.
+    pub(super) fn add_last(&mut self, path: &str, content: String) {
+        self.put(path, content, Keep::Head, LAST);
+    }
+
+    fn put(&mut self, path: &str, mut content: String, keep: Keep, room: usize) -> Option<String> {
         let whole = content.len();
-        let mut content = content.into_bytes();
         if whole > room {
             match keep {
-                Keep::Head => content.truncate(room),
-                Keep::Tail => drop(content.drain(..whole - room)),
+                Keep::Head => content.truncate(content.floor_char_boundary(room)),
+                Keep::Tail => drop(content.drain(..content.ceil_char_boundary(whole - room))),
             }
         }
         self.bytes += content.len();
-        self.files.push((path.to_owned(), content));
+        self.files.push((path.to_owned(), content.into_bytes()));
         let kept = if keep == Keep::Head { "first" } else { "last" };
         (whole > room).then(|| format!("only the {kept} {room} of {whole} bytes are kept"))
     }
@@ -54,7 +63,7 @@ impl Archive {
     }
 
     /// The bytes of a `.tar.gz`.
-    fn packed(&self, now: u64) -> std::io::Result<Vec<u8>> {
+    pub(super) fn packed(&self, now: u64) -> std::io::Result<Vec<u8>> {
         let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::default()));
         for (path, content) in &self.files {
             let mut header = tar::Header::new_gnu();
@@ -65,20 +74,24 @@ impl Archive {
         }
         tar.into_inner()?.finish()
     }
+}
 
-    /// Writes it: whole, or not at all; in place of what was there.
-    pub(super) fn write(&self, file: &Path, now: u64) -> anyhow::Result<u64> {
-        let packed = self.packed(now).context("packing")?;
-        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut part = tempfile::Builder::new()
-            .prefix(".bug-report-")
-            .tempfile_in(folder)
-            .with_context(|| format!("a file in {} cannot be made", folder.display()))?;
-        part.write_all(&packed).with_context(|| format!("writing {}", file.display()))?;
-        part.as_file().sync_all().with_context(|| format!("writing {}", file.display()))?;
-        part.persist(file).with_context(|| format!("{} cannot be put in place", file.display()))?;
-        Ok(packed.len() as u64)
-    }
+/// The folder that a file is put into.
+pub(super) fn folder(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Writes an archive: whole, or not at all; in place of what was there.
+pub(super) fn write(packed: &[u8], file: &Path) -> anyhow::Result<()> {
+    let folder = folder(file);
+    let mut part = tempfile::Builder::new()
+        .prefix(".bug-report-")
+        .tempfile_in(folder)
+        .with_context(|| format!("a file in {} cannot be made", folder.display()))?;
+    part.write_all(packed).with_context(|| format!("writing {}", file.display()))?;
+    part.as_file().sync_all().with_context(|| format!("writing {}", file.display()))?;
+    part.persist(file).with_context(|| format!("{} cannot be put in place", file.display()))?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -96,7 +109,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("out.tar.gz");
         std::fs::write(&file, "before").unwrap();
-        archive.write(&file, 1).unwrap();
+        write(&archive.packed(1).unwrap(), &file).unwrap();
         let packed = std::fs::File::open(&file).unwrap();
         let mut found = Vec::new();
         for entry in tar::Archive::new(flate2::read::GzDecoder::new(packed)).entries().unwrap() {
@@ -113,10 +126,10 @@ mod tests {
     #[test]
     fn where_it_cannot_be_written_nothing_is_left_and_the_place_is_said() {
         let folder = tempfile::tempdir().unwrap();
-        let error = Archive::default().write(&folder.path().join("none/out.tar.gz"), 1).unwrap_err();
+        let error = write(b"", &folder.path().join("none/out.tar.gz")).unwrap_err();
         assert!(format!("{error:#}").contains("none"), "{error:#}");
         std::fs::create_dir(folder.path().join("out")).unwrap();
-        assert!(Archive::default().write(&folder.path().join("out"), 1).is_err());
+        assert!(write(b"", &folder.path().join("out")).is_err());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

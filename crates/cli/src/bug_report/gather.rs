@@ -5,17 +5,20 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use futures::StreamExt as _;
+use futures::future::join_all;
 use http::Method;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::LogParams;
 use serde_json::{Value, json};
 use stillmesh_k8s::Kind;
+use stillmesh_k8s::gateway::generate::GATEWAY_NAME;
 use stillmesh_records::Query;
 use tokio::time::{Instant, timeout_at};
 
 use super::archive::{Archive, FILE, Keep};
 use super::redact::Redactor;
+use crate::analyze::message::fits;
 use crate::cluster::access::within;
 use crate::cluster::args::Report;
 use crate::cluster::objects::{Objects, Resource};
@@ -36,8 +39,6 @@ const MOST_PODS: usize = 400;
 const STATS: u16 = 15020;
 /// Their admin port.
 const ADMIN: u16 = 15000;
-/// What runs a Gateway carries its name in this label.
-const GATEWAY: &str = "gateway.networking.k8s.io/gateway-name";
 /// Namespaces that the mesh has something of its own in, whatever it is called.
 const ROOT: &str = "istio-system";
 /// Kinds of a cluster that are not the mesh's matter, and explain it.
@@ -73,7 +74,7 @@ pub(super) struct Scope {
 impl Scope {
     /// Whether a namespace is meant. What has none always is.
     pub(super) fn takes(&self, namespace: &str) -> bool {
-        let any = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, namespace));
+        let any = |patterns: &[String]| patterns.iter().any(|pattern| fits(pattern, namespace));
         namespace.is_empty()
             || self.is_own(namespace)
             || (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
@@ -85,16 +86,6 @@ impl Scope {
 
     fn takes_kind(&self, kind: &str, namespace: &str) -> bool {
         self.takes(namespace) && (!OWN_ONLY.contains(&kind) || self.is_own(namespace))
-    }
-}
-
-/// Whether a name is described by a pattern with `*`.
-pub(super) fn matches(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((start, rest)) => name
-            .strip_prefix(start)
-            .is_some_and(|tail| (0..=tail.len()).any(|from| tail.get(from..).is_some_and(|tail| matches(rest, tail)))),
     }
 }
 
@@ -147,7 +138,7 @@ impl Gatherer {
         while let Some((kind, answer)) = answers.next().await {
             match answer {
                 Ok(all) => objects.push((kind.to_owned(), all)),
-                Err(error) => missing.push(format!("objects of kind {kind}: {error:#}")),
+                Err(error) => missing.push(redactor.text(&format!("objects of kind {kind}: {error:#}"))),
             }
         }
         drop(answers);
@@ -157,26 +148,30 @@ impl Gatherer {
         self.add_objects(objects, &redactor, &mut archive, &mut missing)?;
         let parts = self.parts(&pods);
         note(&format!("reading {} logs, dumps and pages of the mesh's own pods ...", parts.len()));
-        let mut answers = futures::stream::iter(parts)
-            .map(|(path, part)| async move {
-                let answer = self.timed(self.fetch(&part)).await;
-                (path, matches!(part, Part::Log { .. }), answer)
-            })
-            .buffered(AT_ONCE);
-        while let Some((path, is_log, answer)) = answers.next().await {
-            let keep = if is_log { Keep::Tail } else { Keep::Head };
-            match answer.and_then(|bytes| written(&redactor, &path, &bytes)) {
-                Ok(content) => {
-                    let cut = archive.add(&path, content, keep);
-                    missing.extend(cut.map(|cut| format!("{path}: {cut}")));
+        for some in parts.chunks(AT_ONCE) {
+            // Nothing is under way while texts are cut: that takes long, and the time of what is fetched would go by.
+            let answers = join_all(some.iter().map(|(_, part)| self.timed(self.fetch(part)))).await;
+            for ((path, part), answer) in some.iter().zip(answers) {
+                let keep = if matches!(part, Part::Log { .. }) { Keep::Tail } else { Keep::Head };
+                match answer.and_then(|bytes| written(&redactor, path, &bytes)) {
+                    Ok(content) => {
+                        let cut = archive.add(path, content, keep);
+                        missing.extend(cut.map(|cut| format!("{path}: {cut}")));
+                    }
+                    Err(error) => missing.push(redactor.text(&format!("{path}: {error:#}"))),
                 }
-                Err(error) => missing.push(redactor.text(&format!("{path}: {error:#}"))),
             }
         }
-        drop(answers);
-        archive.add("versions.yaml", Report::Yaml.of(&version::report(&self.versioned(&pods)))?, Keep::Head);
-        archive.add("report.yaml", Report::Yaml.of(&self.about(&missing))?, Keep::Head);
-        archive.add("missing.txt", missing.join("\n"), Keep::Head);
+        let own = pods.iter().filter(|pod| self.is_asked(pod)).count();
+        if own > MOST_PODS {
+            missing.push(format!(
+                "{} more pods of the mesh: {MOST_PODS} are asked; --include names fewer",
+                own - MOST_PODS
+            ));
+        }
+        archive.add_last("versions.yaml", Report::Yaml.of(&version::report(&self.versioned(&pods)))?);
+        archive.add_last("report.yaml", Report::Yaml.of(&self.about(&missing))?);
+        archive.add_last("missing.txt", missing.join("\n"));
         Ok((archive, missing))
     }
 
@@ -280,6 +275,11 @@ impl Gatherer {
         Ok(())
     }
 
+    /// Whether a pod is one of the mesh's own that are wanted.
+    fn is_asked(&self, pod: &Value) -> bool {
+        self.scope.takes(namespace(pod)) && kind_of(pod).is_some()
+    }
+
     /// What is fetched of the mesh's own pods, by the file that it goes to.
     fn parts(&self, pods: &[Value]) -> Vec<(String, Part)> {
         let mut parts = vec![(
@@ -289,8 +289,7 @@ impl Gatherer {
             },
             Part::Check,
         )];
-        let own = pods.iter().filter(|pod| self.scope.takes(namespace(pod)) && kind_of(pod).is_some());
-        for pod in own.take(MOST_PODS) {
+        for pod in pods.iter().filter(|pod| self.is_asked(pod)).take(MOST_PODS) {
             let place = format!("pods/{}/{}", namespace(pod), name(pod));
             for container in list(&pod["spec"]["containers"]).map(|one| text(&one["name"])) {
                 let log = |before| Part::Log {
@@ -405,7 +404,7 @@ fn written(redactor: &Redactor, path: &str, bytes: &[u8]) -> anyhow::Result<Stri
 
 /// Which part of the mesh a pod is.
 fn kind_of(pod: &Value) -> Option<&'static str> {
-    let is_waypoint = label(pod, GATEWAY).is_some()
+    let is_waypoint = label(pod, GATEWAY_NAME).is_some()
         && label(pod, "gateway.istio.io/managed").is_none_or(|by| by == "istio.io-mesh-controller");
     match part_of(pod) {
         Some(part) => Some(part),

@@ -58,7 +58,7 @@ impl Redactor {
     pub(super) fn new() -> anyhow::Result<Self> {
         let header = r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie|x-api-key|x-auth-token|x-amz-security-token|x-csrf-token)";
         let named = r"(?i)([a-z0-9_.\-]*(?:password|passwd|passphrase|pwd|secret|api[_-]?key|access[_-]?key(?:[_-]?id)?|private[_-]?key|secret[_-]?key|credentials?|token|session[_-]?id|signature))";
-        let assigned = r#"(\\*["']?[ \t]*(?:=|:)[ \t]*)"#;
+        let assigned = r#"(\\*["']?[ \t]*(?:=|:)[ \t]*\[?[ \t]*)"#;
         let quoted = r#"\\+"(?:[^"\\]|\\[^"])*\\+"|"(?:[^"\\]|\\.)*"|'[^']*'"#;
         let rule = |pattern: &str, put: &'static str| anyhow::Ok((Regex::new(pattern)?, put));
         Ok(Self {
@@ -67,16 +67,21 @@ impl Redactor {
                     r"(?s)-----BEGIN [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----|\z)",
                     CUT,
                 )?,
+                // Its beginning may be cut off already.
+                rule(r"(?s)\A(?:[^-]|-[^-])*?-----END [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----", CUT)?,
                 // A JWT, and everything else that is JSON in base64.
                 rule(r"\beyJ[A-Za-z0-9_\-+/=]{8,}(?:\.[A-Za-z0-9_\-+/=]*)*", CUT)?,
-                rule(&format!(r#"{header}{assigned}(?:digest [^\r\n]+|{quoted}|[^\r\n"']+)"#), "${1}${2}REDACTED")?,
+                rule(
+                    &format!(r#"{header}{assigned}(?:digest [^\r\n]+|{quoted}|(?:[^\r\n"']|"[^"\r\n]*")+)"#),
+                    "${1}${2}REDACTED",
+                )?,
                 rule(r"(?i)\b(bearer|basic|negotiate)((?:[ +]|%20)+)[A-Za-z0-9._~+/=\-]{6,}", "${1}${2}REDACTED")?,
                 rule(&format!(r#"{named}{assigned}(?:{quoted}|[^\s"'\\,;&}}\])]+)"#), "${1}${2}REDACTED")?,
                 rule(
                     r#"(?i)((?:^|\s)--?[a-z0-9\-]*(?:password|passwd|secret|token|api-?key|passphrase|credentials?)[ \t]+)[^\s\-"'][^\s"']*"#,
                     "${1}REDACTED",
                 )?,
-                rule(r#"(\b[A-Za-z][A-Za-z0-9+.\-]*://)[^/\s@"'<>]+@"#, "${1}REDACTED@")?,
+                rule(r#"(\b[A-Za-z][A-Za-z0-9+.\-]*://)[^/\s"'<>]+@"#, "${1}REDACTED@")?,
                 // Secret parts of keys of JSON Web Key Sets.
                 rule(r#"(\\*"(?:k|d|p|q|dp|dq|qi)\\*"\s*:\s*\\*")[A-Za-z0-9_\-+/=]{16,}"#, "${1}REDACTED")?,
                 // Tokens that are known by how they begin.
@@ -85,7 +90,7 @@ impl Redactor {
                     CUT,
                 )?,
             ],
-            keys: Regex::new(r"LS0tLS1CRUdJTi[A-Za-z0-9+/=]{20,}")?,
+            keys: Regex::new(r"LS0tLS1CRUdJTi[A-Za-z0-9+/=]{20,}(?:\r?\n[ \t]*[A-Za-z0-9+/=]{16,})*")?,
             flag: Regex::new(
                 r"(?i)^--?[a-z0-9\-_]*(?:password|passwd|secret|token|api-?key|passphrase|credentials?)$",
             )?,
@@ -195,10 +200,11 @@ impl Redactor {
     fn shapes(&self, text: &str) -> String {
         let key = |found: &Captures<'_>| {
             let whole = found.get(0).map_or("", |whole| whole.as_str());
-            let start: String = whole.chars().take(64).collect();
-            let decoded = start.get(..start.len() / 4 * 4).and_then(|start| BASE64_STANDARD.decode(start).ok());
-            let is_public = decoded.is_some_and(|start| {
-                start.starts_with(b"-----BEGIN CERTIFICATE") || start.starts_with(b"-----BEGIN PUBLIC")
+            let text: String = whole.split_whitespace().collect();
+            let decoded = text.get(..text.len() / 4 * 4).and_then(|text| BASE64_STANDARD.decode(text).ok());
+            let is_public = decoded.is_some_and(|pem| {
+                let begins = pem.starts_with(b"-----BEGIN CERTIFICATE") || pem.starts_with(b"-----BEGIN PUBLIC");
+                begins && !String::from_utf8_lossy(&pem).contains("PRIVATE KEY")
             });
             if is_public { whole.to_owned() } else { CUT.to_owned() }
         };
@@ -220,8 +226,10 @@ fn plain(name: &str) -> String {
 /// Whether a secret stands under a name; also as AuthorizationPolicies name headers: `request.headers[authorization]`.
 fn is_secret(name: &str) -> bool {
     let name = plain(name);
+    // Several, or one of several.
+    let one = name.trim_end_matches(|letter: char| letter == 's' || letter.is_ascii_digit());
     // A shell's working directory is none.
-    !["pwd", "oldpwd"].contains(&name.as_str()) && NAMES.iter().any(|end| name.ends_with(end))
+    !["pwd", "oldpwd"].contains(&name.as_str()) && NAMES.iter().any(|end| name.ends_with(end) || one.ends_with(end))
 }
 
 /// Cuts every text below.

@@ -1,14 +1,15 @@
 use serde_json::{Value, json};
 
-use super::gather::{Scope, matches};
+use super::gather::Scope;
 use super::redact::{CUT, Redactor};
+use crate::analyze::message::fits;
 
 fn redactor() -> Redactor {
     Redactor::new().unwrap()
 }
 
 /// Each has `S3CRET` where something secret stands.
-const TEXTS: [&str; 36] = [
+const TEXTS: [&str; 43] = [
     "authorization: Bearer S3CRET-aaaa",
     "Authorization: Basic S3CRETaaaaaa==",
     "proxy-authorization: Digest username=\"x\", response=\"S3CRET\"",
@@ -45,6 +46,13 @@ const TEXTS: [&str; 36] = [
     "xoxb-S3CRET-aaaaaaaaaa",
     "sk_live_S3CRETaaaaaaaaaaa",
     "hvs.S3CRETaaaaaaaaaaaaaaaaaaaa",
+    "LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0tCk1JR0hBZ0VBTUJNR0J5\nS3CRETaaaaaaaaaaaaaaaaaaaa\n",
+    "Cookie: a=\"b\"; session=S3CRET",
+    "Authorization: Hawk id=\"x\", mac=\"S3CRET\"",
+    "map[\"Cookie\":[\"sid=S3CRET\"]]",
+    "{\"password\":[\"S3CRET\"]}",
+    "postgres://u:p@S3CRET@db/x",
+    "MIGHS3CRET\nMIGHS3CRET\n-----END PRIVATE KEY-----\nand so on",
 ];
 
 #[test]
@@ -55,6 +63,15 @@ fn secrets_are_cut_from_texts_by_their_shape() {
         assert!(!cut.contains("S3CRET"), "{text} became {cut}");
         assert!(cut.contains(CUT), "{text} became {cut}");
     }
+}
+
+#[test]
+fn a_key_behind_a_certificate_and_names_of_several_secrets_are_cut() {
+    let bundle = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCk1JSUJmVENDCi0tLS0tRU5EIENFUlRJRklDQVRFLS0tLS0KLS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0tCk1JR0hBZ0VBCi0tLS0tRU5EIFBSSVZBVEUgS0VZLS0tLS0K";
+    assert_eq!(redactor().text(bundle), CUT);
+    let mut all = json!({"tokens": ["S3CRET"], "PASSWORD_1": "S3CRET", "apiKeys": {"a": "S3CRET"}});
+    redactor().value(&mut all);
+    assert!(!all.to_string().contains("S3CRET"), "{all}");
 }
 
 #[test]
@@ -130,7 +147,7 @@ fn namespaces_are_meant_by_name_or_pattern_and_the_meshs_own_always() {
         ("a*b", "ab", true),
         ("a*b", "abc", false),
     ] {
-        assert_eq!(matches(pattern, name), is, "{pattern} {name}");
+        assert_eq!(fits(pattern, name), is, "{pattern} {name}");
     }
     let scope = |include: &[&str], exclude: &[&str]| Scope {
         include: include.iter().map(|one| (*one).to_owned()).collect(),

@@ -12,7 +12,7 @@ use stillmesh_runtime::tasks::Tasks;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// How long one request may take, connection included.
+/// How long one request may take, connection included, unless told otherwise.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// The largest answer that is read, in bytes.
 const LARGEST_ANSWER: usize = 256 << 20;
@@ -21,6 +21,7 @@ const LARGEST_ANSWER: usize = 256 << 20;
 pub(super) struct KeepAlive {
     authority: String,
     max_age: Duration,
+    deadline: Duration,
     tasks: Tasks,
     open: Option<(SendRequest<Empty<Bytes>>, Instant)>,
 }
@@ -28,18 +29,24 @@ pub(super) struct KeepAlive {
 impl KeepAlive {
     /// A client that has not connected yet. `authority` is `host:port`.
     pub(super) fn new(authority: &str, max_age: Duration, tasks: Tasks) -> Self {
-        Self { authority: authority.to_owned(), max_age, tasks, open: None }
+        Self { authority: authority.to_owned(), max_age, deadline: DEADLINE, tasks, open: None }
     }
 
-    /// GETs a path. Errors: anything but a whole 200 answer in [`DEADLINE`]; the connection is not used again.
+    /// One that waits so long for each answer.
+    pub(super) fn patient(self, deadline: Duration) -> Self {
+        Self { deadline, ..self }
+    }
+
+    /// GETs a path. Errors: anything but a whole 200 answer in time; the connection is not used again.
     pub(super) async fn get(&mut self, path: &str) -> anyhow::Result<Bytes> {
         self.send(&Method::GET, path).await
     }
 
     /// Sends a request without a body. Errors as for [`KeepAlive::get`].
     pub(super) async fn send(&mut self, method: &Method, path: &str) -> anyhow::Result<Bytes> {
-        let answer = timeout(DEADLINE, self.exchange(method, path)).await;
-        let answer = answer.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {DEADLINE:?}")));
+        let limit = self.deadline;
+        let answer = timeout(limit, self.exchange(method, path)).await;
+        let answer = answer.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {limit:?}")));
         if answer.is_err() {
             self.open = None;
         }

@@ -13,6 +13,9 @@ use super::stop_asked;
 /// Time between two tries.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// How long an answer is waited for that is asked for once.
+const ONCE: Duration = Duration::from_secs(60);
+
 /// What to get.
 #[derive(Debug, Args)]
 pub(super) struct Fetch {
@@ -33,6 +36,9 @@ impl Fetch {
     /// Prints the body. Errors: no whole 200 answer.
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let mut client = KeepAlive::new(&self.authority, Duration::ZERO, Tasks::new("shop"));
+        if !self.until_it_answers {
+            client = client.patient(ONCE);
+        }
         let stop = stop_asked();
         tokio::pin!(stop);
         loop {

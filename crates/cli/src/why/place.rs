@@ -16,6 +16,7 @@ use crate::cluster::objects::{Objects, Resource};
 use crate::cluster::pod_http::PodPort;
 use crate::machine::{control, tunnels};
 use crate::output::note;
+use stillmesh_k8s::gateway::generate::GATEWAY_NAME;
 
 /// The admin port of tunnels and waypoints.
 const ADMIN: u16 = 15000;
@@ -23,8 +24,6 @@ const ADMIN: u16 = 15000;
 const AT_ONCE: usize = 8;
 /// Most proxies that one question is put to.
 pub(crate) const MOST_PROXIES: usize = 200;
-/// What runs a Gateway carries its name in this label.
-const GATEWAY: &str = "gateway.networking.k8s.io/gateway-name";
 
 /// Where objects and proxies are.
 pub(crate) enum Place {
@@ -136,7 +135,7 @@ impl Place {
                     namespace: tunnels::NAMESPACE.to_owned(),
                     pod: format!("ztunnel-{node}"),
                 }));
-                for pod in self.list("Pod", "", GATEWAY).await?.iter().filter(|pod| runs(pod)) {
+                for pod in self.list("Pod", "", GATEWAY_NAME).await?.iter().filter(|pod| runs(pod)) {
                     let (namespace, pod) = (text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
                     proxies.push(Proxy::Here { mesh: mesh.clone(), namespace, pod });
                 }
@@ -152,7 +151,7 @@ impl Place {
                 let is_meant =
                     |pod: &&Value| runs(pod) && (nodes.is_empty() || nodes.contains(&text(&pod["spec"]["nodeName"])));
                 proxies.extend(tunnels.iter().filter(is_meant).map(|pod| of(pod, "ztunnel")));
-                let waypoints = self.list("Pod", "", GATEWAY).await?;
+                let waypoints = self.list("Pod", "", GATEWAY_NAME).await?;
                 proxies.extend(waypoints.iter().filter(|pod| runs(pod)).map(|pod| of(pod, "waypoint")));
             }
         }

@@ -45,7 +45,9 @@ fn judge(snapshot: &Snapshot, attrs: &InboundAttrs<'_>, counts: impl Fn(&Policy)
     let (dry_run, enforced): (Vec<_>, Vec<_>) = policies.into_iter().partition(|policy| policy.dry_run);
 
     let undecided = undecided(snapshot, destination, &enforced);
-    let (reason, skipped) = match (first_denial(&enforced, &seen), snapshot.unknown_policies()) {
+    // What says that the destination is cut off need not have arrived: that it is named is enough.
+    let denial = cut_off(snapshot, destination).or_else(|| first_denial(&enforced, &seen));
+    let (reason, skipped) = match (denial, snapshot.unknown_policies()) {
         (Some(denial), _) => (denial, Vec::new()),
         (None, UnknownPolicies::Refuse) => match undecided.into_iter().next() {
             Some((_, undecided)) => (undecided, Vec::new()),

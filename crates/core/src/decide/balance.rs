@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::explain::Reason;
-use crate::model::{IpFamilies, Mode, RoutingScope, Service, Workload, WorkloadUid};
+use crate::model::{IpFamilies, Mode, PolicyKey, RoutingScope, Service, ServiceKey, Workload, WorkloadUid};
 use crate::snapshot::Snapshot;
 
 /// What an endpoint is wanted for.
@@ -78,11 +78,18 @@ pub(super) fn candidates<'a>(
     match (candidates.is_empty(), elsewhere) {
         (false, _) => Ok(candidates),
         (true, Some(workload)) => Err(Reason::NetworkUnreachable { network: workload.network.clone() }),
-        (true, None) => Err(match ask.snapshot.members(key).find_map(|workload| workload.quarantine()) {
+        (true, None) => Err(match all_cut_off(ask.snapshot, key) {
             Some(policy) => Reason::Quarantined { policy: policy.clone() },
             None => Reason::NoHealthyEndpoint { service: key.clone() },
         }),
     }
+}
+
+/// By which Quarantine the members of a service are cut off, where all are.
+fn all_cut_off<'a>(snapshot: &'a Snapshot, key: &ServiceKey) -> Option<&'a PolicyKey> {
+    let mut members = snapshot.members(key).map(|workload| workload.quarantine());
+    let first = members.next()??;
+    members.all(|one| one.is_some()).then_some(first)
 }
 
 /// The endpoint's own mapping, else the service's target, else (for a waypoint whose application tunnel has a port of

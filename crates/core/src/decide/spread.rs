@@ -68,13 +68,13 @@ pub(super) fn spread<'a>(
     if !is_hashed && all.iter().any(|one| is_new(one) && !one.is_ejected) {
         all.retain(is_new);
     }
-    let ejected = all.iter().filter(|one| one.is_ejected).count();
+    let (candidates, are_out) = (all.len(), !all.is_empty() && all.iter().all(|one| one.is_ejected));
     // The same key goes to the same place.
     let draw = chances.hash.filter(|_| is_hashed).unwrap_or(ask.entropy);
     place(&mut all, ask, service, balancing, policy.outliers.is_some(), draw);
     all.retain(|one| !one.is_ejected);
-    if all.is_empty() && ejected > 0 {
-        return Err(Reason::EndpointsEjected { service: service.key.clone(), endpoints: ejected });
+    if all.is_empty() && are_out {
+        return Err(Reason::EndpointsEjected { service: service.key.clone(), endpoints: candidates });
     }
     let among: Vec<Candidate<'a>> = all.into_iter().map(|one| one.candidate).collect();
     let weights: Vec<u64> = among.iter().map(|one| weight(one.workload, balancing, chances.live)).collect();

@@ -26,6 +26,7 @@ fn all() -> Vec<Reason> {
         Reason::DeniedBy { policy: policy.clone(), rule: 1 },
         Reason::NoAllowMatched { policies: vec![policy.clone(), policy_key("ns/q")] },
         Reason::MutualTlsRequired { policy: policy.clone() },
+        Reason::Quarantined { policy: policy.clone() },
         Reason::PolicyUnknown { policy: policy.clone() },
         Reason::PolicyUnreadable { policy, detail: "unknown field 14".into() },
         Reason::TokenRefused { problem: "expired" },
@@ -50,7 +51,7 @@ fn codes_are_unique_and_stable() {
     #[rustfmt::skip]
     assert_eq!(codes, [
         "NO_POLICY", "ALLOWED_BY", "TO_WORKLOAD", "TO_ENDPOINT", "TO_WAYPOINT", "UNMANAGED", "DENIED_BY",
-        "NO_ALLOW_MATCHED", "MUTUAL_TLS_REQUIRED", "POLICY_UNKNOWN", "POLICY_UNREADABLE", "TOKEN_REFUSED",
+        "NO_ALLOW_MATCHED", "MUTUAL_TLS_REQUIRED", "QUARANTINED", "POLICY_UNKNOWN", "POLICY_UNREADABLE", "TOKEN_REFUSED",
         "NO_HEALTHY_ENDPOINT", "ENDPOINTS_EJECTED", "SUBSET_UNKNOWN", "NO_SERVICE_PORT", "NO_ROUTE", "BACKEND_INVALID", "WAYPOINT_UNAVAILABLE", "WORKLOAD_GONE", "NETWORK_UNREACHABLE", "PROXY_PORT", "FOREIGN_AUTHORITY",
         "UNKNOWN_AUTHORITY",
     ]);

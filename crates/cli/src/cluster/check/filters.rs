@@ -8,6 +8,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
 use stillmesh_k8s::gateway::binding::{Ask, asked};
+use stillmesh_k8s::gateway::generate::GATEWAY_NAME;
 use stillmesh_k8s::labels::{self, Labels};
 use stillmesh_k8s::network_policy::{Direction, End, verdict};
 use stillmesh_k8s::select::{SIDECAR_STATUS, why_not};
@@ -19,8 +20,6 @@ use crate::cluster::foreign::Role;
 use crate::cluster::value::{label, map, name, namespace, text};
 use crate::cluster::view::View;
 
-/// What runs a Gateway carries its name in this label.
-const GATEWAY: &str = "gateway.networking.k8s.io/gateway-name";
 /// Where a foreign node agent lets the kubelet's probes come from (contract 2.2).
 const PROBES: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 7, 127));
 
@@ -84,7 +83,7 @@ fn members(view: &View, whose: Whose) -> Vec<(Pod, Option<Namespace>)> {
         view.list("Namespace").iter().filter_map(|one| Some((name(one), typed(one)?))).collect();
     let rules = rules(view);
     let is_meant = |object: &Value, pod: &Pod| {
-        let is_waypoint = label(object, GATEWAY).is_some();
+        let is_waypoint = label(object, GATEWAY_NAME).is_some();
         let has_sidecar = labels::of(&pod.metadata.annotations).contains_key(SIDECAR_STATUS);
         let has_ended = matches!(text(&object["status"]["phase"]), "Succeeded" | "Failed");
         match whose {
@@ -239,7 +238,7 @@ mod tests {
     #[test]
     fn waypoints_that_come_in_place_of_clients_are_let_through() {
         let mut all = shop("ambient", json!([{"port": 8080}, {"port": 15008}]));
-        all.push(pod("waypoint-1", "shop", json!({GATEWAY: "waypoint"})));
+        all.push(pod("waypoint-1", "shop", json!({GATEWAY_NAME: "waypoint"})));
         all.push(json!({"kind": "Service", "metadata": {"name": "web", "namespace": "shop", "labels": {"istio.io/use-waypoint": "waypoint"}},
             "spec": {"selector": {"app": "web"}}}));
         let facts = tunnels(&View::of("m", all), Whose::Enrolled);
