@@ -284,6 +284,12 @@ impl World {
                 touched.extend(self.pods.keys().filter(|pod| pod.namespace == name.namespace).cloned());
             }
         }
+        // It was asked about the one before of this name.
+        let uid = seen.pod.as_ref().and_then(|pod| pod.metadata.uid.clone());
+        let is_other = self.pods.get(name).is_some_and(|held| held.metadata.uid != uid);
+        if is_other && self.since.get(name).is_some_and(|since| *since > seen.asked) {
+            return touched;
+        }
         match seen.pod {
             Some(pod) => {
                 let held = self.pods.get(name).map(|held| &held.metadata);
@@ -295,8 +301,6 @@ impl World {
                     self.hold(name, Arc::new(pod));
                 }
             }
-            // It was asked about the one before of this name.
-            None if self.since.get(name).is_some_and(|since| *since > seen.asked) => {}
             None => {
                 self.ahead.remove(name);
                 self.release(name);

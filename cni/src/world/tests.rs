@@ -160,11 +160,13 @@ fn a_pod_that_the_watch_never_brought_is_gone_when_the_api_server_says_so() {
     assert_eq!(uid(&world), None);
     // Such an answer says nothing of a pod that came after the question.
     let before = Seen { asked: Instant::now(), pod: None, namespace: None };
+    let of_before = Seen { asked: Instant::now(), pod: Some(pod("a", "3", "n1")), namespace: None };
     world.learn(
         &name("a"),
         Seen { asked: Instant::now(), pod: Some(versioned(pod("a", "4", "n1"), 40)), namespace: None },
     );
     world.learn(&name("a"), before);
+    world.learn(&name("a"), of_before);
     assert_eq!(uid(&world), Some("4".into()));
     world.learn(&name("a"), Seen { asked: Instant::now(), pod: None, namespace: None });
     assert_eq!(uid(&world), None);

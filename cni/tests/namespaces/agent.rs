@@ -4,6 +4,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::{Method, StatusCode};
@@ -44,6 +45,12 @@ pub struct Node {
 }
 
 type Annotations = Arc<Mutex<BTreeMap<String, BTreeMap<String, Value>>>>;
+
+/// Of an object that is written now: later than all before.
+fn version() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed).to_string()
+}
 
 impl Node {
     pub fn new() -> Self {
@@ -147,7 +154,7 @@ impl Node {
         let object = json!({
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": name, "namespace": "shop", "uid": uid},
+            "metadata": {"name": name, "namespace": "shop", "uid": uid, "resourceVersion": version()},
             "spec": {"nodeName": "n1", "serviceAccountName": "baker", "containers": [{"name": "c", "image": "x"}]},
             "status": {"phase": "Running", "podIP": POD.to_string()},
         });
