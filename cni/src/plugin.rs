@@ -133,7 +133,7 @@ pub async fn add(request: &Request<'_>) -> Result<Added, AddError> {
         pod_name: name.clone(),
         pod_namespace: namespace.clone(),
         ips: Some(request.addresses.iter().map(EventAddress::from).collect()),
-        pod_uid: None,
+        pod_uid: metadata.uid.clone(),
         agent_decides: false,
     };
     let body = match serde_json::to_vec(&event) {
