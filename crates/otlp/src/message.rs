@@ -163,6 +163,29 @@ impl From<String> for AnyValue {
     }
 }
 
+/// A server's span (OTLP, `SpanKind`).
+pub const SERVER: i32 = 2;
+/// A client's span.
+pub const CLIENT: i32 = 3;
+/// A span of an error (OTLP, `StatusCode`).
+pub const ERROR: i32 = 2;
+
+impl Resource {
+    /// A service, as one of its pods in a cluster tells of it.
+    pub fn of_pod(service: &str, cluster: &str, node: &str, namespace: &str, pod: &str) -> Self {
+        let attributes = [
+            // As Istio names it where nobody says anything else.
+            ("service.name", format!("{service}.{namespace}").as_str()),
+            ("k8s.cluster.name", cluster),
+            ("k8s.node.name", node),
+            ("k8s.namespace.name", namespace),
+            ("k8s.pod.name", pod),
+        ]
+        .map(|(key, text)| KeyValue::text(key, text));
+        Self { attributes: attributes.into() }
+    }
+}
+
 impl KeyValue {
     /// A text under a name.
     pub fn text(key: &str, text: impl Into<String>) -> Self {

@@ -87,18 +87,12 @@ fn resource(waypoint: &Waypoint, collector: &Collector) -> Resource {
     let config = &waypoint.config;
     let own = own_in(config, &waypoint.snapshots.load());
     let name = own.as_ref().map_or(config.pod_name.as_str(), |own| &own.canonical_name);
-    let mut attributes = vec![
-        // As Istio names it where nobody says anything else.
-        KeyValue::text("service.name", format!("{name}.{}", config.pod_namespace)),
-        KeyValue::text("k8s.cluster.name", config.cluster_id.as_str()),
-        KeyValue::text("k8s.node.name", config.node.as_str()),
-        KeyValue::text("k8s.namespace.name", config.pod_namespace.as_str()),
-        KeyValue::text("k8s.pod.name", config.pod_name.as_str()),
-    ];
+    let mut resource =
+        Resource::of_pod(name, &config.cluster_id, &config.node, &config.pod_namespace, &config.pod_name);
     if !collector.log_name.is_empty() {
-        attributes.push(KeyValue::text("log_name", &*collector.log_name));
+        resource.attributes.push(KeyValue::text("log_name", &*collector.log_name));
     }
-    Resource { attributes }
+    resource
 }
 
 /// A stream to one of a collector's endpoints.

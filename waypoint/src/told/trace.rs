@@ -8,7 +8,7 @@ use stillmesh_core::decide::telemetry::Traced;
 use stillmesh_core::model::Workload;
 use stillmesh_core::model::telemetry::{Collector, ProviderKind, SpanTag, TagValue};
 use stillmesh_core::observe::{Facts, Field, Value as Fact};
-use stillmesh_otlp::message::{AnyValue, KeyValue, LogRecord, Span, Status, Value};
+use stillmesh_otlp::message::{AnyValue, ERROR, KeyValue, LogRecord, SERVER, Span, Status, Value};
 use stillmesh_otlp::{Context, Headers, Told};
 
 use super::collector::Kept;
@@ -16,12 +16,6 @@ use crate::config::Config;
 
 /// Longest address that is told of where nobody says it, characters (Envoy's `max_path_tag_length`).
 const LONGEST: usize = 256;
-
-/// A server's span (OTLP, `SpanKind`).
-const SERVER: i32 = 2;
-
-/// A span of an error (OTLP, `StatusCode`).
-const ERROR: i32 = 2;
 
 /// A span's flags: it is known whether its parent is somebody else's, and it is (OTLP, `SpanFlags`).
 const REMOTE_PARENT: u32 = 0x300;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use stillmesh_core::explain::Reason;
 use stillmesh_hbone::headers::Traceparent;
-use stillmesh_otlp::message::{InstrumentationScope, KeyValue, Resource, Span, Status};
+use stillmesh_otlp::message::{CLIENT, ERROR, InstrumentationScope, KeyValue, Resource, SERVER, Span, Status};
 use stillmesh_otlp::{Batches, Exporter, Failure, Opening, To, Told, queue};
 use stillmesh_proxy::decisions::now_us;
 use tokio::net::TcpStream;
@@ -20,15 +20,8 @@ use crate::node::Node;
 /// How long one export may take.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Kinds of spans (OTLP, `SpanKind`).
-const SERVER: i32 = 2;
-const CLIENT: i32 = 3;
-
 /// Flag of what is reported (W3C trace context, «sampled»).
 const SAMPLED: u8 = 1;
-
-/// A span of an error (OTLP, `StatusCode`).
-const ERROR: i32 = 2;
 
 /// What a connection's CONNECT says of its trace: sampled where this end tells of it.
 pub fn traceparent(ledger: &Ledger, trace: u128) -> Traceparent {
@@ -105,14 +98,8 @@ pub async fn run(batches: Batches, node: Arc<Node>, told: HopSpans) {
 }
 
 fn resource(config: &Config) -> Resource {
-    let attributes = vec![
-        KeyValue::text("service.name", format!("ztunnel.{}", config.pod_namespace)),
-        KeyValue::text("k8s.cluster.name", config.cluster_id.as_str()),
-        KeyValue::text("k8s.node.name", config.node.as_str()),
-        KeyValue::text("k8s.namespace.name", config.pod_namespace.as_str()),
-        KeyValue::text("k8s.pod.name", config.pod_name.as_str()),
-    ];
-    Resource { attributes }
+    let Config { cluster_id, node, pod_namespace, pod_name, .. } = config;
+    Resource::of_pod("ztunnel", cluster_id, node, pod_namespace, pod_name)
 }
 
 fn span(trace: u128, facts: &Facts, story: &Story<'_>) -> Span {
