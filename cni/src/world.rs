@@ -12,6 +12,7 @@ use stillmesh_k8s::labels::{self, Labels};
 use stillmesh_k8s::object::DEFAULT_NAMESPACE;
 use stillmesh_k8s::select::{self, Enrolment, NotEnrolled, REDIRECTION, why_not};
 use stillmesh_k8s::steering::{CutReceipt, Order, Orders, OutReceipt, QUARANTINE, RECEIPT};
+use stillmesh_k8s::translate::pod_addresses;
 use stillmesh_k8s::{Kind, Object, ObjectKey};
 use stillmesh_objects::Change;
 use tokio::time::Instant;
@@ -414,12 +415,7 @@ impl World {
             .pods
             .keys()
             .filter(|name| self.verdict(name).is_some_and(|verdict| verdict.wanted == Wanted::Captured));
-        let status = captured.filter_map(|name| self.pods.get(name)?.status.as_ref());
-        let addresses = status.flat_map(|status| {
-            let all = status.pod_ips.iter().flatten().map(|one| one.ip.as_str());
-            all.chain(status.pod_ip.as_deref())
-        });
-        addresses.filter_map(|text| text.parse().ok()).collect()
+        captured.filter_map(|name| self.pods.get(name)).flat_map(|pod| pod_addresses(pod)).collect()
     }
 
     /// The names of all pods of this node.

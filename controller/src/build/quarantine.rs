@@ -13,7 +13,7 @@ use stillmesh_core::snapshot::Change;
 use stillmesh_k8s::steering::{CutReceipt, Order, Orders};
 use stillmesh_k8s::{ObjectKey, translate};
 
-use super::steering::{Done, Standing, Words, addresses};
+use super::steering::{Done, Standing, Words};
 use super::world::Name;
 use super::{Builder, Dirty};
 
@@ -60,7 +60,7 @@ impl Builder {
         let in_force = self.steering.quarantines.about(pod).filter(|order| order.is_in_force());
         let orders: Vec<ObjectKey> = in_force.map(|order| order.key.clone()).collect();
         let is_cut = !orders.is_empty() && self.is_in_mesh(pod);
-        is_cut.then(|| Cut { orders, addresses: addresses(pod) })
+        is_cut.then(|| Cut { orders, addresses: translate::pod_addresses(pod) })
     }
 
     pub(super) fn is_cut_off(&self, pod: &Name) -> bool {

@@ -15,6 +15,7 @@ use stillmesh_k8s::istio::StatusCondition;
 use stillmesh_k8s::select::{Enrolment, NotEnrolled, REDIRECTION, why_not};
 use stillmesh_k8s::status::{self, Condition};
 use stillmesh_k8s::steering::{KEPT, NodeSteering, Order, Orders, OutReceipt, SteeringStatus};
+use stillmesh_k8s::translate::pod_addresses;
 use stillmesh_k8s::{Kind, Object, ObjectKey, labels};
 
 use super::quarantine::{self, CutOff};
@@ -171,7 +172,7 @@ impl Builder {
         if !orders.any(counts) {
             return Vec::new();
         }
-        addresses(pod)
+        pod_addresses(pod)
     }
 
     /// What an order's status should say now.
@@ -324,17 +325,6 @@ pub(super) struct Words {
 
 const BYPASS: Words =
     Words { done: "out", is_done: "OutOfMesh", returned: "back in the mesh", is_returned: "BackInMesh" };
-
-/// A pod's addresses, each once.
-pub(super) fn addresses(pod: &Pod) -> Vec<IpAddr> {
-    let status = pod.status.as_ref();
-    let all = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten().map(|one| one.ip.as_str());
-    let first = status.and_then(|status| status.pod_ip.as_deref());
-    let mut addresses: Vec<IpAddr> = all.chain(first).filter_map(|text| text.parse().ok()).collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    addresses
-}
 
 struct Counted {
     nodes: Vec<NodeSteering>,

@@ -19,6 +19,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::labels::{self, Labels};
 use crate::object::DEFAULT_NAMESPACE;
+use crate::translate::pod_addresses;
 
 /// Where tunnels arrive, in the pod (contract 2.1).
 pub const TUNNEL_PORT: u16 = 15008;
@@ -61,8 +62,7 @@ impl<'a> End<'a> {
     pub fn pod(pod: &'a Pod, namespace: Option<&Namespace>) -> Self {
         let mut namespace_labels = namespace.map_or_else(Labels::new, |one| labels::of(&one.metadata.labels).clone());
         namespace_labels.insert(NAMESPACE_NAME.to_owned(), namespace_of(&pod.metadata).to_owned());
-        let ips = pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten());
-        Self { pod: Some(pod), namespace_labels, addresses: ips.filter_map(|one| one.ip.parse().ok()).collect() }
+        Self { pod: Some(pod), namespace_labels, addresses: pod_addresses(pod) }
     }
 
     /// An address that is no pod's.

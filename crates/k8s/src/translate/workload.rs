@@ -183,6 +183,11 @@ fn account(spec: &PodSpec) -> &str {
     spec.service_account_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("default")
 }
 
+/// A pod's addresses, each once, as its status has them. What is no address is left out.
+pub fn pod_addresses(pod: &Pod) -> Vec<IpAddr> {
+    pod.status.as_ref().map(addresses).unwrap_or_default()
+}
+
 fn addresses(status: &PodStatus) -> Vec<IpAddr> {
     let several = status.pod_ips.iter().flatten().map(|one| one.ip.as_str());
     let mut addresses = Vec::new();
