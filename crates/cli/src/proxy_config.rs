@@ -193,9 +193,14 @@ async fn dump(asked: &Asked) -> anyhow::Result<Value> {
         }
         return parsed(&text).with_context(|| format!("{}", file.display()));
     }
-    let proxy = asked.proxy.as_deref().unwrap_or_default();
-    let (shown, proxy) = find(proxy, &asked.reach).await?;
-    parsed(&proxy.page(asked.reach.proxy_admin_port, "/config_dump").await?).context(shown)
+    Ok(fetched(asked.proxy.as_deref().unwrap_or_default(), &asked.reach).await?.1)
+}
+
+/// The dump of a waypoint that runs, with how it is called.
+async fn fetched(asked: &str, reach: &Reach) -> anyhow::Result<(String, Value)> {
+    let (shown, proxy) = find(asked, reach).await?;
+    let dump = parsed(&proxy.page(reach.proxy_admin_port, "/config_dump").await?).context(shown.clone())?;
+    Ok((shown, dump))
 }
 
 /// Reads a dump. Errors: it is none of a waypoint of this mesh.
@@ -245,8 +250,7 @@ async fn find(asked: &str, reach: &Reach) -> anyhow::Result<(String, Proxy)> {
 async fn compare(one: &str, other: &str, reach: &Reach) -> anyhow::Result<ExitCode> {
     let mut trusted = Vec::new();
     for asked in [one, other] {
-        let (shown, proxy) = find(asked, reach).await?;
-        let dump = parsed(&proxy.page(reach.proxy_admin_port, "/config_dump").await?).context(shown.clone())?;
+        let (shown, dump) = fetched(asked, reach).await?;
         trusted.push((shown, roots(&dump)));
     }
     let [(one, its), (other, others)] = trusted.as_slice() else { bail!("two waypoints are compared") };

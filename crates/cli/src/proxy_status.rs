@@ -9,15 +9,12 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::cluster::args::{Format, MeshNamespace, WhichMesh, namespace_name};
-use crate::cluster::pod_http::PodPort;
 use crate::cluster::value::{list, map, name, namespace, text};
 use crate::cluster::zc::{or_none, print};
 use crate::machine::{system, tunnels};
 use crate::output::{aligned, line, note};
-use crate::why::place::{Place, Proxy};
+use crate::why::place::{MONITORING, Place, Proxy};
 
-/// The port of a controller's debug pages.
-pub(crate) const MONITORING: u16 = 15014;
 /// Labels of a controller's pods in a cluster.
 const CONTROLLERS: &str = "app.kubernetes.io/name=stillmesh-controller";
 /// Labels of tunnels' pods (contract 11.2).
@@ -86,22 +83,6 @@ pub(crate) async fn run(args: &ProxyStatus) -> anyhow::Result<ExitCode> {
         note("no proxy is connected");
     }
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-impl Place {
-    /// Who answers at the ports of a pod; nobody where no mesh runs.
-    pub(crate) fn proxy(&self, pod: &Value) -> Option<Proxy> {
-        let (namespace, pod) = (namespace(pod).to_owned(), name(pod).to_owned());
-        match self {
-            Self::Here { mesh } => Some(Proxy::Here { mesh: mesh.clone(), namespace, pod }),
-            Self::Cluster { objects } => {
-                let shown = format!("{namespace}/{pod}");
-                let at = PodPort { namespace, pod, port: MONITORING };
-                Some(Proxy::Cluster { client: objects.client().clone(), pod: at, shown })
-            }
-            Self::Objects(_) => None,
-        }
-    }
 }
 
 /// The controllers of a mesh, each with the name of its pod. Never empty.

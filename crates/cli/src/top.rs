@@ -14,11 +14,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::cluster::args::{WhichMesh, duration, namespace_name};
 use crate::output::{aligned, line, note};
-use crate::why::place::{self, Place, Proxy};
+use crate::why::place::{self, Place, Proxy, STATS};
 use exposition::Sample;
-
-/// The port of metrics (contract 9.1).
-const STATS: u16 = 15020;
 
 /// `stillmesh top`.
 #[derive(Debug, Args)]

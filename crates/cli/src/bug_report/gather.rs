@@ -26,8 +26,7 @@ use crate::cluster::value::{label, list, name, namespace, text};
 use crate::cluster::{check, version};
 use crate::machine::control;
 use crate::output::note;
-use crate::proxy_status::MONITORING;
-use crate::why::place::{Place, Proxy};
+use crate::why::place::{ADMIN, MONITORING, Place, Proxy, STATS};
 
 /// How long one part may take.
 const PART: Duration = Duration::from_secs(60);
@@ -35,10 +34,6 @@ const PART: Duration = Duration::from_secs(60);
 const AT_ONCE: usize = 8;
 /// Most pods of the mesh that are asked.
 const MOST_PODS: usize = 400;
-/// Metrics of tunnels and waypoints.
-const STATS: u16 = 15020;
-/// Their admin port.
-const ADMIN: u16 = 15000;
 /// Namespaces that the mesh has something of its own in, whatever it is called.
 const ROOT: &str = "istio-system";
 /// Kinds of a cluster that are not the mesh's matter, and explain it.

@@ -10,8 +10,8 @@ use super::args::{MeshNamespace, Report, WhichMesh};
 use super::objects::Resource;
 use super::value::{label, list, name, namespace, text};
 use crate::output::{line, note};
-use crate::proxy_status::{MONITORING, controllers};
-use crate::why::place::Place;
+use crate::proxy_status::controllers;
+use crate::why::place::{MONITORING, Place};
 
 /// The version of this command.
 pub(crate) const OWN: &str = env!("CARGO_PKG_VERSION");

@@ -11,6 +11,7 @@ use super::install::bundle::PART_OF;
 use super::objects::{Objects, Resource};
 use super::pod_http::PodPort;
 use super::value::{holds, label, name, namespace, text};
+use crate::why::place::{ADMIN, MONITORING};
 
 /// How many pods are asked at a time.
 const AT_ONCE: usize = 16;
@@ -89,9 +90,9 @@ impl View {
         let controllers = view.answering("stillmesh-controller");
         let tunnels = view.answering("ztunnel");
         (view.syncz, view.findings, view.dumps) = tokio::join!(
-            pages(objects, &controllers, 15014, "/debug/syncz"),
-            pages(objects, &controllers, 15014, "/debug/findings"),
-            pages(objects, &tunnels, 15000, "/config_dump"),
+            pages(objects, &controllers, MONITORING, "/debug/syncz"),
+            pages(objects, &controllers, MONITORING, "/debug/findings"),
+            pages(objects, &tunnels, ADMIN, "/config_dump"),
         );
         view
     }

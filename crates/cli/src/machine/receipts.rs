@@ -7,9 +7,8 @@ use serde_json::Value;
 
 use super::api::Api;
 use super::node_http;
+use super::system::MONITORING;
 
-/// The controller's port for pages, and how long one may take.
-const PAGES: u16 = 15014;
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// A page of the controller that is a list; `None` while it does not answer.
@@ -17,7 +16,7 @@ pub(super) async fn page(api: &Api, path: &str) -> Option<Vec<Value>> {
     let controller = api.reconciler.lock().await.controller()?;
     let node = api.machine.nodes.first()?;
     let asking = async {
-        let stream = node_http::connect(node, SocketAddr::new(controller, PAGES), true).await?;
+        let stream = node_http::connect(node, SocketAddr::new(controller, MONITORING), true).await?;
         let (_, body) = node_http::exchange(stream, "controller", path, &[]).await?;
         anyhow::Ok(serde_json::from_slice::<Vec<Value>>(&body)?)
     };

@@ -26,7 +26,7 @@ const AGENT: &str = "istio-cni-node-";
 const TUNNEL: &str = "ztunnel-";
 
 /// Metrics and health of the controller, and of agents on their nodes.
-const MONITORING: u16 = 15014;
+pub(crate) const MONITORING: u16 = 15014;
 
 /// Namespaces that are always there.
 pub const NAMESPACES: [&str; 3] = ["default", "kube-system", NAMESPACE];

@@ -13,6 +13,7 @@ use stillmesh_records::Flow;
 use super::place::Place;
 use crate::cluster::args::WhichMesh;
 use crate::flows::{gather, merged, notes};
+use crate::offline;
 use crate::output::{aligned, note};
 use crate::why::place::Place as Proxies;
 
@@ -78,10 +79,9 @@ async fn meant_by(place: &Place, system: &str, orders: &[Value]) -> anyhow::Resu
 
 /// The pods that are meant. Pure.
 fn meant(written: &[Value], orders: &[Value], system: &str) -> Meant {
-    let read = |object: &Value| stillmesh_k8s::parse::documents("", &object.to_string()).objects;
-    let written: Vec<Placed> = written.iter().flat_map(read).collect();
-    let orders: Vec<Order> =
-        orders.iter().flat_map(read).filter_map(|placed| Order::of(&placed.object, system)).collect();
+    let written: Vec<Placed> = written.iter().flat_map(offline::placed).collect();
+    let ordered = orders.iter().flat_map(offline::placed);
+    let orders: Vec<Order> = ordered.filter_map(|placed| Order::of(&placed.object, system)).collect();
     let enrolment = Enrolment { system_namespace: system.to_owned(), ..Enrolment::default() };
     let mut meant = Meant::default();
     for placed in &written {

@@ -14,12 +14,16 @@ use crate::cluster::access::reach;
 use crate::cluster::args::WhichMesh;
 use crate::cluster::objects::{Objects, Resource};
 use crate::cluster::pod_http::PodPort;
+use crate::cluster::value;
+pub(crate) use crate::machine::system::MONITORING;
 use crate::machine::{control, tunnels};
 use crate::output::note;
 use stillmesh_k8s::gateway::generate::GATEWAY_NAME;
 
 /// The admin port of tunnels and waypoints.
-const ADMIN: u16 = 15000;
+pub(crate) const ADMIN: u16 = 15000;
+/// Their port of metrics (contract 9.1).
+pub(crate) const STATS: u16 = 15020;
 /// Proxies that are asked at a time.
 const AT_ONCE: usize = 8;
 /// Most proxies that one question is put to.
@@ -118,6 +122,20 @@ impl Place {
                 };
                 objects.list(&Resource::new(version, kind), namespace, labels).await
             }
+        }
+    }
+
+    /// Who answers at the ports of a pod; nobody where no mesh runs.
+    pub(crate) fn proxy(&self, pod: &Value) -> Option<Proxy> {
+        let (namespace, pod) = (value::namespace(pod).to_owned(), value::name(pod).to_owned());
+        match self {
+            Self::Here { mesh } => Some(Proxy::Here { mesh: mesh.clone(), namespace, pod }),
+            Self::Cluster { objects } => {
+                let shown = format!("{namespace}/{pod}");
+                let at = PodPort { namespace, pod, port: ADMIN };
+                Some(Proxy::Cluster { client: objects.client().clone(), pod: at, shown })
+            }
+            Self::Objects(_) => None,
         }
     }
 

@@ -16,11 +16,8 @@ pub(super) async fn notes(place: &Place, connections: &[Connection]) -> Vec<Stri
         told.filter(|told| told.reason == "QUARANTINED").filter_map(|told| order(&told.object)).collect();
     let mut notes = Vec::new();
     for (namespace, order) in orders {
-        let found = match place.list("Quarantine", &namespace, "").await {
-            Ok(all) => Ok(all.into_iter().find(|one| name(one) == order)),
-            Err(error) => Err(error),
-        };
-        notes.push(match found {
+        let all = place.list("Quarantine", &namespace, "").await;
+        notes.push(match all.map(|all| all.into_iter().find(|one| name(one) == order)) {
             Ok(Some(found)) => said(&namespace, &found),
             Ok(None) => format!("Quarantine {namespace}/{order}: it is over, and its object is gone"),
             Err(error) => format!("Quarantine {namespace}/{order}: its object cannot be read: {error:#}"),

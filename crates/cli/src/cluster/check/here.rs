@@ -8,10 +8,8 @@ use super::{Fact, mesh, pods};
 use crate::cluster::view::{Page, View};
 use crate::machine::reconcile::Summary;
 use crate::machine::{control, tunnels};
-use crate::why::place::Place;
+use crate::why::place::{ADMIN, Place};
 
-/// The admin port of tunnels.
-const ADMIN: u16 = 15000;
 /// Kinds that are looked at.
 const KINDS: [&str; 6] = ["Node", "Namespace", "Pod", "Service", "AuthorizationPolicy", "PeerAuthentication"];
 
