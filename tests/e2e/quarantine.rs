@@ -1,13 +1,13 @@
 //! Pods that a Quarantine cuts off: what is open is closed, nothing new is carried to or from them, others do not notice, and they are
 //! connected again, by themselves or when told.
 
-use std::process::{Child, Stdio};
+use std::process::Child;
 
 use serde_json::Value;
 
 use crate::mesh::{client, namespace, server};
 use crate::scene::is_ready;
-use crate::support::{Mesh, peer, shared, text, wait};
+use crate::support::{Mesh, end, shared, text, wait};
 
 /// A client and a server that are to be cut off, and a client and a server that they speak with.
 fn ready(mesh: &Mesh, cut: &str, other: &str) {
@@ -30,10 +30,7 @@ fn address(mesh: &Mesh, namespace: &str, pod: &str) -> String {
 fn hold(mesh: &Mesh, namespace: &str, pod: &str, target: &str) -> Child {
     // It is open by then: the way is there.
     mesh.ask(namespace, pod, &["echo", target]);
-    let peer = peer();
-    let arguments =
-        ["exec", "-n", namespace, pod, "--", peer.to_str().unwrap(), "client", "hold", target, "100000", "20", "word"];
-    mesh.prepare(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    mesh.hold(namespace, pod, target, "word")
 }
 
 /// How many connections of a pod its tunnel carries now.
@@ -44,24 +41,12 @@ fn open(mesh: &Mesh, from: &str, to: &str) -> usize {
     hops.flatten().filter(|hop| hop["live"] == true).count()
 }
 
-fn quarantine(mesh: &Mesh, arguments: &[&str]) -> Value {
-    let output = mesh.command(&[&["quarantine"], arguments, &["--timeout", "10m", "-o", "json"]].concat());
-    assert!(output.status.success(), "quarantine {arguments:?}:\n{}", text(&output));
-    let mut list: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    list["items"][0].take()
-}
-
 fn connects(mesh: &Mesh, namespace: &str, pod: &str, target: &str) -> bool {
     mesh.peer(namespace, pod, &["echo", target]).status.success()
 }
 
 fn has_ended(what: &str, mut child: Child) {
     wait(what, || child.try_wait().is_ok_and(|ended| ended.is_some()));
-}
-
-fn end(mut child: Child) {
-    let _ = child.kill();
-    let _ = child.wait();
 }
 
 #[test]
@@ -88,7 +73,7 @@ fn a_quarantined_namespace_speaks_with_nobody_until_it_is_told_to() {
     assert!(said.contains("ns/cutpeer/sa/client-2") && said.contains("--yes"), "{said}");
     assert!(connects(&mesh, "cutoff", "client-1", &other), "something was done");
 
-    let order = quarantine(&mesh, &[&order[..], &["--yes"]].concat());
+    let order = mesh.order("quarantine", &[&order[..], &["--yes"]].concat());
     assert_eq!(order["status"]["summary"], "1/1 nodes, 2/2 pods cut off", "{order}");
     assert_eq!(order["status"]["nodes"][0]["node"], "node1", "{order}");
     has_ended("what it sends is cut", sending);
@@ -137,7 +122,7 @@ fn a_quarantined_namespace_speaks_with_nobody_until_it_is_told_to() {
     let listed = mesh.command(&["quarantine", "--list"]);
     assert!(text(&listed).contains("a drill"), "{}", text(&listed));
 
-    let over = quarantine(&mesh, &["cutoff", "--end"]);
+    let over = mesh.order("quarantine", &["cutoff", "--end"]);
     assert_eq!(over["status"]["summary"], "3/3 pods connected again", "{over}");
     assert!(over["status"]["connections"].as_u64().is_some_and(|cut| cut >= 1), "{over}");
     for (namespace, pod, to) in
@@ -155,13 +140,9 @@ fn a_quarantine_of_a_pod_ends_by_itself_and_means_nobody_else() {
     ready(&mesh, "cutshort", "cutnear");
     let target = address(&mesh, "cutnear", "server-2");
     let own = address(&mesh, "cutshort", "server-1");
-    let order = quarantine(&mesh, &["cutshort/client-1", "--for", "45s", "--reason", "briefly", "--yes", "--no-wait"]);
-    let name = order["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    let find = || {
-        let output = mesh.command(&["quarantine", "--list", "cutshort", "-o", "json"]);
-        let list: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-        list["items"].as_array().into_iter().flatten().find(|one| one["metadata"]["name"] == name.as_str()).cloned()
-    };
+    let order =
+        mesh.order("quarantine", &["cutshort/client-1", "--for", "45s", "--reason", "briefly", "--yes", "--no-wait"]);
+    let find = || mesh.ordered("quarantine", "cutshort", &order);
     // On a machine that stands still it may be over already.
     let carried_out = |order: Value| order["status"]["done"] == 1 || order["status"]["phase"] == "Ended";
     wait("it was carried out", || find().is_some_and(carried_out));
@@ -176,15 +157,14 @@ fn a_quarantine_takes_pods_back_that_a_bypass_keeps_out() {
     let mesh = shared();
     ready(&mesh, "cutplain", "cutfar");
     let target = address(&mesh, "cutfar", "server-2");
-    let out = mesh.command(&["bypass", "cutplain", "--reason", "a test", "--timeout", "10m"]);
-    assert!(out.status.success(), "{}", text(&out));
+    mesh.order("bypass", &["cutplain", "--reason", "a test"]);
     let plainly = hold(&mesh, "cutplain", "client-1", &target);
     wait("it is open", || open(&mesh, "cutplain/client-1", "cutfar/server-2") > 0);
-    let order = quarantine(&mesh, &["cutplain", "--reason", "worse than thought", "--yes"]);
+    let order = mesh.order("quarantine", &["cutplain", "--reason", "worse than thought", "--yes"]);
     assert_eq!(order["status"]["summary"], "1/1 nodes, 2/2 pods cut off", "{order}");
     has_ended("what no tunnel carried is cut", plainly);
     assert!(!connects(&mesh, "cutplain", "client-1", &target));
-    quarantine(&mesh, &["cutplain", "--end"]);
+    mesh.order("quarantine", &["cutplain", "--end"]);
     wait("the Bypass holds again", || !mesh.captured("cutplain"));
     mesh.delete("cutplain.yaml");
 }

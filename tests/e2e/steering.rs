@@ -1,12 +1,10 @@
 //! Pods that a Bypass takes out of the mesh for a while: their traffic is plain, STRICT peers still answer it, and they come
 //! back, by themselves or when told.
 
-use std::process::{Child, Stdio};
-
 use serde_json::Value;
 
 use crate::mesh::{client, namespace, server};
-use crate::support::{Mesh, peer, shared, text, wait};
+use crate::support::{Mesh, end, shared, text, wait};
 
 fn strict(namespace: &str) -> String {
     format!(
@@ -37,13 +35,6 @@ fn ready(mesh: &Mesh, out: &str, strictly: &str) {
     mesh.settled(strictly, 2);
 }
 
-fn hold(mesh: &Mesh, namespace: &str, target: &str, word: &str) -> Child {
-    let peer = peer();
-    let mut arguments = vec!["exec", "-n", namespace, "client-1", "--", peer.to_str().unwrap(), "client", "hold"];
-    arguments.extend([target, "100000", "20", word]);
-    mesh.prepare(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-}
-
 /// How often a word is on node1's link.
 fn seen(mesh: &Mesh, word: &str) -> u64 {
     let seen = mesh.command(&["capture", "node1", "--seconds", "2", "--find", word, "--json"]);
@@ -51,29 +42,17 @@ fn seen(mesh: &Mesh, word: &str) -> u64 {
     seen["found"].as_u64().unwrap_or_default()
 }
 
-fn bypass(mesh: &Mesh, arguments: &[&str]) -> Value {
-    let output = mesh.command(&[&["bypass"], arguments, &["--timeout", "10m", "-o", "json"]].concat());
-    assert!(output.status.success(), "bypass {arguments:?}:\n{}", text(&output));
-    let mut list: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    list["items"][0].take()
-}
-
-fn end(mut child: Child) {
-    let _ = child.kill();
-    let _ = child.wait();
-}
-
 #[test]
 fn a_bypassed_namespace_talks_plainly_to_strict_peers_and_comes_back_when_told() {
     let mesh = shared();
     ready(&mesh, "out", "stern");
     let target = format!("{}:7000", mesh.ips("stern", "server-2")[0]);
-    let before = hold(&mesh, "out", &target, "before the order");
+    let before = mesh.hold("out", "client-1", &target, "before the order");
     mesh.ask("out", "client-1", &["echo", &target]);
     assert_eq!(seen(&mesh, "before the order"), 0);
     assert!(!mesh.peer("plain", "client-1", &["echo", &target]).status.success(), "STRICT is not enforced");
 
-    let order = bypass(&mesh, &["out", "--for", "10m", "--reason", "a test"]);
+    let order = mesh.order("bypass", &["out", "--for", "10m", "--reason", "a test"]);
     assert_eq!(order["status"]["summary"], "1/1 nodes, 2/2 pods out", "{order}");
     assert_eq!(order["spec"]["reason"], "a test");
     let node = &order["status"]["nodes"][0];
@@ -83,7 +62,7 @@ fn a_bypassed_namespace_talks_plainly_to_strict_peers_and_comes_back_when_told()
     assert!(order["spec"]["requestedBy"].as_str().is_some_and(|by| by.contains("uid")), "{order}");
 
     mesh.ask("out", "client-1", &["echo", &target]);
-    let plainly = hold(&mesh, "out", &target, "said in the clear");
+    let plainly = mesh.hold("out", "client-1", &target, "said in the clear");
     wait("clear text is on the wire", || seen(&mesh, "said in the clear") > 0);
     assert_eq!(seen(&mesh, "before the order"), 0, "what was open stays in its tunnel");
     // Others are refused as before, and the pods that are out are reached by everybody.
@@ -96,11 +75,11 @@ fn a_bypassed_namespace_talks_plainly_to_strict_peers_and_comes_back_when_told()
     end(before);
     end(plainly);
 
-    let over = bypass(&mesh, &["out", "--end"]);
+    let over = mesh.order("bypass", &["out", "--end"]);
     assert_eq!(over["status"]["phase"], "Ended", "{over}");
     assert_eq!(over["status"]["returned"], 2, "{over}");
     assert!(mesh.captured("out"));
-    let again = hold(&mesh, "out", &target, "never in the clear again");
+    let again = mesh.hold("out", "client-1", &target, "never in the clear again");
     mesh.ask("out", "client-1", &["echo", &target]);
     assert_eq!(seen(&mesh, "never in the clear again"), 0);
     end(again);
@@ -115,13 +94,8 @@ fn a_bypassed_namespace_talks_plainly_to_strict_peers_and_comes_back_when_told()
 fn a_bypass_of_a_pod_ends_by_itself() {
     let mesh = shared();
     ready(&mesh, "brief", "sterner");
-    let order = bypass(&mesh, &["brief/client-1", "--for", "45s", "--reason", "briefly", "--no-wait"]);
-    let name = order["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    let find = || {
-        let output = mesh.command(&["bypass", "--list", "brief", "-o", "json"]);
-        let list: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-        list["items"].as_array().into_iter().flatten().find(|one| one["metadata"]["name"] == name.as_str()).cloned()
-    };
+    let order = mesh.order("bypass", &["brief/client-1", "--for", "45s", "--reason", "briefly", "--no-wait"]);
+    let find = || mesh.ordered("bypass", "brief", &order);
     // On a machine that stands still it may be over already.
     let carried_out = |order: Value| order["status"]["done"] == 1 || order["status"]["phase"] == "Ended";
     wait("it was carried out", || find().is_some_and(carried_out));
@@ -157,7 +131,7 @@ spec:
     assert!(done.status.success(), "{}", text(&done));
     let target = format!("{}:7000", mesh.ips("sternest", "server-2")[0]);
     assert!(!mesh.peer("leaving", "client-1", &["echo", &target]).status.success(), "a policy by identity was skipped");
-    bypass(&mesh, &["leaving", "--end"]);
+    mesh.order("bypass", &["leaving", "--end"]);
     mesh.ask("leaving", "client-1", &["echo", &target]);
     mesh.delete("leaving-policy.yaml");
     mesh.delete("leaving.yaml");

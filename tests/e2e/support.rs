@@ -175,6 +175,30 @@ impl Mesh {
         });
     }
 
+    /// Writes or ends an order by `stillmesh KIND`; it must be carried out. The order.
+    pub fn order(&self, kind: &str, arguments: &[&str]) -> Value {
+        let output = self.command(&[&[kind], arguments, &["--timeout", "10m", "-o", "json"]].concat());
+        assert!(output.status.success(), "{kind} {arguments:?}:\n{}", text(&output));
+        let mut list: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        list["items"][0].take()
+    }
+
+    /// An order of a namespace, as it is now.
+    pub fn ordered(&self, kind: &str, namespace: &str, order: &Value) -> Option<Value> {
+        let output = self.command(&[kind, "--list", namespace, "-o", "json"]);
+        let list: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let is_it = |one: &&Value| one["metadata"]["name"] == order["metadata"]["name"];
+        list["items"].as_array().into_iter().flatten().find(is_it).cloned()
+    }
+
+    /// A connection of a pod by which a word is said again and again, until somebody ends it.
+    pub fn hold(&self, namespace: &str, pod: &str, target: &str, word: &str) -> Child {
+        let peer = peer();
+        let mut arguments = vec!["exec", "-n", namespace, pod, "--", peer.to_str().expect("a path"), "client", "hold"];
+        arguments.extend([target, "100000", "20", word]);
+        self.prepare(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts")
+    }
+
     /// What a container printed.
     pub fn logs(&self, namespace: &str, pod: &str) -> String {
         let output = self.command(&["logs", "-n", namespace, pod]);
@@ -220,6 +244,12 @@ pub fn wait(what: &str, mut so: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "waited in vain: {what}");
         thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// Ends a program that this test started.
+pub fn end(mut child: Child) {
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 /// Sends a signal to a process that this test started.
