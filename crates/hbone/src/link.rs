@@ -5,9 +5,12 @@
 //! them fit into the connection's. What is unread all the same does not count towards the connection's window: readers
 //! that do not read never stop their neighbours.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use futures::task::AtomicWaker;
+use h2::FlowControl;
+use parking_lot::Mutex;
 
 use crate::{Limits, Memory};
 
@@ -36,6 +39,10 @@ pub(crate) struct Link {
     wanted: AtomicBool,
     /// The most that one stream's reader took during the current round trip, bytes.
     most_taken: AtomicUsize,
+    /// The peer was told a smaller window, and credit was not looked at since.
+    shrunk: AtomicBool,
+    /// The receiving directions of the open streams, by stream number.
+    receivers: Mutex<HashMap<u32, FlowControl>>,
     /// Wakes the connection's task.
     pub(crate) waker: AtomicWaker,
 }
@@ -54,6 +61,8 @@ impl Link {
             measuring: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
             most_taken: AtomicUsize::new(0),
+            shrunk: AtomicBool::new(false),
+            receivers: Mutex::default(),
             waker: AtomicWaker::new(),
         }
     }
@@ -86,7 +95,35 @@ impl Link {
 
     /// The peer was told another window.
     pub(crate) fn window_changed(&self, window: u32) {
-        self.window.store(window, Ordering::Relaxed);
+        if self.window.swap(window, Ordering::Relaxed) > window {
+            self.shrunk.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the window became smaller since this was asked last.
+    pub(crate) fn has_shrunk(&self) -> bool {
+        self.shrunk.swap(false, Ordering::Relaxed)
+    }
+
+    /// A stream receives until [`Link::receives_no_more`].
+    pub(crate) fn receives(&self, flow: FlowControl) {
+        self.receivers.lock().insert(flow.stream_id().as_u32(), flow);
+    }
+
+    pub(crate) fn receives_no_more(&self, stream: u32) {
+        let removed = self.receivers.lock().remove(&stream);
+        // Not under the lock: it may be the stream's last handle.
+        drop(removed);
+    }
+
+    /// Has every stream tell its peer what it may send. To be called when the peer has acknowledged a smaller window: what a
+    /// stream has sent may then be more than that window, and while credit given back for it was too little to be told before,
+    /// the library does not look at it again by itself. Without this, such a stream waits for ever.
+    pub(crate) fn tell_credit(&self) {
+        for flow in self.receivers.lock().values_mut() {
+            // A stream that has ended receives nothing.
+            let _ = flow.release_capacity(0);
+        }
     }
 
     /// What a stream's window may be at most with this many streams: all of them fit into the connection's.

@@ -36,6 +36,8 @@ pub(crate) struct Pulse {
     /// The next PING, or the end of patience with the last one.
     timer: Pin<Box<Sleep>>,
     on_its_way: Option<Purpose>,
+    /// PINGs to be answered until the peer has surely acknowledged a smaller window.
+    until_settled: u8,
     /// The window that was last asked for; not asked again before the next PING's answer.
     asked: Option<u32>,
     /// No measurement before.
@@ -68,6 +70,7 @@ impl Pulse {
             patience,
             timer,
             on_its_way: None,
+            until_settled: 0,
             asked: None,
             measure_from: Instant::now(),
             pause: SHORTEST_PAUSE,
@@ -88,6 +91,10 @@ impl Pulse {
             self.asked = Some(window);
             return Poll::Ready(Beat::Window(window));
         }
+        if self.link.has_shrunk() {
+            // The library may send the first PING ahead of the SETTINGS; their answers come in the order of what was sent.
+            self.until_settled = 2 + u8::from(self.on_its_way.is_some());
+        }
         loop {
             if let (Some(purpose), Some(pings)) = (self.on_its_way, &mut self.pings) {
                 match pings.poll_pong(cx) {
@@ -98,6 +105,11 @@ impl Pulse {
                 }
             } else if self.link.measurement_wanted() && self.measure_from <= Instant::now() {
                 if !self.send(Purpose::Measure) {
+                    return Poll::Pending;
+                }
+                continue;
+            } else if self.until_settled > 0 {
+                if !self.send(Purpose::Alive) {
                     return Poll::Pending;
                 }
                 continue;
@@ -122,6 +134,12 @@ impl Pulse {
         self.on_its_way = None;
         self.asked = None;
         self.wait(self.every);
+        if self.until_settled > 0 {
+            self.until_settled -= 1;
+            if self.until_settled == 0 {
+                self.link.tell_credit();
+            }
+        }
         match purpose {
             Purpose::Alive => Beat::Present,
             Purpose::Measure => match self.link.round_ends() {

@@ -77,8 +77,9 @@ const PIECE: usize = 256 << 10;
 pub(crate) const COLLECT: usize = 8 << 10;
 
 impl Stream {
-    pub(crate) fn new(send: SendStream<Frame>, receive: RecvStream, slot: Slot) -> Self {
+    pub(crate) fn new(send: SendStream<Frame>, mut receive: RecvStream, slot: Slot) -> Self {
         let link = Arc::clone(&slot.link);
+        link.receives(receive.flow_control().clone());
         Self {
             send,
             receive,
@@ -258,6 +259,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        self.link.receives_no_more(self.receive.stream_id().as_u32());
         let received_all = matches!(self.received, Some(Ok(()))) || self.receive.is_end_stream();
         let is_broken = matches!(self.received, Some(Err(_)));
         if !self.sent_all || is_broken {

@@ -209,6 +209,32 @@ async fn many_streams_arrive_whole_while_windows_become_smaller() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn streams_that_had_used_more_than_a_smaller_window_go_on() {
+    let world = World::with(Limits { memory: Memory::new(1 << 30), ..Limits::default() });
+    world.net.relay(&world.tasks, Duration::from_millis(20));
+    let _server = world.server();
+    let pool = world.pool();
+    // The windows of both directions are at their largest.
+    echoes(&mut stream(&pool, "echo").await, &pattern(32 << 20)).await;
+    // So little of them that no credit is given back for it yet, and yet more than the windows will be.
+    let mut users = Vec::new();
+    for quarters in 1..=8 {
+        let mut user = stream(&pool, "echo").await;
+        echoes(&mut user, &pattern(quarters * (256 << 10))).await;
+        users.push(user);
+    }
+    let mut crowd = Vec::new();
+    for _ in 0..80 {
+        crowd.push(stream(&pool, "echo").await);
+    }
+    settle().await;
+    for user in &mut users {
+        echoes(user, &pattern(300_000)).await;
+    }
+    assert_eq!(world.net.dials(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_window_grows_until_the_round_trip_is_no_bound() {
     let world = World::new();
     world.net.relay(&world.tasks, Duration::from_millis(50));
