@@ -167,11 +167,12 @@ impl Account {
         self.memory.remove(wanted);
         let share = self.memory.share();
         let free = || share.saturating_sub(self.sent.bytes.load(Ordering::Acquire));
-        if free() == 0 {
+        let mut bytes = free().min(wanted);
+        if bytes == 0 {
             self.sent.waker.register(cx.waker());
+            // Looked at again: something may have left before the waker was there.
+            bytes = free().min(wanted);
         }
-        // Looked at again: something may have left before the waker was there.
-        let bytes = free().min(wanted);
         if bytes == 0 {
             return Poll::Pending;
         }
