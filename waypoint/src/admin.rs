@@ -26,7 +26,7 @@ pub fn server(waypoint: Arc<Waypoint>, levels: Option<Levels>) -> Server {
     let counted = {
         let waypoint = waypoint.clone();
         move |request: Request| {
-            let response = flows::answer(&waypoint.records, &request, Vec::new);
+            let response = flows::answer(waypoint.records.up_to_date(), &request, Vec::new);
             async move { response }
         }
     };
@@ -60,5 +60,5 @@ pub fn metrics_server(waypoint: Arc<Waypoint>, registered: Registered) -> Server
 /// What was decided about requests and connections that have ended.
 fn decisions(waypoint: &Waypoint, request: &Request) -> Response {
     let snapshot = waypoint.snapshots.load();
-    answer(&waypoint.records, request, Vec::new, |told| explain(waypoint, &snapshot, told))
+    answer(waypoint.records.up_to_date(), request, Vec::new, |told| explain(waypoint, &snapshot, told))
 }

@@ -134,9 +134,9 @@ pub async fn serve(config: Config, listeners: Listeners, watch: Watch) -> anyhow
     let parts = Parts { config, snapshots, secrets, metrics, open, watch: watched, tasks: clients, upstream };
     let waypoint = Waypoint::new(parts);
     if let Some(path) = waypoint.config.flows.clone() {
-        flows::restore(&waypoint.records, &path);
+        flows::restore(waypoint.records.up_to_date(), &path);
         let counted = waypoint.clone();
-        tasks.spawn("flows", flows::keep(move || counted.records.flows(), path, tasks.token()));
+        tasks.spawn("flows", flows::keep(move || counted.records.up_to_date().flows(), path, tasks.token()));
     }
     let (servers_end, servers) = drain::channel();
     let Listeners { hbone, admin, stats, readiness: ready } = listeners;

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clients::Peer;
 use crate::path::{self, PathError};
 use crate::record::series::Known;
-use crate::record::{self, Early};
+use crate::record::{self, Early, Origin};
 use crate::waypoint::Waypoint;
 
 /// Accepts until the future is dropped. What was accepted lives on in the waypoint's tasks.
@@ -151,8 +151,7 @@ impl Client {
         };
         Ok(Downstream {
             client: self.clone(),
-            trace: trace(incoming),
-            source,
+            origin: Arc::new(Origin::new(self, trace(incoming), source, authority)),
             own,
             target,
             authority: authority.clone(),
@@ -172,10 +171,8 @@ fn trace(incoming: &Incoming) -> u128 {
 pub struct Downstream {
     /// Whose it is.
     pub client: Arc<Client>,
-    /// Its trace, which the client's ztunnel knows it by.
-    pub trace: u128,
-    /// The client's workload, where it is known for sure.
-    pub source: Option<Arc<Workload>>,
+    /// Where its requests come from, as records have it.
+    pub origin: Arc<Origin>,
     /// The waypoint's own workload.
     pub own: Arc<Workload>,
     /// What it is for.

@@ -151,7 +151,7 @@ fn accept(downstream: &Downstream, incoming: Incoming) -> Option<Stream> {
             let early = Early {
                 client: Some(downstream.client.address),
                 identity: Some(&downstream.client.identity),
-                trace: downstream.trace,
+                trace: downstream.origin.trace(),
                 authority: Some(&downstream.authority),
             };
             record::failed_early(downstream.waypoint(), early, &error);

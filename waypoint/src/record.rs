@@ -10,6 +10,7 @@ pub mod grpc;
 pub mod judged;
 mod labels;
 mod metrics;
+mod records;
 pub mod request;
 pub mod series;
 
@@ -19,9 +20,11 @@ use stillmesh_core::Diagnose as _;
 use stillmesh_core::attrs::Authority;
 use stillmesh_core::model::Identity;
 
+pub use decision::Origin;
 pub use flags::{Flag, Flags};
 pub use labels::{Edited, Ends, RequestLabels, Tags, TcpLabels};
 pub use metrics::Metrics;
+pub use records::Records;
 
 use crate::path::PathError;
 use crate::waypoint::Waypoint;

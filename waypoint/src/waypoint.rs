@@ -8,8 +8,6 @@ use stillmesh_core::snapshot::Snapshot;
 use stillmesh_hbone::{Limits, Memory, Pool};
 use stillmesh_identity::Secrets;
 use stillmesh_proxy::Snapshots;
-use stillmesh_proxy::decisions::now_us;
-use stillmesh_records::Recorder;
 use stillmesh_runtime::drain::Watch;
 use stillmesh_runtime::tasks::Tasks;
 use tokio::sync::Semaphore;
@@ -18,7 +16,7 @@ use crate::authenticate::Keys;
 use crate::clients::Clients;
 use crate::config::Config;
 use crate::path::PathError;
-use crate::record::Metrics;
+use crate::record::{Metrics, Records};
 use crate::told::Tellings;
 use crate::upstream::dial::Plain;
 use crate::upstream::{Clusters, Connections};
@@ -46,7 +44,7 @@ pub struct Waypoint {
     /// What users ask to be told.
     pub tellings: Tellings,
     /// What was decided about what has ended.
-    pub records: Recorder,
+    pub records: Records,
     /// What all tunnels may hold together.
     pub memory: Memory,
     /// TLS handshakes that may be under way.
@@ -94,7 +92,7 @@ impl Waypoint {
             handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
             requests: Arc::new(Semaphore::new(config.limits.requests)),
             clusters: Arc::default(),
-            records: Recorder::with_flows(config.records_bytes, config.flows_bytes, now_us()),
+            records: Records::new(&config),
             tellings: Tellings::new(&metrics),
             memory,
             config,

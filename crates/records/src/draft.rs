@@ -26,6 +26,13 @@ impl Draft {
         Self { record, buffer: String::with_capacity(USUAL), ranges: [(0, 0); Field::COUNT] }
     }
 
+    /// Begins another record; what was written of the last one is gone.
+    pub fn begin(&mut self, record: Record) {
+        self.record = record;
+        self.buffer.clear();
+        self.ranges = [(0, 0); Field::COUNT];
+    }
+
     /// Writes a text. Of one longer than [`LONGEST_NAME`] the beginning counts. The last one written of a field stays.
     pub fn name(&mut self, field: Field, text: impl Display) {
         let start = self.buffer.len();

@@ -1,21 +1,25 @@
 //! What is kept of a request or connection for whoever asks why. A request's record has the trace of the CONNECT that
 //! brought it and of the one that carried it on, so that both ways lead on from it.
 
-use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
+use std::{fmt, mem};
 
+use http::Method;
 use stillmesh_core::Diagnose as _;
+use stillmesh_core::attrs::Authority;
 use stillmesh_core::explain::Reason;
 use stillmesh_core::model::http::RouteKey;
+use stillmesh_core::model::{Service, Workload};
 use stillmesh_proxy::decisions::{because, microseconds, now_us, short_microseconds};
-use stillmesh_records::{Draft, Field, Hop, Record};
+use stillmesh_records::{Address, Draft, Field, Hop, Record, Recorder};
 
 use super::Early;
 use super::connection::Connection;
 use super::flags::Flags;
 use super::judged::Judged;
 use super::request::Request;
-use crate::capture::Downstream;
+use crate::capture::Client;
 use crate::path::PathError;
 use crate::waypoint::Waypoint;
 
@@ -95,53 +99,139 @@ impl Why {
     }
 }
 
+/// Where the requests of one CONNECT come from, as records have it.
+#[derive(Debug)]
+pub struct Origin {
+    trace: u128,
+    client: Address,
+    dialled: Address,
+    source: Option<Arc<Workload>>,
+    identity: String,
+    authority: String,
+}
+
+impl Origin {
+    /// Of a client's CONNECT of this trace; `source` is its workload, where it is known for sure.
+    pub fn new(client: &Client, trace: u128, source: Option<Arc<Workload>>, authority: &Authority) -> Self {
+        Self {
+            trace,
+            client: client.address.into(),
+            dialled: client.local.into(),
+            source,
+            identity: client.identity.to_string(),
+            authority: authority.to_string(),
+        }
+    }
+
+    /// The CONNECT's trace, which the client's ztunnel knows it by.
+    pub fn trace(&self) -> u128 {
+        self.trace
+    }
+
+    fn record(&self, hop: Hop) -> Record {
+        Record {
+            at_us: now_us(),
+            id: self.trace,
+            hop,
+            is_tunnelled: true,
+            source: self.client,
+            original: self.dialled,
+            ..Record::default()
+        }
+    }
+
+    fn write(&self, draft: &mut Draft) {
+        draft.name_some(Field::Source, self.source.as_ref().map(|source| &source.uid));
+        draft.name(Field::SourceIdentity, &self.identity);
+        draft.name(Field::Authority, &self.authority);
+    }
+}
+
+/// A request that has ended, before its record is written. It holds nothing that its client waits for.
+#[derive(Debug)]
+pub(super) struct Ended {
+    record: Record,
+    origin: Arc<Origin>,
+    service: Option<Arc<Service>>,
+    endpoint: Option<Arc<Workload>>,
+    method: Method,
+    host: String,
+    path: String,
+    flags: Flags,
+    error: Option<String>,
+    why: Option<Why>,
+}
+
+impl Ended {
+    /// Takes out of a request what its record is written of.
+    fn of(request: &mut Request, total: Duration, flags: Flags) -> Self {
+        let denied = denied(request.judged.as_ref());
+        let mut record = request.downstream.origin.record(Hop::Request);
+        record.request = request.id.to_str().ok().and_then(uuid).unwrap_or_default();
+        record.decision =
+            denied.and_then(|judged| u64::from_str_radix(judged.id.as_deref()?, 16).ok()).unwrap_or_default();
+        record.next = request.carried;
+        let is_stopped = matches!(&request.why, Some(Why::Reason(reason)) if reason.is_refusal());
+        record.is_refused =
+            denied.is_some() || is_stopped || (request.error.is_some() && request.answered_after.is_none());
+        record.status = request.status.map_or(0, |status| status.as_u16());
+        record.grpc = request.grpc_status.map_or(0, |status| status.saturating_add(1));
+        record.retries = request.retries;
+        record.upstream = request.upstream.map(Into::into).unwrap_or_default();
+        record.decide_us = short_microseconds(request.decided);
+        record.open_us = request.answered_after.map_or(0, short_microseconds);
+        record.total_us = microseconds(total);
+        record.received = request.received.bytes();
+        record.sent = request.sent;
+        let why = denied.map(|judged| Why::of_reason(&judged.reason));
+        Self {
+            record,
+            origin: request.downstream.origin.clone(),
+            service: request.service.take(),
+            endpoint: request.endpoint.take(),
+            method: mem::take(&mut request.method),
+            host: mem::take(&mut request.host),
+            path: mem::take(&mut request.path),
+            flags,
+            error: request.error.take(),
+            why: why.or_else(|| request.why.take()),
+        }
+    }
+
+    /// Writes it down.
+    pub(super) fn keep(&self, draft: &mut Draft, records: &Recorder) {
+        draft.begin(self.record);
+        self.origin.write(draft);
+        draft.name_some(Field::Service, self.service.as_ref().map(|service| &service.key));
+        draft.name_some(Field::Endpoint, self.endpoint.as_ref().map(|endpoint| &endpoint.uid));
+        draft.name(Field::Method, &self.method);
+        draft.name(Field::Host, &self.host);
+        draft.name(Field::Path, &self.path);
+        draft.name(Field::Flags, self.flags);
+        draft.name_some(Field::Error, self.error.as_ref());
+        match &self.why {
+            Some(why) => why.write(draft),
+            None => carried(draft),
+        }
+        records.put(draft);
+    }
+}
+
 /// Keeps a request that has ended.
-pub(super) fn keep_request(request: &Request, total: Duration, flags: Flags) {
-    let records = &request.downstream.waypoint().records;
-    if !records.is_on() {
-        return;
+pub(super) fn keep_request(request: &mut Request, total: Duration, flags: Flags) {
+    if request.downstream.waypoint().records.is_on() {
+        let ended = Ended::of(request, total, flags);
+        request.downstream.waypoint().records.later(ended);
     }
-    let judged = request.judged.as_ref();
-    let denied = denied(judged);
-    let mut record = of(&request.downstream, Hop::Request);
-    record.request = request.id.to_str().ok().and_then(uuid).unwrap_or_default();
-    record.decision = denied.and_then(|judged| u64::from_str_radix(judged.id.as_deref()?, 16).ok()).unwrap_or_default();
-    record.next = request.carried;
-    let is_stopped = matches!(&request.why, Some(Why::Reason(reason)) if reason.is_refusal());
-    record.is_refused = denied.is_some() || is_stopped || (request.error.is_some() && request.answered_after.is_none());
-    record.status = request.status.map_or(0, |status| status.as_u16());
-    record.grpc = request.grpc_status.map_or(0, |status| status.saturating_add(1));
-    record.retries = request.retries;
-    record.upstream = request.upstream.map(Into::into).unwrap_or_default();
-    record.decide_us = short_microseconds(request.decided);
-    record.open_us = request.answered_after.map_or(0, short_microseconds);
-    record.total_us = microseconds(total);
-    record.received = request.received.bytes();
-    record.sent = request.sent;
-    let mut draft = Draft::new(record);
-    ends(&mut draft, &request.downstream);
-    draft.name_some(Field::Service, request.service.as_ref().map(|service| &service.key));
-    draft.name_some(Field::Endpoint, request.endpoint.as_ref().map(|endpoint| &endpoint.uid));
-    draft.name(Field::Method, &request.method);
-    draft.name(Field::Host, &request.host);
-    draft.name(Field::Path, &request.path);
-    draft.name(Field::Flags, flags);
-    draft.name_some(Field::Error, request.error.as_ref());
-    match (denied, &request.why) {
-        (Some(judged), _) => because(&mut draft, &judged.reason),
-        (None, Some(why)) => why.write(&mut draft),
-        (None, None) => carried(&mut draft),
-    }
-    records.put(&draft);
 }
 
 /// Keeps a connection that has ended.
 pub(super) fn keep_connection(connection: &Connection, flags: Flags) {
-    let records = &connection.downstream.waypoint().records;
-    if !records.is_on() {
+    let waypoint = connection.downstream.waypoint();
+    if !waypoint.records.is_on() {
         return;
     }
-    let mut record = of(&connection.downstream, Hop::Connection);
+    let mut record = connection.downstream.origin.record(Hop::Connection);
     record.next = connection.carried;
     record.is_refused = connection.error.is_some() && connection.flow.is_none();
     record.retries = connection.retries;
@@ -150,7 +240,7 @@ pub(super) fn keep_connection(connection: &Connection, flags: Flags) {
     record.total_us = microseconds(connection.began.elapsed());
     (record.received, record.sent) = connection.flow.as_ref().map_or((0, 0), |flow| flow.bytes());
     let mut draft = Draft::new(record);
-    ends(&mut draft, &connection.downstream);
+    connection.downstream.origin.write(&mut draft);
     draft.name_some(Field::Service, connection.service.as_ref().map(|service| &service.key));
     draft.name_some(Field::Endpoint, connection.endpoint.as_ref().map(|endpoint| &endpoint.uid));
     draft.name(Field::Flags, flags);
@@ -159,7 +249,7 @@ pub(super) fn keep_connection(connection: &Connection, flags: Flags) {
         Some(why) => why.write(&mut draft),
         None => carried(&mut draft),
     }
-    records.put(&draft);
+    waypoint.records.up_to_date().put(&draft);
 }
 
 /// Keeps what was refused before much was known of it.
@@ -182,7 +272,7 @@ pub(super) fn keep_early(waypoint: &Waypoint, early: &Early<'_>, error: &PathErr
     draft.name(Field::Flags, Flags::default().with(error.flag()));
     draft.name(Field::Error, error.text());
     Why::of_error(error).write(&mut draft);
-    waypoint.records.put(&draft);
+    waypoint.records.up_to_date().put(&draft);
 }
 
 /// What refused a request, if something did.
@@ -193,24 +283,6 @@ pub(super) fn denied(judged: Option<&Judged>) -> Option<&Judged> {
 fn carried(draft: &mut Draft) {
     draft.record.reason = CARRIED;
     draft.name(Field::Because, "no route is attached: carried to what was dialled");
-}
-
-fn of(downstream: &Downstream, hop: Hop) -> Record {
-    Record {
-        at_us: now_us(),
-        id: downstream.trace,
-        hop,
-        is_tunnelled: true,
-        source: downstream.client.address.into(),
-        original: downstream.client.local.into(),
-        ..Record::default()
-    }
-}
-
-fn ends(draft: &mut Draft, downstream: &Downstream) {
-    draft.name_some(Field::Source, downstream.source.as_ref().map(|source| &source.uid));
-    draft.name(Field::SourceIdentity, &downstream.client.identity);
-    draft.name(Field::Authority, &downstream.authority);
 }
 
 /// A UUID as a number.

@@ -309,6 +309,7 @@ impl Drop for Request {
         if let (Some(context), Some(facts)) = (&self.context, &facts) {
             self.telling.end(context, facts);
         }
+        drop(facts);
         decision::keep_request(self, duration, flags);
     }
 }

@@ -1,4 +1,4 @@
-//! What records of decisions cost: one waypoint that keeps them and one that does not, in alternating rounds of one run.
+//! What records of decisions and flows cost: one waypoint that keeps them and one that keeps neither, in alternating rounds of one run.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -34,7 +34,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let to = world.service(&routes.service, "10.1.0.1", 1, &[&backend]);
     publish(&world, &routes);
     let start = |port, more| proxies::waypoint(&args.waypoint, &world, to, port, more);
-    let both = [start(HBONE, &[][..]).await?, start(HBONE + 10, &[("DECISION_RECORDS_MEMORY", "0")][..]).await?];
+    let both = [
+        start(HBONE, &[][..]).await?,
+        start(HBONE + 10, &[("DECISION_RECORDS_MEMORY", "0"), ("FLOWS_MEMORY", "0")][..]).await?,
+    ];
     let mut table = Report::new(["with records", "without"]);
     scenario(&args.load, &both, "one route", Target { to, paths: 1 }, &world, &mut table).await?;
     println!("{}", table.text());

@@ -87,3 +87,25 @@ fn nothing_is_kept_where_it_may_take_no_memory() {
         assert_eq!((&answer["isOn"], &answer["written"]), (&false.into(), &0.into()));
     });
 }
+
+#[test]
+fn requests_are_told_and_added_up_at_once_and_in_their_order_however_many_there_were() {
+    isolated_async(|| async {
+        let shop = shop(1, &[], vec![]).await;
+        let client = shop.world.client("page", 1);
+        let mut http = client.http1(shop.web).await;
+        // More than are written at once, and no multiple of it.
+        for number in 0..150 {
+            http.get(&format!("/name/{number}")).await;
+        }
+        told(&shop.world, "path=/name/149", |_| true).await;
+        let answer = shop.world.admin("/decisions?limit=200").await;
+        let paths: Vec<&str> =
+            answer["decisions"].as_array().unwrap().iter().filter_map(|one| one["path"].as_str()).collect();
+        let expected: Vec<String> = (0..150).rev().map(|number| format!("/name/{number}")).collect();
+        assert_eq!(paths, expected);
+        let flows = shop.world.admin("/flows").await;
+        let counted = flows["flows"].as_array().unwrap().iter().find(|flow| flow["path"] == "/name/{id}").cloned();
+        assert_eq!(counted.unwrap()["count"], 150);
+    });
+}
