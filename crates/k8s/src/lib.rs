@@ -3,11 +3,12 @@
 //! This crate is pure: text and objects in, objects, model and findings out; no I/O, clock or randomness. The
 //! controller translates with it, the node agent selects pods with it, `stillmesh up` admits manifests with it.
 //!
-//! Read in this order: [`object`] (what there is), [`parse`] (text to objects), [`select`] (who is in the mesh),
+//! Read in this order: [`object`] (what there is), [`parse`] (text to objects), [`select`] (who is in the mesh), [`capture`] (how far that has come),
 //! [`gateway`] (waypoints: whose, who is bound, what runs them), [`translate`] (objects to the model of
 //! `stillmesh-core`), [`status`] (conditions to write back). [`network_policy`] is Kubernetes' own filter in front of it all.
 #![forbid(unsafe_code)]
 
+pub mod capture;
 mod duration;
 pub mod finding;
 pub mod gateway;

@@ -5,15 +5,13 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use stillmesh_k8s::capture::Capture;
 use stillmesh_k8s::select::{Enrolment, NotEnrolled, REDIRECTION, why_not};
 
 use super::Fact;
 use super::cluster::place;
 use crate::cluster::value::{annotation, label, list, name, namespace, text};
 use crate::cluster::view::View;
-
-/// Annotation with the agent's receipt.
-const RECEIPT: &str = "stillmesh.io/receipt";
 
 /// How the pods of a namespace stand.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,31 +51,20 @@ pub(crate) fn standings(view: &View) -> BTreeMap<String, Standing> {
         }
         let standing = standings.entry(namespace(object).to_owned()).or_default();
         let ending = !object["metadata"]["deletionTimestamp"].is_null();
-        let receipt = annotation(object, RECEIPT).and_then(|text| serde_json::from_str::<Value>(text).ok());
-        let starting = text(&object["status"]["podIP"]).is_empty();
-        match (why_not, state) {
-            (None, Some("enabled")) if receipt.is_some() => {
+        match (why_not, Capture::of(&pod)) {
+            (None, Capture::Done { older }) => {
                 standing.captured += 1;
-                standing.older += receipt.and_then(|receipt| receipt["olderConnections"].as_u64()).unwrap_or_default();
+                standing.older += older;
             }
-            (None, _) if ending || starting => {}
-            (None, Some("enabled")) => {
-                standing.missing.push((place(object), "it is marked as captured, and has no receipt".to_owned()));
-            }
-            (None, Some(state)) => {
-                let why = format!("its capture is {state}: its rules are in place, and no ztunnel has taken it");
-                standing.missing.push((place(object), why));
-            }
-            (None, None) if receipt.as_ref().is_some_and(|receipt| receipt["bypass"].is_string()) => {
-                let order = receipt.map(|receipt| text(&receipt["bypass"]).to_owned()).unwrap_or_default();
-                standing.outside.push((place(object), format!("Bypass {order} keeps it out for a while")));
-            }
-            (None, None) => standing.missing.push((place(object), "it is not captured".to_owned())),
+            (None, Capture::Starting) => {}
+            (None, _) if ending => {}
+            (None, capture @ Capture::Bypassed(_)) => standing.outside.push((place(object), capture.to_string())),
+            (None, capture) => standing.missing.push((place(object), capture.to_string())),
             // What has ended has no connections.
             (Some(NotEnrolled::Terminal), _) => {}
-            (Some(_), Some(_)) if !ending => standing.surplus.push(place(object)),
-            (Some(_), Some(_)) => {}
-            (Some(why), None) => standing.outside.push((place(object), why.to_string())),
+            (Some(why), _) if state.is_none() => standing.outside.push((place(object), why.to_string())),
+            (Some(_), _) if ending => {}
+            (Some(_), _) => standing.surplus.push(place(object)),
         }
     }
     standings
@@ -156,6 +143,7 @@ pub(super) fn typed<T: DeserializeOwned>(object: &Value) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use stillmesh_k8s::steering::RECEIPT;
 
     use super::*;
 
