@@ -220,7 +220,7 @@ impl Plane {
         };
         let builder = builder.in_namespace(&self.config.system_namespace);
         let (statuses, shown) = (Arc::clone(&self.statuses), Arc::clone(&self.shown));
-        shown.receipts.expect(builder.running(), self.config.trusted_node_accounts.clone());
+        shown.receipts.expect(builder.running(), builder.enrolments(), self.config.trusted_node_accounts.clone());
         let mut control = Control::new(source, builder, statuses, shown, queries);
         tokio::select! {
             complete = control.read_everything() => complete?,

@@ -6,6 +6,7 @@
 
 mod accesses;
 mod destinations;
+mod enrolments;
 mod findings;
 mod join;
 mod labelled;
@@ -41,6 +42,7 @@ use stillmesh_k8s::unusable::LastGood;
 use stillmesh_k8s::{Kind, Object, ObjectKey, Position, Unusable};
 use stillmesh_objects as objects;
 
+pub use enrolments::{Agent, Enrolments, Member, Members};
 pub use findings::origin;
 pub use made::{About, Made};
 pub use running::{Place, Proxy, Role, Running, Unnamed};
@@ -120,6 +122,9 @@ pub struct Builder {
     world: World,
     dirty: Dirty,
     running: Arc<Running>,
+    enrolments: Arc<Enrolments>,
+    /// The initial objects have been taken in.
+    is_complete: bool,
     places: HashMap<ObjectKey, Position>,
     /// Policies whose newest version cannot be read. What stands for them, or their last good version, is among the
     /// objects.
@@ -189,6 +194,8 @@ impl Builder {
             world: World::default(),
             dirty: Dirty { settings: true, ..Dirty::default() },
             running: Arc::default(),
+            enrolments: Arc::default(),
+            is_complete: false,
             places: HashMap::new(),
             unusable: HashMap::new(),
             workloads: HashMap::new(),
@@ -216,6 +223,11 @@ impl Builder {
     /// Who runs where; follows this builder.
     pub fn running(&self) -> Arc<Running> {
         Arc::clone(&self.running)
+    }
+
+    /// Who is in the mesh by labels; follows this builder.
+    pub fn enrolments(&self) -> Arc<Enrolments> {
+        Arc::clone(&self.enrolments)
     }
 
     /// How many services there are.
@@ -275,7 +287,9 @@ impl Builder {
         for unusable in &update.unusable {
             self.take_unusable(unusable);
         }
-        self.build()
+        let built = self.build();
+        self.is_complete |= update.complete;
+        built
     }
 
     /// A policy that cannot be read keeps its last good version; without one it refuses what it would be about.
@@ -311,6 +325,7 @@ impl Builder {
                 let pod = content!(Pod);
                 let old = self.world.replace_pod(&name, pod.clone());
                 self.running.replace(&name, pod.as_deref());
+                self.enrol_agent(&name, old.as_deref(), pod.as_deref());
                 old.iter().chain(&pod).for_each(|pod| {
                     self.touch_guarding(&name.0, pod);
                     self.touch_subsets(&name.0, pod);
@@ -340,6 +355,7 @@ impl Builder {
                 let its_labels =
                     |one: &Option<Arc<Namespace>>| one.as_ref().and_then(|one| one.metadata.labels.clone());
                 let after = its_labels(&new);
+                self.enrol_namespace(&namespace, new.as_deref());
                 let old = self.world.replace_namespace(&namespace, new);
                 self.dirty.services.extend(self.world.services.names_of(&namespace));
                 if its_labels(&old) != after {

@@ -1,5 +1,5 @@
 //! Receipts: of every policy, route, rule and binding, on how many nodes and waypoint replicas its content is in force, how
-//! long that took, and who lags.
+//! long that took, and who lags; of every enrolment, of how many pods ([`enrolled`]).
 //!
 //! An object belongs to the generation of the store in which its content, or what follows from it, was published last. A
 //! client has it in force when it has acknowledged that generation of every type, which our clients do after they have
@@ -7,6 +7,7 @@
 //! object with the names of its resources, one per client, and durations for at most [`flight::MOST`] generations, in buckets,
 //! so that they cost the same for ten nodes and a thousand. Nothing is kept for a pair of an object and a client.
 
+mod enrolled;
 mod flight;
 mod judge;
 mod share;
@@ -25,7 +26,7 @@ use stillmesh_k8s::{Kind, Object, ObjectKey};
 use stillmesh_objects::{Change, Update};
 use tokio::sync::Notify;
 
-use crate::build::{About, Made, Role, Running};
+use crate::build::{About, Enrolments, Made, Role, Running};
 use crate::status::Statuses;
 use flight::Flights;
 use judge::{Place, Seen};
@@ -64,9 +65,10 @@ struct Replicas {
     heard: Option<Instant>,
 }
 
-/// Who is expected to enforce.
+/// Who is expected to enforce, and to be captured.
 struct Fleet {
     running: Arc<Running>,
+    enrolments: Arc<Enrolments>,
     /// Accounts of nodes' tunnels.
     tunnels: Vec<(Str, Str)>,
 }
@@ -123,10 +125,10 @@ impl Receipts {
         Self { store, fleet: OnceLock::new(), state: Mutex::default(), replicas: Mutex::default(), news: Notify::new() }
     }
 
-    /// Whose pods are expected to be connected. Told once, before anybody connects.
-    pub fn expect(&self, running: Arc<Running>, tunnels: Vec<(Str, Str)>) {
+    /// Whose pods are expected to be connected, and which ones captured. Told once, before anybody connects.
+    pub fn expect(&self, running: Arc<Running>, enrolments: Arc<Enrolments>, tunnels: Vec<(Str, Str)>) {
         // A second telling would be the same.
-        let _ = self.fleet.set(Fleet { running, tunnels });
+        let _ = self.fleet.set(Fleet { running, enrolments, tunnels });
     }
 
     /// Objects have come: which of them say something else than before.
@@ -375,9 +377,15 @@ impl Receipts {
         }
     }
 
-    /// For `/debug/receipts`.
+    /// For `/debug/receipts`: where objects are in force, then how enrolments stand.
     pub fn to_json(&self) -> Value {
-        serde_json::to_value(self.judge()).unwrap_or_default()
+        let enrolled = self.fleet.get().map(|fleet| enrolled::receipts(&fleet.enrolments, &fleet.running));
+        let list = |page: serde_json::Result<Value>| match page {
+            Ok(Value::Array(list)) => list,
+            _ => Vec::new(),
+        };
+        let objects = list(serde_json::to_value(self.judge()));
+        objects.into_iter().chain(list(serde_json::to_value(enrolled))).collect()
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::mesh::{client, namespace, server};
 use crate::scene::Scene;
-use crate::support::{Mesh, peer, text, wait};
+use crate::support::{Mesh, end, peer, text, wait};
 use crate::waypoint::{GATEWAY, shop};
 
 const DENY: &str = "
@@ -33,10 +33,61 @@ fn condition(mesh: &Mesh) -> Value {
     conditions.into_iter().find(|one| one["type"] == "stillmesh.io/InForce").unwrap_or_default()
 }
 
-/// Signals the program of a node's tunnel: process 2 of its pod.
-fn tunnel(mesh: &Mesh, node: &str, signal: &str) {
-    let done = mesh.exec("istio-system", &format!("ztunnel-{node}"), &["sh", "-c", &format!("kill -{signal} 2")]);
+/// Signals the program of one of the mesh's own pods: process 2 of it.
+fn signal(mesh: &Mesh, pod: &str, signal: &str) {
+    let done = mesh.exec("istio-system", pod, &["sh", "-c", &format!("kill -{signal} 2")]);
     assert!(done.status.success(), "{}", text(&done));
+}
+
+#[test]
+fn an_enrolment_claims_the_pods_that_are_captured_and_no_others() {
+    let pods = client("mesh", "client-1", "node1")
+        + &client("mesh", "client-2", "node2")
+        + &server("mesh", "server-1", "node1");
+    let mesh = Mesh::start(&[("all.yaml", &(namespace("mesh", false) + &pods))]);
+    wait("pods run", || mesh.get("pods", "mesh").iter().filter(|pod| pod["status"]["phase"] == "Running").count() == 3);
+    let enrolment = || receipt(&mesh, "namespaces", "mesh", "mesh");
+    let target = format!("{}:7000", mesh.ips("mesh", "server-1")[0]);
+    // Whether a word of client 2's is to be read on its node's link.
+    let in_clear = |word: &str| {
+        let mut said = mesh.hold("mesh", "client-2", &target, word);
+        let seen = mesh.command(&["capture", "node2", "--seconds", "2", "--find", word, "--json"]);
+        assert!(said.try_wait().unwrap().is_none(), "{target} does not answer");
+        end(said);
+        let seen: Value = serde_json::from_slice(&seen.stdout).unwrap_or_else(|_| panic!("{}", text(&seen)));
+        seen["found"].as_u64().is_some_and(|found| found > 0)
+    };
+    assert!(enrolment().is_null(), "it is in no mesh: {}", enrolment());
+    assert!(in_clear("before it was labelled"));
+
+    mesh.apply("all.yaml", &(namespace("mesh", true) + &pods));
+    wait("all are captured", || counts(&enrolment()) == (Some(3), Some(3)));
+    assert!(!in_clear("claimed as captured"), "{}", enrolment());
+    assert_eq!(enrolment()["nodes"], serde_json::json!({"inForce": 2, "expected": 2}));
+    assert_eq!(enrolment()["took"]["of"], 3, "{}", enrolment());
+    let wide = text(&mesh.command(&["get", "namespaces", "-o", "wide"]));
+    assert!(wide.contains("IN-FORCE") && wide.contains("3/3 ("), "{wide}");
+
+    mesh.order("bypass", &["mesh/client-2", "--for", "10m", "--reason", "a test"]);
+    wait("client 2 is out", || counts(&enrolment()) == (Some(2), Some(3)));
+    assert!(in_clear("not claimed any more"), "{}", enrolment());
+    let status = text(&mesh.command(&["status"]));
+    let line = "mesh: 2 of 3 pods captured; lagging: mesh/client-2 (Bypass mesh/";
+    assert!(status.contains(line) && status.contains("namespaces in the mesh: 0 of 1 have all"), "{status}");
+    mesh.order("bypass", &["mesh/client-2", "--end"]);
+    wait("all are captured again", || counts(&enrolment()) == (Some(3), Some(3)));
+    assert!(!in_clear("claimed again"), "{}", enrolment());
+
+    // Without an agent nothing more is claimed, and what was captured stays so.
+    signal(&mesh, "istio-cni-node-node2", "STOP");
+    mesh.apply("all.yaml", &(namespace("mesh", true) + &pods + &client("mesh", "client-3", "node2")));
+    wait("client 3 lags", || {
+        let enrolment = enrolment();
+        counts(&enrolment) == (Some(3), Some(4)) && enrolment["lagging"][0]["name"] == "mesh/client-3"
+    });
+    assert!(!in_clear("without an agent"), "{}", enrolment());
+    signal(&mesh, "istio-cni-node-node2", "CONT");
+    wait("client 3 is captured", || counts(&enrolment()) == (Some(4), Some(4)));
 }
 
 #[test]
@@ -66,7 +117,7 @@ fn a_receipt_claims_no_more_than_connections_show() {
     assert!(text(&wide).contains("IN-FORCE") && text(&wide).contains("2/2 ("), "{}", text(&wide));
 
     // Node 2 stands still: what it has not said is not claimed.
-    tunnel(&mesh, "node2", "STOP");
+    signal(&mesh, "ztunnel-node2", "STOP");
     mesh.apply("policy.yaml", &DENY.replace("action: DENY", "action: ALLOW"));
     wait("in force on one node", || counts(&policy()) == (Some(1), Some(2)));
     let lagging = policy()["lagging"].clone();
@@ -88,7 +139,7 @@ fn a_receipt_claims_no_more_than_connections_show() {
     let ended = asking.try_wait().unwrap();
     assert!(ended.is_none_or(|ended| !ended.success()), "node 2 lets pass what it has not acknowledged");
 
-    tunnel(&mesh, "node2", "CONT");
+    signal(&mesh, "ztunnel-node2", "CONT");
     wait("in force everywhere again", || counts(&policy()) == (Some(2), Some(2)));
     assert!(passes(&near) && passes(&far), "{}", policy());
     wait("the status says so again", || condition(&mesh)["status"] == "True");

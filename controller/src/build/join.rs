@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Instant;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -25,6 +26,8 @@ impl Builder {
         self.build_mesh();
         let mut dirty = std::mem::take(&mut self.dirty);
         self.steer(&mut dirty);
+        // What is there from the beginning came before this process did.
+        self.enrol(&dirty, self.is_complete.then(Instant::now));
         // What is said of a policy depends on what its Services are bound to.
         for (namespace, name) in dirty.services.clone() {
             let target = translate::Target::Service(Named { namespace, name });

@@ -173,6 +173,11 @@ impl Running {
         self.pods.read().places.contains_key(pod)
     }
 
+    /// Whether a node is ready, or says nothing of it.
+    pub fn is_ready(&self, node: &str) -> bool {
+        !self.unready.read().contains(node)
+    }
+
     /// Word of every change.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()

@@ -59,6 +59,11 @@ impl Steering {
         Self { enrolment, ..Self::default() }
     }
 
+    /// Which pods are in the mesh.
+    pub fn enrolment(&self) -> &Enrolment {
+        &self.enrolment
+    }
+
     fn all(&self) -> impl Iterator<Item = &Arc<Order>> {
         self.bypasses.all().chain(self.quarantines.all())
     }
@@ -154,6 +159,11 @@ impl Builder {
     fn why_not(&self, pod: &Pod) -> Option<NotEnrolled> {
         let namespace = self.world.namespaces.get(pod.metadata.namespace.as_deref().unwrap_or_default());
         why_not(pod, namespace.map(|one| &**one), &self.steering.enrolment)
+    }
+
+    /// Whether an order in force keeps a pod out. A Quarantine comes before a Bypass.
+    pub(super) fn is_bypassed(&self, pod: &Pod) -> bool {
+        self.steering.bypasses.in_force(pod).is_some() && self.steering.quarantines.in_force(pod).is_none()
     }
 
     /// A pod's addresses, where clear text passes from it.

@@ -128,7 +128,7 @@ impl Flights {
 }
 
 impl Durations {
-    fn add(&mut self, took: u32) {
+    pub fn add(&mut self, took: u32) {
         let at = BOUNDS.iter().take_while(|bound| **bound < took).count().min(BOUNDS.len() - 1);
         if let Some(count) = self.counts.get_mut(at) {
             *count += 1;
@@ -143,7 +143,7 @@ impl Durations {
         self.longest = self.longest.max(other.longest);
     }
 
-    fn took(&self) -> Option<Took> {
+    pub fn took(&self) -> Option<Took> {
         let of: u32 = self.counts.iter().sum();
         let quantile = |percent: u64| {
             let wanted = (u64::from(of) * percent).div_ceil(100);

@@ -15,7 +15,7 @@ use super::share::{self, Asked, Parts, Remote};
 use crate::build::{About, Role};
 
 /// Names of those who lag that a receipt tells.
-const NAMED: usize = 5;
+pub(super) const NAMED: usize = 5;
 /// The longest text of a client's that a receipt repeats, in characters.
 const TEXT: usize = 200;
 

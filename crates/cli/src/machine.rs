@@ -18,7 +18,7 @@ pub mod pods;
 pub mod precheck;
 pub mod proxy;
 mod publish;
-mod receipts;
+pub(crate) mod receipts;
 pub(crate) mod reconcile;
 mod report;
 pub mod runner;

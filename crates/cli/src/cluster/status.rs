@@ -12,6 +12,7 @@ use super::objects::Objects;
 use super::rollout::{pod_trouble, progress};
 use super::value::{holds, label, list, name, text};
 use super::view::View;
+use crate::machine::receipts::lines;
 use crate::output::{Mark, Marks, aligned, line};
 
 /// The screen.
@@ -23,6 +24,8 @@ struct Status {
     parts: Vec<Part>,
     nodes: Vec<Node>,
     namespaces: Vec<Value>,
+    /// Where objects are in force and how enrolments stand; nothing where no controller answers.
+    receipts: Option<Vec<Value>>,
     findings: Vec<Fact>,
 }
 
@@ -118,8 +121,14 @@ fn status(view: &View, url: &str) -> Status {
         parts: parts.collect(),
         nodes: nodes.collect(),
         namespaces,
+        receipts: receipts(view),
         findings: worrying(view, jiff::Timestamp::now()),
     }
+}
+
+/// What the first controller says that answers: each knows of all.
+fn receipts(view: &View) -> Option<Vec<Value>> {
+    view.receipts.iter().find_map(|page| page.page.as_ref().ok()?.as_array()).cloned()
 }
 
 /// Open connections of a tunnel's pods.
@@ -160,6 +169,10 @@ fn screen(status: &Status, standings: &std::collections::BTreeMap<String, Standi
             .push_str("\nno namespace is in the mesh: kubectl label namespace NAME istio.io/dataplane-mode=ambient\n"),
         _ => text.push_str(&format!("\n{}\n", aligned(&rows))),
     }
+    let receipts = status.receipts.as_deref().map(lines).unwrap_or_default();
+    if !receipts.is_empty() {
+        text.push_str(&format!("\n{}\n", receipts.join("\n")));
+    }
     if status.findings.is_empty() {
         text.push_str("\nnothing is wrong");
     } else {
@@ -194,7 +207,7 @@ mod tests {
             "spec": {"nodeName": "n1", "containers": []}, "status": {"phase": "Running", "podIP": "10.0.0.1"}});
         let mut tunnel = own("Pod", "ztunnel", ready.clone());
         tunnel["metadata"]["labels"]["app"] = json!("ztunnel");
-        let view = View::of(
+        let mut view = View::of(
             "m",
             vec![
                 own("DaemonSet", "ztunnel", daemon.clone()),
@@ -206,6 +219,11 @@ mod tests {
                 own("Pod", "stillmesh-cni", ready),
             ],
         );
+        let receipts = json!([{"kind": "Namespace", "name": "shop", "inForce": 1, "expected": 1, "nodes": {"inForce": 1,
+            "expected": 1}, "lagging": []}, {"kind": "AuthorizationPolicy", "namespace": "shop", "name": "p", "inForce": 0,
+            "expected": 1, "lagging": [{"name": "n1", "reason": "not connected"}]}]);
+        let page = |page| super::super::view::Page { pod: "c".to_owned(), node: "n1".to_owned(), page };
+        view.receipts = vec![page(Err("no answer".to_owned())), page(Ok(receipts))];
         let text = screen(&status(&view, "https://c:6443"), &standings(&view), Marks::plain());
         assert_eq!(
             text,
@@ -216,6 +234,9 @@ mod tests {
             n1     ready   ready     0.1.0     1      -\n\n\
             NAMESPACE   LABEL     CAPTURED   MISSING   OUTSIDE   OLDER CONNECTIONS\n\
             shop        ambient   1          0         0         1\n\n\
+            policies, routes and bindings: 0 of 1 in force everywhere\n\
+            \x20 AuthorizationPolicy shop/p: in force in 0 of 1 places; lagging: n1 (not connected)\n\
+            namespaces in the mesh: 1 of 1 have all their pods captured\n\n\
             nothing is wrong"
         );
     }

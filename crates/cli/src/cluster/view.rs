@@ -41,6 +41,8 @@ pub(crate) struct View {
     pub(crate) syncz: Vec<Page>,
     /// What each controller finds wrong.
     pub(crate) findings: Vec<Page>,
+    /// Where each controller says that objects and enrolments are in force.
+    pub(crate) receipts: Vec<Page>,
     /// What each tunnel knows.
     pub(crate) dumps: Vec<Page>,
 }
@@ -80,6 +82,7 @@ impl View {
             objects: read,
             syncz: Vec::new(),
             findings: Vec::new(),
+            receipts: Vec::new(),
             dumps: Vec::new(),
         }
     }
@@ -89,9 +92,10 @@ impl View {
         let mut view = Self::objects(objects, mesh_namespace).await;
         let controllers = view.answering("stillmesh-controller");
         let tunnels = view.answering("ztunnel");
-        (view.syncz, view.findings, view.dumps) = tokio::join!(
+        (view.syncz, view.findings, view.receipts, view.dumps) = tokio::join!(
             pages(objects, &controllers, MONITORING, "/debug/syncz"),
             pages(objects, &controllers, MONITORING, "/debug/findings"),
+            pages(objects, &controllers, MONITORING, "/debug/receipts"),
             pages(objects, &tunnels, ADMIN, "/config_dump"),
         );
         view
@@ -108,7 +112,7 @@ impl View {
             }
         }
         let mesh_namespace = mesh_namespace.to_owned();
-        Self { mesh_namespace, objects, syncz: Vec::new(), findings: Vec::new(), dumps }
+        Self { mesh_namespace, objects, syncz: Vec::new(), findings: Vec::new(), receipts: Vec::new(), dumps }
     }
 
     /// A view of given objects.
@@ -120,7 +124,14 @@ impl View {
             let kind = KINDS.iter().find(|(_, kind)| object["kind"] == *kind).unwrap().1;
             objects.get_mut(kind).unwrap().as_mut().unwrap().push(object);
         }
-        Self { mesh_namespace: mesh_namespace.to_owned(), objects, syncz: vec![], findings: vec![], dumps: vec![] }
+        Self {
+            mesh_namespace: mesh_namespace.to_owned(),
+            objects,
+            syncz: vec![],
+            findings: vec![],
+            receipts: vec![],
+            dumps: vec![],
+        }
     }
 
     /// Objects of a kind, or why they cannot be read.

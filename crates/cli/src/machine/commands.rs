@@ -114,7 +114,7 @@ pub(crate) async fn get(args: &Get) -> anyhow::Result<ExitCode> {
             bail!("there is no {} named {name:?}{place}", kinds.join(" or "));
         }
     }
-    let has_receipts = matches!(args.kind, Shown::Policies | Shown::Routes | Shown::Services);
+    let has_receipts = has_receipts(args.kind);
     if has_receipts && args.output.is_some() {
         let receipts = receipts_of(&client).await;
         items.iter_mut().for_each(|item| receipts::attach(item, &receipts));
@@ -130,6 +130,11 @@ pub(crate) async fn get(args: &Get) -> anyhow::Result<ExitCode> {
         output => line(&table(args.kind, &items, args.all_namespaces, output == Some(Output::Wide))),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether objects of a kind say where they are in force.
+fn has_receipts(kind: Shown) -> bool {
+    matches!(kind, Shown::Policies | Shown::Routes | Shown::Services | Shown::Namespaces)
 }
 
 /// Makes the cells of an object; the flag asks for more of them.
@@ -150,7 +155,7 @@ fn table(kind: Shown, items: &[Value], namespaces: bool, wide: bool) -> String {
     if wide && matches!(kind, Shown::Pods) {
         heads.extend(["ACCOUNT", "IPV6", "OLDER-CONNECTIONS"]);
     }
-    let in_force = wide && matches!(kind, Shown::Policies | Shown::Routes | Shown::Services);
+    let in_force = wide && has_receipts(kind);
     if in_force {
         heads.push("IN-FORCE");
     }

@@ -1,4 +1,4 @@
-//! Where policies, routes and bindings are in force, as the controller knows it at this moment.
+//! Where policies, routes, bindings and enrolments are in force, as the controller knows it at this moment.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -49,28 +49,49 @@ pub(super) fn cell(object: &Value) -> String {
     took.map_or(format!("{in_force}/{expected}{not_used}"), |took| format!("{in_force}/{expected} ({took} ms)"))
 }
 
-/// What `status` says: how many are in force everywhere, and of the others where not.
-pub(super) fn lines(receipts: &[Value]) -> Vec<String> {
-    let lags = |receipt: &&Value| receipt["inForce"] != receipt["expected"] || receipt["refused"] == true;
-    let complete = receipts.len() - receipts.iter().filter(lags).count();
-    let mut lines =
-        vec![format!("policies, routes and bindings: {complete} of {} in force everywhere", receipts.len())];
-    lines.extend(receipts.iter().filter(lags).take(LISTED).map(|receipt| {
-        let text = |field: &str| receipt[field].as_str().unwrap_or_default().to_owned();
-        let lagging = receipt["lagging"].as_array().into_iter().flatten().map(|one| {
-            format!("{} ({})", one["name"].as_str().unwrap_or_default(), one["reason"].as_str().unwrap_or_default())
-        });
-        let lagging: Vec<String> = lagging.collect();
-        let what = format!("{} {}/{}", text("kind"), text("namespace"), text("name"));
-        match receipt["refused"] == true {
-            true => format!("  {what}: its newest version is not used"),
-            false => {
-                let (in_force, expected) = (&receipt["inForce"], &receipt["expected"]);
-                format!("  {what}: in force in {in_force} of {expected} places; lagging: {}", lagging.join(", "))
-            }
+/// What `status` says: how many are in force everywhere, and of the others where not; then the same of enrolments.
+pub(crate) fn lines(receipts: &[Value]) -> Vec<String> {
+    let (enrolments, objects): (Vec<&Value>, Vec<&Value>) =
+        receipts.iter().partition(|receipt| receipt["kind"] == "Namespace");
+    let of_objects = told("policies, routes and bindings", "in force everywhere", &objects, |receipt| {
+        let what = format!("{} {}/{}", text(receipt, "kind"), text(receipt, "namespace"), text(receipt, "name"));
+        if receipt["refused"] == true {
+            return format!("{what}: its newest version is not used");
         }
-    }));
+        let (in_force, expected) = (&receipt["inForce"], &receipt["expected"]);
+        format!("{what}: in force in {in_force} of {expected} places; lagging: {}", lagging(receipt))
+    });
+    let of_enrolments = told("namespaces in the mesh", "have all their pods captured", &enrolments, |receipt| {
+        let (captured, pods) = (&receipt["inForce"], &receipt["expected"]);
+        format!("{}: {captured} of {pods} pods captured; lagging: {}", text(receipt, "name"), lagging(receipt))
+    });
+    of_objects.into_iter().chain(of_enrolments).collect()
+}
+
+/// How many there are, how many of them are whole, and a line about each of the first that are not.
+fn told(what: &str, how: &str, receipts: &[&Value], about: impl Fn(&Value) -> String) -> Vec<String> {
+    if receipts.is_empty() {
+        return Vec::new();
+    }
+    let lags = |receipt: &&&Value| receipt["inForce"] != receipt["expected"] || receipt["refused"] == true;
+    let lagging: Vec<&&Value> = receipts.iter().filter(lags).collect();
+    let whole = receipts.len() - lagging.len();
+    let mut lines = vec![format!("{what}: {whole} of {} {how}", receipts.len())];
+    lines.extend(lagging.iter().take(LISTED).map(|receipt| format!("  {}", about(receipt))));
+    if let Some(more) = lagging.len().checked_sub(LISTED).filter(|more| *more > 0) {
+        lines.push(format!("  and {more} more"));
+    }
     lines
+}
+
+fn text<'a>(receipt: &'a Value, field: &str) -> &'a str {
+    receipt[field].as_str().unwrap_or_default()
+}
+
+/// Who lags, and why.
+fn lagging(receipt: &Value) -> String {
+    let lagging = receipt["lagging"].as_array().into_iter().flatten();
+    lagging.map(|one| format!("{} ({})", text(one, "name"), text(one, "reason"))).collect::<Vec<_>>().join(", ")
 }
 
 /// Objects that `status` names.
@@ -103,6 +124,30 @@ mod tests {
             ("2/2 (80 ms)".into(), "1/2".into(), "-".into())
         );
         assert_eq!(object("c")["status"], Value::Null);
+    }
+
+    #[test]
+    fn enrolments_are_told_by_themselves() {
+        let enrolled = |name: &str, in_force: u64, lagging: Value| json!({"kind": "Namespace", "name": name, "inForce": in_force, "expected": 6, "lagging": lagging});
+        let lagging = json!([{"name": "shop/web-0", "reason": "it is not captured"}]);
+        let receipts = [enrolled("bank", 6, json!([])), enrolled("shop", 5, lagging)];
+        assert_eq!(
+            lines(&receipts),
+            [
+                "namespaces in the mesh: 1 of 2 have all their pods captured",
+                "  shop: 5 of 6 pods captured; lagging: shop/web-0 (it is not captured)",
+            ]
+        );
+        let mut namespace = json!({"kind": "Namespace", "metadata": {"name": "shop"}});
+        attach(&mut namespace, &receipts);
+        assert_eq!(cell(&namespace), "5/6");
+    }
+
+    #[test]
+    fn a_status_names_some_and_counts_the_others() {
+        let many: Vec<Value> = (0..LISTED + 3).map(|number| receipt(&number.to_string(), 1, json!({}))).collect();
+        let lines = lines(&many);
+        assert_eq!((lines.len(), lines.last().map(String::as_str)), (LISTED + 2, Some("  and 3 more")));
     }
 
     #[test]
