@@ -152,8 +152,6 @@ impl Config {
 
     /// Reads given values.
     pub fn read(mut reader: Reader) -> Result<Self, Problems> {
-        let default = |key: &str| KEYS.iter().find(|row| row.0 == key).map_or("", |row| row.1).to_owned();
-        let text = |reader: &Reader, key: &str| reader.string(key).unwrap_or_else(|| default(key));
         let address = "an address and port, for example 0.0.0.0:15012";
         let mut socket = |key: &str| {
             let fallback = default(key).parse().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
@@ -205,8 +203,6 @@ impl Config {
                 }),
             }),
         };
-        let trust_domain = reader
-            .parse_with("TRUST_DOMAIN", "1 to 255 of a-z, 0-9, '.', '-', '_'", |text| TrustDomain::new(text).ok());
         let accounts =
             reader.string("CA_TRUSTED_NODE_ACCOUNTS").unwrap_or_else(|| format!("{system_namespace}/ztunnel"));
         let mut trusted_node_accounts = Vec::new();
@@ -220,14 +216,7 @@ impl Config {
             home,
             listen,
             monitoring,
-            mesh: Mesh {
-                cluster: text(&reader, "CLUSTER_ID").into(),
-                network: text(&reader, "NETWORK").into(),
-                domain: text(&reader, "CLUSTER_DOMAIN").into(),
-                trust_domain: trust_domain.unwrap_or_default(),
-                root_namespace: text(&reader, "ROOT_NAMESPACE").into(),
-                dry_run: reader.flag("AMBIENT_ENABLE_DRY_RUN_AUTHORIZATION_POLICY", false),
-            },
+            mesh: mesh(&mut reader),
             system_namespace,
             serving_names: list(&text(&reader, "SERVING_NAMES")),
             trusted_node_accounts,
@@ -258,6 +247,29 @@ impl Config {
         names.dedup();
         names
     }
+}
+
+/// What holds for the whole mesh, before ConfigMap `istio` is read, as a controller with these values has it.
+pub fn mesh(reader: &mut Reader) -> Mesh {
+    let trust_domain =
+        reader.parse_with("TRUST_DOMAIN", "1 to 255 of a-z, 0-9, '.', '-', '_'", |text| TrustDomain::new(text).ok());
+    Mesh {
+        cluster: text(reader, "CLUSTER_ID").into(),
+        network: text(reader, "NETWORK").into(),
+        domain: text(reader, "CLUSTER_DOMAIN").into(),
+        trust_domain: trust_domain.unwrap_or_default(),
+        root_namespace: text(reader, "ROOT_NAMESPACE").into(),
+        dry_run: reader.flag("AMBIENT_ENABLE_DRY_RUN_AUTHORIZATION_POLICY", false),
+    }
+}
+
+/// A key's value, else its default.
+fn text(reader: &Reader, key: &str) -> String {
+    reader.string(key).unwrap_or_else(|| default(key).to_owned())
+}
+
+fn default(key: &str) -> &'static str {
+    KEYS.iter().find(|row| row.0 == key).map_or("", |row| row.1)
 }
 
 /// Lays flags over the environment. Returns those that mean nothing, with what is accepted.

@@ -21,7 +21,7 @@ use clap::{Args, ValueEnum};
 use stillmesh_k8s::translate::Mesh;
 
 use crate::cluster::args::{Report, WhichMesh, duration, namespace_name};
-use crate::offline;
+use crate::offline::{self, settings::Settings};
 use crate::output::{line, note};
 use crate::why::place::Place;
 use code::Level;
@@ -82,9 +82,8 @@ pub(crate) struct Analyze {
     /// Taken as Istio's command takes it; there is one answer for all revisions
     #[arg(long, hide = true, value_name = "REVISION")]
     revision: Option<String>,
-    /// Namespace whose policies hold for the whole mesh
-    #[arg(long, default_value = "istio-system", value_parser = namespace_name)]
-    root_namespace: String,
+    #[command(flatten)]
+    settings: Settings,
     /// Which mesh runs.
     #[command(flatten)]
     which: WhichMesh,
@@ -120,20 +119,29 @@ pub(crate) async fn run(args: &Analyze) -> ExitCode {
     }
 }
 
-async fn answer(args: &Analyze) -> anyhow::Result<ExitCode> {
-    let mesh = Mesh { root_namespace: args.root_namespace.as_str().into(), ..Mesh::default() };
+/// The objects that are meant, and what holds for their mesh.
+async fn read(args: &Analyze) -> anyhow::Result<(Input, Mesh)> {
     let is_live = args.use_kube.unwrap_or(args.paths.is_empty());
     if args.paths.is_empty() && !is_live {
         bail!("without what runs (--use-kube=false) files are needed");
     }
     let mut input = Input::default();
+    let mut mesh = args.settings.of_files();
     if is_live {
         let place = Place::find(&args.which).await?;
+        let assumed;
+        (mesh, assumed) = args.settings.of(&place).await;
+        input.notes.extend(assumed);
         input.written = offline::live(&place, &args.which.access, &mesh).await?;
         input.others(&place).await;
         input.running = Some(input.written.objects.clone());
     }
     input.files(&args.paths, args.recursive, args.ignore_unknown);
+    Ok((input, mesh))
+}
+
+async fn answer(args: &Analyze) -> anyhow::Result<ExitCode> {
+    let (input, mesh) = read(args).await?;
     let (messages, notes) = analyze(input, mesh)?;
     let namespace = match (&args.namespace, args.all_namespaces, args.paths.is_empty()) {
         (Some(namespace), _, _) => Some(namespace.as_str()),

@@ -6,6 +6,8 @@
 pub(crate) mod access;
 pub(crate) mod args;
 pub(crate) mod check;
+#[cfg(test)]
+pub(crate) mod fake;
 mod foreign;
 pub(crate) mod install;
 pub(crate) mod objects;

@@ -4,6 +4,7 @@
 
 mod complete;
 mod read;
+pub(crate) mod settings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

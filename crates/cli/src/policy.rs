@@ -9,10 +9,9 @@ use std::process::ExitCode;
 use anyhow::ensure;
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use stillmesh_k8s::translate::Mesh;
 
-use crate::cluster::args::{Format, WhichMesh, namespace_name};
-use crate::offline::{self, Known};
+use crate::cluster::args::{Format, WhichMesh};
+use crate::offline::{self, Known, settings::Settings};
 use crate::output::{aligned, line, note};
 use crate::why::place::Place;
 use edges::{Judged, Verdict};
@@ -50,9 +49,8 @@ pub(crate) struct Diff {
     /// How to print
     #[arg(long, short, value_enum, default_value = "table")]
     output: Format,
-    /// Namespace whose policies hold for the whole mesh
-    #[arg(long, default_value = "istio-system", value_parser = namespace_name)]
-    root_namespace: String,
+    #[command(flatten)]
+    settings: Settings,
     #[command(flatten)]
     which: WhichMesh,
 }
@@ -114,21 +112,25 @@ async fn diff(args: &Diff) -> anyhow::Result<ExitCode> {
 
 /// Both meshes.
 async fn both(args: &Diff) -> anyhow::Result<(Known, Known)> {
-    let mesh = Mesh { root_namespace: args.root_namespace.as_str().into(), ..Mesh::default() };
     if args.live {
         let [path] = args.paths.as_slice() else { anyhow::bail!("with --live, NEW alone is given") };
         let place = Place::find(&args.which).await?;
+        let (mesh, assumed) = args.settings.of(&place).await;
         let old = offline::live(&place, &args.which.access, &mesh).await?;
         let applied = offline::from_files(std::slice::from_ref(path)).await?;
         let mut new = old.clone();
         new.objects.extend(applied.objects);
         new.findings.extend(applied.findings);
         let (new, notes) = new.complete(&mesh)?;
-        return Ok((offline::known(old, mesh.clone(), Vec::new())?, offline::known(new, mesh, notes)?));
+        return Ok((
+            offline::known(old, mesh.clone(), assumed.into_iter().collect())?,
+            offline::known(new, mesh, notes)?,
+        ));
     }
     ensure!(!args.which.chosen(), "--name, --kubeconfig and --context say which mesh --live means");
     let [old, new] = args.paths.as_slice() else { anyhow::bail!("OLD and NEW are given, or --live and NEW") };
     ensure!(old != new, "OLD and NEW are the same");
+    let mesh = args.settings.of_files();
     let (old, notes) = offline::from_files(std::slice::from_ref(old)).await?.complete(&mesh)?;
     let old = offline::known(old, mesh.clone(), notes)?;
     let (new, notes) = offline::from_files(std::slice::from_ref(new)).await?.complete(&mesh)?;

@@ -12,11 +12,10 @@ use crate::cluster::args::{Format, MeshNamespace, WhichMesh, namespace_name};
 use crate::cluster::value::{list, map, name, namespace, text};
 use crate::cluster::zc::{or_none, print};
 use crate::machine::{system, tunnels};
+use crate::offline::settings::CONTROLLERS;
 use crate::output::{aligned, line, note};
 use crate::why::place::{MONITORING, Place, Proxy};
 
-/// Labels of a controller's pods in a cluster.
-const CONTROLLERS: &str = "app.kubernetes.io/name=stillmesh-controller";
 /// Labels of tunnels' pods (contract 11.2).
 const TUNNELS: &str = "app=ztunnel";
 

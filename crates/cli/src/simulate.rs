@@ -17,10 +17,9 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
-use stillmesh_k8s::translate::Mesh;
 
 use crate::cluster::args::{WhichMesh, namespace_name};
-use crate::offline::{self, Known};
+use crate::offline::{self, Known, settings::Settings};
 use crate::output::{line, note};
 use crate::why::join::Connection;
 use crate::why::place::Place;
@@ -70,9 +69,8 @@ pub(crate) struct Simulate {
     /// The client's address, where SRC does not say it
     #[arg(long, value_name = "IP")]
     source_ip: Option<IpAddr>,
-    /// Namespace whose policies hold for the whole mesh
-    #[arg(long, default_value = "istio-system", value_parser = namespace_name)]
-    root_namespace: String,
+    #[command(flatten)]
+    settings: Settings,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -146,11 +144,13 @@ async fn answer(args: &Simulate) -> anyhow::Result<ExitCode> {
 
 /// The mesh that is asked about.
 async fn know(args: &Simulate) -> anyhow::Result<Known> {
-    let mesh = Mesh { root_namespace: args.root_namespace.as_str().into(), ..Mesh::default() };
     if args.live {
         let place = Place::find(&args.which).await?;
-        return offline::known(offline::live(&place, &args.which.access, &mesh).await?, mesh, Vec::new());
+        let (mesh, assumed) = args.settings.of(&place).await;
+        let written = offline::live(&place, &args.which.access, &mesh).await?;
+        return offline::known(written, mesh, assumed.into_iter().collect());
     }
+    let mesh = args.settings.of_files();
     let (written, notes) = offline::from_files(&args.files).await?.complete(&mesh)?;
     offline::known(written, mesh, notes)
 }

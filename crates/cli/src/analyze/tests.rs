@@ -1,4 +1,8 @@
+use clap::Parser as _;
+
 use super::*;
+use crate::args::{Cli, Command};
+use crate::cluster::fake;
 
 /// A namespace in the mesh with a waypoint, `web` and `page` behind it, and `plain`, which goes without.
 const SHOP: &str = "\
@@ -428,5 +432,32 @@ fn each_code_is_documented() {
             code.level
         );
         assert!(text.contains(&row), "no row {row}");
+    }
+}
+
+/// What is said of a policy for the principal `td.example/ns/shop/sa/page`.
+async fn of_principal(line: &[&str]) -> Vec<&'static str> {
+    let parsed = Cli::try_parse_from([&["stillmesh", "analyze"], line].concat()).unwrap();
+    let Command::Analyze(args) = parsed.command else { panic!("not analyze") };
+    let (input, mesh) = read(&args).await.unwrap();
+    let (messages, notes) = analyze(input, mesh).unwrap();
+    assert!(notes.iter().all(|note| !note.contains("is not known")), "{notes:?}");
+    let is_meant = |one: &&Message| one.object == "AuthorizationPolicy shop/page";
+    messages.iter().filter(is_meant).map(|one| one.code.id).collect()
+}
+
+#[tokio::test]
+async fn principals_are_judged_by_the_trust_domain_of_the_mesh() {
+    let rules = "{selector: {matchLabels: {app: plain}}, rules: [{from: [{source: {principals: [td.example/ns/shop/sa/page]}}]}]}";
+    let policy = object("AuthorizationPolicy", "page", rules);
+    let mut file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
+    std::io::Write::write_all(&mut file, format!("{SHOP}---\n{policy}\n").as_bytes()).unwrap();
+    let path = file.path().display().to_string();
+    assert_eq!(of_principal(&[&path]).await, ["SM0109"]);
+    assert_eq!(of_principal(&[&path, "--trust-domain", "td.example"]).await, Vec::<&str>::new());
+
+    for (domain, codes) in [("td.example", &[][..]), ("other.example", &["SM0109"][..])] {
+        let server = fake::of_trust_domain(domain).await.unwrap();
+        assert_eq!(of_principal(&[&path, "-k", "--kubeconfig", &server.kubeconfig()]).await, codes, "{domain}");
     }
 }

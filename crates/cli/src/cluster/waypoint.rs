@@ -3,8 +3,6 @@
 
 mod enrolment;
 
-pub(crate) use enrolment::settings;
-
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 

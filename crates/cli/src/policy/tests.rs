@@ -1,6 +1,10 @@
+use clap::Parser as _;
 use stillmesh_k8s::parse;
+use stillmesh_k8s::translate::Mesh;
 
 use super::*;
+use crate::args::{Cli, Command};
+use crate::cluster::fake;
 use crate::offline::Written;
 
 const SHOP: &str = "
@@ -96,4 +100,29 @@ fn what_is_beyond_the_bound_is_counted() {
     let compared = compare(&known(""), &known(STRICT), 3);
     assert_eq!(compared.compared, 3);
     assert!(compared.left_out > 0);
+}
+
+/// Whether OLD and NEW are of the trust domain `td.example`.
+async fn are_of_it(line: &[&str]) -> (bool, bool) {
+    let parsed = Cli::try_parse_from([&["stillmesh", "policy", "diff"], line].concat()).unwrap();
+    let Command::Policy(Policy::Diff(args)) = parsed.command else { panic!("not policy diff") };
+    let (old, new) = both(&args).await.unwrap();
+    let is_there = |known: &Known| known.mesh.trust_domain.as_str() == "td.example";
+    assert!(new.workloads.iter().all(|one| one.trust_domain == new.mesh.trust_domain), "{:?}", new.workloads);
+    (is_there(&old), is_there(&new))
+}
+
+#[tokio::test]
+async fn both_meshes_are_of_the_trust_domain_that_is_said_or_runs() {
+    let file = || {
+        let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
+        std::fs::write(file.path(), SHOP).unwrap();
+        file
+    };
+    let (old, new) = (file(), file());
+    let (old, new) = (old.path().display().to_string(), new.path().display().to_string());
+    assert_eq!(are_of_it(&[&old, &new]).await, (false, false));
+    assert_eq!(are_of_it(&[&old, &new, "--trust-domain", "td.example"]).await, (true, true));
+    let server = fake::of_trust_domain("td.example").await.unwrap();
+    assert_eq!(are_of_it(&["--live", &new, "--kubeconfig", &server.kubeconfig()]).await, (true, true));
 }

@@ -1,6 +1,10 @@
+use clap::Parser as _;
 use stillmesh_k8s::parse;
+use stillmesh_k8s::translate::Mesh;
 
 use super::*;
+use crate::args::{Cli, Command};
+use crate::cluster::fake;
 use crate::offline::Written;
 
 const SHOP: &str = "
@@ -169,4 +173,22 @@ async fn requests_are_decided_as_waypoints_would() {
     let (code, object, refused) = ask(&known, "deploy/page", "pod/goods:8080", &request::Request::default()).await;
     assert_eq!((code.as_str(), refused), ("DENIED_BY", true));
     assert!(object.contains("waypoint_only"), "{object}");
+}
+
+/// The trust domain of the mesh that is asked about.
+async fn trust_domain(line: &[&str]) -> String {
+    let parsed = Cli::try_parse_from([&["stillmesh", "simulate", "outside", "stock"], line].concat()).unwrap();
+    let Command::Simulate(args) = parsed.command else { panic!("not simulate") };
+    know(&args).await.unwrap().mesh.trust_domain.to_string()
+}
+
+#[tokio::test]
+async fn the_trust_domain_is_that_of_the_mesh_that_is_asked_about() {
+    let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
+    std::fs::write(file.path(), SHOP).unwrap();
+    let path = file.path().display().to_string();
+    assert_eq!(trust_domain(&["-f", &path]).await, "cluster.local");
+    assert_eq!(trust_domain(&["-f", &path, "--trust-domain", "td.example"]).await, "td.example");
+    let server = fake::of_trust_domain("td.example").await.unwrap();
+    assert_eq!(trust_domain(&["--live", "--kubeconfig", &server.kubeconfig()]).await, "td.example");
 }

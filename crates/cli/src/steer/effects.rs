@@ -17,8 +17,7 @@ use stillmesh_k8s::translate::Mesh;
 use stillmesh_k8s::{Object, Placed, labels};
 
 use super::place::Place;
-use crate::cluster::waypoint::settings;
-use crate::offline;
+use crate::offline::{self, settings};
 
 /// Everything that policies for connections depend on.
 const KINDS: [(&str, &str); 11] = [
@@ -39,7 +38,7 @@ const KINDS: [(&str, &str); 11] = [
 pub(super) async fn of(place: &Place, mesh_namespace: &str, orders: &[Value]) -> anyhow::Result<Vec<String>> {
     let mesh = match place {
         Place::Here { .. } => Mesh::default(),
-        Place::Cluster { objects } => settings(objects, mesh_namespace).await?,
+        Place::Cluster { objects } => settings::of_cluster(objects, mesh_namespace).await?.unwrap_or_default(),
     };
     let system = match place {
         Place::Here { .. } => mesh.root_namespace.to_string(),

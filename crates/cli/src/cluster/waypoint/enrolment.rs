@@ -11,13 +11,12 @@ use stillmesh_controller::build::Builder;
 use stillmesh_core::attrs::InboundAttrs;
 use stillmesh_core::decide::authorize;
 use stillmesh_core::explain::Reason;
-use stillmesh_core::model::{Action, Identity, Match, Policy, PolicyKey, TrustDomain, Workload};
+use stillmesh_core::model::{Action, Identity, Match, Policy, PolicyKey, Workload};
 use stillmesh_core::snapshot::Snapshot;
 use stillmesh_k8s::translate::Mesh;
 
 use crate::cluster::objects::{Objects, Resource};
-use crate::cluster::value::{list, text};
-use crate::offline;
+use crate::offline::{self, settings};
 
 /// What a policy would then do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,7 +66,7 @@ pub(super) async fn look(
     namespace: &str,
     waypoint: &str,
 ) -> anyhow::Result<Vec<Concern>> {
-    let mesh = settings(objects, mesh_namespace).await?;
+    let mesh = settings::of_cluster(objects, mesh_namespace).await?.unwrap_or_default();
     let mut all = Vec::new();
     let root = &*mesh.root_namespace;
     all.extend(objects.get(&Resource::new("v1", "Namespace"), "", namespace).await?);
@@ -79,24 +78,6 @@ pub(super) async fn look(
         all.extend(objects.list(&Resource::new("security.istio.io/v1", "AuthorizationPolicy"), place, "").await?);
     }
     Ok(concerns(&all, mesh, namespace, waypoint))
-}
-
-/// What the controller was told of the mesh.
-pub(crate) async fn settings(objects: &Objects, mesh_namespace: &str) -> anyhow::Result<Mesh> {
-    let deployments = Resource::new("apps/v1", "Deployment");
-    let controllers = objects.list(&deployments, mesh_namespace, "app.kubernetes.io/name=stillmesh-controller").await?;
-    let mut mesh = Mesh::default();
-    for variable in list(
-        &controllers.first().map_or(Value::Null, |one| one["spec"]["template"]["spec"]["containers"][0]["env"].clone()),
-    ) {
-        let value = text(&variable["value"]);
-        match text(&variable["name"]) {
-            "ROOT_NAMESPACE" if !value.is_empty() => mesh.root_namespace = value.into(),
-            "TRUST_DOMAIN" if !value.is_empty() => mesh.trust_domain = TrustDomain::new(value)?,
-            _ => {}
-        }
-    }
-    Ok(mesh)
 }
 
 /// What would change. Pure.
