@@ -8,6 +8,7 @@ use anyhow::{bail, ensure};
 use clap::Args;
 use serde_json::{Value, json};
 
+use crate::cluster::access::Forbidden;
 use crate::cluster::args::{Format, MeshNamespace, WhichMesh, namespace_name};
 use crate::cluster::value::{list, map, name, namespace, text};
 use crate::cluster::zc::{or_none, print};
@@ -21,7 +22,9 @@ const TUNNELS: &str = "app=ztunnel";
 
 /// `stillmesh proxy-status`.
 #[derive(Debug, Args)]
-#[command(after_help = "Exit code: 0, or 1 when a controller does not answer, or nobody of that name is connected.")]
+#[command(
+    after_help = "Exit code: 0, or 1 when a controller does not answer, tunnels cannot be looked for, or nobody of that name is connected."
+)]
 pub(crate) struct ProxyStatus {
     /// Only these: a pod, or with a TYPE such as deployment, daemonset or gateway the pods that it has made
     #[arg(value_name = "[TYPE/]NAME[.NAMESPACE]")]
@@ -32,7 +35,7 @@ pub(crate) struct ProxyStatus {
     /// How to print; `short` is `table`
     #[arg(long, short, value_enum, default_value = "table")]
     output: Format,
-    /// Namespace, where the name carries none; any when absent
+    /// Only proxies of this namespace, whose pods alone need be seen; any when absent
     #[arg(long, short, value_parser = namespace_name)]
     namespace: Option<String>,
     #[command(flatten)]
@@ -57,13 +60,17 @@ pub(crate) async fn run(args: &ProxyStatus) -> anyhow::Result<ExitCode> {
     }
     if whole {
         let known: BTreeSet<String> = found.iter().map(|one| text(&one["proxy"]).to_owned()).collect();
-        let tunnels = place.list("Pod", "", TUNNELS).await?;
+        let (tunnels, missing) = tunnels(&place, args.namespace.as_deref(), &args.mesh.mesh_namespace).await?;
+        if let Some(missing) = missing {
+            whole = false;
+            note(&missing);
+        }
         let runs = |pod: &&Value| pod["status"]["phase"] == "Running";
         let names = tunnels.iter().filter(runs).map(|pod| format!("{}.{}", name(pod), namespace(pod)));
         found
             .extend(names.filter(|one| !known.contains(one)).map(|one| json!({"proxy": one, "proxy_type": "ztunnel"})));
     }
-    found.retain(|one| wanted.as_ref().is_none_or(|wanted| wanted.means(text(&one["proxy"]))));
+    found.retain(|one| is_asked_for(text(&one["proxy"]), wanted.as_ref(), args.namespace.as_deref()));
     found.sort_by(|one, other| {
         (text(&one["proxy"]), text(&one["istiod"])).cmp(&(text(&other["proxy"]), text(&other["istiod"])))
     });
@@ -84,6 +91,39 @@ pub(crate) async fn run(args: &ProxyStatus) -> anyhow::Result<ExitCode> {
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Tunnels' pods, of one namespace or all, and what cannot be seen of them, with the right that is missing.
+async fn tunnels(
+    place: &Place,
+    namespace: Option<&str>,
+    mesh_namespace: &str,
+) -> anyhow::Result<(Vec<Value>, Option<String>)> {
+    let error = match place.list("Pod", namespace.unwrap_or_default(), TUNNELS).await {
+        Ok(pods) => return Ok((pods, None)),
+        Err(error) if error.is::<Forbidden>() => error,
+        Err(error) => return Err(error),
+    };
+    if let Some(namespace) = namespace {
+        let missing = format!(
+            "tunnels that are not connected are not told: that takes the right to list pods in namespace {namespace} ({error:#})"
+        );
+        return Ok((Vec::new(), Some(missing)));
+    }
+    let missing = format!(
+        "of tunnels that are not connected those in namespace {mesh_namespace} alone are told: for all it takes the right to \
+         list pods in every namespace ({error:#}); -n means one namespace"
+    );
+    Ok((place.list("Pod", mesh_namespace, TUNNELS).await?, Some(missing)))
+}
+
+/// Whether `pod.namespace` is what is asked for.
+fn is_asked_for(proxy: &str, wanted: Option<&Wanted>, namespace: Option<&str>) -> bool {
+    match (wanted, namespace) {
+        (Some(wanted), _) => wanted.means(proxy),
+        (None, Some(namespace)) => proxy.rsplit_once('.').is_some_and(|(_, place)| place == namespace),
+        (None, None) => true,
+    }
+}
+
 /// The controllers of a mesh, each with the name of its pod. Never empty.
 pub(crate) async fn controllers(place: &Place, mesh_namespace: &str) -> anyhow::Result<Vec<(String, Proxy)>> {
     match place {
@@ -93,7 +133,14 @@ pub(crate) async fn controllers(place: &Place, mesh_namespace: &str) -> anyhow::
             Ok(vec![(pod.clone(), Proxy::Here { mesh: mesh.clone(), namespace, pod })])
         }
         Place::Cluster { .. } => {
-            let pods = place.list("Pod", mesh_namespace, CONTROLLERS).await?;
+            let listed = place.list("Pod", mesh_namespace, CONTROLLERS).await;
+            let pods = listed.map_err(|error| match error.is::<Forbidden>() {
+                true => error.context(format!(
+                    "who is connected is known to the controllers alone: that takes the rights to list pods and to create \
+                     pods/portforward in namespace {mesh_namespace}, where they run (--mesh-namespace names another)"
+                )),
+                false => error,
+            })?;
             let running = pods.iter().filter(|pod| pod["status"]["phase"] == "Running");
             let found: Vec<_> = running.filter_map(|pod| Some((name(pod).to_owned(), place.proxy(pod)?))).collect();
             ensure!(
@@ -227,6 +274,9 @@ impl Wanted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::access::reach;
+    use crate::cluster::fake::{self, ApiServer};
+    use crate::cluster::objects::Objects;
 
     /// Taken from the controller of a running mesh.
     fn ours() -> Vec<Value> {
@@ -241,6 +291,60 @@ mod tests {
         assert_eq!(aligned(&rows(&found, false)), include_str!("../fixtures/proxy/status.txt").trim_end());
         assert_eq!(aligned(&rows(&found, true)), include_str!("../fixtures/proxy/status-types.txt").trim_end());
         assert!(refusals(&found).is_empty());
+    }
+
+    /// A cluster whose user may list pods in these namespaces; each has one tunnel.
+    async fn cluster(may: &'static [&'static str]) -> (ApiServer, Place) {
+        let server = ApiServer::start(move |path, _| {
+            let namespace = path.strip_prefix("/api/v1/namespaces/").and_then(|rest| rest.strip_suffix("/pods"));
+            let pod =
+                |namespace| json!({"metadata": {"name": "z", "namespace": namespace}, "status": {"phase": "Running"}});
+            match namespace.filter(|one| may.contains(one)) {
+                Some(namespace) => Some(fake::list(&[pod(namespace)])),
+                None => path.ends_with("/pods").then(|| fake::forbidden("pods is forbidden: jo")),
+            }
+        });
+        let server = server.await.unwrap();
+        let objects = Objects::new(reach(&server.access()).await.unwrap().client());
+        (server, Place::Cluster { objects })
+    }
+
+    #[tokio::test]
+    async fn who_may_see_one_namespace_is_told_of_it_and_which_right_is_missing() {
+        let (_server, place) = cluster(&["mesh", "shop"]).await;
+        let named = |pods: &[Value]| pods.iter().map(|pod| namespace(pod).to_owned()).collect::<Vec<_>>();
+        let (pods, missing) = tunnels(&place, Some("shop"), "mesh").await.unwrap();
+        assert_eq!((named(&pods), missing), (vec!["shop".to_owned()], None));
+        let (pods, missing) = tunnels(&place, None, "mesh").await.unwrap();
+        assert_eq!(named(&pods), ["mesh"]);
+        let missing = missing.unwrap();
+        assert!(missing.contains("list pods in every namespace") && missing.contains("jo"), "{missing}");
+        let (pods, missing) = tunnels(&place, Some("other"), "mesh").await.unwrap();
+        assert_eq!(named(&pods), Vec::<String>::new());
+        assert!(missing.unwrap().contains("list pods in namespace other"));
+        assert_eq!(controllers(&place, "mesh").await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn who_may_not_see_the_controllers_is_told_what_it_takes() {
+        let (_server, place) = cluster(&["shop"]).await;
+        let Err(error) = controllers(&place, "mesh").await else { panic!("controllers were found") };
+        let error = format!("{error:#}");
+        for part in ["list pods", "create pods/portforward in namespace mesh", "jo"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_alone_means_all_its_proxies() {
+        let asked = |proxy, name: Option<&str>, namespace| {
+            let wanted = name.map(|name| Wanted::parse(name, namespace).unwrap());
+            is_asked_for(proxy, wanted.as_ref(), namespace)
+        };
+        assert!(asked("w.shop", None, None) && asked("w.shop", None, Some("shop")));
+        assert!(!asked("w.shop", None, Some("hop")) && !asked("w.shop", None, Some("other")));
+        assert!(asked("w.shop", Some("w"), Some("shop")) && !asked("v.shop", Some("w"), Some("shop")));
+        assert!(asked("w.shop", Some("w.shop"), Some("other")), "the name carries one");
     }
 
     #[test]

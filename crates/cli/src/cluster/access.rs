@@ -76,7 +76,15 @@ pub(crate) async fn reach(access: &Access) -> anyhow::Result<Reached> {
     }
 }
 
-/// An exchange with the server, within its time. The error says what was being done.
+/// The server does not let the caller do something.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing}: you may not: {what}")]
+pub(crate) struct Forbidden {
+    doing: String,
+    what: String,
+}
+
+/// An exchange with the server, within its time. The error says what was being done; [`Forbidden`] where that is it.
 pub(crate) async fn within<T>(
     doing: &str,
     exchange: impl Future<Output = Result<T, kube::Error>>,
@@ -84,7 +92,7 @@ pub(crate) async fn within<T>(
     match tokio::time::timeout(EXCHANGE, exchange).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(kube::Error::Api(status))) if status.code == 403 => {
-            Err(anyhow!("{doing}: you may not: {}", one_line(&status.message)))
+            Err(Forbidden { doing: doing.to_owned(), what: one_line(&status.message) }.into())
         }
         Ok(Err(kube::Error::Api(status))) => Err(anyhow!("{doing}: {}", one_line(&status.message))),
         Ok(Err(error)) => Err(anyhow!("{doing}: {}", causes(&error))),
