@@ -1,6 +1,6 @@
 //! The node's pods and all namespaces, as the source of objects tells them, and what follows for each pod. Pure.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -54,6 +54,8 @@ pub struct World {
     quarantines: Orders,
     /// When each of them was heard of, by UID.
     heard: HashMap<String, Instant>,
+    /// What tunnels have said of this node's pods, by UID, and of Quarantines that the watch has not brought yet.
+    early: BTreeMap<String, Notice>,
 }
 
 /// A Bypass that keeps a pod out. What its status says changes nothing.
@@ -127,6 +129,7 @@ impl World {
             bypasses: Orders::default(),
             quarantines: Orders::default(),
             heard: HashMap::new(),
+            early: BTreeMap::new(),
         }
     }
 
@@ -382,25 +385,46 @@ impl World {
     }
 
     /// What a tunnel's notice changes: the pod that it is about, and the receipt that it is to have, or none. `None` where
-    /// nothing changes, or there is no such pod.
-    pub fn cut_off(&self, notice: &Notice, now: impl FnOnce() -> String) -> Option<(PodName, Option<CutReceipt>)> {
+    /// nothing changes, or there is no such pod, or no such Quarantine yet: see [`World::early`].
+    pub fn cut_off(&mut self, notice: &Notice, now: impl FnOnce() -> String) -> Option<(PodName, Option<CutReceipt>)> {
+        self.early.remove(&notice.uid);
         let is_it = |pod: &&Arc<Pod>| pod.metadata.uid.as_deref() == Some(&*notice.uid);
         let pod = self.pods.values().find(is_it)?;
         let before = CutReceipt::of(&pod.metadata);
         let Some(quarantine) = &notice.quarantine else {
             return annotation(pod, QUARANTINE).is_some().then(|| (name_of(pod), None));
         };
-        let receipt = match before.clone().filter(|before| before.quarantine == *quarantine) {
+        let Some(order) = self.quarantine(quarantine) else {
+            self.early.insert(notice.uid.clone(), notice.clone());
+            return None;
+        };
+        let order_uid = order.uid.clone();
+        let receipt = match before.clone().filter(|before| before.is_of(order)) {
             // A tunnel that has started anew counts from nothing.
-            Some(before) => CutReceipt { cut: before.cut.max(notice.cut), ..before },
+            Some(before) => CutReceipt { cut: before.cut.max(notice.cut), order: order_uid, ..before },
             None => CutReceipt {
                 quarantine: quarantine.clone(),
+                order: order_uid,
                 time: now(),
                 took_ms: u64::try_from(notice.took.as_millis()).unwrap_or(u64::MAX),
                 cut: notice.cut,
             },
         };
         (before.as_ref() != Some(&receipt)).then(|| (name_of(pod), Some(receipt)))
+    }
+
+    /// Takes notices that came before the Quarantine that they name and whose Quarantine is there by now.
+    pub fn early(&mut self) -> Vec<Notice> {
+        if self.early.is_empty() {
+            return Vec::new();
+        }
+        let all = std::mem::take(&mut self.early);
+        let is_here = |uid: &str| self.pods.values().any(|pod| pod.metadata.uid.as_deref() == Some(uid));
+        let is_known = |notice: &Notice| notice.quarantine.as_deref().is_none_or(|one| self.quarantine(one).is_some());
+        let (known, early): (Vec<_>, Vec<_>) =
+            all.into_iter().filter(|(uid, _)| is_here(uid)).partition(|(_, notice)| is_known(notice));
+        self.early = early.into_iter().collect();
+        known.into_iter().map(|(_, notice)| notice).collect()
     }
 
     /// The Quarantine of this name, as `namespace/name`.

@@ -230,6 +230,9 @@ impl Pods {
     fn update(&mut self, update: Update) {
         let touched = self.world.apply(update.changes, &self.shared.metrics);
         self.touch(touched);
+        for notice in self.world.early() {
+            self.cut_off(&notice);
+        }
     }
 
     fn seen(&mut self, name: &PodName, seen: Seen) {
@@ -238,7 +241,7 @@ impl Pods {
     }
 
     /// The tunnel says where a pod stands: what is new is written on it, and into the audit log.
-    fn cut_off(&self, notice: &Notice) {
+    fn cut_off(&mut self, notice: &Notice) {
         let now = || jiff::Timestamp::now().to_string();
         let Some((name, receipt)) = self.world.cut_off(notice, now) else { return };
         let quarantine = receipt.as_ref().map(|receipt| receipt.quarantine.as_str());

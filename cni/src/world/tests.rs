@@ -281,9 +281,9 @@ fn what_a_receipt_says_of_the_order_is_known() {
     assert!(verdict.was_bypassed && verdict.bypassed.unwrap().told.is_some());
 }
 
-fn quarantine(spec: &str) -> Change {
+fn quarantine(name: &str, uid: &str, spec: &str) -> Change {
     let text = format!(
-        "apiVersion: stillmesh.io/v1alpha1\nkind: Quarantine\nmetadata: {{name: q, namespace: shop, uid: u2}}\nspec: {spec}\n"
+        "apiVersion: stillmesh.io/v1alpha1\nkind: Quarantine\nmetadata: {{name: {name}, namespace: shop, uid: {uid}}}\nspec: {spec}\n"
     );
     let mut found = stillmesh_k8s::parse::documents("t", &text);
     assert!(found.findings.is_empty(), "{:?}", found.findings);
@@ -297,11 +297,11 @@ fn who_is_quarantined_is_captured_whatever_a_bypass_says() {
     world.apply(vec![set(namespace(Some("ambient"))), set(pod("a", "1", "n1")), set(pod("b", "2", "n1"))], &metrics);
     world.apply(vec![bypass("{reason: r}", "{}")], &metrics);
     assert_eq!(world.is_enrolled("shop"), Some(false));
-    assert_eq!(world.apply(vec![quarantine("{reason: r, pods: [a]}")], &metrics), [name("a")].into());
+    assert_eq!(world.apply(vec![quarantine("q", "u2", "{reason: r, pods: [a]}")], &metrics), [name("a")].into());
     assert_eq!((wanted(&world, "a"), wanted(&world, "b")), (Some(Wanted::Captured), Some(Wanted::Free)));
     assert_eq!(world.verdict(&name("a")).unwrap().quarantined.unwrap().to_string(), "Quarantine shop/q");
     assert_eq!(world.is_enrolled("shop"), Some(true), "while the agent is away its pods wait");
-    world.apply(vec![quarantine("{reason: r, pods: [a], ended: true}")], &metrics);
+    world.apply(vec![quarantine("q", "u2", "{reason: r, pods: [a], ended: true}")], &metrics);
     assert_eq!(wanted(&world, "a"), Some(Wanted::Free));
 }
 
@@ -318,9 +318,14 @@ fn a_tunnels_word_becomes_a_receipt_once() {
     assert_eq!(world.cut_off(&notice(Some("shop/q"), 3), now), None, "a pod that nobody knows");
     world.apply(vec![set(pod("a", "1", "n1"))], &Metrics::default());
     assert_eq!(world.cut_off(&notice(None, 0), now), None, "nothing to take away");
+    world.apply(
+        vec![quarantine("q", "u2", "{reason: r}"), quarantine("other", "u3", "{reason: r}")],
+        &Metrics::default(),
+    );
     let (pod_name, receipt) = world.cut_off(&notice(Some("shop/q"), 3), now).unwrap();
     let receipt = receipt.unwrap();
     assert_eq!((pod_name, receipt.cut, receipt.took_ms, receipt.time.as_str()), (name("a"), 3, 40, "now"));
+    assert_eq!(receipt.order, "u2");
 
     let mut written = pod("a", "1", "n1");
     let text = serde_json::to_string(&receipt).unwrap();
@@ -330,7 +335,39 @@ fn a_tunnels_word_becomes_a_receipt_once() {
     assert_eq!(world.cut_off(&notice(Some("shop/q"), 0), now), None, "a tunnel that has started anew");
     let more = world.cut_off(&notice(Some("shop/q"), 4), || "later".to_owned()).unwrap().1.unwrap();
     assert_eq!((more.cut, more.time.as_str()), (4, "now"));
+    world.apply(vec![quarantine("q", "again", "{reason: r}")], &Metrics::default());
+    let again = world.cut_off(&notice(Some("shop/q"), 3), || "later".to_owned()).unwrap().1.unwrap();
+    assert_eq!(
+        (again.order.as_str(), again.time.as_str()),
+        ("again", "later"),
+        "one that was made again is another one"
+    );
     let other = world.cut_off(&notice(Some("shop/other"), 0), || "later".to_owned()).unwrap().1.unwrap();
     assert_eq!((other.cut, other.time.as_str()), (0, "later"));
     assert_eq!(world.cut_off(&notice(None, 0), now), Some((name("a"), None)));
+}
+
+#[test]
+fn a_tunnel_that_hears_of_a_quarantine_first_is_believed_when_it_is_there() {
+    let mut world = world();
+    let metrics = Metrics::default();
+    let notice = |quarantine: Option<&str>| Notice {
+        uid: "1".into(),
+        quarantine: quarantine.map(Into::into),
+        cut: 3,
+        took: std::time::Duration::from_millis(40),
+    };
+    let now = || "now".to_owned();
+    world.apply(vec![set(pod("a", "1", "n1"))], &metrics);
+    assert_eq!(world.cut_off(&notice(Some("shop/q")), now), None);
+    assert_eq!(world.early(), []);
+    world.apply(vec![quarantine("q", "u2", "{reason: r}")], &metrics);
+    assert_eq!(world.early(), [notice(Some("shop/q"))]);
+    assert_eq!(world.early(), [], "once");
+    assert_eq!(world.cut_off(&notice(Some("shop/q")), now).unwrap().1.unwrap().order, "u2");
+
+    assert_eq!(world.cut_off(&notice(Some("shop/other")), now), None);
+    assert_eq!(world.cut_off(&notice(None), now), None);
+    world.apply(vec![quarantine("other", "u3", "{reason: r}")], &metrics);
+    assert_eq!(world.early(), [], "it has been taken back");
 }

@@ -89,9 +89,8 @@ impl Builder {
 /// How a Quarantine stands on a pod. A pod names one; where two mean it, that is as good for the other.
 pub(super) fn standing(order: &Order, pod: &Pod, quarantines: &Orders) -> Standing {
     let receipt = CutReceipt::of(&pod.metadata);
-    let as_before = receipt.as_ref().is_none_or(|receipt| receipt.quarantine != order.name());
-    let counts =
-        |receipt: &CutReceipt| quarantines.about(pod).any(|one| one.is_in_force() && one.name() == receipt.quarantine);
+    let as_before = receipt.as_ref().is_none_or(|receipt| !receipt.is_of(order));
+    let counts = |receipt: &CutReceipt| quarantines.about(pod).any(|one| one.is_in_force() && receipt.is_of(one));
     let done = receipt.filter(|receipt| !as_before || counts(receipt)).map(|receipt| Done {
         at: receipt.time,
         took_ms: receipt.took_ms,

@@ -221,6 +221,9 @@ impl OutReceipt {
 pub struct CutReceipt {
     /// The order, as `namespace/name`.
     pub quarantine: String,
+    /// The order's UID; empty where an agent of the version before wrote it.
+    #[serde(default)]
+    pub order: String,
     /// When the tunnel had cut it off (RFC 3339).
     pub time: String,
     /// How long that took from the moment that the tunnel heard of the order. Milliseconds.
@@ -233,6 +236,11 @@ impl CutReceipt {
     /// What a pod's annotation says; `None` where it says something else.
     pub fn of(metadata: &ObjectMeta) -> Option<Self> {
         serde_json::from_str(metadata.annotations.as_ref()?.get(QUARANTINE)?).ok()
+    }
+
+    /// Whether it is about this order, and not about one that had its name before.
+    pub fn is_of(&self, order: &Order) -> bool {
+        self.quarantine == order.name() && (self.order.is_empty() || self.order == order.uid)
     }
 }
 

@@ -25,10 +25,15 @@ fn order(kind: &str, name: &str, spec: &str, status: &str) -> String {
     )
 }
 
+/// Of the order whose UID is its name.
 fn receipt(quarantine: &str, cut: u64) -> String {
+    receipt_of(quarantine, quarantine, cut)
+}
+
+fn receipt_of(quarantine: &str, uid: &str, cut: u64) -> String {
     format!(
-        ", annotations: {{stillmesh.io/quarantine: '{{\"quarantine\":\"shop/{quarantine}\",\"time\":\"{BEGAN}\",\"tookMs\":40,\
-         \"cut\":{cut}}}'}}"
+        ", annotations: {{stillmesh.io/quarantine: '{{\"quarantine\":\"shop/{quarantine}\",\"order\":\"{uid}\",\
+         \"time\":\"{BEGAN}\",\"tookMs\":40,\"cut\":{cut}}}'}}"
     )
 }
 
@@ -155,6 +160,23 @@ fn the_status_counts_pods_nodes_and_connections_and_names_those_who_lag() {
     world.set(&pod("a", "10.0.0.1", ""));
     let ended = world.set(&pod("b", "10.0.0.2", "")).1.unwrap();
     assert_eq!((ended.returned, ended.conditions[0].reason.as_str()), (2, "Connected"));
+}
+
+#[test]
+fn an_order_that_is_made_again_under_its_name_is_another_one() {
+    let mut world = World::new();
+    let again = order("Quarantine", "q", "{reason: r, pods: [a]}", "{}").replace("uid: q", "uid: again");
+    world.set(&order("Quarantine", "q", "{reason: r, pods: [a]}", "{}"));
+    let status = world.set(&pod("a", "10.0.0.1", &receipt("q", 5))).1.unwrap();
+    assert_eq!((status.done, status.connections, status.returned), (1, 5, 0));
+    let status = world.set(&again).1.unwrap();
+    assert_eq!((status.pods, status.done, status.connections), (1, 0, 0), "the receipt is of the one before");
+    assert_eq!((status.returned, status.conditions[0].reason.as_str()), (1, "Waiting"));
+    let status = world.set(&pod("a", "10.0.0.1", &receipt_of("q", "again", 2))).1.unwrap();
+    assert_eq!((status.done, status.connections, status.returned), (1, 2, 0));
+    // An agent of the version before does not say which.
+    let status = world.set(&pod("a", "10.0.0.1", &receipt_of("q", "", 3))).1.unwrap();
+    assert_eq!((status.done, status.connections), (1, 3));
 }
 
 #[test]
