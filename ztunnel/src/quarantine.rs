@@ -1,10 +1,12 @@
 //! Pods of this node that a Quarantine cuts off: how many of their connections were closed, told to the node agent, which writes
 //! it on the pod. Decides nothing; a foreign agent, which takes no such word, is left alone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt as _;
 use parking_lot::Mutex;
 use stillmesh_api::probes::{self, Notice};
 use stillmesh_core::model::{PolicyKey, Str, WorkloadUid};
@@ -17,10 +19,15 @@ use crate::capture::pods::Table;
 use crate::node::Node;
 use crate::record::{Direction, Facts};
 
-/// How often pods are looked at that came since, and an agent that has not heard is told again.
+/// How often pods are looked at that came since. What the agent has not heard is told again after twice that, then ever
+/// more seldom.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often what has been told is told again: an agent may have ended before it wrote it down.
+/// How often what has been told of a pod that is cut off is told again: an agent may have ended before it wrote it down.
 const REPEAT: Duration = Duration::from_secs(60);
+/// How often it is told again that a pod is cut off no more.
+const REPEATS: u32 = 10;
+/// Pods that are told of at a time; the agent answers 64 questions at a time, of probes, too.
+const AT_ONCE: usize = 8;
 
 /// This node's pods that are cut off.
 #[derive(Debug)]
@@ -97,38 +104,23 @@ impl CutOff {
 /// Tells the agent of each pod whether it is cut off, until cancelled.
 pub async fn tell(node: Arc<Node>, pods: Table, cut_off: Arc<CutOff>, token: CancellationToken) {
     let Some(path) = node.config.probes.as_deref() else { return };
-    let mut told: BTreeMap<String, (Notice, Instant)> = BTreeMap::new();
+    let mut words = Words::default();
     loop {
         let snapshot = node.snapshots.load();
-        let all = pods.all();
-        told.retain(|uid, _| all.iter().any(|pod| pod.uid == *uid));
-        for pod in all {
+        let mut notices = BTreeMap::new();
+        for pod in pods.all() {
             let info = &pod.info;
             let found = snapshot.local_workload(&node.config.node, &info.namespace, &info.name, &info.service_account);
-            let Some(workload) = found else { continue };
-            let notice = cut_off.notice(&pod.uid, &workload.uid);
-            let is_told = |(before, at): &(Notice, Instant)| *before == notice && at.elapsed() < REPEAT;
-            if told.get(&pod.uid).is_some_and(is_told) {
-                continue;
-            }
-            let is_news = told.get(&pod.uid).is_none_or(|(before, _)| before.quarantine != notice.quarantine);
-            match probes::tell(path, &notice).await {
-                Ok(()) => {
-                    if is_news && let Some(quarantine) = &notice.quarantine {
-                        let pod = format!("{}/{}", info.namespace, info.name);
-                        let (connections, took) = (notice.cut, notice.took);
-                        tracing::info!(target: "audit", quarantine, pod, connections, ?took, "the pod is cut off");
-                    }
-                    told.insert(pod.uid.clone(), (notice, Instant::now()));
-                }
-                // Nobody is there, or one that takes no such word: the next look tells the others, too.
-                Err(error) => {
-                    tracing::debug!(%error, "the agent has not heard where its pods stand");
-                    break;
-                }
+            if let Some(workload) = found {
+                let pod_name = format!("{}/{}", info.namespace, info.name);
+                notices.insert(pod_name, cut_off.notice(&pod.uid, &workload.uid));
             }
         }
         drop(snapshot);
+        tokio::select! {
+            () = token.cancelled() => return,
+            () = words.pass(path, notices) => {}
+        }
         tokio::select! {
             () = token.cancelled() => return,
             () = cut_off.news.notified() => {}
@@ -136,3 +128,79 @@ pub async fn tell(node: Arc<Node>, pods: Table, cut_off: Arc<CutOff>, token: Can
         }
     }
 }
+
+/// What the agent has heard of pods, by UID.
+#[derive(Debug, Default)]
+struct Words(BTreeMap<String, Word>);
+
+/// The last word on a pod.
+#[derive(Debug)]
+struct Word {
+    notice: Notice,
+    /// When it is told again; never where that would be of no use.
+    again: Option<Instant>,
+    /// How often in a row nobody has heard it.
+    failures: u32,
+    /// How often it is told again that a pod is cut off no more.
+    repeats: u32,
+    /// The Quarantine that the agent has heard of last.
+    heard: Option<String>,
+}
+
+impl Words {
+    /// Tells what is due, of each pod by its name. That one is not heard of keeps nobody waiting.
+    async fn pass(&mut self, path: &Path, notices: BTreeMap<String, Notice>) {
+        let uids: BTreeSet<&str> = notices.values().map(|notice| notice.uid.as_str()).collect();
+        self.0.retain(|uid, _| uids.contains(uid.as_str()));
+        let now = Instant::now();
+        let due = notices.into_iter().filter(|(_, notice)| self.is_due(notice, now));
+        let telling = due.map(|(pod, notice)| async move { (probes::tell(path, &notice).await, pod, notice) });
+        let mut answers = futures::stream::iter(telling.collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
+        while let Some((answer, pod, notice)) = answers.next().await {
+            if let Err(error) = &answer {
+                // Nobody is there, or one that takes no such word.
+                tracing::debug!(%error, pod, "the agent has not heard where the pod stands");
+            }
+            let (connections, took) = (notice.cut, notice.took);
+            if let Some(quarantine) = self.told(notice, answer.is_ok(), Instant::now()) {
+                tracing::info!(target: "audit", quarantine, pod, connections, ?took, "the pod is cut off");
+            }
+        }
+    }
+
+    fn is_due(&self, notice: &Notice, now: Instant) -> bool {
+        let same = self.0.get(&notice.uid).filter(|word| word.notice == *notice);
+        same.is_none_or(|word| word.again.is_some_and(|again| again <= now))
+    }
+
+    /// It was told, and heard or not. Returns the Quarantine where it is news.
+    fn told(&mut self, notice: Notice, is_heard: bool, now: Instant) -> Option<&str> {
+        let before = self.0.remove(&notice.uid);
+        let is_cut = notice.quarantine.is_some();
+        let (mut failures, mut repeats) = match &before {
+            Some(word) if word.notice == notice => (word.failures, word.repeats),
+            Some(word) if word.notice.quarantine.is_some() && !is_cut => (0, REPEATS),
+            // Of a pod that was never cut off by this process one word is enough: a former one may have said otherwise.
+            _ => (0, 0),
+        };
+        let mut heard = before.and_then(|word| word.heard);
+        let mut is_news = false;
+        let again = if is_heard {
+            failures = 0;
+            is_news = is_cut && heard != notice.quarantine;
+            heard.clone_from(&notice.quarantine);
+            let is_told_again = is_cut || repeats > 0;
+            repeats = repeats.saturating_sub(1);
+            is_told_again.then(|| now + REPEAT)
+        } else {
+            failures = failures.saturating_add(1);
+            Some(now + LOOK.saturating_mul(1 << failures.min(6)).min(REPEAT))
+        };
+        let word = Word { again, failures, repeats, heard, notice };
+        let word = self.0.entry(word.notice.uid.clone()).or_insert(word);
+        word.heard.as_deref().filter(|_| is_news)
+    }
+}
+
+#[cfg(test)]
+mod tests;
