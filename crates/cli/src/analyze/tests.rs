@@ -1,5 +1,7 @@
 use clap::Parser as _;
 
+use stillmesh_k8s::{Kind, ObjectKey};
+
 use super::*;
 use crate::args::{Cli, Command};
 use crate::cluster::fake;
@@ -339,6 +341,91 @@ fn faults_between_objects_have_their_code() {
     ] {
         let told: Vec<_> = told.into_iter().map(|(code, object, line)| (code, object.to_owned(), line)).collect();
         assert_eq!(found(&text), told, "{text}");
+    }
+}
+
+/// SM0105: whoever asks for a waypoint, and it is not there or not for them.
+#[test]
+fn a_waypoint_that_is_not_there_or_does_not_take_it_is_told_where_it_is_asked_for() {
+    let from = |allowed: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: guests, namespace: shop}}\nspec: {{gatewayClassName: istio-waypoint, \
+             listeners: [{{name: mesh, port: 15008, protocol: HBONE{allowed}}}]}}\n---\n"
+        )
+    };
+    let till = |labels: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: till, namespace: street, labels: {{{labels}}}}}\n\
+             spec: {{selector: {{app: visitor}}, ports: [{{name: http, port: 80}}]}}"
+        )
+    };
+    let lane = |name: &str| {
+        format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: lane, labels: {{istio.io/use-waypoint: {name}, \
+             istio.io/use-waypoint-namespace: shop}}}}\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: till, namespace: lane}}\n\
+             spec: {{ports: [{{name: http, port: 80}}]}}"
+        )
+    };
+    let guests = "istio.io/use-waypoint: guests, istio.io/use-waypoint-namespace: shop";
+    let all = ", allowedRoutes: {namespaces: {from: All}}";
+    for (text, told) in [
+        (from("") + &till(guests), vec!["Service street/till"]),
+        (from(all) + &till(guests), vec![]),
+        (till("istio.io/use-waypoint: waypoint"), vec!["Service street/till"]),
+        (till("istio.io/use-waypoint: none"), vec![]),
+        (from("") + &lane("guests"), vec!["Namespace lane"]),
+        (from(all) + &lane("guests"), vec![]),
+        (lane("gone"), vec!["Namespace lane"]),
+    ] {
+        let told: Vec<_> = told.into_iter().map(|object| ("SM0105", object.to_owned())).collect();
+        let found: Vec<_> = found(&text).into_iter().map(|(code, object, _)| (code, object)).collect();
+        assert_eq!(found, told, "{text}");
+    }
+}
+
+/// SM0106: of what runs alone is it known.
+#[test]
+fn a_waypoint_that_runs_and_is_not_ready_is_told_of_those_who_are_bound_to_it() {
+    let gateway = ObjectKey::new(Kind::Gateway, "shop", "waypoint");
+    let found = |is_ready: bool| {
+        let mut input = Input::default();
+        input.text("shop.yaml", SHOP, false);
+        let written = input.written.clone();
+        let (mut running, _) = input.written.complete(&Mesh::default()).unwrap();
+        if !is_ready {
+            running.add(written.objects.get(&gateway).cloned());
+        }
+        let input = Input { running: Some(running.objects.clone()), written: running, ..Input::default() };
+        let (messages, _) = analyze(input, Mesh::default()).unwrap();
+        messages.iter().map(|one| (one.code.id, one.object.clone(), one.level())).collect::<Vec<_>>()
+    };
+    assert_eq!(found(true), []);
+    assert_eq!(found(false), [("SM0106", "Service shop/web".to_owned(), Level::Warning)]);
+}
+
+/// SM0111: kinds of a mesh that this one does not read; not those of others, and not where they are to be passed over.
+#[test]
+fn mesh_kinds_without_effect_are_told_and_others_are_not() {
+    let told = |version: &str, kind: &str, ignore: bool| {
+        let mut input = Input::default();
+        let text = format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: it, namespace: shop}}\n");
+        input.text("a.yaml", &text, ignore);
+        let (messages, _) = analyze(input, Mesh::default()).unwrap();
+        messages.iter().map(|one| (one.code.id, one.object.clone())).collect::<Vec<_>>()
+    };
+    for (version, kind) in [
+        ("networking.istio.io/v1", "Sidecar"),
+        ("extensions.istio.io/v1alpha1", "WasmPlugin"),
+        ("gateway.networking.k8s.io/v1alpha3", "BackendLBPolicy"),
+        ("stillmesh.io/v1", "Unheard"),
+    ] {
+        assert_eq!(told(version, kind, false), [("SM0111", format!("{kind} shop/it"))], "{version}");
+        assert_eq!(told(version, kind, true), [], "{version} {kind}");
+    }
+    for (version, kind) in
+        [("cert-manager.io/v1", "Certificate"), ("v1", "PersistentVolumeClaim"), ("notistio.io/v1", "Sidecar")]
+    {
+        assert_eq!(told(version, kind, false), [], "{version} {kind}");
     }
 }
 
