@@ -124,6 +124,7 @@ pub(crate) async fn bypass(args: &Bypass) -> anyhow::Result<ExitCode> {
     let mut orders = Vec::new();
     for one in &wanted {
         place.must_have_namespace(&one.namespace).await?;
+        place.must_have_pods(&one.namespace, &one.pods).await?;
         let seconds = format!("{}s", args.lasts.as_secs().max(1));
         orders.push(order("Bypass", one, &args.whom, &args.how, &by, Some(seconds)));
     }
@@ -162,6 +163,7 @@ pub(crate) async fn quarantine(args: &Quarantine) -> anyhow::Result<ExitCode> {
     let mut orders = Vec::new();
     for one in &wanted {
         place.must_have_namespace(&one.namespace).await?;
+        place.must_have_pods(&one.namespace, &one.pods).await?;
         let seconds = format!("{}s", args.lasts.as_secs().max(1));
         orders.push(order("Quarantine", one, &whom, &args.how, &by, Some(seconds)));
     }

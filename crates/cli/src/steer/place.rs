@@ -1,6 +1,6 @@
 //! The mesh that is steered: one on this machine, or a cluster's, through its API server and with the caller's own rights.
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use http::Method;
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use kube::Api;
@@ -14,6 +14,7 @@ use crate::cluster::args::WhichMesh;
 use crate::cluster::objects::{Objects, Resource};
 use crate::cluster::value::{name, namespace, text};
 use crate::machine::{control, tunnels};
+use crate::why::who::names;
 
 /// API version of orders.
 pub(super) const VERSION: &str = "stillmesh.io/v1alpha1";
@@ -94,6 +95,19 @@ impl Place {
             },
         };
         ensure!(there, "there is no namespace {wanted:?}");
+        Ok(())
+    }
+
+    /// Fails where one of these pods of a namespace is not there: an order for nobody would look like one that is carried out.
+    pub(super) async fn must_have_pods(&self, namespace: &str, wanted: &[String]) -> anyhow::Result<()> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        // Whoever may steer a namespace need not be allowed to see its pods.
+        let Ok(pods) = self.objects("v1", "Pod", namespace).await else { return Ok(()) };
+        if let Some(absent) = wanted.iter().find(|wanted| !pods.iter().any(|pod| name(pod) == wanted.as_str())) {
+            bail!("there is no pod {absent:?} in namespace {namespace:?}; its pods are {}", names(&pods));
+        }
         Ok(())
     }
 

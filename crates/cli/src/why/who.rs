@@ -79,11 +79,11 @@ fn parts<'a>(text: &'a str, namespace: &'a str) -> anyhow::Result<(Option<Kind>,
     let pieces: Vec<&str> = text.split('/').collect();
     let (kind, namespace, name) = match pieces.as_slice() {
         [name] => match name.split_once('.') {
-            // A service as DNS has it: name.namespace[.svc…].
-            Some((name, rest)) => {
-                let namespace = rest.split_once('.').map_or(rest, |(namespace, _)| namespace);
-                (Some(Kind::Service), namespace, name)
-            }
+            // A service as DNS has it: name.namespace.svc…; name.namespace may be anybody.
+            Some((name, rest)) => match rest.split_once('.') {
+                Some((namespace, _)) => (Some(Kind::Service), namespace, name),
+                None => (None, rest, name),
+            },
             None => (None, namespace, *name),
         },
         [first, name] => match Kind::of(first) {
@@ -182,11 +182,11 @@ pub(crate) async fn find(place: &Place, text: &str, namespace: &str, role: Role)
         })
         .collect();
     let services = if role == Role::Destination { place.list("Service", namespace, "").await? } else { Vec::new() };
-    let lists = [("services", names(&services)), ("pods", names(&pods))];
+    let lists = [("services", &services), ("pods", &pods)];
     let there: Vec<String> = lists
         .iter()
         .filter(|(_, some)| !some.is_empty())
-        .map(|(what, some)| format!("{what} of that namespace are {some}"))
+        .map(|(what, some)| format!("{what} of that namespace are {}", names(some)))
         .collect();
     let hint = if there.is_empty() {
         format!("nothing is in namespace {namespace:?}; -n names another, or write NAMESPACE/NAME")
@@ -196,14 +196,18 @@ pub(crate) async fn find(place: &Place, text: &str, namespace: &str, role: Role)
     bail!("there is no {} named {name:?} in namespace {namespace:?}; {hint}", kinds.join(", "))
 }
 
-/// Some of the objects' names.
-fn names(objects: &[Value]) -> String {
+/// Some of the objects' names; `none` where there are no objects.
+pub(crate) fn names(objects: &[Value]) -> String {
     let mut names: Vec<&str> = objects.iter().filter_map(|object| object["metadata"]["name"].as_str()).collect();
     names.sort_unstable();
     let more = names.len().saturating_sub(MOST_NAMES);
     names.truncate(MOST_NAMES);
     let all = names.join(", ");
-    if more > 0 { format!("{all} and {more} more") } else { all }
+    match more {
+        _ if all.is_empty() => "none".to_owned(),
+        0 => all,
+        _ => format!("{all} and {more} more"),
+    }
 }
 
 /// Pods as an end. One that is gone is still found by its name.
@@ -273,7 +277,9 @@ pub(crate) fn why_nothing(source: &End, destination: &End) -> Vec<String> {
             ));
         }
     }
-    if source.pods.is_empty() {
+    if source.pods.is_empty() && source.shown.parse::<IpAddr>().is_ok() {
+        notes.push(format!("no pod has address {source}: a client from outside, or a pod that is gone"));
+    } else if source.pods.is_empty() {
         notes.push(format!("{source} has no pods: nobody could have connected"));
     }
     if destination.is_service && destination.pods.is_empty() {
@@ -296,7 +302,7 @@ mod tests {
             ("deploy/web", Some(Kind::Deployment), "d", "web"),
             ("svc/shop/web", Some(Kind::Service), "shop", "web"),
             ("shop/pod/web-0", Some(Kind::Pod), "shop", "web-0"),
-            ("web.shop", Some(Kind::Service), "shop", "web"),
+            ("web.shop", None, "shop", "web"),
             ("web.shop.svc.cluster.local", Some(Kind::Service), "shop", "web"),
         ] {
             assert_eq!(parts(text, "d").ok(), Some((kind, namespace, name)), "{text}");
