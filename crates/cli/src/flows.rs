@@ -170,42 +170,53 @@ pub(crate) fn time(microseconds: u64) -> String {
 }
 
 fn print(flows: &[Flow], limit: usize) {
+    // What the table shows alike is one row, such as what came before and after a pod's Service was known.
+    let mut shown: Vec<([String; 6], u64, u64)> = Vec::new();
+    let mut places: BTreeMap<[String; 6], usize> = BTreeMap::new();
+    for flow in flows {
+        let row = row(flow);
+        match places.get(&row).and_then(|at| shown.get_mut(*at)) {
+            Some((_, count, last)) => (*count, *last) = (count.saturating_add(flow.count), flow.last_us.max(*last)),
+            None => {
+                places.insert(row.clone(), shown.len());
+                shown.push((row, flow.count, flow.last_us));
+            }
+        }
+    }
+    shown.sort_by_key(|(_, count, last)| std::cmp::Reverse((*count, *last)));
     let heads = ["COUNT", "FROM", "TO", "PORT", "REQUEST", "VERDICT", "LAST SEEN", "SEEN BY"];
     let mut rows = vec![heads.map(str::to_owned).to_vec()];
-    rows.extend(flows.iter().take(limit).map(|flow| {
-        let source = match (flow.overflow, flow.clear) {
-            (true, _) => "(rows beyond the budget)".to_owned(),
-            (false, true) => format!("{} (clear text)", flow.source),
-            (false, false) => flow.source.trim_start_matches("spiffe://").to_owned(),
-        };
-        let verdict = match (flow.refused, flow.object.as_str()) {
-            (false, _) => "carried".to_owned(),
-            (true, "") => format!("refused: {}", flow.reason),
-            (true, object) => format!("refused: {} by {object}", flow.reason),
-        };
-        let seen_by = match flow.hop {
-            Hop::Outbound => "client",
-            Hop::Connection | Hop::Request => "waypoint",
-            Hop::Inbound => "server",
-        };
-        let request = format!("{} {}", flow.method, flow.path).trim().to_owned();
-        let request = if request.is_empty() { "-".to_owned() } else { request };
-        vec![
-            flow.count.to_string(),
-            source,
-            destination(flow),
-            flow.port.to_string(),
-            request,
-            verdict,
-            time(flow.last_us),
-            seen_by.to_owned(),
-        ]
+    rows.extend(shown.iter().take(limit).map(|([source, to, port, request, verdict, seen_by], count, last)| {
+        let words = [&count.to_string(), source, to, port, request, verdict, &time(*last), seen_by];
+        words.map(ToOwned::to_owned).to_vec()
     }));
     match flows.is_empty() {
         true => line("no flows were counted"),
         false => line(&aligned(&rows)),
     }
-    if flows.len() > limit {
-        line(&format!("{} more rows; --limit shows them", flows.len() - limit));
+    if shown.len() > limit {
+        line(&format!("{} more rows; --limit shows them", shown.len() - limit));
     }
+}
+
+/// From, to, port, request, verdict, seen by.
+fn row(flow: &Flow) -> [String; 6] {
+    let source = match (flow.overflow, flow.clear) {
+        (true, _) => "(rows beyond the budget)".to_owned(),
+        (false, true) => format!("{} (clear text)", flow.source),
+        (false, false) => flow.source.trim_start_matches("spiffe://").to_owned(),
+    };
+    let verdict = match (flow.refused, flow.object.as_str()) {
+        (false, _) => "carried".to_owned(),
+        (true, "") => format!("refused: {}", flow.reason),
+        (true, object) => format!("refused: {} by {object}", flow.reason),
+    };
+    let seen_by = match flow.hop {
+        Hop::Outbound => "client",
+        Hop::Connection | Hop::Request => "waypoint",
+        Hop::Inbound => "server",
+    };
+    let request = format!("{} {}", flow.method, flow.path).trim().to_owned();
+    let request = if request.is_empty() { "-".to_owned() } else { request };
+    [source, destination(flow), flow.port.to_string(), request, verdict, seen_by.to_owned()]
 }

@@ -30,7 +30,7 @@ pub(crate) enum Policy {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Exit code: 0 when no verdict changes, 1 when some do, 2 when it cannot be said: edges were left out, or objects cannot be read.\n\n\
-    An edge is a client identity (and one client in clear text from outside), a service's or workload's port, and, where a\n\
+    An edge is a client identity (and one client in clear text from outside), a service's or workload's port, and, where a \
     waypoint is on the way, a request for each method and path that policies name. Requests carry no token and no headers.\n\n\
     Examples:\n  \
     stillmesh policy diff manifests manifests.new\n  \

@@ -115,7 +115,7 @@ struct Whole<'a> {
 /// Carries it out.
 pub(crate) async fn run(args: &Check) -> anyhow::Result<ExitCode> {
     if let Some(Other::Strict(args)) = &args.other {
-        return strict::run(args).await;
+        return Ok(strict::run(args).await);
     }
     if !args.pre
         && let Some(mesh) = control::here(args.which.name.as_deref(), &args.which.access)

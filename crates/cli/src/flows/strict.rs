@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::ensure;
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -12,7 +13,7 @@ use stillmesh_records::{Flow, Hop};
 
 use super::{Asked, gather, merged, time};
 use crate::cluster::args::{Report, WhichMesh, namespace_name};
-use crate::output::{Mark, Marks, line};
+use crate::output::{Mark, Marks, line, note};
 use crate::why::place::Place;
 
 /// A day, as long as tables are kept.
@@ -23,8 +24,9 @@ const PROBER: &str = "169.254.7.127";
 /// `stillmesh check strict`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit code: 0 when nobody was seen who would be refused, 1 when somebody was, 2 when it cannot be said: tunnels have not\n\
-    answered or keep no flows. Nobody seen is not nobody there: whoever connects more rarely than the tables go back is not in them."
+    after_help = "Exit code: 0 when nobody was seen who would be refused, 1 when somebody was, 2 when it cannot be said: no \
+    pod of the namespace is in the mesh, or tunnels have not answered or keep no flows. Nobody seen is not nobody there: whoever \
+    connects more rarely than the tables go back is not in them."
 )]
 pub(crate) struct Strict {
     /// Only destinations in this namespace
@@ -63,13 +65,26 @@ struct Known {
     nodes: BTreeSet<String>,
 }
 
-/// Carries it out.
-pub(crate) async fn run(args: &Strict) -> anyhow::Result<ExitCode> {
+/// Carries it out: 0 where nobody was seen, 1 where somebody was, 2 where it cannot be said.
+pub(crate) async fn run(args: &Strict) -> ExitCode {
+    match answer(args).await {
+        Ok(code) => code,
+        Err(error) => {
+            note(&format!("stillmesh: {error:#}"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+async fn answer(args: &Strict) -> anyhow::Result<ExitCode> {
     let place = Place::find(&args.which).await?;
     let mut gathered = gather(&place, DAY).await?;
     // Nothing comes to waypoints in clear text.
     gathered.asked.retain(|asked| asked.by.starts_with("ztunnel"));
+    // By pod: what was counted before its Service was known is no other client's.
+    gathered.flows.iter_mut().filter(|flow| flow.hop == Hop::Inbound).for_each(|flow| flow.service.clear());
     let known = Known::of(&place.list("Pod", "", "").await?, &place.list("Node", "", "").await?);
+    known.must_see(args.namespace.as_deref())?;
     let wanted = |flow: &Flow| {
         let in_namespace = |namespace: &String| flow.endpoint.starts_with(&format!("{namespace}/"));
         flow.hop == Hop::Inbound && flow.clear && !flow.refused && args.namespace.as_ref().is_none_or(in_namespace)
@@ -162,6 +177,20 @@ impl Known {
             known.nodes.extend(ranges.filter_map(|range| first_of(range.as_str()?)));
         }
         known
+    }
+
+    /// Fails where nobody has seen what reaches the pods that are asked about: then nothing can be said of their clients.
+    fn must_see(&self, namespace: Option<&str>) -> anyhow::Result<()> {
+        let is_meant = |pod: &str| namespace.is_none_or(|namespace| pod.split('/').next() == Some(namespace));
+        let meant: Vec<bool> =
+            self.pods.iter().filter(|(pod, _)| is_meant(pod)).map(|(_, captured)| *captured).collect();
+        let whose = namespace.map(|namespace| format!(" of namespace {namespace}")).unwrap_or_default();
+        ensure!(!meant.is_empty(), "there is no pod{whose}: nothing can be said");
+        ensure!(
+            meant.contains(&true),
+            "no pod{whose} is in the mesh, so nobody has seen who comes to them: nothing can be said"
+        );
+        Ok(())
     }
 
     fn peer(&self, flow: &Flow) -> Peer {
@@ -275,6 +304,14 @@ mod tests {
             assert_eq!(found.breaks, breaks, "{source}");
             assert!(found.todo.contains(todo), "{source}: {}", found.todo);
         }
+    }
+
+    #[test]
+    fn of_pods_that_nobody_sees_nothing_is_said() {
+        let said = |namespace| known().must_see(namespace).map_err(|error| error.to_string());
+        assert_eq!((said(None), said(Some("shop"))), (Ok(()), Ok(())));
+        assert!(said(Some("street")).is_err_and(|why| why.contains("no pod of namespace street is in the mesh")));
+        assert!(said(Some("shopp")).is_err_and(|why| why.starts_with("there is no pod of namespace shopp")));
     }
 
     #[test]
