@@ -215,7 +215,8 @@ pub(crate) fn worrying(view: &View, now: jiff::Timestamp) -> Vec<Fact> {
 
 fn of_mesh(view: &View, now: jiff::Timestamp) -> Vec<Fact> {
     let mut facts = mesh::workloads(view);
-    facts.extend(mesh::tunnels(view));
+    facts.extend(mesh::waypoints(view));
+    facts.extend(mesh::answers(view));
     facts.extend(mesh::sync(view));
     facts.extend(mesh::certificates(view, now));
     facts.extend(mesh::webhooks(view));

@@ -14,6 +14,8 @@ use super::access::causes;
 
 /// How long a whole exchange may take; a dump of ten thousand workloads is some tens of megabytes.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// How long it may take until an answer begins; past it nobody is there, or whoever is hangs.
+const BEGINS: Duration = Duration::from_secs(15);
 /// Largest answer, in bytes.
 const ANSWER_BYTES: usize = 256 << 20;
 
@@ -57,7 +59,8 @@ impl PodPort {
             .header(http::header::HOST, format!("localhost:{}", self.port))
             .body(Empty::<Bytes>::new())?;
         let answer = async {
-            let answer = sender.send_request(request).await?;
+            let answer = tokio::time::timeout(BEGINS, sender.send_request(request)).await;
+            let answer = answer.map_err(|_| anyhow!("no answer within {BEGINS:?}"))??;
             let status = answer.status();
             let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await;
             let body = body.map_err(|error| anyhow!("the answer breaks off: {error}"))?.to_bytes();

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::install::bundle::PART_OF;
 use super::objects::{Objects, Resource};
 use super::pod_http::PodPort;
-use super::value::{holds, label, name, namespace, text};
+use super::value::{holds, label, list, name, namespace, text};
 use crate::why::place::{ADMIN, MONITORING};
 
 /// How many pods are asked at a time.
@@ -45,6 +45,8 @@ pub(crate) struct View {
     pub(crate) receipts: Vec<Page>,
     /// What each tunnel knows.
     pub(crate) dumps: Vec<Page>,
+    /// Whether each agent answers its kubelet's question; no page where it does.
+    pub(crate) agents: Vec<Page>,
 }
 
 /// Kinds that are read.
@@ -84,6 +86,7 @@ impl View {
             findings: Vec::new(),
             receipts: Vec::new(),
             dumps: Vec::new(),
+            agents: Vec::new(),
         }
     }
 
@@ -92,11 +95,14 @@ impl View {
         let mut view = Self::objects(objects, mesh_namespace).await;
         let controllers = view.answering("stillmesh-controller");
         let tunnels = view.answering("ztunnel");
-        (view.syncz, view.findings, view.receipts, view.dumps) = tokio::join!(
+        let agents: Vec<Asked> =
+            view.part("stillmesh-cni").filter(|pod| holds(pod, "Ready")).filter_map(asked).collect();
+        (view.syncz, view.findings, view.receipts, view.dumps, view.agents) = tokio::join!(
             pages(objects, &controllers, MONITORING, "/debug/syncz"),
             pages(objects, &controllers, MONITORING, "/debug/findings"),
             pages(objects, &controllers, MONITORING, "/debug/receipts"),
             pages(objects, &tunnels, ADMIN, "/config_dump"),
+            alive(objects, &agents),
         );
         view
     }
@@ -112,7 +118,8 @@ impl View {
             }
         }
         let mesh_namespace = mesh_namespace.to_owned();
-        Self { mesh_namespace, objects, syncz: Vec::new(), findings: Vec::new(), receipts: Vec::new(), dumps }
+        let (syncz, findings, receipts, agents) = (vec![], vec![], vec![], vec![]);
+        Self { mesh_namespace, objects, syncz, findings, receipts, dumps, agents }
     }
 
     /// A view of given objects.
@@ -124,14 +131,9 @@ impl View {
             let kind = KINDS.iter().find(|(_, kind)| object["kind"] == *kind).unwrap().1;
             objects.get_mut(kind).unwrap().as_mut().unwrap().push(object);
         }
-        Self {
-            mesh_namespace: mesh_namespace.to_owned(),
-            objects,
-            syncz: vec![],
-            findings: vec![],
-            receipts: vec![],
-            dumps: vec![],
-        }
+        let mesh_namespace = mesh_namespace.to_owned();
+        let (syncz, findings, receipts) = (vec![], vec![], vec![]);
+        Self { mesh_namespace, objects, syncz, findings, receipts, dumps: vec![], agents: vec![] }
     }
 
     /// Objects of a kind, or why they cannot be read.
@@ -168,17 +170,43 @@ impl View {
     /// Those that can be asked.
     fn answering(&self, part: &str) -> Vec<(PodPort, String)> {
         let pods = self.part(part).filter(|pod| holds(pod, "Ready"));
-        let place = |pod: &Value| {
-            let port = PodPort { namespace: namespace(pod).to_owned(), pod: name(pod).to_owned(), port: 0 };
-            (port, text(&pod["spec"]["nodeName"]).to_owned())
-        };
-        pods.map(place).collect()
+        pods.map(|pod| (port_of(pod, 0), text(&pod["spec"]["nodeName"]).to_owned())).collect()
     }
 
     /// The pod of a part that is ready on a node.
     pub(crate) fn ready_on<'a>(&'a self, part: &'a str, node: &str) -> Option<&'a Value> {
         self.part(part).find(|pod| text(&pod["spec"]["nodeName"]) == node && holds(pod, "Ready"))
     }
+}
+
+fn port_of(pod: &Value, port: u16) -> PodPort {
+    PodPort { namespace: namespace(pod).to_owned(), pod: name(pod).to_owned(), port }
+}
+
+/// A pod with the page that its kubelet asks it for, and its node.
+type Asked = (PodPort, String, String);
+
+/// What the kubelet asks a pod for to know that it is ready.
+fn asked(pod: &Value) -> Option<Asked> {
+    let probe =
+        list(&pod["spec"]["containers"]).map(|one| &one["readinessProbe"]["httpGet"]).find(|one| one.is_object())?;
+    let port = port_of(pod, u16::try_from(probe["port"].as_u64()?).ok()?);
+    Some((port, text(&probe["path"]).to_owned(), text(&pod["spec"]["nodeName"]).to_owned()))
+}
+
+/// Asks what kubelets ask: one that hangs is known by it before its kubelet gives up on it.
+async fn alive(objects: &Objects, pods: &[Asked]) -> Vec<Page> {
+    let mut pages: Vec<Page> = futures::stream::iter(pods)
+        .map(|(place, path, node)| async move {
+            let said = place.ask(objects.client(), Method::GET, path).await;
+            let page = said.map(|_| Value::Null).map_err(|error| format!("{error:#}"));
+            Page { pod: place.pod.clone(), node: node.clone(), page }
+        })
+        .buffer_unordered(AT_ONCE)
+        .collect()
+        .await;
+    pages.sort_by(|a, b| (&a.node, &a.pod).cmp(&(&b.node, &b.pod)));
+    pages
 }
 
 async fn pages(objects: &Objects, pods: &[(PodPort, String)], port: u16, path: &str) -> Vec<Page> {

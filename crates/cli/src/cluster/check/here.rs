@@ -31,7 +31,7 @@ pub(super) async fn facts(mesh_name: &str, now: jiff::Timestamp) -> anyhow::Resu
     }));
     let view = View::here(tunnels::NAMESPACE, objects, dumps.await);
     let mut all = of_summary(&summary);
-    all.extend(mesh::tunnels(&view));
+    all.extend(mesh::answers(&view));
     all.extend(mesh::certificates(&view, now));
     all.extend(pods::captured(&view));
     all.extend(mesh::policies(&view));

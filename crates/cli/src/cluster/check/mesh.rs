@@ -5,11 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde_json::Value;
 
+use stillmesh_k8s::gateway::class::is_waypoint;
+use stillmesh_k8s::gateway::generate::{CLASS_NAME, GATEWAY_NAME};
+
 use super::Fact;
 use super::cluster::place;
 use crate::cluster::rollout::{pod_trouble, progress};
 use crate::cluster::skew::{Version, compatible};
-use crate::cluster::value::{holds, label, list, map, name, text};
+use crate::cluster::value::{holds, label, list, map, name, namespace, text};
 use crate::cluster::view::{Page, View};
 use crate::cluster::zc::entry_facts;
 
@@ -68,6 +71,32 @@ pub(super) fn workloads(view: &View) -> Vec<Fact> {
     facts
 }
 
+/// Whether waypoints have pods: what is bound to one without is refused.
+pub(super) fn waypoints(view: &View) -> Vec<Fact> {
+    let mut facts = Vec::new();
+    let mut working = 0;
+    for deployment in view
+        .list("Deployment")
+        .iter()
+        .filter(|one| label(one, CLASS_NAME).is_some_and(|class| is_waypoint(class, None)))
+    {
+        if deployment["status"]["readyReplicas"].as_u64().unwrap_or_default() > 0 {
+            working += 1;
+            continue;
+        }
+        let (ns, gateway) = (namespace(deployment), label(deployment, GATEWAY_NAME).unwrap_or_default());
+        facts.push(Fact::bad(
+            "waypoints",
+            format!("waypoint {ns}/{gateway} has no pod that is ready: connections to what is bound to it are refused"),
+            format!("kubectl -n {ns} describe deployment {}; kubectl -n {ns} get pods", name(deployment)),
+        ));
+    }
+    if working > 0 {
+        facts.push(Fact::good("waypoints", format!("{working} waypoints have pods that are ready")));
+    }
+    facts
+}
+
 /// Whether the parts' versions go together.
 fn versions(view: &View) -> Vec<Fact> {
     let mut there: Vec<(String, String)> = view
@@ -122,12 +151,10 @@ fn is_linux(node: &Value) -> bool {
     node["status"]["nodeInfo"]["operatingSystem"].as_str().is_none_or(|system| system == "linux")
 }
 
-/// Whether every tunnel can be asked.
-pub(super) fn tunnels(view: &View) -> Vec<Fact> {
-    unanswered(&view.dumps, &view.mesh_namespace)
-        .into_iter()
-        .chain(unanswered(&view.syncz, &view.mesh_namespace))
-        .collect()
+/// Whether every part can be asked.
+pub(super) fn answers(view: &View) -> Vec<Fact> {
+    let all = [&view.agents, &view.dumps, &view.syncz];
+    all.into_iter().flat_map(|pages| unanswered(pages, &view.mesh_namespace)).collect()
 }
 
 fn unanswered(pages: &[Page], ns: &str) -> Vec<Fact> {
@@ -135,7 +162,7 @@ fn unanswered(pages: &[Page], ns: &str) -> Vec<Fact> {
         let why = page.page.as_ref().err()?;
         Some(Fact::bad(
             "answers",
-            format!("{} does not answer: {why}", page.pod),
+            format!("{} on node {} does not answer: {why}", page.pod, page.node),
             format!("kubectl -n {ns} logs {}", page.pod),
         ))
     };
@@ -442,6 +469,30 @@ mod tests {
 
     fn page(value: Value) -> Page {
         Page { pod: "stillmesh-controller-1".into(), node: "n1".into(), page: Ok(value) }
+    }
+
+    #[test]
+    fn a_waypoint_without_pods_is_wrong_and_a_gateway_is_none() {
+        let of = |name: &str, class: &str, ready: u64| {
+            json!({"kind": "Deployment", "metadata": {"name": name, "namespace": "shop", "labels":
+                {GATEWAY_NAME: name, CLASS_NAME: class}}, "status": {"readyReplicas": ready}})
+        };
+        let all = vec![of("works", "istio-waypoint", 1), of("gone", "istio-waypoint", 0), of("edge", "istio", 0)];
+        let facts = waypoints(&View::of("m", all));
+        let said: Vec<(Mark, &str)> = facts.iter().map(|fact| (fact.mark, fact.text.as_str())).collect();
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(said[0].0 == Mark::Bad && said[0].1.starts_with("waypoint shop/gone has no pod"), "{said:?}");
+        assert_eq!(said[1], (Mark::Good, "1 waypoints have pods that are ready"));
+    }
+
+    #[test]
+    fn an_agent_that_does_not_answer_is_named_with_its_node() {
+        let mut view = View::of("m", vec![]);
+        let page = |why: &str| Page { pod: "agent-1".into(), node: "n1".into(), page: Err(why.into()) };
+        view.agents = vec![page("no answer within 15s"), Page { page: Ok(Value::Null), ..page("") }];
+        let facts = answers(&view);
+        assert_eq!(facts.len(), 1);
+        assert_eq!(facts[0].text, "agent-1 on node n1 does not answer: no answer within 15s");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stillmesh_k8s::capture::Capture;
+use stillmesh_k8s::gateway::generate::GATEWAY_NAME;
 use stillmesh_k8s::select::{Enrolment, NotEnrolled, REDIRECTION, why_not};
 
 use super::Fact;
@@ -60,8 +61,9 @@ pub(crate) fn standings(view: &View) -> BTreeMap<String, Standing> {
             (None, _) if ending => {}
             (None, capture @ Capture::Bypassed(_)) => standing.outside.push((place(object), capture.to_string())),
             (None, capture) => standing.missing.push((place(object), capture.to_string())),
-            // What has ended has no connections.
+            // What has ended has no connections; waypoints are of the mesh without being captured.
             (Some(NotEnrolled::Terminal), _) => {}
+            (Some(NotEnrolled::NotSelected), _) if state.is_none() && label(object, GATEWAY_NAME).is_some() => {}
             (Some(why), _) if state.is_none() => standing.outside.push((place(object), why.to_string())),
             (Some(_), _) if ending => {}
             (Some(_), _) => standing.surplus.push(place(object)),
@@ -181,6 +183,13 @@ mod tests {
         let standing = shop(vec![pod("host", json!({}), json!({"hostNetwork": true}))]);
         assert_eq!(standing.outside, [("shop/host".to_owned(), "it uses its node's network".to_owned())]);
         assert!(standing.missing.is_empty());
+    }
+
+    #[test]
+    fn a_waypoint_is_not_told_as_outside() {
+        let mut waypoint = pod("waypoint-1", json!({}), json!({}));
+        waypoint["metadata"]["labels"] = json!({GATEWAY_NAME: "waypoint", "istio.io/dataplane-mode": "none"});
+        assert_eq!(shop(vec![waypoint]), Standing { labelled: true, ..Standing::default() });
     }
 
     #[test]
