@@ -238,7 +238,8 @@ async fn find(asked: &str, reach: &Reach) -> anyhow::Result<(String, Proxy)> {
         } else {
             format!("there are {}", there.join(", "))
         };
-        bail!("no pod of a waypoint is meant by {asked:?} (namespace {}); {others}", reach.namespace);
+        let at = if asked.contains('.') { String::new() } else { format!(" (namespace {})", reach.namespace) };
+        bail!("no pod of a waypoint is meant by {asked:?}{at}; {others}");
     };
     if meant.len() > 1 {
         note(&format!("as {} knows it, one of {} pods", full(pod), meant.len()));

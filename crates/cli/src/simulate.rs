@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use serde::Serialize;
 use serde_json::json;
 
@@ -34,6 +34,7 @@ const MOST_OUTCOMES: usize = 6;
 /// `stillmesh simulate`.
 #[derive(Debug, Args)]
 #[command(
+    group = ArgGroup::new("objects").required(true).args(["files", "live"]),
     after_help = "Exit code: 0 when it would pass, 1 when it would be refused or some of it, 2 when it cannot be said.\n\n\
     Examples:\n  \
     stillmesh simulate -f manifests shop/deploy/page stock.shop:80 --method GET --path /items\n  \
@@ -53,7 +54,6 @@ pub(crate) struct Simulate {
         long = "filename",
         short = 'f',
         value_name = "DIR",
-        required_unless_present = "live",
         conflicts_with_all = ["live", "name", "kubeconfig", "context"]
     )]
     files: Vec<PathBuf>,

@@ -137,6 +137,11 @@ impl Gatherer {
             }
         }
         drop(answers);
+        if let Some((_, namespaces)) = objects.iter().find(|(kind, _)| kind == "Namespace") {
+            let is_meant = |pattern: &String| namespaces.iter().any(|one| fits(pattern, name(one)));
+            let vain = self.scope.include.iter().filter(|pattern| !is_meant(pattern));
+            missing.extend(vain.map(|pattern| format!("--include {pattern}: there is no such namespace")));
+        }
         objects.iter().flat_map(|(_, all)| all).for_each(|object| redactor.learn(object));
         let pods: Vec<Value> =
             objects.iter().find(|(kind, _)| kind == "Pod").map(|(_, all)| all.clone()).unwrap_or_default();

@@ -278,16 +278,25 @@ pub(crate) fn certificates_of(dump: &Value) -> (Vec<Value>, Vec<Vec<String>>) {
     (section.items, section.rows)
 }
 
+/// What proxies log by.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
 /// The page that shows or sets what a proxy logs.
 pub(crate) fn logging_path(level: Option<&str>, reset: bool) -> anyhow::Result<String> {
     Ok(match level {
         _ if reset => "/logging?reset".to_owned(),
         None => "/logging".to_owned(),
         Some(level) => {
-            let harmless = |byte: u8| byte.is_ascii_alphanumeric() || b"_-:=,.".contains(&byte);
+            let harmless = |byte: u8| byte.is_ascii_alphanumeric() || b"_-:.".contains(&byte);
+            // A word alone that is no level would be taken for a module, and silence all others.
+            let is_good = |part: &str| {
+                let (module, level) = part.split_once('=').unwrap_or(("all", part));
+                !module.is_empty() && module.bytes().all(harmless) && LEVELS.contains(&level.to_lowercase().as_str())
+            };
             anyhow::ensure!(
-                !level.is_empty() && level.bytes().all(harmless),
-                "--level {level:?}: a level (error, warn, info, debug, trace) or module=level,... is accepted"
+                level.split(',').all(is_good),
+                "--level {level:?}: a level ({}) or module=level,... is accepted",
+                LEVELS.join(", ")
             );
             if level.contains('=') { format!("/logging?{level}") } else { format!("/logging?level={level}") }
         }

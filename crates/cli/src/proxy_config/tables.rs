@@ -218,8 +218,13 @@ fn action(action: &Value) -> String {
             if to.is_empty() { "refused: no backend".to_owned() } else { to }
         }
         Some((kind, redirect)) if kind == "redirect" => {
-            let host = redirect["host"].as_str().map(|host| format!(" to {host}")).unwrap_or_default();
-            format!("redirect {}{host}", redirect["status"])
+            let host = redirect["host"].as_str().unwrap_or_default();
+            let path = map(&redirect["path"]).next().map(|(kind, path)| match kind.as_str() {
+                "full" => text(path).to_owned(),
+                _ => format!("{}*", text(path)),
+            });
+            let to = format!("{host}{}", path.unwrap_or_default());
+            format!("redirect {}{}{to}", redirect["status"], if to.is_empty() { "" } else { " to " })
         }
         Some((kind, respond)) if kind == "respond" => format!("answer {}", respond["status"]),
         Some((kind, _)) => kind.clone(),

@@ -12,7 +12,9 @@ use super::join::Connection;
 pub(crate) fn of(connection: &Connection) -> String {
     let mut text = heading(connection);
     for (number, told) in connection.hops.iter().enumerate() {
-        let _ = write!(text, "\n  {}. {}", number + 1, hop(told));
+        // What a later hop has refused, it says itself.
+        let is_told_below = connection.hops.iter().skip(number + 1).any(|later| later.refused);
+        let _ = write!(text, "\n  {}. {}", number + 1, hop(told, is_told_below));
     }
     let first = connection.hops.first();
     if first.is_some_and(|told| told.hop == Hop::Inbound && !told.tunnelled) {
@@ -93,7 +95,7 @@ fn at(told: &Told) -> String {
 }
 
 /// One hop: what was seen, what was decided, what to do.
-fn hop(told: &Told) -> String {
+fn hop(told: &Told, is_told_below: bool) -> String {
     let mut text = format!("{} ({}): ", told.by, told.hop.as_str());
     let to = &told.destination;
     match told.hop {
@@ -150,7 +152,7 @@ fn hop(told: &Told) -> String {
     if let Some(now) = &told.now {
         add(format!("as policies are now: {now}"));
     }
-    if let Some(remedy) = remedy(told) {
+    if let Some(remedy) = remedy(told).filter(|_| !is_told_below) {
         add(format!("what to do: {remedy}"));
     }
     if !told.id.is_empty() {

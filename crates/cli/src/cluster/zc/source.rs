@@ -139,10 +139,16 @@ pub(super) async fn every(from: &From) -> anyhow::Result<Vec<Tunnel>> {
             bail!("no ztunnel runs on a node named {wanted:?}; {there}");
         }
     }
-    ensure!(
-        !found.is_empty(),
-        "no ztunnel runs in this cluster (no running pod labelled {TUNNEL_PODS}); `stillmesh check` says more"
-    );
+    if found.is_empty() {
+        let (place, hint) = match &from.namespace {
+            Some(namespace) => (
+                format!("namespace {namespace}"),
+                "--namespace is the tunnels' own; --workload-namespace, --service-namespace and --policy-namespace choose rows",
+            ),
+            None => ("this cluster".to_owned(), "`stillmesh check` says more"),
+        };
+        bail!("no ztunnel runs in {place} (no running pod labelled {TUNNEL_PODS}); {hint}");
+    }
     // While one is replaced there are two on a node: the newer one is the one that goes on.
     found.sort_by_key(|pod| (node(pod), !ready(pod), pod.creation_timestamp().map(|time| std::cmp::Reverse(time.0))));
     found.dedup_by_key(|pod| node(pod));

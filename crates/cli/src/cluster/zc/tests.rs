@@ -139,3 +139,13 @@ fn what_is_no_dump_is_refused_with_what_one_has() {
     assert!(Dump::parse(b"hello").unwrap_err().to_string().contains("/config_dump"));
     assert!(Dump::parse(b"{\"a\": 1}").unwrap_err().to_string().contains("workloads"));
 }
+
+#[test]
+fn a_word_that_is_no_level_is_refused() {
+    for good in ["info", "off", "DEBUG", "warn,ztunnel=debug", "stillmesh_core::decide=trace"] {
+        assert!(super::logging_path(Some(good), false).is_ok(), "{good}");
+    }
+    for bad in ["", "bogus", "info,", "ztunnel=loud", "=debug", "a b=info", "info&x=info"] {
+        assert!(super::logging_path(Some(bad), false).is_err(), "{bad}");
+    }
+}
