@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use stillmesh_core::model::Str;
 use stillmesh_k8s::finding::Severity;
 use stillmesh_k8s::gateway::binding::canary::USE_CANARY;
-use stillmesh_k8s::gateway::binding::{Binding, Target, USE_WAYPOINT};
+use stillmesh_k8s::gateway::binding::{Binding, Target, USE_WAYPOINT, Why};
 use stillmesh_k8s::translate::{self, Level};
 use stillmesh_k8s::{Finding, Kind, ObjectKey, Placed, Position, labels};
 
@@ -74,26 +74,31 @@ impl Builder {
 
     /// Labels that ask in vain for a waypoint: each is told once, where it stands.
     fn bindings(&self, all: &mut Vec<Finding>) {
+        // The others say themselves what to do.
+        let hint = |why: &Why| match why {
+            Why::Missing => "create the Gateway (stillmesh waypoint apply), or change the label",
+            _ => "",
+        };
         let path = format!("metadata.labels[{USE_WAYPOINT:?}]");
         let of_canary = format!("metadata.labels[{USE_CANARY:?}]");
         let mut namespaces = BTreeMap::new();
         for ((namespace, name), service) in self.world.services.all() {
             let binding = self.world.bound(Target::Service, &service.metadata, &self.mesh);
             let canary = self.world.canary(&service.metadata, &binding, &self.mesh);
-            let (label, path, message) = match (binding, canary.problem()) {
-                (Binding::Unbound { waypoint, why }, _) => (USE_WAYPOINT, &path, why.message(&waypoint)),
-                (_, Some(problem)) => (USE_CANARY, &of_canary, problem),
+            let (label, path, message, hint) = match (binding, canary.problem()) {
+                (Binding::Unbound { waypoint, why }, _) => (USE_WAYPOINT, &path, why.message(&waypoint), hint(&why)),
+                (_, Some(problem)) => (USE_CANARY, &of_canary, problem, ""),
                 _ => continue,
             };
             if labels::of(&service.metadata.labels).contains_key(label) {
                 let key = ObjectKey::new(Kind::Service, &namespace, &name);
-                all.push(self.odd("MAN016", &key, path, &message, ""));
+                all.push(self.odd("MAN016", &key, path, &message, hint));
             } else {
-                namespaces.insert((namespace, path), message);
+                namespaces.insert((namespace, path), (message, hint));
             }
         }
-        for ((namespace, path), message) in namespaces {
-            all.push(self.odd("MAN016", &ObjectKey::new(Kind::Namespace, "", &namespace), path, &message, ""));
+        for ((namespace, path), (message, hint)) in namespaces {
+            all.push(self.odd("MAN016", &ObjectKey::new(Kind::Namespace, "", &namespace), path, &message, hint));
         }
         for ((namespace, name), pod) in self.world.pods.all() {
             if labels::of(&pod.metadata.labels).contains_key(USE_WAYPOINT)
@@ -101,7 +106,7 @@ impl Builder {
                     self.world.bound(Target::Workload, &pod.metadata, &self.mesh)
             {
                 let key = ObjectKey::new(Kind::Pod, &namespace, &name);
-                all.push(self.odd("MAN016", &key, &path, &why.message(&waypoint), ""));
+                all.push(self.odd("MAN016", &key, &path, &why.message(&waypoint), hint(&why)));
             }
         }
     }

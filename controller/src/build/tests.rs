@@ -482,7 +482,8 @@ fn a_services_status_says_what_it_is_bound_to_and_no_more_once_it_is_not() {
     assert_eq!(
         findings,
         [
-            "test.yaml:2:1: Namespace shop: metadata.labels[\"istio.io/use-waypoint\"]: there is no Gateway shop/w: traffic goes without a waypoint"
+            "test.yaml:2:1: Namespace shop: metadata.labels[\"istio.io/use-waypoint\"]: there is no Gateway shop/w: traffic goes without a \
+             waypoint; create the Gateway (stillmesh waypoint apply), or change the label"
         ]
     );
     assert_eq!(said(&apply(&mut world, &of(false))), (Some(("False", "WaypointIsNotReady")), None));

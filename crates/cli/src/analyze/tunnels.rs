@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use stillmesh_core::attrs::InboundAttrs;
 use stillmesh_core::decide;
 use stillmesh_core::model::TunnelProtocol;
+use stillmesh_k8s::gateway::generate::GATEWAY_NAME;
 use stillmesh_k8s::network_policy::{Direction, End};
-use stillmesh_k8s::{Kind, ObjectKey};
+use stillmesh_k8s::{Kind, ObjectKey, labels};
 
 use super::code;
 use super::message::Message;
@@ -67,7 +68,10 @@ fn filtered(world: &World, all: &mut Vec<Message>) {
     let members: Vec<Member<'_>> = world
         .pods()
         .filter_map(|(key, pod)| {
-            let workload = world.workload(key).filter(|one| one.tunnel_protocol == TunnelProtocol::Hbone)?;
+            // Waypoints come between without being captured.
+            let is_waypoint = labels::of(&pod.metadata.labels).contains_key(GATEWAY_NAME);
+            let workload = world.workload(key);
+            let workload = workload.filter(|one| is_waypoint || one.tunnel_protocol == TunnelProtocol::Hbone)?;
             let services = workload.services.iter().map(|(service, _)| service);
             let waypoints: BTreeSet<_> = services
                 .filter_map(|service| world.known.snapshot.service(service))

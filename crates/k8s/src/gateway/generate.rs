@@ -197,6 +197,7 @@ impl Of<'_> {
             (crate::select::DATAPLANE_MODE, "none"),
             ("service.istio.io/canonical-name", name),
             ("service.istio.io/canonical-revision", "latest"),
+            ("app.kubernetes.io/version", env!("CARGO_PKG_VERSION")),
             ("topology.istio.io/network", &self.mesh.network),
         ];
         labels.extend(fixed.into_iter().filter(|(_, value)| !value.is_empty()).map(owned));
