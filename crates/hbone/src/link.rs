@@ -116,9 +116,9 @@ impl Link {
         drop(removed);
     }
 
-    /// Has every stream tell its peer what it may send. To be called when the peer has acknowledged a smaller window: what a
-    /// stream has sent may then be more than that window, and while credit given back for it was too little to be told before,
-    /// the library does not look at it again by itself. Without this, such a stream waits for ever.
+    /// Has every stream tell its peer what it may send. To be called now and then, and when the peer has acknowledged a smaller
+    /// window: what a stream has sent may then be more than that window, and while credit given back for it was too little to be
+    /// told before, the library does not look at it again by itself. Without this, such a stream waits for ever.
     pub(crate) fn tell_credit(&self) {
         for flow in self.receivers.lock().values_mut() {
             // A stream that has ended receives nothing.

@@ -36,7 +36,7 @@ pub(crate) struct Pulse {
     /// The next PING, or the end of patience with the last one.
     timer: Pin<Box<Sleep>>,
     on_its_way: Option<Purpose>,
-    /// PINGs to be answered until the peer has surely acknowledged a smaller window.
+    /// PINGs to be sent until the peer has acknowledged a smaller window.
     until_settled: u8,
     /// The window that was last asked for; not asked again before the next PING's answer.
     asked: Option<u32>,
@@ -92,7 +92,8 @@ impl Pulse {
             return Poll::Ready(Beat::Window(window));
         }
         if self.link.has_shrunk() {
-            // The library may send the first PING ahead of the SETTINGS; their answers come in the order of what was sent.
+            // The library may send the first PING ahead of the SETTINGS. A peer that answers PINGs before SETTINGS is met by the
+            // PINGs that follow in time.
             self.until_settled = 2 + u8::from(self.on_its_way.is_some());
         }
         loop {
@@ -103,13 +104,13 @@ impl Pulse {
                     Poll::Ready(Err(_)) => return Poll::Pending,
                     Poll::Pending => {}
                 }
-            } else if self.link.measurement_wanted() && self.measure_from <= Instant::now() {
-                if !self.send(Purpose::Measure) {
+            } else if self.until_settled > 0 && self.pings.is_some() {
+                if !self.send(Purpose::Alive) {
                     return Poll::Pending;
                 }
                 continue;
-            } else if self.until_settled > 0 {
-                if !self.send(Purpose::Alive) {
+            } else if self.link.measurement_wanted() && self.measure_from <= Instant::now() {
+                if !self.send(Purpose::Measure) {
                     return Poll::Pending;
                 }
                 continue;
@@ -134,14 +135,12 @@ impl Pulse {
         self.on_its_way = None;
         self.asked = None;
         self.wait(self.every);
-        if self.until_settled > 0 {
-            self.until_settled -= 1;
-            if self.until_settled == 0 {
-                self.link.tell_credit();
-            }
-        }
+        self.until_settled = self.until_settled.saturating_sub(1);
         match purpose {
-            Purpose::Alive => Beat::Present,
+            Purpose::Alive => {
+                self.link.tell_credit();
+                Beat::Present
+            }
             Purpose::Measure => match self.link.round_ends() {
                 Some(window) => {
                     self.pause = SHORTEST_PAUSE;

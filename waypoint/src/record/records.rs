@@ -8,8 +8,8 @@ use stillmesh_records::{Draft, Record, Recorder};
 use super::decision::Ended;
 use crate::config::Config;
 
-/// As many are written at once.
-const BATCH: usize = 64;
+/// As many are written at once: enough to gain most, and few enough that who writes them is not late.
+const BATCH: usize = 16;
 
 /// What was decided about what has ended.
 #[derive(Debug)]

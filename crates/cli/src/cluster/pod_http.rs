@@ -14,8 +14,6 @@ use super::access::causes;
 
 /// How long a whole exchange may take; a dump of ten thousand workloads is some tens of megabytes.
 const DEADLINE: Duration = Duration::from_secs(60);
-/// How long it may take until an answer begins; past it nobody is there, or whoever is hangs.
-const BEGINS: Duration = Duration::from_secs(15);
 /// Largest answer, in bytes.
 const ANSWER_BYTES: usize = 256 << 20;
 
@@ -33,14 +31,25 @@ pub(crate) struct PodPort {
 impl PodPort {
     /// Asks, and gives the body of a good answer. Errors say which pod, which port and which page.
     pub(crate) async fn ask(&self, client: &Client, method: Method, path: &str) -> anyhow::Result<Bytes> {
+        self.ask_within(client, method, path, DEADLINE).await
+    }
+
+    /// Likewise, within so long.
+    pub(crate) async fn ask_within(
+        &self,
+        client: &Client,
+        method: Method,
+        path: &str,
+        deadline: Duration,
+    ) -> anyhow::Result<Bytes> {
         let place = format!("pod {}/{} port {} {path}", self.namespace, self.pod, self.port);
-        match tokio::time::timeout(DEADLINE, self.exchange(client, method, path)).await {
+        match tokio::time::timeout(deadline, self.exchange(client, method, path)).await {
             Ok(Ok((status, body))) if status.is_success() => Ok(body),
             Ok(Ok((status, body))) => {
                 bail!("{place}: the answer is {status}: {}", String::from_utf8_lossy(&body).trim())
             }
             Ok(Err(error)) => Err(error.context(place)),
-            Err(_) => bail!("{place}: no answer within {DEADLINE:?}"),
+            Err(_) => bail!("{place}: no answer within {deadline:?}"),
         }
     }
 
@@ -59,8 +68,7 @@ impl PodPort {
             .header(http::header::HOST, format!("localhost:{}", self.port))
             .body(Empty::<Bytes>::new())?;
         let answer = async {
-            let answer = tokio::time::timeout(BEGINS, sender.send_request(request)).await;
-            let answer = answer.map_err(|_| anyhow!("no answer within {BEGINS:?}"))??;
+            let answer = sender.send_request(request).await?;
             let status = answer.status();
             let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await;
             let body = body.map_err(|error| anyhow!("the answer breaks off: {error}"))?.to_bytes();

@@ -2,6 +2,7 @@
 //! so that one missing right does not hide all the rest.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use http::Method;
@@ -194,11 +195,14 @@ fn asked(pod: &Value) -> Option<Asked> {
     Some((port, text(&probe["path"]).to_owned(), text(&pod["spec"]["nodeName"]).to_owned()))
 }
 
+/// How long a pod may take to say that it is ready; past it, it hangs.
+const ALIVE: Duration = Duration::from_secs(15);
+
 /// Asks what kubelets ask: one that hangs is known by it before its kubelet gives up on it.
 async fn alive(objects: &Objects, pods: &[Asked]) -> Vec<Page> {
     let mut pages: Vec<Page> = futures::stream::iter(pods)
         .map(|(place, path, node)| async move {
-            let said = place.ask(objects.client(), Method::GET, path).await;
+            let said = place.ask_within(objects.client(), Method::GET, path, ALIVE).await;
             let page = said.map(|_| Value::Null).map_err(|error| format!("{error:#}"));
             Page { pod: place.pod.clone(), node: node.clone(), page }
         })

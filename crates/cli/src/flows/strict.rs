@@ -84,7 +84,6 @@ async fn answer(args: &Strict) -> anyhow::Result<ExitCode> {
     // By pod: what was counted before its Service was known is no other client's.
     gathered.flows.iter_mut().filter(|flow| flow.hop == Hop::Inbound).for_each(|flow| flow.service.clear());
     let known = Known::of(&place.list("Pod", "", "").await?, &place.list("Node", "", "").await?);
-    known.must_see(args.namespace.as_deref())?;
     let wanted = |flow: &Flow| {
         let in_namespace = |namespace: &String| flow.endpoint.starts_with(&format!("{namespace}/"));
         flow.hop == Hop::Inbound && flow.clear && !flow.refused && args.namespace.as_ref().is_none_or(in_namespace)
@@ -95,6 +94,9 @@ async fn answer(args: &Strict) -> anyhow::Result<ExitCode> {
     let silent: Vec<&Asked> = gathered.asked.iter().filter(is_silent).collect();
     let shortest = gathered.asked.iter().filter_map(|asked| asked.reaches_back_s).min();
     let breaks = peers.iter().any(|peer| peer.breaks);
+    if !breaks {
+        known.must_see(args.namespace.as_deref())?;
+    }
     let reach = reach(shortest, &silent, gathered.asked.len(), overflow);
     match args.output {
         Some(format) => {

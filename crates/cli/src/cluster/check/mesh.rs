@@ -79,6 +79,7 @@ pub(super) fn waypoints(view: &View) -> Vec<Fact> {
         .list("Deployment")
         .iter()
         .filter(|one| label(one, CLASS_NAME).is_some_and(|class| is_waypoint(class, None)))
+        .filter(|one| one["metadata"]["deletionTimestamp"].is_null())
     {
         if deployment["status"]["readyReplicas"].as_u64().unwrap_or_default() > 0 {
             working += 1;
