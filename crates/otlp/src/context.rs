@@ -83,8 +83,10 @@ impl Context {
                 0 => drop(headers.remove(PARENT)),
                 parent => set(headers, PARENT, &format!("{parent:016x}")),
             }
-            // To debug says that it is sampled.
-            if !self.is_sampled || one(headers, &FLAGS) != Some("1") {
+            // To debug says that it is sampled, and nothing else does.
+            if self.is_sampled && one(headers, &FLAGS) == Some("1") {
+                headers.remove(SAMPLED);
+            } else {
                 headers.remove(FLAGS);
                 set(headers, SAMPLED, &flag.to_string());
             }
@@ -274,6 +276,11 @@ mod tests {
                 "x-b3-spanid: 0000000000000009",
                 "x-b3-traceid: 8448eb211c80319c"
             ]
+        );
+        let debug = [multi[0], multi[1], ("x-b3-flags", "1"), ("x-b3-sampled", "odd")];
+        let passed_on = passed(&debug, Headers::W3c);
+        assert!(
+            passed_on.iter().any(|one| one == "x-b3-flags: 1") && !passed_on.iter().any(|one| one.contains("sampled"))
         );
         // Of two traces one's own is believed, and whoever is next finds one.
         let both = [("traceparent", parent), ("tracestate", "a=b"), ("b3", "8448eb211c80319c-b7ad6b7169203331-1")];
