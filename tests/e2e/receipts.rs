@@ -51,10 +51,7 @@ fn an_enrolment_claims_the_pods_that_are_captured_and_no_others() {
     let target = format!("{}:7000", mesh.ips("mesh", "server-1")[0]);
     // Whether a word that client 2 says on a new connection, and is answered, is to be read on its node's link.
     let in_clear = |word: &str| {
-        let peer = peer();
-        let hold = ["exec", "-n", "mesh", "client-2", "--", peer.to_str().unwrap(), "client", "hold"];
-        let mut hold = mesh.prepare(&[&hold[..], &[&target, "100000", "20", word]].concat());
-        let mut said = hold.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut said = mesh.holding("mesh", "client-2", &target, word, Stdio::piped());
         let mut answered = BufReader::new(said.stdout.take().unwrap()).lines();
         assert!(answered.next().is_some_and(|line| line.is_ok()), "{target} does not answer");
         let seen = mesh.command(&["capture", "node2", "--seconds", "2", "--find", word, "--json"]);

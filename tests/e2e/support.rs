@@ -193,10 +193,15 @@ impl Mesh {
 
     /// A connection of a pod by which a word is said again and again, until somebody ends it.
     pub fn hold(&self, namespace: &str, pod: &str, target: &str, word: &str) -> Child {
+        self.holding(namespace, pod, target, word, Stdio::null())
+    }
+
+    /// Likewise; each time that the word was answered it writes a line there.
+    pub fn holding(&self, namespace: &str, pod: &str, target: &str, word: &str, answers: Stdio) -> Child {
         let peer = peer();
         let mut arguments = vec!["exec", "-n", namespace, pod, "--", peer.to_str().expect("a path"), "client", "hold"];
         arguments.extend([target, "100000", "20", word]);
-        self.prepare(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts")
+        self.prepare(&arguments).stdout(answers).stderr(Stdio::null()).spawn().expect("it starts")
     }
 
     /// What a container printed.

@@ -12,6 +12,7 @@ use stillmesh_core::model::Str;
 use stillmesh_k8s::capture::Capture;
 use stillmesh_k8s::labels;
 use stillmesh_k8s::select::{selected, terminal};
+use stillmesh_k8s::translate::pod_is_ready;
 
 use super::world::{Name, node_of};
 use super::{Builder, Dirty};
@@ -131,7 +132,7 @@ impl Builder {
     pub(super) fn enrol_agent(&self, name: &Name, old: Option<&Pod>, new: Option<&Pod>) {
         let old = old.filter(|pod| is_agent(pod)).and_then(node_of);
         let new = new.filter(|pod| is_agent(pod) && !terminal(pod));
-        let new = new.and_then(|pod| Some((node_of(pod)?, is_ready(pod))));
+        let new = new.and_then(|pod| Some((node_of(pod)?, pod.status.as_ref().is_some_and(pod_is_ready))));
         if old.is_some() || new.is_some() {
             self.enrolments.state.lock().agents.replace(name, old, new);
         }
@@ -187,11 +188,6 @@ impl Member {
 fn is_agent(pod: &Pod) -> bool {
     let labels = labels::of(&pod.metadata.labels);
     AGENTS.iter().any(|(key, value)| labels.get(*key).is_some_and(|one| one == value))
-}
-
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.into_iter().flatten().any(|one| one.type_ == "Ready" && one.status == "True")
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Standard output, in one place: whole lines, and a closed pipe ends the process quietly.
 
 use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
 
 /// Writes a line to standard output. Where the reader is gone the process ends, as other commands do.
 pub(crate) fn line(text: &str) {
@@ -14,6 +15,14 @@ pub(crate) fn line(text: &str) {
 pub(crate) fn note(text: &str) {
     // The result is of no use: there is nowhere else to say it.
     let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// The exit code of a command that answers a question by it: an error is told, and is 2, since nothing can be said.
+pub(crate) fn answered(code: anyhow::Result<ExitCode>) -> ExitCode {
+    code.unwrap_or_else(|error| {
+        note(&format!("stillmesh: {error:#}"));
+        ExitCode::from(2)
+    })
 }
 
 /// Columns as wide as their widest cell, as `kubectl` prints them.

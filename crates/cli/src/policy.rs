@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::cluster::args::{Format, WhichMesh};
 use crate::offline::{self, Known, settings::Settings};
-use crate::output::{aligned, line, note};
+use crate::output::{aligned, answered, line, note};
 use crate::why::place::Place;
 use edges::{Judged, Verdict};
 
@@ -87,13 +87,7 @@ struct Compared {
 /// Carries it out: 0 where nothing changes, 1 where something does, 2 where it cannot be said.
 pub(crate) async fn run(policy: &Policy) -> ExitCode {
     let Policy::Diff(args) = policy;
-    match diff(args).await {
-        Ok(code) => code,
-        Err(error) => {
-            note(&format!("stillmesh: {error:#}"));
-            ExitCode::from(2)
-        }
-    }
+    answered(diff(args).await)
 }
 
 async fn diff(args: &Diff) -> anyhow::Result<ExitCode> {

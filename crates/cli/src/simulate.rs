@@ -20,7 +20,7 @@ use serde_json::json;
 
 use crate::cluster::args::{WhichMesh, namespace_name};
 use crate::offline::{self, Known, settings::Settings};
-use crate::output::{line, note};
+use crate::output::{answered, line};
 use crate::why::join::Connection;
 use crate::why::place::Place;
 use crate::why::story;
@@ -95,13 +95,7 @@ pub(crate) struct Outcome {
 
 /// Carries it out: 0 where it would pass, 1 where not, 2 where it cannot be said.
 pub(crate) async fn run(args: &Simulate) -> ExitCode {
-    match answer(args).await {
-        Ok(code) => code,
-        Err(error) => {
-            note(&format!("stillmesh: {error:#}"));
-            ExitCode::from(2)
-        }
-    }
+    answered(answer(args).await)
 }
 
 async fn answer(args: &Simulate) -> anyhow::Result<ExitCode> {

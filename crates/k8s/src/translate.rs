@@ -46,7 +46,7 @@ pub use virtual_service::{Virtual, delegates, virtual_service, virtual_service_n
 pub use waypoint_only::{
     ALLOW as BYPASS_ALLOW, BYPASS, has_named_ports, waypoint_only, waypoint_only_key, waypoint_only_service,
 };
-pub use workload::{Attached, locality, owner, pod_addresses, slice_workload, workload, workload_uid};
+pub use workload::{Attached, locality, owner, pod_addresses, pod_is_ready, slice_workload, workload, workload_uid};
 
 use stillmesh_core::model::{Str, TrustDomain};
 

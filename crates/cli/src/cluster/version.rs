@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::args::{MeshNamespace, Report, WhichMesh};
 use super::objects::Resource;
 use super::value::{label, list, name, namespace, text};
+use crate::offline::settings::CONTROLLERS;
 use crate::output::{line, note};
 use crate::proxy_status::controllers;
 use crate::why::place::{MONITORING, Place};
@@ -65,7 +66,7 @@ async fn pods(args: &Version) -> anyhow::Result<Vec<Value>> {
     let place = Place::find(&args.which).await?;
     let Place::Cluster { objects } = &place else { return running(&place).await };
     let pod = Resource::new("v1", "Pod");
-    let mut pods = objects.list(&pod, &args.mesh.mesh_namespace, "app.kubernetes.io/name=stillmesh-controller").await?;
+    let mut pods = objects.list(&pod, &args.mesh.mesh_namespace, CONTROLLERS).await?;
     pods.extend(objects.list(&pod, "", "app=ztunnel").await?);
     pods.extend(objects.list(&pod, "", WAYPOINTS).await?);
     Ok(pods)

@@ -13,7 +13,7 @@ use stillmesh_records::{Flow, Hop};
 
 use super::{Asked, gather, merged, time};
 use crate::cluster::args::{Report, WhichMesh, namespace_name};
-use crate::output::{Mark, Marks, line, note};
+use crate::output::{Mark, Marks, answered, line};
 use crate::why::place::Place;
 
 /// A day, as long as tables are kept.
@@ -67,13 +67,7 @@ struct Known {
 
 /// Carries it out: 0 where nobody was seen, 1 where somebody was, 2 where it cannot be said.
 pub(crate) async fn run(args: &Strict) -> ExitCode {
-    match answer(args).await {
-        Ok(code) => code,
-        Err(error) => {
-            note(&format!("stillmesh: {error:#}"));
-            ExitCode::from(2)
-        }
-    }
+    answered(answer(args).await)
 }
 
 async fn answer(args: &Strict) -> anyhow::Result<ExitCode> {

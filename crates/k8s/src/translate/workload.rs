@@ -81,7 +81,7 @@ pub fn workload(pod: &Pod, node: Option<&Node>, attached: Attached, mesh: &Mesh)
         application_tunnel: None,
         services: attached.services,
         authorization_policies: attached.policies,
-        health: if ready(status) && pod.metadata.deletion_timestamp.is_none() {
+        health: if pod_is_ready(status) && pod.metadata.deletion_timestamp.is_none() {
             Health::Healthy
         } else {
             Health::Unhealthy
@@ -200,7 +200,8 @@ fn addresses(status: &PodStatus) -> Vec<IpAddr> {
     addresses
 }
 
-fn ready(status: &PodStatus) -> bool {
+/// Whether a pod is ready, by its status.
+pub fn pod_is_ready(status: &PodStatus) -> bool {
     status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
