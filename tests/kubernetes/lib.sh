@@ -1,7 +1,7 @@
 # What the scenarios are written with. `run` sources this, then one scenario, in a process of its own.
 # shellcheck shell=bash
 # Given by `run`: NODE1 NODE2 (names), OWN (1: our cluster, whose nodes can be entered), APP (test image), SYSTEM (namespace of the
-# mesh), WORK (directory for files), SCENARIO, and KUBECONFIG.
+# mesh), WORK (directory for files), FAILURES (file: what failed), SCENARIO, and KUBECONFIG.
 
 NS=mesh-${SCENARIO//\//-}
 checked=0 failed=0 noted=
@@ -22,8 +22,10 @@ check() { # its own names begin with _: commands see them
 		printf 'ok   %s: %s (%d.%d s)%s\n' "$SCENARIO" "$_text" $((_t / 1000)) $((_t % 1000 / 100)) "${noted:+, $noted}"
 	else
 		failed=$((failed + 1))
-		printf 'FAIL %s: %s (%d.%d s)\n' "$SCENARIO" "$_text" $((_t / 1000)) $((_t % 1000 / 100))
-		tail -n 15 <<<"$_said" | sed 's/^/     | /'
+		{
+			printf 'FAIL %s: %s (%d.%d s)\n' "$SCENARIO" "$_text" $((_t / 1000)) $((_t % 1000 / 100))
+			tail -n 15 <<<"$_said" | sed 's/^/     | /'
+		} | tee -a "$FAILURES"
 	fi
 	noted=
 	return $_code

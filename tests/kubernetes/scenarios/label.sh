@@ -2,8 +2,10 @@
 # what goes between the nodes is the mesh's alone.
 namespace
 server web "$NODE2"; client shop "$NODE1"; service web
+need "pods start outside the mesh" ready web shop
+# One connection for its whole life: only once somebody answers.
+need "the Service answers" within 20 in_pod shop tcp "web.$NS:9000" hello
 RESTART=Never pod holder "$NODE1" "[hold, \"web.$NS:9000\"]"
-need "pods start outside the mesh" ready web shop holder
 need "a connection is open before the label" within 20 says 'held 10' last holder
 before=$(k -n "$NS" get pods -o jsonpath='{range .items[*]}{.metadata.uid} {.status.containerStatuses[0].restartCount}{"\n"}{end}')
 

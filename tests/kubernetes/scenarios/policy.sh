@@ -18,25 +18,18 @@ policy() { # NAME ACTION PRINCIPAL
 	Y
 	written=$(now_ms)
 }
-# How long after `written` the slower node turned; refuses more than a second.
-quickly() { # POD STATE
-	local t1 t2
-	t1=$(turned_at "$1" "$a1" "$2"); t2=$(turned_at "$1" "$a2" "$2")
-	t1=$((t1 - written)) t2=$((t2 - written))
-	echo "$t1 ms on $NODE1, $t2 ms on $NODE2 after kubectl returned"
-	[ $t1 -lt 1000 ] && [ $t2 -lt 1000 ]
+# check, with how long after `written` each node turned: a figure, not a promise of a machine that does other things too.
+turns() { # TEXT POD STATE
+	check "$1" within 20 both "$2" "$3" && log "$(($(turned_at "$2" "$a1" "$3") - written)) ms on $NODE1, $(($(turned_at "$2" "$a2" "$3") - written)) ms on $NODE2 after kubectl returned"
 }
 policy no-bad DENY bad >/dev/null
-check "DENY is in force on both nodes" within 20 both bad refused
-note "$(quickly bad refused)"; check "within a second" quickly bad refused
+turns "DENY is in force on both nodes" bad refused
 check "the other client goes on" both good open
 accepted() { k -n "$NS" get authorizationpolicy "$1" -o jsonpath='{range .status.conditions[?(@.type=="ZtunnelAccepted")]}{.status} {.observedGeneration}{end}'; }
 check "its status says that ztunnel accepted this generation" within 20 says '^True 1$' accepted no-bad
 k -n "$NS" delete authorizationpolicy no-bad >/dev/null; written=$(now_ms)
-check "taken away, the client is let in" within 20 both bad open
-note "$(quickly bad open)"; check "within a second too" quickly bad open
+turns "taken away, the client is let in" bad open
 policy only-good ALLOW good >/dev/null
-check "ALLOW of another refuses on both nodes" within 20 both bad refused
-note "$(quickly bad refused)"; check "within a second as well" quickly bad refused
+turns "ALLOW of another refuses on both nodes" bad refused
 check "the allowed client goes on" both good open
 check "the allowed client never failed" same 0 "$(failures good)"
