@@ -394,7 +394,7 @@ impl World {
         let Some(quarantine) = &notice.quarantine else {
             return annotation(pod, QUARANTINE).is_some().then(|| (name_of(pod), None));
         };
-        let Some(order) = self.quarantine(quarantine) else {
+        let Some(order) = self.quarantine_of(notice) else {
             self.early.insert(notice.uid.clone(), notice.clone());
             return None;
         };
@@ -420,11 +420,17 @@ impl World {
         }
         let all = std::mem::take(&mut self.early);
         let is_here = |uid: &str| self.pods.values().any(|pod| pod.metadata.uid.as_deref() == Some(uid));
-        let is_known = |notice: &Notice| notice.quarantine.as_deref().is_none_or(|one| self.quarantine(one).is_some());
+        let is_known = |notice: &Notice| notice.quarantine.is_none() || self.quarantine_of(notice).is_some();
         let (known, early): (Vec<_>, Vec<_>) =
             all.into_iter().filter(|(uid, _)| is_here(uid)).partition(|(_, notice)| is_known(notice));
         self.early = early.into_iter().collect();
         known.into_iter().map(|(_, notice)| notice).collect()
+    }
+
+    /// The Quarantine that a notice names. One of the same name that is another one is not it: either side may be behind.
+    fn quarantine_of(&self, notice: &Notice) -> Option<&Arc<Order>> {
+        let order = self.quarantine(notice.quarantine.as_deref()?)?;
+        notice.order.as_ref().is_none_or(|uid| *uid == order.uid).then_some(order)
     }
 
     /// The Quarantine of this name, as `namespace/name`.

@@ -40,6 +40,8 @@ pub struct CutOff {
 #[derive(Clone, Debug)]
 struct Cut {
     policy: PolicyKey,
+    /// The UID of the Quarantine: one that is made again under its name is another one.
+    order: Option<Str>,
     closed: u64,
     took: Duration,
 }
@@ -58,7 +60,7 @@ impl CutOff {
         };
         let Some(workload) = own.as_ref().and_then(|own| snapshot.workload(&own.uid)) else { return };
         let Some(policy) = workload.quarantine() else { return };
-        self.entry(&workload.uid, policy, |cut| cut.closed = cut.closed.saturating_add(1));
+        self.entry(snapshot, &workload.uid, policy, |cut| cut.closed = cut.closed.saturating_add(1));
     }
 
     /// What was touched has been decided again; it was heard of at `heard`.
@@ -66,7 +68,7 @@ impl CutOff {
         for uid in touched {
             let workload = snapshot.workload(uid).filter(|workload| workload.node == self.node);
             match workload.and_then(|workload| workload.quarantine()) {
-                Some(policy) => self.entry(uid, policy, |cut| {
+                Some(policy) => self.entry(snapshot, uid, policy, |cut| {
                     if cut.took.is_zero() {
                         cut.took = heard.elapsed();
                     }
@@ -78,11 +80,12 @@ impl CutOff {
         self.news.notify_one();
     }
 
-    fn entry(&self, uid: &WorkloadUid, policy: &PolicyKey, change: impl FnOnce(&mut Cut)) {
+    fn entry(&self, snapshot: &Snapshot, uid: &WorkloadUid, policy: &PolicyKey, change: impl FnOnce(&mut Cut)) {
+        let order = snapshot.policy(policy).and_then(|policy| policy.order.clone());
         let mut pods = self.pods.lock();
-        let new = || Cut { policy: policy.clone(), closed: 0, took: Duration::ZERO };
+        let new = || Cut { policy: policy.clone(), order: order.clone(), closed: 0, took: Duration::ZERO };
         let cut = pods.entry(uid.clone()).or_insert_with(new);
-        if cut.policy != *policy {
+        if cut.policy != *policy || cut.order != order {
             *cut = new();
         }
         change(cut);
@@ -95,6 +98,7 @@ impl CutOff {
         Notice {
             uid: uid.to_owned(),
             quarantine: cut.as_ref().and_then(name),
+            order: cut.as_ref().and_then(|cut| cut.order.as_deref().map(str::to_owned)),
             cut: cut.as_ref().map(|cut| cut.closed).unwrap_or_default(),
             took: cut.map(|cut| cut.took).unwrap_or_default(),
         }
@@ -143,8 +147,8 @@ struct Word {
     failures: u32,
     /// How often it is told again that a pod is cut off no more.
     repeats: u32,
-    /// The Quarantine that the agent has heard of last.
-    heard: Option<String>,
+    /// What the agent has heard last.
+    heard: Option<Notice>,
 }
 
 impl Words {
@@ -187,8 +191,8 @@ impl Words {
         let mut is_news = false;
         let again = if is_heard {
             failures = 0;
-            is_news = is_cut && heard != notice.quarantine;
-            heard.clone_from(&notice.quarantine);
+            is_news = is_cut && !heard.is_some_and(|heard| heard.is_of_same(&notice));
+            heard = Some(notice.clone());
             let is_told_again = is_cut || repeats > 0;
             repeats = repeats.saturating_sub(1);
             is_told_again.then(|| now + REPEAT)
@@ -198,7 +202,7 @@ impl Words {
         };
         let word = Word { again, failures, repeats, heard, notice };
         let word = self.0.entry(word.notice.uid.clone()).or_insert(word);
-        word.heard.as_deref().filter(|_| is_news)
+        word.heard.as_ref().filter(|_| is_news)?.quarantine.as_deref()
     }
 }
 

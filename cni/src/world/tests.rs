@@ -311,6 +311,7 @@ fn a_tunnels_word_becomes_a_receipt_once() {
     let notice = |quarantine: Option<&str>, cut| Notice {
         uid: "1".into(),
         quarantine: quarantine.map(Into::into),
+        order: None,
         cut,
         took: std::time::Duration::from_millis(40),
     };
@@ -354,6 +355,7 @@ fn a_tunnel_that_hears_of_a_quarantine_first_is_believed_when_it_is_there() {
     let notice = |quarantine: Option<&str>| Notice {
         uid: "1".into(),
         quarantine: quarantine.map(Into::into),
+        order: None,
         cut: 3,
         took: std::time::Duration::from_millis(40),
     };
@@ -370,4 +372,30 @@ fn a_tunnel_that_hears_of_a_quarantine_first_is_believed_when_it_is_there() {
     assert_eq!(world.cut_off(&notice(None), now), None);
     world.apply(vec![quarantine("other", "u3", "{reason: r}")], &metrics);
     assert_eq!(world.early(), [], "it has been taken back");
+}
+
+#[test]
+fn a_word_on_a_quarantine_that_had_the_name_before_is_none_on_its_successor() {
+    let mut world = world();
+    let metrics = Metrics::default();
+    let notice = |order: &str, cut| Notice {
+        uid: "1".into(),
+        quarantine: Some("shop/q".into()),
+        order: Some(order.into()),
+        cut,
+        took: std::time::Duration::from_millis(40),
+    };
+    let now = || "now".to_owned();
+    world.apply(vec![set(pod("a", "1", "n1")), quarantine("q", "u2", "{reason: r}")], &metrics);
+    assert_eq!(world.cut_off(&notice("u2", 5), now).unwrap().1.unwrap().cut, 5);
+    // The watch is quicker than the tunnel.
+    world.apply(vec![quarantine("q", "again", "{reason: r}")], &metrics);
+    assert_eq!((world.cut_off(&notice("u2", 5), now), world.early()), (None, Vec::new()));
+    let receipt = world.cut_off(&notice("again", 1), now).unwrap().1.unwrap();
+    assert_eq!((receipt.order.as_str(), receipt.cut), ("again", 1));
+    // The tunnel is quicker than the watch.
+    assert_eq!(world.cut_off(&notice("third", 2), now), None);
+    assert_eq!(world.early(), []);
+    world.apply(vec![quarantine("q", "third", "{reason: r}")], &metrics);
+    assert_eq!(world.early(), [notice("third", 2)]);
 }

@@ -79,7 +79,8 @@ impl Builder {
         let mut addresses: Vec<IpAddr> = cut.iter().flat_map(|cut| &cut.addresses).copied().collect();
         addresses.sort_unstable();
         addresses.dedup();
-        let of = (!cut.is_empty()).then(|| translate::of_quarantine(order));
+        let uid = self.steering.quarantines.get(order).map(|one| one.uid.as_str()).unwrap_or_default();
+        let of = (!cut.is_empty()).then(|| translate::of_quarantine(order, uid));
         let from = translate::from_quarantine(order, &addresses);
         self.publish_policy(translate::of_quarantine_key(order), of, set, removed);
         self.publish_policy(translate::from_quarantine_key(order), from, set, removed);

@@ -110,7 +110,12 @@ impl Builder {
         let system = &self.steering.enrolment.system_namespace;
         let order = object.and_then(|object| Order::of(object, system));
         let mut of_mesh = order.as_ref().is_some_and(Order::is_of_mesh);
+        let uid = order.as_ref().map(|order| order.uid.clone());
         let before = self.steering.of_kind(key.kind).replace(key, order);
+        if key.kind == Kind::Quarantine && before.as_ref().map(|before| &before.uid) != uid.as_ref() {
+            // Its policy says which object it is.
+            self.dirty.quarantines.insert(key.clone());
+        }
         of_mesh |= before.is_some_and(|before| before.is_of_mesh());
         if of_mesh {
             self.dirty.pods.extend(self.world.pods.all().map(|(name, _)| name));

@@ -34,10 +34,19 @@ pub struct Notice {
     pub uid: String,
     /// The Quarantine that cuts it off, as `namespace/name`; none does where it is absent.
     pub quarantine: Option<String>,
+    /// The UID of that Quarantine; absent where the tunnel was not told.
+    pub order: Option<String>,
     /// Connections of the pod that were closed for it, by this process of the tunnel.
     pub cut: u64,
     /// How long that took from the moment that the tunnel heard of it. Told in milliseconds.
     pub took: Duration,
+}
+
+impl Notice {
+    /// Whether both say that the same Quarantine cuts the pod off, or that none does.
+    pub fn is_of_same(&self, other: &Self) -> bool {
+        self.quarantine == other.quarantine && self.order == other.order
+    }
 }
 
 /// What comes from a tunnel.
@@ -82,6 +91,9 @@ struct Noticed {
     cut: u64,
     #[prost(uint64, tag = "3")]
     took_ms: u64,
+    /// Empty where it is not known.
+    #[prost(string, tag = "4")]
+    order: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -135,9 +147,10 @@ pub fn write_question(question: &Question) -> Result<Vec<u8>, PacketError> {
 
 /// A notice's bytes.
 pub fn write_notice(notice: &Notice) -> Result<Vec<u8>, PacketError> {
-    let Notice { uid, quarantine, cut, took } = notice;
+    let Notice { uid, quarantine, order, cut, took } = notice;
     let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-    let noticed = Noticed { quarantine: quarantine.clone().unwrap_or_default(), cut: *cut, took_ms };
+    let [quarantine, order] = [quarantine, order].map(|text| text.clone().unwrap_or_default());
+    let noticed = Noticed { quarantine, order, cut: *cut, took_ms };
     written(&Asked { uid: uid.clone(), notice: Some(noticed), ..Asked::default() })
 }
 
@@ -149,11 +162,11 @@ fn written(asked: &Asked) -> Result<Vec<u8>, PacketError> {
 /// Reads what a tunnel says.
 pub fn read_said(packet: &Packet) -> Result<Said, PacketError> {
     let asked = Asked::decode(plain(packet)?).map_err(|_| PacketError::Bad("a question that cannot be read"))?;
-    let Some(Noticed { quarantine, cut, took_ms }) = asked.notice else {
+    let Some(Noticed { quarantine, order, cut, took_ms }) = asked.notice else {
         return read_question(packet).map(Said::Question);
     };
-    let quarantine = Some(quarantine).filter(|name| !name.is_empty());
-    Ok(Said::Notice(Notice { uid: asked.uid, quarantine, cut, took: Duration::from_millis(took_ms) }))
+    let [quarantine, order] = [quarantine, order].map(|text| Some(text).filter(|text| !text.is_empty()));
+    Ok(Said::Notice(Notice { uid: asked.uid, quarantine, order, cut, took: Duration::from_millis(took_ms) }))
 }
 
 /// Reads a question.
@@ -234,7 +247,8 @@ mod tests {
         let took = Duration::from_millis(7);
         let mut listener = listen(&path).unwrap();
         for quarantine in [Some("shop/q".to_owned()), None] {
-            let notice = Notice { uid: "u".to_owned(), quarantine, cut: 3, took };
+            let order = quarantine.as_ref().map(|_| "u-1".to_owned());
+            let notice = Notice { uid: "u".to_owned(), quarantine, order, cut: 3, took };
             // On a machine that stands still it takes longer than either side waits: it is told again.
             let answering = async {
                 loop {
@@ -251,7 +265,8 @@ mod tests {
             }
         }
         drop(listener);
-        assert!(tell(&path, &Notice { uid: "u".to_owned(), quarantine: None, cut: 0, took }).await.is_err());
+        let none = Notice { uid: "u".to_owned(), quarantine: None, order: None, cut: 0, took };
+        assert!(tell(&path, &none).await.is_err());
     }
 
     proptest! {

@@ -97,6 +97,7 @@ pub(crate) fn any_policy() -> impl Strategy<Value = Policy> {
             rules,
             dry_run,
             unreadable: unreadable.then(|| "unknown field 99".into()),
+            order: None,
         },
     )
 }

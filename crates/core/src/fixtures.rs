@@ -86,7 +86,7 @@ pub fn service(name: &str, ports: &[(u16, u16)]) -> Service {
 pub fn policy(name: &str, scope: Scope, action: Action, matches: Vec<Match>) -> Policy {
     let rule = |matched| Rule { clauses: vec![Clause { matches: vec![matched] }] };
     let rules = matches.into_iter().map(rule).collect();
-    Policy { key: policy_key(name), scope, action, rules, dry_run: false, unreadable: None }
+    Policy { key: policy_key(name), scope, action, rules, dry_run: false, unreadable: None, order: None }
 }
 
 /// Endpoints to which nothing has been sent, known for long.

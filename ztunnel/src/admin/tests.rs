@@ -50,6 +50,7 @@ fn a_policys_rules_are_nested_lists_without_what_is_empty() {
         rules: vec![Rule { clauses: vec![Clause { matches: vec![matching] }] }],
         dry_run: false,
         unreadable: None,
+        order: None,
     };
     let expected = json!({
         "name": "no",

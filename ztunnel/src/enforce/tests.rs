@@ -69,6 +69,7 @@ impl World {
             rules: vec![Rule::default()],
             dry_run: false,
             unreadable: unreadable.then(|| "a field of the future".into()),
+            order: None,
         };
         let (snapshot, touched) = self.snapshot.apply(&[Change::Policy(Arc::new(policy))]);
         self.snapshot = snapshot;
@@ -183,7 +184,9 @@ async fn a_quarantine_closes_what_is_open_both_ways_and_counts_it() {
         rules: vec![Rule::default()],
         dry_run: false,
         unreadable: None,
+        order: Some("u-1".into()),
     };
+    let again = Policy { order: Some("u-2".into()), ..policy.clone() };
     let mut details = testing::workload("shop", "details-1", [10, 0, 0, 2]);
     details.node = "node1".into();
     let uid = details.uid.clone();
@@ -198,7 +201,13 @@ async fn a_quarantine_closes_what_is_open_both_ways_and_counts_it() {
     }
     assert!(!other.cut.is_cut() && !unrelated.cut.is_cut());
     let notice = world.cut_off.notice("u", &uid);
-    assert_eq!((notice.quarantine.as_deref(), notice.cut), (Some("shop/q"), 2));
+    assert_eq!((notice.quarantine.as_deref(), notice.order.as_deref(), notice.cut), (Some("shop/q"), Some("u-1"), 2));
+
+    // One that is made again under its name is another one, and has cut nothing yet.
+    let (snapshot, touched) = snapshot.apply(&[Change::Policy(Arc::new(again))]);
+    world.enforcer.pass(&snapshot, touched).await;
+    let notice = world.cut_off.notice("u", &uid);
+    assert_eq!((notice.quarantine.as_deref(), notice.order.as_deref(), notice.cut), (Some("shop/q"), Some("u-2"), 0));
 
     let (snapshot, touched) = snapshot.apply(&[Change::Workload(Arc::new(free))]);
     world.enforcer.pass(&snapshot, touched).await;

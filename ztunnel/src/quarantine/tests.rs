@@ -3,7 +3,8 @@ use stillmesh_api::probes::{Said, Verdict};
 use super::*;
 
 fn notice(uid: &str, quarantine: Option<&str>, cut: u64) -> Notice {
-    Notice { uid: uid.to_owned(), quarantine: quarantine.map(str::to_owned), cut, took: Duration::ZERO }
+    let order = quarantine.map(|_| "u-1".to_owned());
+    Notice { uid: uid.to_owned(), quarantine: quarantine.map(str::to_owned), order, cut, took: Duration::ZERO }
 }
 
 /// The word is told whenever it is due, in this time: how often.
@@ -36,7 +37,10 @@ fn one_that_is_cut_off_is_told_of_every_minute_and_when_it_is_so_no_more_ten_min
     assert_eq!(words.told(notice("a", Some("shop/q"), 2), true, begin), None, "the audit log has it already");
     assert_eq!(times(&mut words, &cut, begin, Duration::from_secs(600), true), 10);
     assert_eq!(times(&mut words, &notice("a", None, 0), begin, DAY, true), 11);
-    assert_eq!(words.told(cut, true, begin), Some("shop/q"), "a new one is news");
+    assert_eq!(words.told(cut.clone(), true, begin), Some("shop/q"), "a new one is news");
+    let again = Notice { order: Some("u-2".to_owned()), ..cut };
+    assert!(words.is_due(&again, begin));
+    assert_eq!(words.told(again, true, begin), Some("shop/q"), "as is one that was made again under its name");
 }
 
 #[test]

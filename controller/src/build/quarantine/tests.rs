@@ -169,7 +169,10 @@ fn an_order_that_is_made_again_under_its_name_is_another_one() {
     world.set(&order("Quarantine", "q", "{reason: r, pods: [a]}", "{}"));
     let status = world.set(&pod("a", "10.0.0.1", &receipt("q", 5))).1.unwrap();
     assert_eq!((status.done, status.connections, status.returned), (1, 5, 0));
-    let status = world.set(&again).1.unwrap();
+    let (changes, status) = world.set(&again);
+    let status = status.unwrap();
+    let of = world.policy(&PolicyKey::of_quarantine("shop", "q")).unwrap();
+    assert_eq!((of.order.as_deref(), changes.len()), (Some("again"), 1), "tunnels hear of it: {changes:?}");
     assert_eq!((status.pods, status.done, status.connections), (1, 0, 0), "the receipt is of the one before");
     assert_eq!((status.returned, status.conditions[0].reason.as_str()), (1, "Waiting"));
     let status = world.set(&pod("a", "10.0.0.1", &receipt_of("q", "again", 2))).1.unwrap();

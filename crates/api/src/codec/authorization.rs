@@ -10,9 +10,16 @@ use stillmesh_core::model::{
 
 use super::scan::{Field, Schema, unknown_field};
 use super::{CodecError, FieldError, fields};
-use crate::proto::google::protobuf::Empty;
+use crate::proto::google::protobuf::{Any, Empty};
 use crate::proto::istio::security as wire;
+use crate::proto::istio::workload::Extension;
 use wire::string_match::MatchType;
+
+/// The extension with the UID of the Quarantine that a policy was made of, and what it is in.
+const ORDER: &str = "stillmesh.io/order";
+const ORDER_TYPE: &str = "type.googleapis.com/google.protobuf.StringValue";
+/// The API server's UIDs have 36.
+const MOST_UID_BYTES: usize = 128;
 
 /// Reads an Authorization. Fails only where the resource's name is no key; everything else that is wrong comes
 /// back as [`Policy::unreadable`], with the widest scope where the scope itself is lost. Such a policy carries
@@ -51,13 +58,13 @@ pub fn encode(policy: &Policy) -> Vec<u8> {
         },
         rules: policy.rules.iter().map(rule_wire).collect(),
         dry_run: policy.dry_run,
-        extensions: Vec::new(),
+        extensions: policy.order.as_deref().map(order_wire).into_iter().collect(),
     }
     .encode_to_vec()
 }
 
 fn unreadable(key: PolicyKey, scope: Scope, dry_run: bool, why: &str) -> Policy {
-    Policy { key, scope, action: Action::Allow, rules: Vec::new(), dry_run, unreadable: Some(why.into()) }
+    Policy { key, scope, action: Action::Allow, rules: Vec::new(), dry_run, unreadable: Some(why.into()), order: None }
 }
 
 fn scope(number: i32) -> Option<Scope> {
@@ -79,7 +86,20 @@ fn policy(key: PolicyKey, scope: Scope, wire: wire::Authorization) -> Result<Pol
         Err(_) => return Err(FieldError::new("action", format!("{}: 0 and 1 are known", wire.action))),
     };
     let rules = wire.rules.into_iter().map(rule).collect::<Result<_, _>>()?;
-    Ok(Policy { key, scope, action, rules, dry_run: wire.dry_run, unreadable: None })
+    let order = wire.extensions.iter().find_map(order);
+    Ok(Policy { key, scope, action, rules, dry_run: wire.dry_run, unreadable: None, order })
+}
+
+/// A remark: one that cannot be read is none.
+fn order(wire: &Extension) -> Option<Str> {
+    let config = wire.config.as_ref().filter(|config| wire.name == ORDER && config.type_url == ORDER_TYPE)?;
+    let uid = String::decode(config.value.clone()).ok()?;
+    (!uid.is_empty() && uid.len() <= MOST_UID_BYTES).then(|| uid.into())
+}
+
+fn order_wire(uid: &str) -> Extension {
+    let value = uid.to_owned().encode_to_vec().into();
+    Extension { name: ORDER.to_owned(), config: Some(Any { type_url: ORDER_TYPE.to_owned(), value }) }
 }
 
 fn rule(wire: wire::Rule) -> Result<Rule, FieldError> {

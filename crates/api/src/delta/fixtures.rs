@@ -75,6 +75,7 @@ pub(crate) fn policy(name: &str, action: Action) -> Change {
         rules: Vec::new(),
         dry_run: false,
         unreadable: None,
+        order: None,
     };
     Change::Policy(policy.into())
 }

@@ -24,6 +24,10 @@ pub struct Policy {
     /// A part of the policy that this version cannot read (an unknown field, enum value or malformed element).
     /// Such a policy is never evaluated as if the part were absent: see [`crate::snapshot`].
     pub unreadable: Option<Str>,
+    /// The UID of the Quarantine that it was made of: one that is made again under its name is another one. Nothing is decided
+    /// by it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order: Option<Str>,
 }
 
 /// Which workloads a policy applies to.

@@ -65,7 +65,8 @@ pub fn authorization(written: &istio::AuthorizationPolicy, mesh: &Mesh) -> Autho
     };
     let mut unseen = BTreeSet::new();
     let rules = spec.rules.iter().filter_map(|written| rule(action, written, &namespace, &mut unseen)).collect();
-    let policy = Policy { key: PolicyKey::new(namespace, name), scope, action, rules, dry_run, unreadable: None };
+    let key = PolicyKey::new(namespace, name);
+    let policy = Policy { key, scope, action, rules, dry_run, unreadable: None, order: None };
     let condition = if unseen.is_empty() {
         Condition::ztunnel_accepted("True", "Accepted", "attached to ztunnel".to_owned())
     } else {

@@ -152,7 +152,15 @@ fn no_identity(bypassed: &[IpAddr]) -> Match {
 }
 
 fn denial(key: PolicyKey, rules: Vec<Rule>) -> Policy {
-    Policy { key, scope: Scope::WorkloadSelector, action: Action::Deny, rules, dry_run: false, unreadable: None }
+    Policy {
+        key,
+        scope: Scope::WorkloadSelector,
+        action: Action::Deny,
+        rules,
+        dry_run: false,
+        unreadable: None,
+        order: None,
+    }
 }
 
 #[cfg(test)]

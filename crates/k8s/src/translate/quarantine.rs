@@ -16,9 +16,11 @@ pub fn from_quarantine_key(order: &ObjectKey) -> PolicyKey {
     PolicyKey::from_quarantine(order.namespace.clone(), &order.name)
 }
 
-/// Refuses everything to the workloads that name it.
-pub fn of_quarantine(order: &ObjectKey) -> Policy {
-    denial(of_quarantine_key(order), Scope::WorkloadSelector, Rule::default())
+/// Refuses everything to the workloads that name it. It says which object the order is, by UID: tunnels count what they cut
+/// for each.
+pub fn of_quarantine(order: &ObjectKey, uid: &str) -> Policy {
+    let order_uid = (!uid.is_empty()).then(|| uid.into());
+    Policy { order: order_uid, ..denial(of_quarantine_key(order), Scope::WorkloadSelector, Rule::default()) }
 }
 
 /// Refuses, everywhere, what comes from these addresses; `None` where there are none.
@@ -29,5 +31,5 @@ pub fn from_quarantine(order: &ObjectKey, addresses: &[IpAddr]) -> Option<Policy
 }
 
 fn denial(key: PolicyKey, scope: Scope, rule: Rule) -> Policy {
-    Policy { key, scope, action: Action::Deny, rules: vec![rule], dry_run: false, unreadable: None }
+    Policy { key, scope, action: Action::Deny, rules: vec![rule], dry_run: false, unreadable: None, order: None }
 }

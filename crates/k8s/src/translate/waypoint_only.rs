@@ -68,5 +68,6 @@ pub fn waypoint_only<'a>(
         rules: vec![Rule { clauses: vec![Clause { matches: vec![matched] }] }],
         dry_run: false,
         unreadable: None,
+        order: None,
     })
 }

@@ -59,6 +59,7 @@ fn policy() -> Policy {
         rules: vec![Rule { clauses: vec![Clause { matches: vec![matching()] }] }],
         dry_run: true,
         unreadable: None,
+        order: None,
     }
 }
 
@@ -130,6 +131,20 @@ fn unknown_values_and_broken_elements_make_a_policy_unreadable() {
 #[test]
 fn a_remark_on_the_whole_policy_is_no_part_of_it() {
     assert_eq!(read(frame(match_wire()).number(6, 1).message(7, Wire::new().text(1, "example.org/x"))), policy());
+}
+
+#[test]
+fn the_order_that_a_policy_was_made_of_is_a_remark_that_is_read() {
+    let remark = |kind: &str, value: Wire| {
+        let any = Wire::new().text(1, kind).bytes(2, value.0);
+        let remark = Wire::new().text(1, "stillmesh.io/order").message(2, any);
+        read(frame(match_wire()).number(6, 1).message(7, remark))
+    };
+    let kind = "type.googleapis.com/google.protobuf.StringValue";
+    assert_eq!(remark(kind, Wire::new().text(1, "u-1")), Policy { order: Some("u-1".into()), ..policy() });
+    assert_eq!(remark("type.googleapis.com/x", Wire::new().text(1, "u-1")), policy(), "what cannot be read is none");
+    assert_eq!(remark(kind, Wire::new().text(1, &"u".repeat(200))), policy());
+    assert_eq!(remark(kind, Wire::new()), policy());
 }
 
 #[test]

@@ -186,12 +186,12 @@ prop_compose! {
 prop_compose! {
     fn policy()(
         key in policy_key(), scope in 0..3usize, deny in any::<bool>(), dry_run in any::<bool>(),
-        rules in vec(vec(vec(matching(), 0..2), 0..2), 0..2),
+        order in option::of(name()), rules in vec(vec(vec(matching(), 0..2), 0..2), 0..2),
     ) -> Policy {
         let clause = |matches| Clause { matches };
         let rule = |clauses: Vec<Vec<Match>>| Rule { clauses: clauses.into_iter().map(clause).collect() };
         Policy {
-            key, dry_run,
+            key, dry_run, order,
             scope: [Scope::Global, Scope::Namespace, Scope::WorkloadSelector][scope],
             action: if deny { Action::Deny } else { Action::Allow },
             rules: rules.into_iter().map(rule).collect(),

@@ -381,7 +381,15 @@ fn at_a_waypoint_only_policies_that_select_it_are_asked() {
 fn a_quarantine_is_the_reason_before_any_other_policy_and_counts_at_waypoints() {
     use crate::model::PolicyKey;
     let rule = |matched| Rule { clauses: vec![Clause { matches: vec![matched] }] };
-    let deny = |key, scope, rules| Policy { key, scope, action: Action::Deny, rules, dry_run: false, unreadable: None };
+    let deny = |key, scope, rules| Policy {
+        key,
+        scope,
+        action: Action::Deny,
+        rules,
+        dry_run: false,
+        unreadable: None,
+        order: None,
+    };
     let of = PolicyKey::of_quarantine("ns", "q");
     let from = PolicyKey::from_quarantine("ns", "q");
     let address = Match { source_ips: vec!["10.0.0.9/32".parse().unwrap()], ..Match::default() };
