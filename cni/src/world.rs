@@ -63,7 +63,7 @@ pub struct World {
 pub struct Bypassed {
     /// The order.
     pub order: Arc<Order>,
-    /// When this agent has heard of it.
+    /// When this agent has heard of it, or of the end of the Quarantine that came before it.
     pub heard: Instant,
     /// What the pod's receipt says of it already.
     pub told: Option<OutReceipt>,
@@ -179,6 +179,13 @@ impl World {
         let orders = if key.kind == Kind::Quarantine { &mut self.quarantines } else { &mut self.bypasses };
         let before = orders.replace(key, order);
         let after = orders.get(key).cloned();
+        let holds = |order: &Option<Arc<Order>>| order.as_ref().is_some_and(|order| order.is_in_force());
+        if key.kind == Kind::Quarantine && holds(&before) && !holds(&after) {
+            // Bypasses that it came before begin anew: peers have to hear of them first.
+            for bypass in self.bypasses.all() {
+                self.heard.insert(bypass.uid.clone(), Instant::now());
+            }
+        }
         if let Some(before) = &before
             && uid.as_ref() != Some(&before.uid)
         {

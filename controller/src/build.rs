@@ -42,7 +42,7 @@ use stillmesh_k8s::unusable::LastGood;
 use stillmesh_k8s::{Kind, Object, ObjectKey, Position, Unusable};
 use stillmesh_objects as objects;
 
-pub use enrolments::{Agent, Enrolments, Member, Members};
+pub use enrolments::{Agent, Enrolments, Member, Members, OutBy};
 pub use findings::origin;
 pub use made::{About, Made};
 pub use running::{Place, Proxy, Role, Running, Unnamed};

@@ -290,19 +290,23 @@ fn quarantine(name: &str, uid: &str, spec: &str) -> Change {
     Change::Set(found.objects.remove(0))
 }
 
-#[test]
-fn who_is_quarantined_is_captured_whatever_a_bypass_says() {
+#[tokio::test(start_paused = true)]
+async fn who_is_quarantined_is_captured_whatever_a_bypass_says() {
     let mut world = world();
     let metrics = Metrics::default();
     world.apply(vec![set(namespace(Some("ambient"))), set(pod("a", "1", "n1")), set(pod("b", "2", "n1"))], &metrics);
     world.apply(vec![bypass("{reason: r}", "{}")], &metrics);
     assert_eq!(world.is_enrolled("shop"), Some(false));
+    let heard = |world: &World| world.verdict(&name("a")).unwrap().bypassed.unwrap().heard;
+    let first = heard(&world);
+    tokio::time::advance(std::time::Duration::from_secs(60)).await;
     assert_eq!(world.apply(vec![quarantine("q", "u2", "{reason: r, pods: [a]}")], &metrics), [name("a")].into());
     assert_eq!((wanted(&world, "a"), wanted(&world, "b")), (Some(Wanted::Captured), Some(Wanted::Free)));
     assert_eq!(world.verdict(&name("a")).unwrap().quarantined.unwrap().to_string(), "Quarantine shop/q");
     assert_eq!(world.is_enrolled("shop"), Some(true), "while the agent is away its pods wait");
     world.apply(vec![quarantine("q", "u2", "{reason: r, pods: [a], ended: true}")], &metrics);
     assert_eq!(wanted(&world, "a"), Some(Wanted::Free));
+    assert!(heard(&world) > first, "peers hear of it again before it sends clear text");
 }
 
 #[test]

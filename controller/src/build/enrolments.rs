@@ -51,12 +51,23 @@ pub struct Member {
     pub node: Str,
     /// How far that has come.
     pub capture: Capture,
-    /// The Bypass that has taken it out holds no more.
-    pub returns: bool,
+    /// How the Bypass stands that has taken it out, where one has.
+    pub bypass: OutBy,
     /// How long it ran before it was captured; `None` where it did not, or nobody here saw it begin.
     pub took: Option<Duration>,
     /// Since when it is known to run and is not captured.
     since: Option<Instant>,
+}
+
+/// How a Bypass stands that has taken a pod out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OutBy {
+    /// It keeps the pod out.
+    Holds,
+    /// It is over: the pod comes back.
+    Over,
+    /// This Quarantine, by `namespace/name`, comes before it: the pod comes back, and is out again when that is over.
+    Overridden(Str),
 }
 
 /// Agents' pods by node, and whether they are ready.
@@ -160,7 +171,7 @@ impl Builder {
             node: node.into(),
             capture: Capture::of(pod),
             uid: pod.metadata.uid.as_deref().unwrap_or_default().into(),
-            returns: !self.is_bypassed(pod),
+            bypass: self.out_by(pod),
             took: None,
             since: None,
         })
@@ -197,7 +208,7 @@ mod tests {
     const CAPTURED: Capture = Capture::Done { older: 0 };
 
     fn member(capture: Capture) -> Member {
-        Member { uid: "1".into(), node: "n1".into(), capture, returns: false, took: None, since: None }
+        Member { uid: "1".into(), node: "n1".into(), capture, bypass: OutBy::Holds, took: None, since: None }
     }
 
     /// How long a pod says it took that has gone through this, a second for each step.

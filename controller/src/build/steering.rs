@@ -20,7 +20,7 @@ use stillmesh_k8s::{Kind, Object, ObjectKey, labels};
 
 use super::quarantine::{self, CutOff};
 use super::world::{Name, node_of};
-use super::{Builder, Dirty, Verdict};
+use super::{Builder, Dirty, OutBy, Verdict};
 
 /// Condition: whether the order is carried out on every pod that it means; after its end, whether all are back.
 const DONE: &str = "Done";
@@ -166,9 +166,13 @@ impl Builder {
         why_not(pod, namespace.map(|one| &**one), &self.steering.enrolment)
     }
 
-    /// Whether an order in force keeps a pod out. A Quarantine comes before a Bypass.
-    pub(super) fn is_bypassed(&self, pod: &Pod) -> bool {
-        self.steering.bypasses.in_force(pod).is_some() && self.steering.quarantines.in_force(pod).is_none()
+    /// How a Bypass stands that has taken a pod out. A Quarantine comes before it.
+    pub(super) fn out_by(&self, pod: &Pod) -> OutBy {
+        match (self.steering.bypasses.in_force(pod), self.steering.quarantines.in_force(pod)) {
+            (None, _) => OutBy::Over,
+            (Some(_), None) => OutBy::Holds,
+            (Some(_), Some(quarantine)) => OutBy::Overridden(quarantine.name().into()),
+        }
     }
 
     /// A pod's addresses, where clear text passes from it.
@@ -222,7 +226,7 @@ impl Builder {
             return (status, None);
         }
         let over = order.is_over() || now.zip(order.until).is_some_and(|(now, until)| until <= now);
-        let Counted { nodes, returned, outside } = self.count(order);
+        let Counted { nodes, returned, outside, overridden } = self.count(order, over);
         let words = if order.key.kind == Kind::Quarantine { &quarantine::WORDS } else { &BYPASS };
         status.returned = returned;
         if over {
@@ -246,9 +250,16 @@ impl Builder {
             if outside > 0 && order.key.kind == Kind::Quarantine {
                 status.summary += &format!("; {outside} more are not in the mesh and go on");
             }
+            let pods: usize = overridden.values().sum();
+            if pods > 0 {
+                let quarantines: Vec<&str> = overridden.keys().map(String::as_str).collect();
+                let names = named(&quarantines);
+                status.summary += &format!("; {pods} more are cut off by Quarantine {names}, and out again after it");
+            }
             let lagging: Vec<&str> =
                 nodes.iter().filter(|node| node.done < node.pods).map(|node| node.node.as_str()).collect();
             let (is, reason, message) = match lagging.is_empty() {
+                true if nodes.is_empty() && pods > 0 => ("False", "Overridden", status.summary.clone()),
                 true => ("True", words.is_done, status.summary.clone()),
                 false => ("False", "Waiting", format!("{}; waiting for {}", status.summary, named(&lagging))),
             };
@@ -261,9 +272,11 @@ impl Builder {
         (status, (over && forgotten).then(|| order.uid.clone()))
     }
 
-    /// The pods of the mesh that an order means, node by node, and how many of them are captured.
-    fn count(&self, order: &Order) -> Counted {
+    /// The pods of the mesh that an order means, node by node, and how many of them are captured. Nothing is expected of
+    /// those that a Quarantine takes back from a Bypass.
+    fn count(&self, order: &Order, over: bool) -> Counted {
         let mut nodes: BTreeMap<String, NodeSteering> = BTreeMap::new();
+        let mut overridden: BTreeMap<String, usize> = BTreeMap::new();
         let (mut returned, mut outside) = (0, 0);
         let all: Box<dyn Iterator<Item = (Str, &Arc<Pod>)>> = match order.is_of_mesh() {
             true => Box::new(self.world.pods.all().map(|(name, pod)| (name.1, pod))),
@@ -283,6 +296,11 @@ impl Builder {
                     continue;
                 }
             }
+            let quarantine = if over { None } else { self.steering.quarantines.in_force(pod) };
+            if let Some(quarantine) = quarantine.filter(|_| order.key.kind == Kind::Bypass) {
+                *overridden.entry(quarantine.name()).or_default() += 1;
+                continue;
+            }
             let one = nodes
                 .entry(node.to_owned())
                 .or_insert_with(|| NodeSteering { node: node.to_owned(), ..NodeSteering::default() });
@@ -299,7 +317,7 @@ impl Builder {
                 one.at = one.at.take().max(Some(at));
             }
         }
-        Counted { nodes: nodes.into_values().collect(), returned, outside }
+        Counted { nodes: nodes.into_values().collect(), returned, outside, overridden }
     }
 }
 
@@ -346,6 +364,8 @@ struct Counted {
     returned: u32,
     /// Pods that are meant and not in the mesh.
     outside: u32,
+    /// How many pods each Quarantine, by `namespace/name`, takes back from a Bypass.
+    overridden: BTreeMap<String, usize>,
 }
 
 /// When there is something to do about an order because of the time.

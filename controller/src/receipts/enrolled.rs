@@ -11,7 +11,7 @@ use stillmesh_k8s::capture::Capture;
 
 use super::flight::{Durations, Took};
 use super::judge::{Count, Lagging, NAMED};
-use crate::build::{Agent, Enrolments, Member, Members, Running};
+use crate::build::{Agent, Enrolments, Member, Members, OutBy, Running};
 
 /// How a namespace's enrolment stands.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -85,7 +85,13 @@ fn lacks(member: &Member, agent: Agent) -> Option<String> {
     let said = match &member.capture {
         Capture::Done { .. } if agent != Agent::None => return None,
         Capture::Done { .. } => "it is marked as captured".to_owned(),
-        Capture::Bypassed(order) if member.returns => format!("Bypass {order} is over, and it is not back yet"),
+        Capture::Bypassed(order) => match &member.bypass {
+            OutBy::Holds => member.capture.to_string(),
+            OutBy::Over => format!("Bypass {order} is over, and it is not back yet"),
+            OutBy::Overridden(quarantine) => format!(
+                "Bypass {order} is overridden by Quarantine {quarantine} and goes on after it; it is not captured yet"
+            ),
+        },
         capture => capture.to_string(),
     };
     let node = &member.node;

@@ -160,3 +160,34 @@ fn one_that_cannot_be_carried_out_says_why() {
     assert_eq!(told.clear(), Vec::<String>::new());
     assert_eq!(told.builder.next_end(), None);
 }
+
+#[test]
+fn pods_that_a_quarantine_takes_back_are_said_to_be_overridden_and_are_out_again_after_it() {
+    let mut told = Told::new();
+    told.set(&order("{reason: r}", "{}"));
+    told.set(&pod("a", "n1", "10.0.0.1", &receipt("u1", 3, 2)));
+    told.set(&pod("b", "n2", "10.0.0.2", &receipt("u1", 3, 2)));
+    let of_bypass = |told: &mut Told, text: &str| {
+        let verdicts = told.builder.apply(&update(text)).verdicts;
+        let bypass = verdicts.into_iter().find(|one| one.object.kind == Kind::Bypass);
+        bypass.and_then(|one| one.steered).map(|one| one.status).unwrap()
+    };
+    let quarantine = |spec: &str| order(spec, "{}").replace("Bypass", "Quarantine").replace("name: b", "name: q");
+    let status = of_bypass(&mut told, &quarantine("{reason: r, pods: [a]}"));
+    let summary = "1/1 nodes, 1/1 pods out; 1 more are cut off by Quarantine shop/q, and out again after it";
+    assert_eq!((status.summary.as_str(), status.phase.as_str()), (summary, "Active"));
+    assert_eq!((status.conditions[0].status.as_str(), status.conditions[0].reason.as_str()), ("True", "OutOfMesh"));
+    let status = of_bypass(&mut told, &quarantine("{reason: r}"));
+    assert_eq!((status.conditions[0].status.as_str(), status.conditions[0].reason.as_str()), ("False", "Overridden"));
+    assert!(status.summary.starts_with("0/0 nodes, 0/0 pods out; 2 more are cut off"), "{}", status.summary);
+    let status = of_bypass(&mut told, &quarantine("{reason: r, ended: true}"));
+    assert_eq!(status.summary, "2/2 nodes, 2/2 pods out");
+    told.set(&quarantine("{reason: r}"));
+    told.set(&pod("a", "n1", "10.0.0.1", ENABLED));
+    let status = of_bypass(&mut told, &order("{reason: r, ended: true}", "{}"));
+    assert_eq!(
+        (status.summary.as_str(), status.pods),
+        ("1/2 pods back in the mesh", 2),
+        "it is over, whoever comes next"
+    );
+}

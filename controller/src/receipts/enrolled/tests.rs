@@ -201,6 +201,13 @@ fn a_pod_that_a_bypass_keeps_out_lags_and_says_so() {
     world.set(&pod("shop", "a", "n1", out));
     assert_eq!(world.counts("shop"), (Some(0), Some(1)));
     assert_eq!(world.reason("shop"), "Bypass shop/b keeps it out for a while");
+    world.set(&bypass("{}").replace("kind: Bypass", "kind: Quarantine").replace("name: b", "name: q"));
+    assert_eq!(
+        world.reason("shop"),
+        "Bypass shop/b is overridden by Quarantine shop/q and goes on after it; it is not captured yet"
+    );
+    world.remove(Kind::Quarantine, "shop", "q");
+    assert_eq!(world.reason("shop"), "Bypass shop/b keeps it out for a while");
     world.set(&bypass("{phase: Ended}"));
     assert_eq!(world.reason("shop"), "Bypass shop/b is over, and it is not back yet");
     world.remove(Kind::Bypass, "shop", "b");

@@ -58,7 +58,7 @@ pub(super) fn progress(
         }
     }
     if lagging.is_empty() && !done {
-        lagging.push(title);
+        lagging.push(format!("{title}: {}", text(&status["summary"])));
     }
     Ok(lagging)
 }
