@@ -26,6 +26,9 @@ const LOOK: Duration = Duration::from_secs(1);
 const REPEAT: Duration = Duration::from_secs(60);
 /// How often it is told again that a pod is cut off no more.
 const REPEATS: u32 = 10;
+/// How long a pass may go on to tell of more pods; what is under way takes [`probes::DEADLINE`] more. The next one begins with
+/// what is new by then, so that an agent that hangs does not keep a new Quarantine's pods waiting behind others.
+const PASS: Duration = Duration::from_millis(500);
 /// Pods that are told of at a time; the agent answers 64 questions at a time, of probes, too.
 const AT_ONCE: usize = 8;
 
@@ -152,14 +155,19 @@ struct Word {
 }
 
 impl Words {
-    /// Tells what is due, of each pod by its name. That one is not heard of keeps nobody waiting.
+    /// Tells what is due, of each pod by its name: who is cut off first, then who has waited longest. That one is not heard of
+    /// keeps nobody waiting for long, and what there was no time for is told in the next pass.
     async fn pass(&mut self, path: &Path, notices: BTreeMap<String, Notice>) {
         let uids: BTreeSet<&str> = notices.values().map(|notice| notice.uid.as_str()).collect();
         self.0.retain(|uid, _| uids.contains(uid.as_str()));
         let now = Instant::now();
-        let due = notices.into_iter().filter(|(_, notice)| self.is_due(notice, now));
-        let telling = due.map(|(pod, notice)| async move { (probes::tell(path, &notice).await, pod, notice) });
-        let mut answers = futures::stream::iter(telling.collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
+        let mut due: Vec<_> = notices.into_iter().filter(|(_, notice)| self.is_due(notice, now)).collect();
+        // What was never told comes before what is told again.
+        due.sort_by_key(|(_, notice)| (notice.quarantine.is_none(), self.same(notice).and_then(|word| word.again)));
+        let telling =
+            due.into_iter().map(|(pod, notice)| async move { (probes::tell(path, &notice).await, pod, notice) });
+        let telling = futures::stream::iter(telling.collect::<Vec<_>>()).take_until(sleep(PASS));
+        let mut answers = std::pin::pin!(telling.buffer_unordered(AT_ONCE));
         while let Some((answer, pod, notice)) = answers.next().await {
             if let Err(error) = &answer {
                 // Nobody is there, or one that takes no such word.
@@ -173,8 +181,12 @@ impl Words {
     }
 
     fn is_due(&self, notice: &Notice, now: Instant) -> bool {
-        let same = self.0.get(&notice.uid).filter(|word| word.notice == *notice);
-        same.is_none_or(|word| word.again.is_some_and(|again| again <= now))
+        self.same(notice).is_none_or(|word| word.again.is_some_and(|again| again <= now))
+    }
+
+    /// What became of this very word.
+    fn same(&self, notice: &Notice) -> Option<&Word> {
+        self.0.get(&notice.uid).filter(|word| word.notice == *notice)
     }
 
     /// It was told, and heard or not. Returns the Quarantine where it is news.

@@ -97,3 +97,25 @@ async fn a_pod_that_the_agent_does_not_hear_of_keeps_no_other_waiting() {
     words.pass(&path, BTreeMap::new()).await;
     assert!(words.0.is_empty(), "pods that are gone are forgotten");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_hangs_hears_of_who_is_cut_off_first_and_a_pass_ends_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("probes.sock");
+    let _hangs = probes::listen(&path).unwrap();
+    let mut notices: BTreeMap<String, Notice> = (0..100)
+        .map(|number| (format!("shop/{number:03}"), notice(&number.to_string(), None, 0)))
+        .chain([("shop/last".to_owned(), notice("last", Some("shop/q"), 1))])
+        .collect();
+    let mut words = Words::default();
+    let begin = tokio::time::Instant::now();
+    words.pass(&path, notices.clone()).await;
+    assert!(begin.elapsed() <= PASS + 2 * probes::DEADLINE, "{:?}", begin.elapsed());
+    assert!(words.0.contains_key("last") && words.0.len() <= 3 * AT_ONCE, "{}", words.0.len());
+    // Who had no turn is next, before those who had one; and a new Quarantine before all.
+    let told: Vec<String> = words.0.keys().cloned().collect();
+    notices.insert("shop/late".to_owned(), notice("zz", Some("shop/q"), 1));
+    words.pass(&path, notices).await;
+    assert!(words.0.contains_key("zz"));
+    assert!(words.0.len() > told.len() + 1 && told.iter().all(|uid| uid == "last" || words.0[uid].failures == 1), "{told:?}");
+}
