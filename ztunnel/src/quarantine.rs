@@ -26,6 +26,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const REPEAT: Duration = Duration::from_secs(60);
 /// How often it is told again that a pod is cut off no more.
 const REPEATS: u32 = 10;
+/// How often, of a pod that was never cut off by this process: a former one may have said otherwise.
+const FEW_REPEATS: u32 = 2;
 /// How long a pass may go on to tell of more pods; what is under way takes [`probes::DEADLINE`] more. The next one begins with
 /// what is new by then, so that an agent that hangs does not keep a new Quarantine's pods waiting behind others.
 const PASS: Duration = Duration::from_millis(500);
@@ -196,8 +198,8 @@ impl Words {
         let (mut failures, mut repeats) = match &before {
             Some(word) if word.notice == notice => (word.failures, word.repeats),
             Some(word) if word.notice.quarantine.is_some() && !is_cut => (0, REPEATS),
-            // Of a pod that was never cut off by this process one word is enough: a former one may have said otherwise.
-            _ => (0, 0),
+            _ if is_cut => (0, 0),
+            _ => (0, FEW_REPEATS),
         };
         let mut heard = before.and_then(|word| word.heard);
         let mut is_news = false;

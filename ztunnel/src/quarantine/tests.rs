@@ -23,10 +23,12 @@ fn times(words: &mut Words, notice: &Notice, begin: Instant, length: Duration, i
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[test]
-fn a_pod_that_no_quarantine_cut_off_is_not_told_of_again() {
-    let mut words = Words::default();
-    // Once: a former tunnel may have said of it that it is cut off.
-    assert_eq!(times(&mut words, &notice("a", None, 0), Instant::now(), DAY, true), 1);
+fn a_pod_that_no_quarantine_cut_off_is_told_of_three_times() {
+    let (mut words, begin) = (Words::default(), Instant::now());
+    // A former tunnel may have said of it that it is cut off, and an agent that has heard may end before it writes that down.
+    let free = notice("a", None, 0);
+    assert_eq!(times(&mut words, &free, begin, Duration::from_secs(60), true), 1);
+    assert_eq!(times(&mut words, &free, begin + Duration::from_secs(60), DAY, true), 2);
 }
 
 #[test]
