@@ -173,6 +173,10 @@ impl Metrics {
         clusters.get_or_create(&ClusterLabel { cluster_type: "local" }).set(1);
         build.get_or_create(&BuildLabels { component: "pilot", tag: VERSION }).set(1);
         info.get_or_create(&VersionLabel { version: VERSION }).set(1);
+        // There before the first one: what a series begins with is no increase.
+        for kind in ResourceType::ALL {
+            drop(self.rejects.get_or_create(&TypeLabel { r#type: short(kind) }));
+        }
         self.shared.register(|registry| {
             registry.register("pilot_xds", "Connected nodes", self.connected.clone());
             registry.register("pilot_xds_pushes", "Responses that nodes answered", self.pushes.clone());
@@ -383,6 +387,7 @@ mod tests {
             &format!("pilot_xds{{version=\"{VERSION}\"}} 2\n"),
             "pilot_xds_pushes{type=\"wds\"} 1\n",
             "pilot_total_xds_rejects{type=\"wds\"} 1\n",
+            "pilot_total_xds_rejects{type=\"wads\"} 0\n",
             "pilot_xds_expired_nonce{type=\"wads\"} 1\n",
             "citadel_server_csr_count 1\n",
             "citadel_server_success_cert_issuance_count 0\n",

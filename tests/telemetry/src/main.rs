@@ -3,8 +3,10 @@
 
 #![expect(clippy::print_stdout, reason = "a test that tells what it has seen")]
 
+mod alerts;
 mod dashboards;
 mod mesh;
+mod refuser;
 mod scene;
 
 use std::collections::BTreeSet;
@@ -32,10 +34,12 @@ struct Arguments {
 /// What was sent.
 const REQUESTS: usize = 40;
 const CONNECTIONS: usize = 25;
-const DENIED: usize = 90;
-const SLOW: usize = 12;
 
 fn main() -> Result<()> {
+    // Not the test, but a node of its mesh.
+    if std::env::args().nth(1).is_some_and(|first| first == "refuse") {
+        return refuser::run();
+    }
     let arguments = Arguments::parse();
     let dir = tempfile::Builder::new().prefix("stillmesh-telemetry-").tempdir()?;
     let rules = fs::read_to_string(arguments.deploy.join("telemetry/rules.yaml"))?;
@@ -53,8 +57,10 @@ fn main() -> Result<()> {
 fn run(mesh: &Mesh, deploy: &Path) -> Result<()> {
     discover(mesh)?;
     traffic(mesh)?;
+    overrides(mesh)?;
     contract(mesh)?;
-    alerts(mesh)?;
+    alerts::of_traffic(mesh)?;
+    alerts::of_the_mesh(mesh)?;
     dashboards::ask(mesh, deploy)?;
     println!("telemetry: all is as it should be");
     Ok(())
@@ -116,24 +122,24 @@ fn targets(pods: &[Value]) -> Vec<Value> {
     pods.iter().filter_map(target).collect()
 }
 
+/// The client asks so many times, and is answered 200 each time.
+fn get(mesh: &Mesh, url: &str, times: usize) -> Result<()> {
+    let script = format!("for i in $(seq {times}); do curl -sS -o /dev/null -w '%{{http_code}} ' -m 20 {url}; done");
+    let output = mesh.exec("shop", "client", &["sh", "-c", &script])?;
+    ensure!(String::from_utf8_lossy(&output.stdout) == "200 ".repeat(times), "{times} x {url}:\n{}", text(&output));
+    Ok(())
+}
+
 /// So many requests and connections are counted as so many, by whoever reports.
 fn traffic(mesh: &Mesh) -> Result<()> {
-    let get = |pod: &str, url: &str, times: usize, status: &str| -> Result<()> {
-        let script =
-            format!("for i in $(seq {times}); do curl -sS -o /dev/null -w '%{{http_code}} ' -m 20 {url}; done");
-        let output = mesh.exec("shop", pod, &["sh", "-c", &script])?;
-        let wanted = format!("{status} ").repeat(times);
-        ensure!(String::from_utf8_lossy(&output.stdout) == wanted, "{times} x {url}:\n{}", text(&output));
-        Ok(())
-    };
     // Everything is captured and bound before anything is counted.
     let ready = wait(|| {
         let output = mesh.exec("shop", "client", &["curl", "-sS", "-m", "5", "http://warm/"])?;
         Ok(String::from_utf8_lossy(&output.stdout).contains("By=spiffe"))
     })?;
     ensure!(ready, "nothing passes the waypoint");
-    get("client", "http://web/", REQUESTS, "200")?;
-    get("client", "http://direct/", CONNECTIONS, "200")?;
+    get(mesh, "http://web/", REQUESTS)?;
+    get(mesh, "http://direct/", CONNECTIONS)?;
 
     // In clear text, from outside the mesh.
     let plain =
@@ -177,6 +183,33 @@ fn traffic(mesh: &Mesh) -> Result<()> {
     mesh.appears(&format!("istio_tcp_connections_opened_total{{{hop}}} > 0"))
 }
 
+/// A Telemetry object gives metrics other labels and stops some, as soon as it is there and as long.
+fn overrides(mesh: &Mesh) -> Result<()> {
+    let count = |labels: &str| format!("sum(istio_requests_total{{reporter=\"waypoint\",{labels}}})");
+    let sizes = "sum(istio_request_bytes_count{destination_service=\"web.shop.svc.cluster.local\"})";
+    let asked = |labels: &str| -> Result<bool> {
+        get(mesh, "http://warm/", 1)?;
+        Ok(mesh.number(&count(labels))? > 0.0)
+    };
+    mesh.apply("telemetry.yaml", scene::OVERRIDES)?;
+    ensure!(wait(|| asked("request_host=\"warm\""))?, "no label is added");
+    let before = mesh.number(sizes)?;
+    get(mesh, "http://web/", REQUESTS)?;
+    mesh.expect(&count("request_host=\"web\",source_principal=\"\",source_workload=\"client\""), 40.0)?;
+    mesh.expect(sizes, before)?;
+    mesh.withdraw("telemetry.yaml")?;
+    let principal = "source_principal=\"spiffe://cluster.local/ns/shop/sa/default\",request_host=\"\"";
+    let plain = count(&format!("{principal},destination_service_name=\"warm\""));
+    let before = mesh.number(&plain)?;
+    let again = wait(|| {
+        get(mesh, "http://warm/", 1)?;
+        Ok(mesh.number(&plain)? > before)
+    })?;
+    ensure!(again, "labels stay as the object was");
+    println!("ok    labels are again what they were");
+    Ok(())
+}
+
 /// What contract 9.1 to 9.3 promise and this traffic makes is there.
 fn contract(mesh: &Mesh) -> Result<()> {
     let names: Vec<(Value, f64)> = mesh.query("count by (__name__) ({job=\"mesh\"})")?;
@@ -191,53 +224,4 @@ fn contract(mesh: &Mesh) -> Result<()> {
     mesh.expect("min(ztunnel_connected)", 1.0)?;
     mesh.expect("sum(stillmesh_agent_pods{state=\"captured\"})", 4.0)?;
     mesh.expect("sum(pilot_xds)", 3.0)
-}
-
-/// Alerts that have a reason fire, with names; others do not.
-fn alerts(mesh: &Mesh) -> Result<()> {
-    let firing = |name: &str| format!("ALERTS{{alertname=\"{name}\",alertstate=\"firing\"}}");
-    for quiet in
-        ["StillmeshDenials", "StillmeshLatency", "StillmeshErrors", "StillmeshNodeTunnelDown", "StillmeshRootExpires"]
-    {
-        ensure!(mesh.query(&firing(quiet))?.is_empty(), "{quiet} fires without reason");
-    }
-    // How many of so many tries were refused.
-    let denied = |times: usize| -> Result<usize> {
-        let script =
-            format!("for i in $(seq {times}); do curl -s -o /dev/null -m 5 http://direct/ || echo refused; done");
-        let output = mesh.exec("shop", "stranger", &["sh", "-c", &script])?;
-        Ok(String::from_utf8_lossy(&output.stdout).lines().count())
-    };
-    mesh.apply("deny.yaml", scene::DENY)?;
-    let labels = "reporter=\"destination\",response_flags=\"DENY\",source_workload=\"stranger\"";
-    let counted = format!("sum(istio_tcp_connections_failed_total{{{labels}}})");
-    ensure!(wait(|| Ok(denied(1)? == 1))?, "nobody is refused");
-    // Rates see what comes after a series' first sample.
-    mesh.expect(&counted, 1.0)?;
-    ensure!(denied(DENIED)? == DENIED, "not everybody is refused");
-    mesh.expect(&counted, 91.0)?;
-    mesh.appears(&firing("StillmeshDenials"))?;
-    println!("ok    StillmeshDenials fires");
-
-    mesh.apply("slow.yaml", scene::SLOW)?;
-    let slow = || -> Result<()> {
-        let script = format!("for i in $(seq {SLOW}); do curl -s -o /dev/null -m 20 http://warm/ & done; wait");
-        mesh.exec("shop", "client", &["sh", "-c", &script]).map(drop)
-    };
-    let fires = wait(|| {
-        slow()?;
-        Ok(!mesh.query(&firing("StillmeshLatency"))?.is_empty())
-    })?;
-    ensure!(fires, "StillmeshLatency does not fire");
-    println!("ok    StillmeshLatency fires");
-
-    mesh.apply("slow.yaml", scene::BROKEN)?;
-    let fires = wait(|| {
-        slow()?;
-        Ok(!mesh.query(&firing("StillmeshErrors"))?.is_empty())
-    })?;
-    ensure!(fires, "StillmeshErrors does not fire");
-    println!("ok    StillmeshErrors fires");
-    ensure!(mesh.query(&firing("StillmeshNodeTunnelDown"))?.is_empty(), "StillmeshNodeTunnelDown fires without reason");
-    Ok(())
 }

@@ -33,7 +33,8 @@ impl Mesh {
         let up = Command::new(stillmesh)
             .arg("up")
             .arg(&at)
-            .args(["--name", &name, "--nodes", "2"])
+            // Certificates for less than an alert's three hours.
+            .args(["--name", &name, "--nodes", "2", "--secret-ttl", "2h"])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -57,13 +58,28 @@ impl Mesh {
         Ok(fs::rename(at.join("part~"), at.join(file))?)
     }
 
-    fn command(&self, arguments: &[&str], argv: &[&str]) -> Result<Output> {
+    /// Takes a manifest away.
+    pub fn withdraw(&self, file: &str) -> Result<()> {
+        Ok(fs::remove_file(self.dir.path().join("manifests").join(file))?)
+    }
+
+    fn prepare(&self, arguments: &[&str], argv: &[&str]) -> Command {
         let mut command = Command::new(&self.stillmesh);
         command.args(arguments).args(["--name", &self.name]).stdin(Stdio::null());
         if !argv.is_empty() {
             command.arg("--").args(argv);
         }
-        command.output().with_context(|| format!("{arguments:?}"))
+        command
+    }
+
+    fn command(&self, arguments: &[&str], argv: &[&str]) -> Result<Output> {
+        self.prepare(arguments, argv).output().with_context(|| format!("{arguments:?}"))
+    }
+
+    /// Starts a program in a pod that goes on until it is dropped.
+    pub fn spawn(&self, namespace: &str, pod: &str, argv: &[&str]) -> Result<Running> {
+        let mut command = self.prepare(&["exec", "-n", namespace, pod], argv);
+        command.spawn().map(Running).with_context(|| format!("{argv:?}"))
     }
 
     /// Runs a program in a pod.
@@ -115,6 +131,16 @@ impl Mesh {
     pub fn appears(&self, expression: &str) -> Result<()> {
         ensure!(wait(|| Ok(!self.query(expression)?.is_empty()))?, "nothing comes of {expression}");
         Ok(())
+    }
+}
+
+/// A program in a pod; ended when dropped.
+pub struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
