@@ -32,6 +32,9 @@ pub struct Belief {
     pub netns: u64,
     /// When it was captured (RFC 3339); absent until it is.
     pub since: Option<String>,
+    /// It was captured before any of its containers ran.
+    #[serde(default)]
+    pub at_start: bool,
     /// Connections older than capture, at most [`MAX_OLDER`].
     pub older: Vec<Connection>,
 }
@@ -128,6 +131,7 @@ mod tests {
             name: "a".into(),
             netns: 4_026_532_000,
             since: Some("2026-01-01T00:00:00Z".into()),
+            at_start: true,
             older: vec![older],
         }
     }

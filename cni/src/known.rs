@@ -127,6 +127,7 @@ mod tests {
             name: "b".into(),
             netns: 1,
             since: None,
+            at_start: false,
             older: Vec::new(),
         };
         beliefs.save(&belief).unwrap();

@@ -21,6 +21,9 @@ pub struct Receipt {
     pub netns: u64,
     /// Connections that were open before capture, still are, and are not in the mesh.
     pub older_connections: usize,
+    /// It was captured before any of its containers ran.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub at_start: bool,
 }
 
 /// The annotations for a state; the receipt goes with `Enabled` only.
@@ -57,6 +60,7 @@ mod tests {
             rules: "00000000000000aa".into(),
             netns: 4_026_532_000,
             older_connections: 2,
+            at_start: false,
         };
         let annotations = annotations(Told::Enabled, Some(&receipt));
         assert_eq!(annotations[REDIRECTION].as_deref(), Some("enabled"));

@@ -74,6 +74,15 @@ struct Handle {
     status: watch::Receiver<Status>,
 }
 
+/// When a pod's task is told what is wanted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    /// None of its containers has run.
+    Start,
+    /// They may have.
+    Later,
+}
+
 struct Search {
     names: BTreeSet<PodName>,
     found: JoinHandle<HashMap<String, Netns>>,
@@ -311,7 +320,7 @@ impl Pods {
                 Some(reason) => Started::NotEnrolled(reason),
                 None => {
                     let uid = verdict.uid.clone();
-                    self.wish(&start.pod, verdict, Some(start.netns));
+                    self.house(&start.pod, verdict, Some(start.netns), Moment::Start);
                     self.pods.get(&uid).map_or(unknown, |handle| Started::Working(handle.status.clone()))
                 }
             },
@@ -378,6 +387,11 @@ impl Pods {
     }
 
     fn wish(&mut self, name: &PodName, verdict: Verdict, netns: Option<Netns>) {
+        self.house(name, verdict, netns, Moment::Later);
+    }
+
+    /// As [`Pods::wish`], saying whether the pod is about to start.
+    fn house(&mut self, name: &PodName, verdict: Verdict, netns: Option<Netns>, moment: Moment) {
         self.keep_receipt(name, &verdict);
         let Verdict { uid, wanted, marked, said, bypassed, quarantined, placed, info, facts, .. } = verdict;
         let belief = self.believed.remove(&uid);
@@ -396,7 +410,9 @@ impl Pods {
         if let Some(handle) = handle {
             handle.intent.send_if_modified(|intent| {
                 let netns = netns.or_else(|| intent.netns.clone());
-                let next = Intent { wanted, info, netns, facts, said, bypassed, quarantined };
+                let both_captured = wanted == Wanted::Captured && intent.wanted == Wanted::Captured;
+                let starting = moment == Moment::Start || intent.starting && both_captured;
+                let next = Intent { wanted, info, netns, facts, said, bypassed, quarantined, starting };
                 let changed = *intent != next;
                 *intent = next;
                 changed
@@ -404,7 +420,9 @@ impl Pods {
             return;
         }
         if has_state || wanted == Wanted::Captured && netns.is_some() {
-            self.spawn(name, &uid, Intent { wanted, info, netns, facts, said, bypassed, quarantined }, belief);
+            let starting = moment == Moment::Start;
+            let intent = Intent { wanted, info, netns, facts, said, bypassed, quarantined, starting };
+            self.spawn(name, &uid, intent, belief);
         }
     }
 

@@ -39,6 +39,8 @@ pub struct Pod {
     ipv6: Ipv6,
     older: Vec<Connection>,
     since: Option<String>,
+    /// It was captured before any of its containers ran.
+    at_start: bool,
     /// When the guard was put up.
     guarded: Option<Instant>,
     /// When the first part of leaving was done.
@@ -69,10 +71,10 @@ impl Pod {
         let intent = intents.borrow().clone();
         let mut progress = Progress { believed: belief.is_some(), ..Progress::UNKNOWN };
         let inode = intent.netns.as_ref().map(Netns::inode);
-        let (mut older, mut since) = (Vec::new(), None);
+        let (mut older, mut since, mut at_start) = (Vec::new(), None, false);
         if let Some(belief) = belief.filter(|belief| Some(belief.netns) == inode && belief.since.is_some()) {
             progress.counted = true;
-            (older, since) = (belief.older, belief.since);
+            (older, since, at_start) = (belief.older, belief.since, belief.at_start);
         }
         let counted = Counted::new(shared.metrics.clone());
         Self {
@@ -85,6 +87,7 @@ impl Pod {
             intent,
             older,
             since,
+            at_start,
             guarded: None,
             left: None,
             taken: None,
@@ -362,6 +365,7 @@ impl Pod {
         if told == Told::Enabled {
             if self.since.is_none() {
                 self.since = Some(jiff::Timestamp::now().to_string());
+                self.at_start = self.intent.starting;
             }
             self.save().await?;
         }
@@ -396,6 +400,7 @@ impl Pod {
             name: self.intent.info.name.clone(),
             netns: self.intent.netns.as_ref().map(Netns::inode).unwrap_or_default(),
             since: self.since.clone(),
+            at_start: self.at_start,
             older: self.older.iter().take(MAX_OLDER).copied().collect(),
         };
         let beliefs = self.shared.beliefs.clone();

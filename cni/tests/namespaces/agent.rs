@@ -324,7 +324,7 @@ fn a_pod_starts_only_when_a_tunnel_has_taken_it() {
         })
         .await;
         let receipt = node.receipt("a").unwrap();
-        assert_eq!((receipt.netns, receipt.older_connections), (inode, 0));
+        assert_eq!((receipt.netns, receipt.older_connections, receipt.at_start), (inode, 0, true));
         assert!(node.metric(r#"istio_cni_plugin_requests_total{response_code="200"} 1"#).await);
         assert!(node.metric(r#"istio_cni_plugin_requests_total{response_code="500"} 1"#).await);
         assert!(node.metric("ztunnel_connected 1").await);
@@ -348,7 +348,8 @@ fn a_label_takes_a_running_pod_in_and_out_and_no_connection_breaks() {
         node.namespace(Some("ambient"));
         eventually("the pod is captured", || async { node.receipt("a").is_some() }).await;
         assert!(captured(&place).await);
-        assert_eq!(node.receipt("a").unwrap().older_connections, 2);
+        let receipt = node.receipt("a").unwrap();
+        assert_eq!((receipt.older_connections, receipt.at_start), (2, false));
         assert!(node.metric(r#"stillmesh_agent_older_connections{namespace="shop",pod="a"} 2"#).await);
         for (one, other) in &mut open {
             talk(one, other);

@@ -17,8 +17,9 @@ use stillmesh_k8s::translate::pod_is_ready;
 use super::world::{Name, node_of};
 use super::{Builder, Dirty};
 
-/// Labels by which agents' pods are known: ours, and Istio's, which ours has too where it stands in for it.
-const AGENTS: [(&str, &str); 2] = [("app.kubernetes.io/name", "stillmesh-cni"), ("k8s-app", "istio-cni-node")];
+/// Agents' pods by label and value, and the account that they run under: ours, and Istio's.
+const AGENTS: [(&str, &str, &str); 2] =
+    [("app.kubernetes.io/name", "stillmesh-cni", "stillmesh-cni"), ("k8s-app", "istio-cni-node", "istio-cni")];
 
 /// Who is in the mesh by labels.
 #[derive(Debug, Default)]
@@ -141,8 +142,10 @@ impl Builder {
 
     /// Takes in a pod that may be an agent's.
     pub(super) fn enrol_agent(&self, name: &Name, old: Option<&Pod>, new: Option<&Pod>) {
-        let old = old.filter(|pod| is_agent(pod)).and_then(node_of);
-        let new = new.filter(|pod| is_agent(pod) && !terminal(pod));
+        let system = &self.steering.enrolment().system_namespace;
+        let is_agent = |pod: &&Pod| *name.0 == **system && is_agent(pod);
+        let old = old.filter(is_agent).and_then(node_of);
+        let new = new.filter(is_agent).filter(|pod| !terminal(pod));
         let new = new.and_then(|pod| Some((node_of(pod)?, pod.status.as_ref().is_some_and(pod_is_ready))));
         if old.is_some() || new.is_some() {
             self.enrolments.state.lock().agents.replace(name, old, new);
@@ -185,7 +188,8 @@ impl Member {
         let is_new = old.is_none();
         let (before, took, since) = old.map_or((None, None, None), |old| (Some(old.capture), old.took, old.since));
         let (took, since) = match self.capture {
-            // A pod that is captured as it starts never ran without.
+            // A pod that is captured as it starts never ran without: only the word of it comes later.
+            Capture::Done { at_start: true, .. } => (took, None),
             Capture::Done { .. } => (took.or_else(|| Some(now?.saturating_duration_since(since?))), None),
             Capture::Starting | Capture::Bypassed(_) => (took, None),
             // One that was captured, or was out, is not being enrolled.
@@ -196,16 +200,20 @@ impl Member {
     }
 }
 
+/// Whether a pod of the mesh's own namespace is an agent's. Anybody may give a pod its labels, and elsewhere also its account a
+/// name.
 fn is_agent(pod: &Pod) -> bool {
     let labels = labels::of(&pod.metadata.labels);
-    AGENTS.iter().any(|(key, value)| labels.get(*key).is_some_and(|one| one == value))
+    let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref());
+    AGENTS.iter().any(|(key, value, own)| account == Some(own) && labels.get(*key).is_some_and(|one| one == value))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const CAPTURED: Capture = Capture::Done { older: 0 };
+    const CAPTURED: Capture = Capture::Done { older: 0, at_start: false };
+    const AT_START: Capture = Capture::Done { older: 0, at_start: true };
 
     fn member(capture: Capture) -> Member {
         Member { uid: "1".into(), node: "n1".into(), capture, bypass: OutBy::Holds, took: None, since: None }
@@ -233,7 +241,12 @@ mod tests {
         assert_eq!(took(None, &ran), None, "it was there before anybody looked");
         assert_eq!(took(begin, &[CAPTURED]), None);
         assert_eq!(took(begin, &[starting.clone(), CAPTURED]), None, "it never ran without");
-        assert_eq!(took(begin, &[starting, missing.clone(), CAPTURED]), Some(1));
+        assert_eq!(took(begin, &[starting.clone(), missing.clone(), CAPTURED]), Some(1));
+        assert_eq!(
+            took(begin, &[starting, missing.clone(), AT_START]),
+            None,
+            "its address came before the agent's word"
+        );
         assert_eq!(took(begin, &[missing.clone(), bypassed, CAPTURED]), None, "a Bypass is none of it");
         assert_eq!(took(begin, &[missing.clone(), CAPTURED, missing, CAPTURED]), Some(1), "it was enrolled once");
     }

@@ -48,7 +48,7 @@ fn receipt(name: &Str, members: &Members, agent: &impl Fn(&str) -> Agent, runnin
     for (pod, member) in members.pods.iter().filter(|(_, member)| running.is_ready(&member.node)) {
         expected += 1;
         let is_whole = nodes.entry(&member.node).or_insert(true);
-        if let Capture::Done { older: open } = member.capture {
+        if let Capture::Done { older: open, .. } = member.capture {
             older = older.saturating_add(open);
         }
         match lacks(member, agent(&member.node)) {

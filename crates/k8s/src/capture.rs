@@ -17,6 +17,8 @@ pub enum Capture {
     Done {
         /// Connections from before that are still open, and are not in the mesh.
         older: u64,
+        /// It was captured before any of its containers ran.
+        at_start: bool,
     },
     /// It has no address yet, and nothing to capture.
     Starting,
@@ -40,7 +42,8 @@ impl Capture {
         let address = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref()).unwrap_or_default();
         match (state, out) {
             (Some("enabled"), None) if let Some(receipt) = receipt() => {
-                Self::Done { older: receipt["olderConnections"].as_u64().unwrap_or_default() }
+                let older = receipt["olderConnections"].as_u64().unwrap_or_default();
+                Self::Done { older, at_start: receipt["atStart"].as_bool().unwrap_or_default() }
             }
             _ if address.is_empty() => Self::Starting,
             (Some("enabled"), _) => Self::Unproved,
@@ -82,10 +85,12 @@ mod tests {
     #[test]
     fn only_a_receipt_proves_capture() {
         let receipt = "{\"olderConnections\": 2}";
+        let done = |older, at_start| Capture::Done { older, at_start };
         for (annotations, address, expected) in [
-            (json!({REDIRECTION: "enabled", RECEIPT: receipt}), "10.0.0.1", Capture::Done { older: 2 }),
+            (json!({REDIRECTION: "enabled", RECEIPT: receipt}), "10.0.0.1", done(2, false)),
             // The agent may be quicker than the kubelet.
-            (json!({REDIRECTION: "enabled", RECEIPT: receipt}), "", Capture::Done { older: 2 }),
+            (json!({REDIRECTION: "enabled", RECEIPT: receipt}), "", done(2, false)),
+            (json!({REDIRECTION: "enabled", RECEIPT: "{\"atStart\": true}"}), "10.0.0.1", done(0, true)),
             (json!({REDIRECTION: "enabled"}), "10.0.0.1", Capture::Unproved),
             (json!({REDIRECTION: "enabled", RECEIPT: "7"}), "10.0.0.1", Capture::Unproved),
             (json!({REDIRECTION: "enabled", RECEIPT: OUT}), "10.0.0.1", Capture::Unproved),

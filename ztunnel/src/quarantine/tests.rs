@@ -119,5 +119,8 @@ async fn an_agent_that_hangs_hears_of_who_is_cut_off_first_and_a_pass_ends_all_t
     notices.insert("shop/late".to_owned(), notice("zz", Some("shop/q"), 1));
     words.pass(&path, notices).await;
     assert!(words.0.contains_key("zz"));
-    assert!(words.0.len() > told.len() + 1 && told.iter().all(|uid| uid == "last" || words.0[uid].failures == 1), "{told:?}");
+    assert!(
+        words.0.len() > told.len() + 1 && told.iter().all(|uid| uid == "last" || words.0[uid].failures == 1),
+        "{told:?}"
+    );
 }

@@ -31,6 +31,7 @@ impl Pod {
             rules: format!("{:016x}", plan::capture(&self.facts()).fingerprint()),
             netns: self.intent.netns.as_ref()?.inode(),
             older_connections: self.older.len(),
+            at_start: self.at_start,
         })
     }
 

@@ -37,6 +37,8 @@ pub struct Intent {
     pub bypassed: Option<Bypassed>,
     /// The Quarantine for which connections older than capture end.
     pub quarantined: Option<ObjectKey>,
+    /// Since it was about to start it has been wanted captured: none of its containers runs before it is.
+    pub starting: bool,
 }
 
 /// How far a pod is, for who waits for it.

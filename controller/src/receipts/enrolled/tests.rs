@@ -71,7 +71,8 @@ fn pod(namespace: &str, name: &str, node: &str, metadata: &str) -> String {
 
 fn agent(node: &str, ready: &str) -> String {
     let status = format!("status: {{conditions: [{{type: Ready, status: '{ready}'}}], podIP");
-    pod("istio-system", &format!("agent-{node}"), node, AGENT).replace("status: {podIP", &status)
+    let pod = pod("istio-system", &format!("agent-{node}"), node, AGENT).replace("status: {podIP", &status);
+    pod.replace("spec: {", "spec: {serviceAccountName: stillmesh-cni, ")
 }
 
 fn node(name: &str, ready: &str) -> String {
@@ -176,6 +177,10 @@ fn what_no_agent_keeps_is_not_claimed() {
     world.set(&(agent("n1", "True") + &agent("n2", "True")));
     assert_eq!(world.counts("shop"), (Some(1), Some(2)));
     world.remove(Kind::Pod, "istio-system", "agent-n1");
+    assert_eq!(world.counts("shop"), (Some(0), Some(2)));
+    // Nobody else is taken for it.
+    world.set(&agent("n1", "True").replace("namespace: istio-system", "namespace: other"));
+    world.set(&agent("n1", "True").replace("serviceAccountName: stillmesh-cni", "serviceAccountName: default"));
     assert_eq!(world.counts("shop"), (Some(0), Some(2)));
     // An upgrade's next one is there before the last one is gone.
     world.set(&(agent("n1", "True") + &agent("n1", "True").replace("agent-n1", "agent-n1-next")));

@@ -53,7 +53,7 @@ pub(crate) fn standings(view: &View) -> BTreeMap<String, Standing> {
         let standing = standings.entry(namespace(object).to_owned()).or_default();
         let ending = !object["metadata"]["deletionTimestamp"].is_null();
         match (why_not, Capture::of(&pod)) {
-            (None, Capture::Done { older }) => {
+            (None, Capture::Done { older, .. }) => {
                 standing.captured += 1;
                 standing.older += older;
             }
