@@ -227,6 +227,7 @@ impl<'a> Work<'a> {
         }
         options::adapt(&mut bundle, namespace, &settings)?;
         options::remember(&mut bundle, &settings);
+        plan::refuse_without_operator(&objects, &bundle).await?;
         let before: BTreeMap<String, Value> = futures::stream::iter(bundle.objects.clone())
             .map(|object| {
                 let objects = objects.clone();

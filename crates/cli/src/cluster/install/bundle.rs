@@ -7,6 +7,8 @@ use crate::cluster::value::{label, name, namespace, text};
 
 /// What the chart renders with its default values.
 const RENDERED: &str = include_str!("../../../../../deploy/stillmesh.yaml");
+/// What it renders besides, with both, for the Prometheus operator.
+const OPERATOR: &str = include_str!("../../../../../deploy/telemetry/operator.yaml");
 /// The namespace that it is rendered for.
 pub(super) const RENDERED_NAMESPACE: &str = "stillmesh-system";
 /// Label that all of the mesh's own objects carry.
@@ -89,6 +91,11 @@ impl Bundle {
     /// What this command brings along.
     pub(crate) fn own() -> anyhow::Result<Self> {
         Self::parse("the manifest in this command", RENDERED)
+    }
+
+    /// What the Prometheus operator finds the mesh by, and its rules.
+    pub(super) fn of_operator() -> anyhow::Result<Vec<Value>> {
+        Ok(Self::parse("the manifest in this command", OPERATOR)?.objects)
     }
 
     /// Reads a rendered manifest.

@@ -27,6 +27,7 @@ enum Accepts {
     Count,
     Namespace,
     Path,
+    Label,
     OneOf(&'static [&'static str]),
 }
 
@@ -66,6 +67,9 @@ const KNOWN: &[Known] = &[
         "whether the kinds of policies, VirtualService and DestinationRule are brought along",
     ),
     known("networkPolicy.enabled", Accepts::Flag, "whether NetworkPolicies guard the mesh's own pods"),
+    known("telemetry.podMonitor", Accepts::Flag, "whether PodMonitors are there, for the Prometheus operator"),
+    known("telemetry.prometheusRule", Accepts::Flag, "whether its recording and alert rules are"),
+    known("telemetry.labels.KEY", Accepts::Label, "a label of both; a dot in KEY is written as \\."),
     known("controller.enabled", Accepts::Flag, "whether there is a controller"),
     known("controller.replicas", Accepts::Count, "how many of it"),
     known("cni.enabled", Accepts::Flag, "whether there is a node agent"),
@@ -89,14 +93,45 @@ pub(crate) fn help() -> String {
 /// A value that is set, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Setting {
-    key: &'static str,
+    key: String,
     value: String,
+}
+
+/// What the keys of labels of what is for the Prometheus operator begin with.
+const LABELS: &str = "telemetry.labels.";
+
+impl Known {
+    /// Whether this key is meant.
+    fn is(&self, key: &str) -> bool {
+        match self.accepts {
+            Accepts::Label => key.strip_prefix(LABELS).is_some_and(|label| !label.is_empty()),
+            _ => self.key == key,
+        }
+    }
+}
+
+/// Whether Kubernetes takes a label.
+fn is_label(key: &str, value: &str) -> bool {
+    let is_end = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let is_name = |text: &str| {
+        let bytes = text.as_bytes();
+        let inner = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
+        bytes.len() <= 63 && bytes.iter().all(inner) && is_end(bytes.first()) && is_end(bytes.last())
+    };
+    let (prefix, name) = key.rsplit_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    let is_domain = |text: &str| text.len() <= 253 && text.split('.').all(|part| namespace_name(part).is_ok());
+    prefix.is_none_or(is_domain) && is_name(name) && (value.is_empty() || is_name(value))
+}
+
+/// The label that a setting is, as the chart's value names it: a dot of its key is written as `\.`.
+fn label_of(setting: &Setting) -> Option<(String, &str)> {
+    Some((setting.key.strip_prefix(LABELS)?.replace("\\.", "."), setting.value.as_str()))
 }
 
 /// Reads `key=value`.
 pub(crate) fn setting(text: &str) -> Result<Setting, String> {
     let (key, value) = text.split_once('=').ok_or_else(|| format!("{text:?}: key=value is accepted"))?;
-    let known = KNOWN.iter().find(|known| known.key == key).ok_or_else(|| {
+    let known = KNOWN.iter().find(|known| known.is(key)).ok_or_else(|| {
         format!(
             "value {key:?} is not one that this command knows (`stillmesh install --help` lists them); with Helm: \
              helm install stillmesh CHART -n NAMESPACE --create-namespace --set {text}"
@@ -112,11 +147,19 @@ pub(crate) fn setting(text: &str) -> Result<Setting, String> {
         Accepts::Namespace => namespace_name(value).map(|_| ()),
         Accepts::Path if value.starts_with('/') && !value.split('/').any(|part| part == "..") => Ok(()),
         Accepts::Path => Err("an absolute path on the nodes".to_owned()),
+        // A dot that stands for itself would be a level of values.
+        Accepts::Label => {
+            let label = key.strip_prefix(LABELS).unwrap_or_default().replace("\\.", "\u{0}");
+            match !label.contains('.') && is_label(&label.replace('\u{0}', "."), value) {
+                true => Ok(()),
+                false => Err("a label of Kubernetes, dots in its key written as \\.".to_owned()),
+            }
+        }
         Accepts::OneOf(words) if words.contains(&value) => Ok(()),
         Accepts::OneOf(words) => Err(words.join(" or ")),
     };
     match accepted {
-        Ok(()) => Ok(Setting { key: known.key, value: value.to_owned() }),
+        Ok(()) => Ok(Setting { key: key.to_owned(), value: value.to_owned() }),
         Err(accepted) => Err(format!("{key}={value:?}: accepted is {accepted}")),
     }
 }
@@ -138,12 +181,13 @@ pub(crate) fn words(settings: &[Setting]) -> String {
 pub(crate) fn keep(before: &[Setting], now: &[Setting], same_version: bool) -> Vec<Setting> {
     let image = |key: &str| matches!(key, "image" | "image.repository" | "image.tag");
     let set = |key: &str| now.iter().any(|setting| setting.key == key);
-    let set_image = now.iter().any(|setting| image(setting.key));
-    let kept = before.iter().filter(|setting| !(set(setting.key) || set_image && image(setting.key)));
-    kept.filter_map(|setting| match setting.key {
+    let set_image = now.iter().any(|setting| image(&setting.key));
+    let kept = before.iter().filter(|setting| !(set(&setting.key) || set_image && image(&setting.key)));
+    kept.filter_map(|setting| match setting.key.as_str() {
         "image.tag" if !same_version => None,
         "image" if !same_version => {
-            Some(Setting { key: "image.repository", value: split_image(&setting.value).0.to_owned() })
+            let value = split_image(&setting.value).0.to_owned();
+            Some(Setting { key: "image.repository".to_owned(), value })
         }
         _ => Some(setting.clone()),
     })
@@ -188,6 +232,23 @@ pub(crate) fn adapt(bundle: &mut Bundle, mesh_namespace: &str, settings: &[Setti
     let value = |key: &str| value(settings, key);
     let flag = |key: &str, default: bool| value(key).map_or(default, |value| value == "true");
     let version = bundle.version.clone();
+    let of_operator = |object: &Value| match text(&object["kind"]) {
+        "PodMonitor" => Some("telemetry.podMonitor"),
+        "PrometheusRule" => Some("telemetry.prometheusRule"),
+        _ => None,
+    };
+    for object in Bundle::of_operator()? {
+        let is_there = bundle.objects.iter().any(|one| one["kind"] == object["kind"] && name(one) == name(&object));
+        if of_operator(&object).is_some_and(|key| flag(key, false)) && !is_there {
+            bundle.objects.push(object);
+        }
+    }
+    let labels: Vec<(String, &str)> = settings.iter().filter_map(label_of).collect();
+    for object in bundle.objects.iter_mut().filter(|object| of_operator(object).is_some()) {
+        for (key, value) in &labels {
+            object["metadata"]["labels"][key] = json!(value);
+        }
+    }
     bundle.objects.retain(|object| {
         let kind = text(&object["kind"]);
         let component = label(object, "app.kubernetes.io/name");
@@ -204,7 +265,7 @@ pub(crate) fn adapt(bundle: &mut Bundle, mesh_namespace: &str, settings: &[Setti
                 flag("cni.admissionPolicy", true)
             }
             "NetworkPolicy" => flag("networkPolicy.enabled", true),
-            _ => true,
+            _ => of_operator(object).is_none_or(|key| flag(key, true)),
         }
     });
     if !flag("webhook.enabled", true) {

@@ -70,6 +70,22 @@ pub(super) fn refuse_helm(before: &BTreeMap<String, Value>, living: &BTreeSet<Re
     }
 }
 
+/// Refuses objects for the Prometheus operator where its kinds are not there.
+pub(super) async fn refuse_without_operator(objects: &Objects, bundle: &Bundle) -> anyhow::Result<()> {
+    let definitions = Resource::new("apiextensions.k8s.io/v1", "CustomResourceDefinition");
+    for (kind, key) in [("PodMonitor", "telemetry.podMonitor"), ("PrometheusRule", "telemetry.prometheusRule")] {
+        let name = format!("{}s.monitoring.coreos.com", kind.to_lowercase());
+        if bundle.objects.iter().any(|object| object["kind"] == kind)
+            && objects.get(&definitions, "", &name).await?.is_none()
+        {
+            bail!(
+                "{key}: this cluster has no kind {kind} ({name}); install the Prometheus operator first, or set {key}=false"
+            );
+        }
+    }
+    Ok(())
+}
+
 /// Refuses a second mesh of ours in another namespace: nodes and kinds are there once.
 pub(super) async fn refuse_second(objects: &Objects, at: &str, parts: Parts) -> anyhow::Result<()> {
     if !parts.agent && !parts.tunnel {
@@ -151,6 +167,8 @@ pub(crate) fn own_kinds() -> Vec<Resource> {
         ("rbac.authorization.k8s.io/v1", "ClusterRole"),
         ("v1", "ServiceAccount"),
         ("v1", "ResourceQuota"),
+        ("monitoring.coreos.com/v1", "PodMonitor"),
+        ("monitoring.coreos.com/v1", "PrometheusRule"),
     ];
     kinds.map(|(api_version, kind)| Resource::new(api_version, kind)).to_vec()
 }
@@ -192,7 +210,7 @@ mod tests {
     #[test]
     fn every_kind_of_the_bundle_is_looked_through_when_it_goes() {
         let kinds = own_kinds();
-        for object in &Bundle::own().unwrap().objects {
+        for object in Bundle::own().unwrap().objects.iter().chain(&Bundle::of_operator().unwrap()) {
             let kind = Resource::of(object);
             let kept = matches!(kind.kind(), "Namespace" | "CustomResourceDefinition");
             assert!(kept || kinds.contains(&kind), "{}", title(object));

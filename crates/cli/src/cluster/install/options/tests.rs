@@ -149,3 +149,30 @@ fn what_was_set_is_remembered_but_for_the_image_of_another_version() {
 fn who_manages_the_objects_is_said_at_every_one() {
     assert!(adapted("m", &[]).objects.iter().all(|object| label(object, MANAGED_BY) == Some("stillmesh")));
 }
+
+#[test]
+fn what_is_for_the_prometheus_operator_is_there_when_asked_for_with_its_labels() {
+    let of_operator = |bundle: &Bundle| {
+        let kinds = ["PodMonitor", "PrometheusRule"];
+        bundle.objects.iter().filter(|one| kinds.contains(&text(&one["kind"]))).count()
+    };
+    assert_eq!(of_operator(&adapted("m", &[])), 0);
+    let labels = ["telemetry.labels.release=prom", "telemetry.labels.example\\.org/team=ops"];
+    assert_eq!(of_operator(&adapted("m", &labels)), 0);
+    let bundle = adapted("m", &[&["telemetry.podMonitor=true"], &labels[..]].concat());
+    assert_eq!(of_operator(&bundle), 2);
+    let monitor = find(&bundle, "PodMonitor", "stillmesh-waypoints");
+    assert_eq!((label(monitor, "release"), label(monitor, "example.org/team")), (Some("prom"), Some("ops")));
+    assert_eq!(monitor["metadata"]["namespace"], "m");
+    let rule = adapted("m", &["telemetry.prometheusRule=true"]);
+    assert_eq!(of_operator(&rule), 1);
+    assert!(find(&rule, "PrometheusRule", "stillmesh").to_string().contains("StillmeshNodeTunnelDown"));
+    for wrong in ["telemetry.labels.=x", "telemetry.labels.a.b=x", "telemetry.labels.a=x y", "telemetry.labels.-a=x"] {
+        assert!(setting(wrong).is_err(), "{wrong}");
+    }
+    // What was set is read again as it is.
+    let mut bundle = bundle;
+    remember(&mut bundle, &labels.map(|text| setting(text).unwrap()));
+    let noted = crate::cluster::value::annotation(find(&bundle, "DaemonSet", "ztunnel"), SETTINGS).unwrap();
+    assert_eq!(recall(noted).len(), 2, "{noted}");
+}
