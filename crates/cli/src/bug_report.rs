@@ -1,8 +1,9 @@
-//! `stillmesh bug-report`: one archive with what is needed to understand a mesh. [`gather`] fetches, [`redact`] cuts what must not be
-//! told, [`archive`] packs. What could not be fetched is listed in it and on the screen.
+//! `stillmesh bug-report`: one archive with what is needed to understand a mesh. [`gather`] fetches, [`objects`] those of the API
+//! server, [`redact`] cuts what must not be told, [`archive`] packs. What could not be fetched is listed in it and on the screen.
 
 mod archive;
 mod gather;
+mod objects;
 mod redact;
 #[cfg(test)]
 mod tests;
@@ -22,7 +23,7 @@ use tokio::time::Instant;
 use crate::cluster::args::{MeshNamespace, WhichMesh, duration};
 use crate::output::{line, note};
 use crate::why::place::Place;
-use archive::Archive;
+use archive::{Archive, Packed};
 use gather::{Gatherer, Scope};
 
 /// Ended by a signal, as shells tell it.
@@ -95,21 +96,21 @@ pub(crate) async fn run(args: &BugReport) -> anyhow::Result<ExitCode> {
             gatherer.plan().await?.iter().for_each(|path| line(path));
             return Ok(None);
         }
-        gatherer.gather().await.map(Some)
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        gatherer.gather(Archive::new(now)).await.map(Some)
     };
     let gathered = tokio::select! {
         made = made => made?,
         () = stopped(&mut signals) => return Ok(interrupted()),
     };
     let Some((archive, missing)) = gathered else { return Ok(ExitCode::SUCCESS) };
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let packed = archive.packed(now).context("packing")?;
+    let packed = archive.finish().context("packing")?;
     // While it was packed nobody looked.
     if stopped(&mut signals).now_or_never().is_some() {
         return Ok(interrupted());
     }
-    archive::write(&packed, &args.output)?;
-    Ok(tell(args, &archive, packed.len(), &missing))
+    archive::write(&packed.content, &args.output)?;
+    Ok(tell(args, &packed, &missing))
 }
 
 /// Until one of these signals comes.
@@ -139,12 +140,13 @@ fn scope(args: &BugReport) -> anyhow::Result<Scope> {
     })
 }
 
-fn tell(args: &BugReport, archive: &Archive, packed: usize, missing: &[String]) -> ExitCode {
+fn tell(args: &BugReport, packed: &Packed, missing: &[String]) -> ExitCode {
     missing.iter().for_each(|one| note(&format!("missing: {one}")));
-    let (files, bytes) = archive.size();
+    let Packed { content, files, bytes } = packed;
     line(&format!(
-        "{}: {files} files, {packed} bytes ({bytes} unpacked); look into it before you pass it on",
-        args.output.display()
+        "{}: {files} files, {} bytes ({bytes} unpacked); look into it before you pass it on",
+        args.output.display(),
+        content.len()
     ));
     if missing.is_empty() {
         return ExitCode::SUCCESS;

@@ -1,4 +1,5 @@
-//! The archive: files in memory, within bounds, then written at once. Nothing is left where that does not succeed.
+//! The archive: each file is packed as it comes, within bounds; all of it is then written at once. Nothing is left where that does
+//! not succeed.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -16,11 +17,23 @@ const LAST: usize = 1 << 20;
 /// The folder in the archive.
 const ROOT: &str = "bug-report";
 
-/// Files of an archive.
-#[derive(Debug, Default)]
+/// Files, packed.
 pub(super) struct Archive {
-    files: Vec<(String, Vec<u8>)>,
+    tar: tar::Builder<GzEncoder<Vec<u8>>>,
+    /// When it is made, seconds of Unix.
+    now: u64,
+    files: usize,
     bytes: usize,
+}
+
+/// An archive that is whole.
+pub(super) struct Packed {
+    /// A `.tar.gz`.
+    pub(super) content: Vec<u8>,
+    /// How many files there are.
+    pub(super) files: usize,
+    /// Their bytes.
+    pub(super) bytes: usize,
 }
 
 /// Which end of a file is kept where it is too long.
@@ -33,17 +46,23 @@ pub(super) enum Keep {
 }
 
 impl Archive {
+    /// None yet.
+    pub(super) fn new(now: u64) -> Self {
+        let tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::default()));
+        Self { tar, now, files: 0, bytes: 0 }
+    }
+
     /// Adds a file. Says what of it was left out, if anything.
-    pub(super) fn add(&mut self, path: &str, content: String, keep: Keep) -> Option<String> {
+    pub(super) fn add(&mut self, path: &str, content: String, keep: Keep) -> std::io::Result<Option<String>> {
         self.put(path, content, keep, FILE.min(WHOLE.saturating_sub(self.bytes)))
     }
 
     /// Adds a file that says what is in the others: there is room for its first part, however much they are.
-    pub(super) fn add_last(&mut self, path: &str, content: String) {
-        self.put(path, content, Keep::Head, LAST);
+    pub(super) fn add_last(&mut self, path: &str, content: String) -> std::io::Result<()> {
+        self.put(path, content, Keep::Head, LAST).map(drop)
     }
 
-    fn put(&mut self, path: &str, mut content: String, keep: Keep, room: usize) -> Option<String> {
+    fn put(&mut self, path: &str, mut content: String, keep: Keep, room: usize) -> std::io::Result<Option<String>> {
         let whole = content.len();
         if whole > room {
             match keep {
@@ -51,28 +70,19 @@ impl Archive {
                 Keep::Tail => drop(content.drain(..content.ceil_char_boundary(whole - room))),
             }
         }
-        self.bytes += content.len();
-        self.files.push((path.to_owned(), content.into_bytes()));
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o600);
+        header.set_mtime(self.now);
+        self.tar.append_data(&mut header, format!("{ROOT}/{path}"), content.as_bytes())?;
+        (self.files, self.bytes) = (self.files + 1, self.bytes + content.len());
         let kept = if keep == Keep::Head { "first" } else { "last" };
-        (whole > room).then(|| format!("only the {kept} {room} of {whole} bytes are kept"))
+        Ok((whole > room).then(|| format!("only the {kept} {room} of {whole} bytes are kept")))
     }
 
-    /// How many files there are, and their bytes.
-    pub(super) fn size(&self) -> (usize, usize) {
-        (self.files.len(), self.bytes)
-    }
-
-    /// The bytes of a `.tar.gz`.
-    pub(super) fn packed(&self, now: u64) -> std::io::Result<Vec<u8>> {
-        let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::default()));
-        for (path, content) in &self.files {
-            let mut header = tar::Header::new_gnu();
-            header.set_size(content.len() as u64);
-            header.set_mode(0o600);
-            header.set_mtime(now);
-            tar.append_data(&mut header, format!("{ROOT}/{path}"), content.as_slice())?;
-        }
-        tar.into_inner()?.finish()
+    /// The whole.
+    pub(super) fn finish(self) -> std::io::Result<Packed> {
+        Ok(Packed { content: self.tar.into_inner()?.finish()?, files: self.files, bytes: self.bytes })
     }
 }
 
@@ -102,14 +112,16 @@ mod tests {
 
     #[test]
     fn files_are_within_bounds_and_come_back_whole() {
-        let mut archive = Archive::default();
-        assert_eq!(archive.add("a/b.txt", "hello".to_owned(), Keep::Head), None);
+        let mut archive = Archive::new(1);
+        assert_eq!(archive.add("a/b.txt", "hello".to_owned(), Keep::Head).unwrap(), None);
         let long = format!("{}end", "x".repeat(FILE));
-        assert!(archive.add("log", long, Keep::Tail).is_some_and(|said| said.contains("the last")));
+        assert!(archive.add("log", long, Keep::Tail).unwrap().is_some_and(|said| said.contains("the last")));
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("out.tar.gz");
         std::fs::write(&file, "before").unwrap();
-        write(&archive.packed(1).unwrap(), &file).unwrap();
+        let packed = archive.finish().unwrap();
+        assert_eq!((packed.files, packed.bytes), (2, FILE + 5));
+        write(&packed.content, &file).unwrap();
         let packed = std::fs::File::open(&file).unwrap();
         let mut found = Vec::new();
         for entry in tar::Archive::new(flate2::read::GzDecoder::new(packed)).entries().unwrap() {

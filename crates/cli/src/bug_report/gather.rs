@@ -1,10 +1,9 @@
 //! Fetches the parts of a report, a few at a time, each within its time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use futures::StreamExt as _;
 use futures::future::join_all;
 use http::Method;
 use k8s_openapi::api::core::v1::Pod;
@@ -17,11 +16,12 @@ use stillmesh_records::Query;
 use tokio::time::{Instant, timeout_at};
 
 use super::archive::{Archive, FILE, Keep};
+use super::objects::{Files, Reading};
 use super::redact::Redactor;
 use crate::analyze::message::fits;
 use crate::cluster::access::within;
 use crate::cluster::args::Report;
-use crate::cluster::objects::{Objects, Resource};
+use crate::cluster::objects::{Objects, Pages, Resource};
 use crate::cluster::value::{label, list, name, namespace, text};
 use crate::cluster::{check, version};
 use crate::machine::control;
@@ -49,6 +49,9 @@ const MORE: [(&str, &str); 10] = [
     ("admissionregistration.k8s.io/v1", "ValidatingWebhookConfiguration"),
     ("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration"),
 ];
+
+/// Kinds whose objects have environment variables.
+const WITH_VARIABLES: [&str; 4] = ["Pod", "Deployment", "DaemonSet", "StatefulSet"];
 
 /// Objects of these kinds are only of use where the mesh itself is.
 const OWN_ONLY: [&str; 2] = ["ConfigMap", "Lease"];
@@ -109,43 +112,68 @@ impl Gatherer {
 
     /// What would be fetched.
     pub(super) async fn plan(&self) -> anyhow::Result<Vec<String>> {
-        let namespaces = self.list("v1", "Namespace").await?;
-        let names = namespaces.iter().map(name).filter(|name| self.scope.takes(name));
-        let mut paths: Vec<String> = names
-            .map(|name| {
+        let mut paths = Vec::new();
+        self.each(&["v1"], "Namespace", |page| {
+            let names = page.iter().map(name).filter(|name| self.scope.takes(name));
+            paths.extend(names.map(|name| {
                 format!("objects/{name}/ (kinds of Kubernetes, the Gateway API, Istio and the mesh; no Secrets)")
-            })
-            .collect();
+            }));
+            Ok(())
+        })
+        .await?;
         paths.push("objects/_cluster/".to_owned());
-        let pods = self.list("v1", "Pod").await?;
+        let mut pods = Vec::new();
+        self.each(&["v1"], "Pod", |page| {
+            pods.extend(page.into_iter().filter(|pod| kind_of(pod).is_some()));
+            Ok(())
+        })
+        .await?;
         paths.extend(self.parts(&pods).into_iter().map(|(path, _)| path));
         Ok(paths)
     }
 
-    /// Fetches all.
-    pub(super) async fn gather(&self) -> anyhow::Result<Gathered> {
-        let (mut archive, mut missing, mut redactor) = (Archive::default(), Vec::new(), Redactor::new()?);
+    /// Fetches all. Of the objects one kind is in memory at a time, within bounds.
+    pub(super) async fn gather(&self, mut archive: Archive) -> anyhow::Result<Gathered> {
+        let (mut missing, mut redactor) = (Vec::new(), Redactor::new()?);
         note("reading objects ...");
-        let mut objects: Vec<(String, Vec<Value>)> = Vec::new();
-        let mut answers = futures::stream::iter(self.kinds())
-            .map(|(versions, kind)| async move { (kind, self.timed(self.first_of(&versions, kind)).await) })
-            .buffered(AT_ONCE);
-        while let Some((kind, answer)) = answers.next().await {
-            match answer {
-                Ok(all) => objects.push((kind.to_owned(), all)),
-                Err(error) => missing.push(redactor.text(&format!("objects of kind {kind}: {error:#}"))),
+        let mut kinds = self.kinds();
+        // What is a secret anywhere is cut everywhere: whoever has variables is read first, for that alone.
+        let mut unread = BTreeSet::new();
+        for (versions, kind) in kinds.iter().filter(|(_, kind)| WITH_VARIABLES.contains(kind)) {
+            let learnt = self.each(versions, kind, |page| {
+                page.iter().for_each(|object| redactor.learn(object));
+                Ok(())
+            });
+            if let Err(error) = learnt.await {
+                missing.push(redactor.text(&format!("objects of kind {kind}: {error:#}")));
+                unread.insert(*kind);
             }
         }
-        drop(answers);
-        if let Some((_, namespaces)) = objects.iter().find(|(kind, _)| kind == "Namespace") {
-            let is_meant = |pattern: &String| namespaces.iter().any(|one| fits(pattern, name(one)));
-            let vain = self.scope.include.iter().filter(|pattern| !is_meant(pattern));
-            missing.extend(vain.map(|pattern| format!("--include {pattern}: there is no such namespace")));
+        kinds.retain(|(_, kind)| !unread.contains(kind));
+        let (mut pods, mut vain) = (Vec::new(), self.scope.include.clone());
+        for (versions, kind) in kinds {
+            let mut files = Files::default();
+            let read = self.each(&versions, kind, |page| {
+                for object in page {
+                    if kind == "Namespace" {
+                        vain.retain(|pattern| !fits(pattern, name(&object)));
+                    }
+                    if kind == "Pod" && kind_of(&object).is_some() {
+                        pods.push(object.clone());
+                    }
+                    redactor.learn(&object);
+                    self.add_object(kind, object, &redactor, &mut files)?;
+                }
+                Ok(())
+            });
+            match read.await {
+                Ok(()) if kind == "Namespace" => missing
+                    .extend(vain.iter().map(|pattern| format!("--include {pattern}: there is no such namespace"))),
+                Ok(()) => {}
+                Err(error) => missing.push(redactor.text(&format!("objects of kind {kind}: {error:#}"))),
+            }
+            missing.extend(files.pack(kind, &mut archive)?);
         }
-        objects.iter().flat_map(|(_, all)| all).for_each(|object| redactor.learn(object));
-        let pods: Vec<Value> =
-            objects.iter().find(|(kind, _)| kind == "Pod").map(|(_, all)| all.clone()).unwrap_or_default();
-        self.add_objects(objects, &redactor, &mut archive, &mut missing)?;
         let parts = self.parts(&pods);
         note(&format!("reading {} logs, dumps and pages of the mesh's own pods ...", parts.len()));
         for some in parts.chunks(AT_ONCE) {
@@ -155,7 +183,7 @@ impl Gatherer {
                 let keep = if matches!(part, Part::Log { .. }) { Keep::Tail } else { Keep::Head };
                 match answer.and_then(|bytes| written(&redactor, path, &bytes)) {
                     Ok(content) => {
-                        let cut = archive.add(path, content, keep);
+                        let cut = archive.add(path, content, keep)?;
                         missing.extend(cut.map(|cut| format!("{path}: {cut}")));
                     }
                     Err(error) => missing.push(redactor.text(&format!("{path}: {error:#}"))),
@@ -169,9 +197,9 @@ impl Gatherer {
                 own - MOST_PODS
             ));
         }
-        archive.add_last("versions.yaml", Report::Yaml.of(&version::report(&self.versioned(&pods)))?);
-        archive.add_last("report.yaml", Report::Yaml.of(&self.about(&missing))?);
-        archive.add_last("missing.txt", missing.join("\n"));
+        archive.add_last("versions.yaml", Report::Yaml.of(&version::report(&self.versioned(&pods)))?)?;
+        archive.add_last("report.yaml", Report::Yaml.of(&self.about(&missing))?)?;
+        archive.add_last("missing.txt", missing.join("\n"))?;
         Ok((archive, missing))
     }
 
@@ -208,70 +236,63 @@ impl Gatherer {
         kinds
     }
 
-    /// Objects of a kind, in the first version in which there are any.
-    async fn first_of(&self, versions: &[&str], kind: &str) -> anyhow::Result<Vec<Value>> {
+    /// Takes the objects of a kind page by page, in the first version in which there are any; each page within the time of a part.
+    async fn each(
+        &self,
+        versions: &[&str],
+        kind: &str,
+        mut take: impl FnMut(Vec<Value>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         for version in versions {
-            let found = self.list(version, kind).await?;
-            if !found.is_empty() {
-                return Ok(found);
+            let mut reading = self.timed(self.reading(version, kind)).await?;
+            let mut is_there = false;
+            while let Some(page) = self.timed(reading.next()).await? {
+                is_there |= !page.is_empty();
+                take(page)?;
+            }
+            if is_there {
+                break;
             }
         }
-        Ok(Vec::new())
+        Ok(())
     }
 
-    async fn list(&self, version: &str, kind: &str) -> anyhow::Result<Vec<Value>> {
+    async fn reading(&self, version: &str, kind: &str) -> anyhow::Result<Reading> {
         match &self.place {
-            Place::Here { mesh } => control::objects(mesh, kind, "").await,
-            Place::Cluster { objects } => self.list_in(objects, &Resource::new(version, kind)).await,
+            Place::Here { mesh } => Ok(Reading::Whole(Some(control::objects(mesh, kind, "").await?))),
+            Place::Cluster { objects } => Ok(Reading::Paged(self.lists(objects, &Resource::new(version, kind)))),
             Place::Objects(_) => bail!("manifests have no mesh that runs"),
         }
     }
 
     /// Everywhere, or in the namespaces that are named: who may not see all may see these.
-    async fn list_in(&self, objects: &Objects, resource: &Resource) -> anyhow::Result<Vec<Value>> {
+    fn lists(&self, objects: &Objects, resource: &Resource) -> Vec<Pages> {
         let is_namespaced = Kind::named(resource.kind())
             .map_or_else(|| !resource.kind().ends_with("WebhookConfiguration"), Kind::namespaced);
         let are_names = !self.scope.include.is_empty() && self.scope.include.iter().all(|one| !one.contains('*'));
         let is_own = OWN_ONLY.contains(&resource.kind());
         if !is_namespaced || !(are_names || is_own) {
-            return objects.list(resource, "", "").await;
+            return vec![objects.pages(resource, "", "")];
         }
         let own = [self.scope.mesh_namespace.as_str(), ROOT];
         let named = self.scope.include.iter().filter(|_| !is_own).map(String::as_str);
         let all: BTreeSet<&str> = named.chain(own).collect();
-        let mut found = Vec::new();
-        for namespace in all {
-            found.extend(objects.list(resource, namespace, "").await?);
-        }
-        Ok(found)
+        all.into_iter().map(|namespace| objects.pages(resource, namespace, "")).collect()
     }
 
-    fn add_objects(
-        &self,
-        objects: Vec<(String, Vec<Value>)>,
-        redactor: &Redactor,
-        archive: &mut Archive,
-        missing: &mut Vec<String>,
-    ) -> anyhow::Result<()> {
-        let mut files: BTreeMap<String, Vec<Value>> = BTreeMap::new();
-        for (kind, all) in objects {
-            for mut object in all {
-                let place = if kind == "Namespace" { name(&object) } else { namespace(&object) };
-                if self.scope.takes_kind(&kind, place) {
-                    let folder = match namespace(&object) {
-                        "" => "_cluster",
-                        namespace => namespace,
-                    };
-                    let path = format!("objects/{folder}/{kind}.yaml");
-                    redactor.value(&mut object);
-                    files.entry(path).or_default().push(object);
-                }
-            }
+    /// Cuts an object, and takes it into its file, where it is meant.
+    fn add_object(&self, kind: &str, mut object: Value, redactor: &Redactor, files: &mut Files) -> anyhow::Result<()> {
+        let place = if kind == "Namespace" { name(&object) } else { namespace(&object) };
+        if !self.scope.takes_kind(kind, place) {
+            return Ok(());
         }
-        for (path, all) in files {
-            let cut = archive.add(&path, Report::Yaml.of(&all)?, Keep::Head);
-            missing.extend(cut.map(|cut| format!("{path}: {cut}")));
-        }
+        let folder = match namespace(&object) {
+            "" => "_cluster",
+            namespace => namespace,
+        };
+        let path = format!("objects/{folder}/{kind}.yaml");
+        redactor.value(&mut object);
+        files.add(path, &Report::Yaml.of(&[object])?);
         Ok(())
     }
 

@@ -1,8 +1,16 @@
+use std::collections::BTreeMap;
+use std::io::Read as _;
+
 use serde_json::{Value, json};
 
-use super::gather::Scope;
+use super::archive::Archive;
+use super::gather::{Gatherer, Scope};
 use super::redact::{CUT, Redactor};
 use crate::analyze::message::fits;
+use crate::cluster::access::reach;
+use crate::cluster::fake::{self, ApiServer};
+use crate::cluster::objects::Objects;
+use crate::why::place::Place;
 
 fn redactor() -> Redactor {
     Redactor::new().unwrap()
@@ -166,4 +174,50 @@ fn what_is_no_object_is_left_as_it_is() {
     let mut value = json!({"automountServiceAccountToken": true, "count": 7, "nothing": null});
     redactor().value(&mut value);
     assert_eq!(value, json!({"automountServiceAccountToken": true, "count": 7, "nothing": Value::Null}));
+}
+
+#[tokio::test]
+async fn objects_are_read_page_by_page_and_what_is_secret_in_the_last_is_cut_in_the_first() {
+    let pod = |name: &str, more: serde_json::Value| json!({"metadata": {"name": name, "namespace": "shop", "annotations": {"note": "it said correct-horse"}}, "spec": more});
+    let variable = json!({"containers": [{"env": [{"name": "DB_PASSWORD", "value": "correct-horse"}]}]});
+    let namespaces = [json!({"metadata": {"name": "shop"}}), json!({"metadata": {"name": "other"}})];
+    let server = ApiServer::start(move |path, query| match path {
+        "/api/v1/namespaces" => Some(fake::list(&namespaces)),
+        "/api/v1/pods" if query.contains("continue=second") => Some(fake::list(&[pod("b", variable.clone())])),
+        "/api/v1/pods" => Some((
+            200,
+            json!({"metadata": {"continue": "second"}, "items": [pod("a", json!({})), pod("c", json!({}))]}),
+        )),
+        "/api/v1/services" => Some(fake::forbidden("services")),
+        _ => None,
+    })
+    .await
+    .unwrap();
+    let place = Place::Cluster { objects: Objects::new(reach(&server.access()).await.unwrap().client()) };
+    let scope = Scope {
+        include: vec!["sh*".to_owned(), "none-*".to_owned()],
+        exclude: Vec::new(),
+        mesh_namespace: "mesh".to_owned(),
+        since: std::time::Duration::from_secs(60),
+    };
+    let gatherer = Gatherer::new(place, scope, tokio::time::Instant::now() + std::time::Duration::from_secs(300));
+    let (archive, missing) = gatherer.gather(Archive::new(1)).await.unwrap();
+    assert!(missing.iter().any(|one| one.starts_with("objects of kind Service: ")), "{missing:?}");
+    assert!(missing.contains(&"--include none-*: there is no such namespace".to_owned()), "{missing:?}");
+    let packed = archive.finish().unwrap().content;
+    let mut files = BTreeMap::new();
+    for entry in tar::Archive::new(flate2::read::GzDecoder::new(packed.as_slice())).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let mut content = String::new();
+        entry.read_to_string(&mut content).unwrap();
+        files.insert(entry.path().unwrap().display().to_string(), content);
+    }
+    let pods: Vec<Value> = serde_saphyr::from_str(&files["bug-report/objects/shop/Pod.yaml"]).unwrap();
+    let names: Vec<&str> = pods.iter().filter_map(|pod| pod["metadata"]["name"].as_str()).collect();
+    assert_eq!(names, ["a", "c", "b"], "one list of all pages");
+    assert!(files.values().all(|content| !content.contains("correct-horse")), "{files:?}");
+    assert!(
+        files.contains_key("bug-report/objects/_cluster/Namespace.yaml")
+            && files.contains_key("bug-report/missing.txt")
+    );
 }

@@ -88,27 +88,18 @@ impl Objects {
 
     /// The objects of a kind, in a namespace or everywhere; none where there is no such kind.
     pub(crate) async fn list(&self, resource: &Resource, namespace: &str, labels: &str) -> anyhow::Result<Vec<Value>> {
-        let api = self.api(resource, namespace);
+        let mut pages = self.pages(resource, namespace, labels);
         let mut all = Vec::new();
-        let mut params = ListParams::default().labels(labels).limit(PAGE);
-        loop {
-            let listed = async {
-                match api.list(&params).await {
-                    Err(error) if is_absent(&error) => Ok(None),
-                    other => other.map(Some),
-                }
-            };
-            let Some(page) = within(&format!("listing objects of kind {}", resource.kind), listed).await? else {
-                return Ok(Vec::new());
-            };
-            for object in page.items {
-                all.push(self.typed(object, resource)?);
-            }
-            match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => params = params.continue_token(&token),
-                None => return Ok(all),
-            }
+        while let Some(page) = pages.next().await? {
+            all.extend(page);
         }
+        Ok(all)
+    }
+
+    /// As [`Objects::list`], some at a time.
+    pub(crate) fn pages(&self, resource: &Resource, namespace: &str, labels: &str) -> Pages {
+        let params = ListParams::default().labels(labels).limit(PAGE);
+        Pages { api: self.api(resource, namespace), resource: resource.clone(), params, is_done: false }
     }
 
     /// Applies an object. The error is the server's own, so that the caller may tell a conflict.
@@ -158,17 +149,50 @@ impl Objects {
         let params = ListParams::default().fields(&format!("metadata.name={name}"));
         let api = self.api(resource, "");
         let list = within(&format!("listing objects of kind {}", resource.kind), api.list(&params)).await?;
-        list.items.into_iter().map(|object| self.typed(object, resource)).collect()
+        list.items.into_iter().map(|object| typed(object, resource)).collect()
     }
+}
 
-    /// An object of a list, which does not say of each what it is.
-    fn typed(&self, mut object: DynamicObject, resource: &Resource) -> anyhow::Result<Value> {
-        object.types.get_or_insert_with(|| kube::api::TypeMeta {
-            api_version: resource.api_version.clone(),
-            kind: resource.kind.clone(),
-        });
-        value(&object)
+/// The objects of a kind, page by page.
+pub(crate) struct Pages {
+    api: Api<DynamicObject>,
+    resource: Resource,
+    params: ListParams,
+    is_done: bool,
+}
+
+impl Pages {
+    /// The next of them, at most 500; `None` where all have been.
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Vec<Value>>> {
+        if self.is_done {
+            return Ok(None);
+        }
+        let listed = async {
+            match self.api.list(&self.params).await {
+                Err(error) if is_absent(&error) => Ok(None),
+                other => other.map(Some),
+            }
+        };
+        let page = within(&format!("listing objects of kind {}", self.resource.kind), listed).await?;
+        let Some(page) = page else {
+            self.is_done = true;
+            return Ok(None);
+        };
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => self.params = self.params.clone().continue_token(&token),
+            None => self.is_done = true,
+        }
+        page.items.into_iter().map(|object| typed(object, &self.resource)).collect::<Result<_, _>>().map(Some)
     }
+}
+
+/// An object of a list, which does not say of each what it is.
+fn typed(mut object: DynamicObject, resource: &Resource) -> anyhow::Result<Value> {
+    object.types.get_or_insert_with(|| kube::api::TypeMeta {
+        api_version: resource.api_version.clone(),
+        kind: resource.kind.clone(),
+    });
+    value(&object)
 }
 
 fn place(namespace: &str, name: &str) -> String {
