@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::mesh::{Mesh, text, wait};
+use crate::mesh::{Scraped, text, wait};
 use crate::scene;
 
 const DENIED: usize = 90;
@@ -13,7 +13,7 @@ fn firing(name: &str) -> String {
     format!("ALERTS{{alertname=\"{name}\",alertstate=\"firing\"}}")
 }
 
-fn silent(mesh: &Mesh, names: &[&str]) -> Result<()> {
+fn silent(mesh: &Scraped, names: &[&str]) -> Result<()> {
     for name in names {
         ensure!(mesh.query(&firing(name))?.is_empty(), "{name} fires without reason");
     }
@@ -21,7 +21,7 @@ fn silent(mesh: &Mesh, names: &[&str]) -> Result<()> {
 }
 
 /// Waits until an alert fires, its reason brought about again and again.
-fn fires(mesh: &Mesh, name: &str, mut reason: impl FnMut() -> Result<()>) -> Result<()> {
+fn fires(mesh: &Scraped, name: &str, mut reason: impl FnMut() -> Result<()>) -> Result<()> {
     let came = wait(|| {
         reason()?;
         Ok(!mesh.query(&firing(name))?.is_empty())
@@ -32,7 +32,7 @@ fn fires(mesh: &Mesh, name: &str, mut reason: impl FnMut() -> Result<()>) -> Res
 }
 
 /// Of connections and requests: refused, slow, failed.
-pub fn of_traffic(mesh: &Mesh) -> Result<()> {
+pub fn of_traffic(mesh: &Scraped) -> Result<()> {
     silent(mesh, &["StillmeshDenials", "StillmeshLatency", "StillmeshErrors", "StillmeshRootExpires"])?;
     // How many of so many tries were refused.
     let denied = |times: usize| -> Result<usize> {
@@ -63,7 +63,7 @@ pub fn of_traffic(mesh: &Mesh) -> Result<()> {
 
 /// Of the mesh itself: certificates that are not renewed, a node that refuses its configuration, a tunnel that has used up what it may,
 /// one that is down.
-pub fn of_the_mesh(mesh: &Mesh) -> Result<()> {
+pub fn of_the_mesh(mesh: &Scraped) -> Result<()> {
     silent(mesh, &["StillmeshXdsRejects", "StillmeshSaturation", "StillmeshNodeTunnelDown"])?;
     // The mesh is told to issue for less than the alert's three hours.
     fires(mesh, "StillmeshCertificatesNotRenewed", || Ok(()))?;
@@ -85,7 +85,7 @@ pub fn of_the_mesh(mesh: &Mesh) -> Result<()> {
 const TUNNEL: &str = "ztunnel-node2";
 
 /// How many files the tunnel may have open: in its own PID namespace process 1 is our init and 2 the program.
-fn limit(mesh: &Mesh, files: f64) -> Result<()> {
+fn limit(mesh: &Scraped, files: f64) -> Result<()> {
     let soft = format!("--nofile={}:", files as u64);
     let set = mesh.exec("istio-system", TUNNEL, &["prlimit", "--pid", "2", &soft])?;
     ensure!(set.status.success(), "prlimit {soft}:\n{}", text(&set));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
-use crate::mesh::{Mesh, wait_for};
+use crate::mesh::{Scraped, wait_for};
 
 /// Metrics of what this mesh has none of: nobody checks objects before they are written, nothing speaks gRPC, nothing is refused but by
 /// policy. Queries about them must parse, and give nothing.
@@ -28,7 +28,7 @@ const SCRAPES: Duration = Duration::from_secs(15);
 type Query = (String, String);
 
 /// Asks them all.
-pub fn ask(mesh: &Mesh, deploy: &Path) -> Result<()> {
+pub fn ask(mesh: &Scraped, deploy: &Path) -> Result<()> {
     let mut files: Vec<_> = fs::read_dir(deploy.join("telemetry/dashboards"))?.collect::<Result<_, _>>()?;
     files.sort_by_key(fs::DirEntry::path);
     ensure!(files.len() == 4, "{} dashboards", files.len());

@@ -1,6 +1,7 @@
-//! A mesh of one machine with a Prometheus in one of its pods.
+//! A mesh of one machine, and one with a Prometheus in one of its pods.
 
 use std::fs;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
@@ -15,7 +16,6 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// The mesh; taken down when dropped.
 pub struct Mesh {
     stillmesh: PathBuf,
-    promtool: PathBuf,
     name: String,
     /// What the mesh and its pods share with the test.
     pub dir: tempfile::TempDir,
@@ -23,8 +23,13 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// Starts one on these manifests and waits until all pods are ready.
-    pub fn start(stillmesh: &Path, promtool: &Path, dir: tempfile::TempDir, manifests: &str) -> Result<Self> {
+    /// Starts one on these manifests, with these variables in its environment, and waits until all pods are ready.
+    pub fn start(
+        stillmesh: &Path,
+        dir: tempfile::TempDir,
+        manifests: &str,
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
         let name = format!("telemetry-{}", std::process::id());
         let at = dir.path().join("manifests");
         fs::create_dir(&at)?;
@@ -35,12 +40,13 @@ impl Mesh {
             .arg(&at)
             // Certificates for less than an alert's three hours.
             .args(["--name", &name, "--nodes", "2", "--secret-ttl", "2h"])
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
             .context("stillmesh does not start")?;
-        let mesh = Self { stillmesh: stillmesh.to_owned(), promtool: promtool.to_owned(), name, dir, up };
+        let mesh = Self { stillmesh: stillmesh.to_owned(), name, dir, up };
         let waited = mesh.command(&["status", "--wait", "120"], &[])?;
         ensure!(waited.status.success(), "not ready:\n{}\nup said:\n{}", text(&waited), mesh.said());
         Ok(mesh)
@@ -49,6 +55,14 @@ impl Mesh {
     /// What `up` has printed.
     pub fn said(&self) -> String {
         fs::read_to_string(self.dir.path().join("up.log")).unwrap_or_default()
+    }
+
+    /// What came of a test; where it failed, prints what `up` has.
+    pub fn said_when_failed(&self, ended: Result<()>) -> Result<()> {
+        if ended.is_err() {
+            println!("--- up said:\n{}", self.said());
+        }
+        ended
     }
 
     /// Writes a manifest.
@@ -72,7 +86,8 @@ impl Mesh {
         command
     }
 
-    fn command(&self, arguments: &[&str], argv: &[&str]) -> Result<Output> {
+    /// Runs a command of `stillmesh`, with a program of a pod where there is one.
+    pub fn command(&self, arguments: &[&str], argv: &[&str]) -> Result<Output> {
         self.prepare(arguments, argv).output().with_context(|| format!("{arguments:?}"))
     }
 
@@ -94,7 +109,23 @@ impl Mesh {
         let list: Value = serde_json::from_slice(&output.stdout)?;
         Ok(list["items"].as_array().cloned().unwrap_or_default())
     }
+}
 
+/// A mesh with a Prometheus.
+pub struct Scraped {
+    pub mesh: Mesh,
+    pub promtool: PathBuf,
+}
+
+impl Deref for Scraped {
+    type Target = Mesh;
+
+    fn deref(&self) -> &Mesh {
+        &self.mesh
+    }
+}
+
+impl Scraped {
     /// What Prometheus answers to a query now: labels and value of each series.
     pub fn query(&self, expression: &str) -> Result<Vec<(Value, f64)>> {
         let promtool = self.promtool.to_string_lossy();

@@ -211,3 +211,74 @@ spec:
   terminationGracePeriodSeconds: 1
   containers: [{name: main, command: [sleep, infinity]}]
 ";
+
+/// A shop with a waypoint, and a collector beside it, started by a script `collector.sh` of this folder. Clients say what is traced;
+/// the collector hears of `warm` over HTTP, of everything else over gRPC. Everything is logged.
+pub fn collected(dir: &Path) -> String {
+    SHOP.to_owned() + &COLLECTED.replace("DIR", &dir.display().to_string())
+}
+
+const COLLECTED: &str = "
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: observability, labels: {istio.io/dataplane-mode: ambient}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: collector, namespace: observability, labels: {app: collector}}
+spec:
+  nodeName: node2
+  terminationGracePeriodSeconds: 5
+  containers:
+  - name: collector
+    command: [sh, DIR/collector.sh]
+    readinessProbe: {tcpSocket: {port: 4317}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: collector, namespace: observability}
+spec:
+  selector: {app: collector}
+  ports: [{name: grpc-otlp, port: 4317}, {name: http-otlp, port: 4318}]
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data:
+  mesh: |
+    extensionProviders:
+    - name: grpc
+      opentelemetry: {service: collector.observability.svc.cluster.local, port: 4317}
+    - name: http
+      opentelemetry: {service: collector.observability.svc.cluster.local, port: 4318, http: {path: /v1/traces}}
+    - name: logs
+      envoyOtelAls:
+        service: collector.observability.svc.cluster.local
+        port: 4317
+        logName: shop
+        logFormat:
+          labels: {path: '%REQ(:PATH)%', code: '%RESPONSE_CODE%'}
+---
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: mesh, namespace: istio-system}
+spec:
+  tracing:
+  - providers: [{name: grpc}]
+    randomSamplingPercentage: 0
+    customTags:
+      team: {literal: {value: shop}}
+      tenant: {header: {name: x-tenant, defaultValue: none}}
+  accessLogging:
+  - providers: [{name: logs}]
+---
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: warm, namespace: shop}
+spec:
+  targetRefs: [{group: '', kind: Service, name: warm}]
+  tracing:
+  - providers: [{name: http}]
+    randomSamplingPercentage: 0
+";

@@ -47,6 +47,8 @@ fn of_client(trace: u128) -> u64 {
 pub struct Hops {
     exporter: Exporter,
     percent: u8,
+    /// The collector's name or address.
+    collector: String,
 }
 
 impl Hops {
@@ -56,7 +58,7 @@ impl Hops {
         let (exporter, batches) = queue(move || {
             metrics.spans_lost.inc();
         });
-        ledger.tell_hops(Self { exporter, percent: told.percent });
+        ledger.tell_hops(Self { exporter, percent: told.percent, collector: told.host.clone() });
         batches
     }
 
@@ -65,10 +67,11 @@ impl Hops {
         trace != 0 && trace % 100 < u128::from(self.percent)
     }
 
-    /// Tells of a connection that has ended. Never waits.
+    /// Tells of a connection that has ended. Never waits. Of those to the collector it does not tell: each span would bring
+    /// about another one.
     pub(super) fn tell(&self, facts: &Facts, story: &Story<'_>) {
         let trace = u128::from_str_radix(&facts.id, 16).unwrap_or_default();
-        if self.tells(trace) {
+        if self.tells(trace) && !is_for(&self.collector, facts) {
             self.exporter.tell(Told::Span(Box::new(span(trace, facts, story))));
         }
     }
@@ -100,6 +103,13 @@ pub async fn run(batches: Batches, node: Arc<Node>, told: HopSpans) {
 fn resource(config: &Config) -> Resource {
     let Config { cluster_id, node, pod_namespace, pod_name, .. } = config;
     Resource::of_pod("ztunnel", cluster_id, node, pod_namespace, pod_name)
+}
+
+/// Whether a connection is for a collector, by its address or its service's name, which may be short of the cluster's (`otel.obs.svc`).
+fn is_for(collector: &str, facts: &Facts) -> bool {
+    let rest = facts.service.as_ref().and_then(|service| service.key.hostname.strip_prefix(collector));
+    let is_named = rest.is_some_and(|rest| rest.is_empty() || (rest.starts_with('.') && collector.contains('.')));
+    is_named || facts.original.ip().to_string() == collector
 }
 
 fn span(trace: u128, facts: &Facts, story: &Story<'_>) -> Span {

@@ -179,9 +179,10 @@ struct SystemPod<'a> {
 
 fn pod(pod: &SystemPod<'_>) -> anyhow::Result<Pod> {
     let mut env: Vec<Value> = pod.env.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
-    // What whoever started the machine asks of logs.
+    // What whoever started the machine asks of logs, and of tunnels' spans.
     let of_host = Reader::process();
-    for name in ["RUST_LOG", "LOG_FORMAT", "RUST_BACKTRACE"] {
+    let hops: &[&str] = if pod.part == "ztunnel" { &["HOP_SPANS_COLLECTOR", "HOP_SPANS_PERCENT"] } else { &[] };
+    for name in ["RUST_LOG", "LOG_FORMAT", "RUST_BACKTRACE"].iter().chain(hops).copied() {
         if let Some(value) = of_host.string(name) {
             env.push(json!({"name": name, "value": value}));
         }
