@@ -33,5 +33,6 @@ mod simulate;
 mod steering;
 mod support;
 mod traffic;
+mod uncertified;
 mod waypoint;
 mod why;

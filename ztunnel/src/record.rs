@@ -388,6 +388,8 @@ pub struct Early<'a> {
     pub pod: &'a Pod,
     /// Which end of it the pod is.
     pub direction: Direction,
+    /// How it came, or would have come.
+    pub protocol: Protocol,
     /// The client's address.
     pub source: SocketAddr,
     /// What was dialled, as far as it is known.

@@ -107,7 +107,7 @@ pub enum CaError {
     #[error("cannot reach the CA")]
     ControlPlane(#[from] ControlPlaneError),
     /// The CA refused.
-    #[error("the CA answered {code}: {message}")]
+    #[error("the CA answered {code:?}: {message}")]
     Refused {
         /// The gRPC code.
         code: tonic::Code,

@@ -116,6 +116,13 @@ pub struct SecretStatus {
     pub failure: Option<FetchError>,
 }
 
+impl SecretStatus {
+    /// The last failure with its causes, if there was one since the last certificate.
+    pub fn why_not(&self) -> Option<String> {
+        self.failure.as_ref().map(|failure| chain(failure))
+    }
+}
+
 impl Secrets {
     /// An empty cache. Renewal tasks run on the current runtime, as a group of `tasks`.
     ///

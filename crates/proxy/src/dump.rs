@@ -51,9 +51,9 @@ pub fn certificates(secrets: &Secrets) -> Vec<Value> {
     let mut statuses = secrets.status();
     statuses.sort_by(|a, b| a.identity.cmp(&b.identity));
     let dump = statuses.into_iter().map(|status| {
-        let state = match (&status.leaf, &status.failure) {
+        let state = match (&status.leaf, status.why_not()) {
             (Some(_), _) => "Available".to_owned(),
-            (None, Some(failure)) => format!("Unavailable: {failure}"),
+            (None, Some(why)) => format!("Unavailable: {why}"),
             (None, None) => "Initializing".to_owned(),
         };
         let (chain, roots) = match &status.leaf {

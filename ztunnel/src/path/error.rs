@@ -98,7 +98,7 @@ pub enum PathError {
         source: TunnelError,
     },
     /// There is no certificate to show to the peer.
-    #[error("no certificate: {}", chain(source))]
+    #[error("{}", chain(source))]
     Identity {
         /// Why.
         source: SecretError,
@@ -251,6 +251,7 @@ fn tunnel_text(error: &TunnelError) -> String {
             let port = destination.port();
             format!("connection timed out, maybe a NetworkPolicy is blocking HBONE port {port}: {destination}")
         }
+        TunnelError::Identity(source) => format!("connection failed: {}", chain(source)),
         other => format!("connection failed: {}", chain(other)),
     }
 }

@@ -32,8 +32,7 @@ pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: SocketAddr
     let Ok(handshake) = node.handshakes.clone().try_acquire_owned() else {
         node.metrics.refuse("handshakes");
         let error = PathError::Full { what: "TLS handshakes", limit: node.config.limits.handshakes };
-        let early = Early { pod: &pod, direction: Direction::Inbound, source: peer, destination: local };
-        return record::failed_early(&node.ledger, &early, &error);
+        return failed_early(&pod, &node, Ends { peer, local }, &error);
     };
     let place = node.workers.next();
     let owner = pod.clone();
@@ -43,8 +42,7 @@ pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: SocketAddr
             if error.flag() == record::Flag::TlsFailure {
                 node.metrics.refuse("tls");
             }
-            let early = Early { pod: &pod, direction: Direction::Inbound, source: peer, destination: local };
-            record::failed_early(&node.ledger, &early, &error);
+            failed_early(&pod, &node, Ends { peer, local }, &error);
         }
     });
 }
@@ -54,6 +52,13 @@ pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: SocketAddr
 struct Ends {
     peer: SocketAddr,
     local: SocketAddr,
+}
+
+/// Writes down a connection that ended before anything was asked for.
+fn failed_early(pod: &Pod, node: &Node, ends: Ends, error: &PathError) {
+    let (direction, protocol) = (Direction::Inbound, Protocol::Hbone);
+    let early = Early { pod, direction, protocol, source: ends.peer, destination: ends.local };
+    record::failed_early(&node.ledger, &early, error);
 }
 
 /// Does the handshake and serves the peer's CONNECTs until it goes.
@@ -128,9 +133,7 @@ impl Tunnel {
     }
 
     fn failed_early(&self, error: &PathError) {
-        let (source, destination) = (self.ends.peer, self.ends.local);
-        let early = Early { pod: &self.pod, direction: Direction::Inbound, source, destination };
-        record::failed_early(&self.node.ledger, &early, error);
+        failed_early(&self.pod, &self.node, self.ends, error);
     }
 
     async fn carry(

@@ -37,7 +37,8 @@ pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: SocketAddr
         let (permit, conn, source) = match began.await {
             Ok(began) => began,
             Err(error) => {
-                let early = Early { pod: &pod, direction: Direction::Outbound, source: peer, destination: peer };
+                let (direction, protocol) = (Direction::Outbound, Protocol::Tcp);
+                let early = Early { pod: &pod, direction, protocol, source: peer, destination: peer };
                 return record::failed_early(&node.ledger, &early, &error);
             }
         };

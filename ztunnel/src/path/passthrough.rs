@@ -31,7 +31,8 @@ pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: std::net::
         let (_permit, conn, destination) = match began.await {
             Ok(began) => began,
             Err(error) => {
-                let early = Early { pod: &pod, direction: Direction::Inbound, source: peer, destination: peer };
+                let (direction, protocol) = (Direction::Inbound, Protocol::Tcp);
+                let early = Early { pod: &pod, direction, protocol, source: peer, destination: peer };
                 return record::failed_early(&node.ledger, &early, &error);
             }
         };

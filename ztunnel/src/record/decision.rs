@@ -92,6 +92,7 @@ pub(super) fn keep_early(recorder: &Recorder, early: &Early<'_>, error: &impl En
         id: rand::random(),
         hop: hop(early.direction),
         is_refused: true,
+        is_tunnelled: early.protocol == Protocol::Hbone,
         source: early.source.into(),
         original: early.destination.into(),
         ..Record::default()
