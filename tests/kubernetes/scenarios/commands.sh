@@ -172,6 +172,36 @@ need "it comes back" k -n "$NS" rollout status deployment/waypoint --timeout=90s
 waypoints() { [ "$(k -n "$NS" get pods -l gateway.networking.k8s.io/gateway-name=waypoint --no-headers | wc -l)" = "$1" ]; }
 need "alone" within 60 waypoints 1
 
+# Clocks that are wrong. A kubelet tells its time in the node's Lease, and takes back within ten seconds what somebody else has written.
+if [ "$OWN" = 1 ]; then
+	lease() {
+		local at; at=$(date -u -d "$1 seconds" +%Y-%m-%dT%H:%M:%S.000000Z)
+		k -n kube-node-lease patch lease "$NODE2" --type merge -p "{\"spec\": {\"renewTime\": \"$at\"}}" >/dev/null
+	}
+	told() { lease "$1" && ends "$2" "$3" mesh check; }
+	check "check: a node's clock is ahead" within 20 told +300 1 "✘ the clock of node $NODE2 is (29[0-9]|300) s ahead of the API server's"
+	check "check: a node that is silent, or behind" within 20 told -300 0 "! node $NODE2 last told the time 30[0-9] s ago"
+	check "and its kubelet puts that right" within 30 says '✔ the clocks of [0-9]+ nodes agree' mesh check
+fi
+# By this machine's clock, if it were another one: `check` of a command that is dynamically linked, under libfaketime.
+if [ -n "${DYNAMIC:-}" ]; then
+	faketime=${STILLMESH_CACHE:-$HOME/.cache/stillmesh}/faketime
+	fetched() {
+		[ ! -e "$faketime/usr" ] || return 0
+		rm -rf "$faketime" && mkdir -p "$faketime" && cd "$faketime" || return
+		apt-get -q download libfaketime || { apt-get -qq update && apt-get -q download libfaketime; } || return
+		dpkg -x libfaketime_*.deb new && mv new/usr .
+	}
+	need "libfaketime can be had" fetched
+	library=$(find "$faketime/usr" -name libfaketime.so.1)
+	by_clock() { LD_PRELOAD=$library FAKETIME=$1 DONT_FAKE_MONOTONIC=1 "$DYNAMIC" check --kubeconfig "$KUBECONFIG" </dev/null; }
+	check "check: this machine's clock is ahead" ends 0 "! this machine's clock is (28799|28800|28801) s ahead of the API server's" by_clock +28800
+	check "and certificates are judged by the API server's" says 'certificates of workloads are valid; of the oldest [0-9] %' by_clock +28800
+	check "check: it is so far behind that nobody is trusted" ends 1 "certificate not valid yet.*by this machine's clock it is .*: set it by NTP" by_clock -315360000
+else
+	log "not tried: this machine's clock is wrong (DYNAMIC=FILE: the same command, dynamically linked)"
+fi
+
 # Puts an archive together, of which nothing is missing.
 check "bug-report --dry-run" says "^pods/$SYSTEM/$(ztunnel "$NODE1")/config_dump.json" mesh bug-report --dry-run
 check "bug-report: a namespace that is not there is told" ends 3 'include nobody: there is no such namespace' mesh bug-report --include nobody -o "$WORK/none.tar.gz"

@@ -64,6 +64,12 @@ pub(crate) async fn reach(access: &Access) -> anyhow::Result<Reached> {
         )),
         // Whoever may not see the version may still see objects.
         Ok(Err(kube::Error::Api(status))) if status.code == 403 => Ok(Reached { cluster, server: Info::default() }),
+        Ok(Err(error)) if is_of_clocks(&causes(&error)) => Err(anyhow!(
+            "the API server at {url} cannot be trusted: {}; by this machine's clock it is {:.0}: set it by NTP if that is \
+             wrong, else renew the API server's certificate",
+            causes(&error),
+            jiff::Timestamp::now()
+        )),
         Ok(Err(error)) => Err(anyhow!(
             "the API server at {url} cannot be reached: {}; check that the cluster runs, that this machine gets \
              there (VPN, firewall, proxy), and that {whose} means this cluster",
@@ -74,6 +80,11 @@ pub(crate) async fn reach(access: &Access) -> anyhow::Result<Reached> {
              machine gets there (VPN, firewall, proxy), and that {whose} means this cluster"
         )),
     }
+}
+
+/// Whether a server's certificate is of another time, in rustls's words.
+fn is_of_clocks(causes: &str) -> bool {
+    ["certificate not valid yet", "certificate expired"].iter().any(|words| causes.contains(words))
 }
 
 /// The server does not let the caller do something.

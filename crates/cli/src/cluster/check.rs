@@ -163,7 +163,8 @@ async fn look(objects: &Objects, namespace: &str, pre: bool) -> anyhow::Result<(
     facts.extend(filters::tunnels(&view, if pre { filters::Whose::All } else { filters::Whose::Enrolled }));
     if !pre {
         if installed {
-            facts.extend(of_mesh(&view, jiff::Timestamp::now()));
+            // By the clock that the mesh's parts go by, as far as it is known.
+            facts.extend(of_mesh(&view, server.unwrap_or(now)));
         } else {
             facts.push(Fact::bad(
                 "installed",

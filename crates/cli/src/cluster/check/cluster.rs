@@ -248,7 +248,7 @@ pub(super) fn clocks(told: &[(String, Timestamp)], server: Option<Timestamp>, no
         facts.push(Fact::doubt(
             "clock",
             format!("this machine's clock is {} s {way} the API server's", apart.abs()),
-            "set both by NTP: this command judges certificates by this machine's clock",
+            "set both by NTP: TLS goes by this machine's clock, and so do the ages that commands print",
         ));
     }
     let (now, whose) = server.map_or((now, "this machine's"), |server| (server, "the API server's"));
