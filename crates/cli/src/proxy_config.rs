@@ -220,7 +220,7 @@ async fn find(asked: &str, reach: &Reach) -> anyhow::Result<(String, Proxy)> {
     let wanted = Wanted::parse(asked, Some(&reach.namespace))?;
     let place = Place::find(&reach.which).await?;
     let full = |pod: &Value| format!("{}.{}", name(pod), namespace(pod));
-    let waypoints = place.list("Pod", "", GATEWAY_NAME).await?;
+    let waypoints = place.waypoints().await?;
     let mut meant: Vec<&Value> = waypoints.iter().filter(|pod| pod["status"]["phase"] == "Running").collect();
     let there: Vec<String> = meant.iter().map(|pod| full(pod)).collect();
     meant.retain(|pod| {

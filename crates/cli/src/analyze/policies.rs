@@ -6,6 +6,7 @@ use stillmesh_core::attrs::InboundAttrs;
 use stillmesh_core::decide;
 use stillmesh_core::model::access::{Access, Attachment, RequestPolicy, Wanted};
 use stillmesh_core::model::{GatewayDestination, ServiceKey, TunnelProtocol};
+use stillmesh_k8s::gateway::class::is_of_waypoint;
 use stillmesh_k8s::gateway::generate::GATEWAY_NAME;
 use stillmesh_k8s::istio::{AuthorizationPolicy, Mode, Source};
 use stillmesh_k8s::labels::{self, Labels};
@@ -55,7 +56,8 @@ fn selected(world: &World, key: &ObjectKey, selector: Option<&Labels>, all: &mut
         .filter(|(pod, _)| is_root || pod.namespace == key.namespace)
         .filter(|(_, pod)| selector.is_none_or(|wanted| labels::match_all(wanted, labels::of(&pod.metadata.labels))))
         .collect();
-    let gateway = pods.iter().find_map(|(_, pod)| labels::of(&pod.metadata.labels).get(GATEWAY_NAME));
+    let mut waypoints = pods.iter().map(|(_, pod)| labels::of(&pod.metadata.labels)).filter(|own| is_of_waypoint(own));
+    let gateway = waypoints.next().and_then(|own| own.get(GATEWAY_NAME));
     if let (Some(gateway), Some(_), Kind::AuthorizationPolicy) = (gateway, selector, key.kind) {
         let text = format!(
             "its selector picks the pods of Gateway {gateway}: it decides who may connect to the waypoint, and not about \

@@ -315,7 +315,19 @@ fn faults_between_objects_have_their_code() {
             "apiVersion: v1\nkind: Namespace\nmetadata: {{name: street, labels: {{{labels}}}}}\n---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: it, namespace: street}}\nspec: {{mtls: {{mode: STRICT}}}}"
         )
     };
+    let gateway = |manager: &str| {
+        let policy =
+            "{podSelector: {matchLabels: {app: edge}}, ingress: [{from: [{podSelector: {}}], ports: [{port: 8080}]}]}";
+        let labels = "app: edge, istio.io/dataplane-mode: none, gateway.networking.k8s.io/gateway-name: edge";
+        format!(
+            "{}\n---\napiVersion: v1\nkind: Pod\nmetadata: {{name: edge, namespace: shop, labels: {{{labels}, gateway.istio.io/managed: \
+             {manager}}}}}\nspec: {{containers: [{{name: c, image: nginx, ports: [{{containerPort: 8080}}]}}]}}",
+            object("NetworkPolicy", "edge", policy)
+        )
+    };
     for (text, told) in [
+        (gateway("istio.io-gateway-controller"), vec![]),
+        (gateway("istio.io-mesh-controller"), vec![("SM0113", "NetworkPolicy shop/edge", 2)]),
         (both, vec![("IST0109", "VirtualService shop/one", 2), ("IST0109", "VirtualService shop/two", 7)]),
         (format!("{class}{status}"), vec![("IST0171", "Gateway shop/other", 2)]),
         (format!("{class}{}", status.replace("'False'", "'True'")), vec![]),

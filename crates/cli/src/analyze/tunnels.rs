@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use stillmesh_core::attrs::InboundAttrs;
 use stillmesh_core::decide;
 use stillmesh_core::model::TunnelProtocol;
-use stillmesh_k8s::gateway::generate::GATEWAY_NAME;
+use stillmesh_k8s::gateway::class::is_of_waypoint;
 use stillmesh_k8s::network_policy::{Direction, End};
 use stillmesh_k8s::{Kind, ObjectKey, labels};
 
@@ -69,7 +69,7 @@ fn filtered(world: &World, all: &mut Vec<Message>) {
         .pods()
         .filter_map(|(key, pod)| {
             // Waypoints come between without being captured.
-            let is_waypoint = labels::of(&pod.metadata.labels).contains_key(GATEWAY_NAME);
+            let is_waypoint = is_of_waypoint(labels::of(&pod.metadata.labels));
             let workload = world.workload(key);
             let workload = workload.filter(|one| is_waypoint || one.tunnel_protocol == TunnelProtocol::Hbone)?;
             let services = workload.services.iter().map(|(service, _)| service);

@@ -11,7 +11,6 @@ use kube::Api;
 use kube::api::LogParams;
 use serde_json::{Value, json};
 use stillmesh_k8s::Kind;
-use stillmesh_k8s::gateway::generate::GATEWAY_NAME;
 use stillmesh_records::Query;
 use tokio::time::{Instant, timeout_at};
 
@@ -22,7 +21,7 @@ use crate::analyze::message::fits;
 use crate::cluster::access::within;
 use crate::cluster::args::Report;
 use crate::cluster::objects::{Objects, Pages, Resource};
-use crate::cluster::value::{label, list, name, namespace, text};
+use crate::cluster::value::{is_waypoints, label, list, name, namespace, text};
 use crate::cluster::{check, version};
 use crate::machine::control;
 use crate::output::note;
@@ -424,14 +423,8 @@ fn written(redactor: &Redactor, path: &str, bytes: &[u8]) -> anyhow::Result<Stri
 }
 
 /// Which part of the mesh a pod is.
-fn kind_of(pod: &Value) -> Option<&'static str> {
-    let is_waypoint = label(pod, GATEWAY_NAME).is_some()
-        && label(pod, "gateway.istio.io/managed").is_none_or(|by| by == "istio.io-mesh-controller");
-    match part_of(pod) {
-        Some(part) => Some(part),
-        None if is_waypoint => Some("waypoint"),
-        None => None,
-    }
+pub(super) fn kind_of(pod: &Value) -> Option<&'static str> {
+    part_of(pod).or_else(|| is_waypoints(pod).then_some("waypoint"))
 }
 
 fn part_of(pod: &Value) -> Option<&'static str> {

@@ -4,7 +4,7 @@ use std::io::Read as _;
 use serde_json::{Value, json};
 
 use super::archive::Archive;
-use super::gather::{Gatherer, Scope};
+use super::gather::{Gatherer, Scope, kind_of};
 use super::redact::{CUT, Redactor};
 use crate::analyze::message::fits;
 use crate::cluster::access::reach;
@@ -62,6 +62,15 @@ const TEXTS: [&str; 43] = [
     "postgres://u:p@S3CRET@db/x",
     "MIGHS3CRET\nMIGHS3CRET\n-----END PRIVATE KEY-----\nand so on",
 ];
+
+#[test]
+fn a_gateway_at_the_edge_is_none_of_the_meshs_own_pods() {
+    let of = |class: &str| {
+        json!({"metadata": {"labels": {"gateway.networking.k8s.io/gateway-name": "g",
+            "gateway.networking.k8s.io/gateway-class-name": class}}})
+    };
+    assert_eq!((kind_of(&of("istio-waypoint")), kind_of(&of("istio"))), (Some("waypoint"), None));
+}
 
 #[test]
 fn secrets_are_cut_from_texts_by_their_shape() {

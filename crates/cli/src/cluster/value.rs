@@ -1,6 +1,7 @@
 //! Objects as plain JSON, read without knowing their types.
 
 use serde_json::Value;
+use stillmesh_k8s::gateway::class::is_made_for_waypoint;
 
 /// A text; empty where there is none.
 pub(crate) fn text(value: &Value) -> &str {
@@ -30,6 +31,11 @@ pub(crate) fn namespace(object: &Value) -> &str {
 /// A label of an object.
 pub(crate) fn label<'a>(object: &'a Value, key: &str) -> Option<&'a str> {
     object["metadata"]["labels"][key].as_str()
+}
+
+/// Whether a pod or Deployment is a waypoint's, and not another Gateway's.
+pub(crate) fn is_waypoints(object: &Value) -> bool {
+    is_made_for_waypoint(|key| label(object, key))
 }
 
 /// An annotation of an object.

@@ -139,6 +139,13 @@ impl Place {
         }
     }
 
+    /// Pods of waypoints, everywhere.
+    pub(crate) async fn waypoints(&self) -> anyhow::Result<Vec<Value>> {
+        let mut pods = self.list("Pod", "", GATEWAY_NAME).await?;
+        pods.retain(value::is_waypoints);
+        Ok(pods)
+    }
+
     /// Tunnels of these nodes, or all where none is named, and waypoints.
     pub(crate) async fn proxies(&self, nodes: &BTreeSet<String>) -> anyhow::Result<Vec<Proxy>> {
         let runs = |pod: &Value| pod["status"]["phase"] == "Running";
@@ -153,7 +160,7 @@ impl Place {
                     namespace: tunnels::NAMESPACE.to_owned(),
                     pod: format!("ztunnel-{node}"),
                 }));
-                for pod in self.list("Pod", "", GATEWAY_NAME).await?.iter().filter(|pod| runs(pod)) {
+                for pod in self.waypoints().await?.iter().filter(|pod| runs(pod)) {
                     let (namespace, pod) = (text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
                     proxies.push(Proxy::Here { mesh: mesh.clone(), namespace, pod });
                 }
@@ -169,7 +176,7 @@ impl Place {
                 let is_meant =
                     |pod: &&Value| runs(pod) && (nodes.is_empty() || nodes.contains(&text(&pod["spec"]["nodeName"])));
                 proxies.extend(tunnels.iter().filter(is_meant).map(|pod| of(pod, "ztunnel")));
-                let waypoints = self.list("Pod", "", GATEWAY_NAME).await?;
+                let waypoints = self.waypoints().await?;
                 proxies.extend(waypoints.iter().filter(|pod| runs(pod)).map(|pod| of(pod, "waypoint")));
             }
         }

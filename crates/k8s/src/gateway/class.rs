@@ -1,6 +1,9 @@
 //! Which GatewayClasses are ours (contract 7.1).
 
 use super::GatewayClass;
+use super::binding::{MANAGED, MANAGERS};
+use super::generate::CLASS_NAME;
+use crate::labels::Labels;
 
 /// A class that is made where it is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,9 +68,24 @@ pub fn waypoint_controller(name: &str, class: Option<&GatewayClass>) -> Option<&
     WAYPOINTS.iter().find(is_it).map(|own| own.controller)
 }
 
+/// Whether what has these labels was made for a waypoint: its Deployment, Service or pods, ours or Istio's (contract 1.2). What
+/// other Gateways run on is labelled alike, but by another controller. Where no controller is named, the class says it.
+pub fn is_of_waypoint(labels: &Labels) -> bool {
+    is_made_for_waypoint(|label| labels.get(label).map(String::as_str))
+}
+
+/// The same of an object whose labels are found so.
+pub fn is_made_for_waypoint<'a>(find: impl Fn(&str) -> Option<&'a str>) -> bool {
+    match find(MANAGED) {
+        Some(manager) => MANAGERS.first().is_some_and(|of_waypoints| *of_waypoints == manager),
+        None => find(CLASS_NAME).is_some_and(|class| is_waypoint(class, None)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::GatewayClassSpec;
+    use super::super::generate::GATEWAY_NAME;
     use super::*;
 
     fn of(controller: &str) -> GatewayClass {
@@ -85,6 +103,19 @@ mod tests {
         for feature in include_str!("../../../../tests/conformance/features").lines() {
             assert!(FEATURES.contains(&feature), "{feature}");
         }
+    }
+
+    #[test]
+    fn a_waypoints_own_is_told_from_another_gateways() {
+        let is_one = |labels: &[(&str, &str)]| {
+            let all = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+            is_of_waypoint(&all.collect())
+        };
+        assert!(is_one(&[(MANAGED, "istio.io-mesh-controller"), (CLASS_NAME, "mine")]));
+        assert!(is_one(&[(CLASS_NAME, "istio-waypoint")]) && is_one(&[(CLASS_NAME, "stillmesh-waypoint")]));
+        assert!(!is_one(&[(MANAGED, "istio.io-gateway-controller"), (CLASS_NAME, "istio")]));
+        assert!(!is_one(&[(MANAGED, "istio.io-eastwest-controller"), (CLASS_NAME, "istio-east-west")]));
+        assert!(!is_one(&[(CLASS_NAME, "istio")]) && !is_one(&[(GATEWAY_NAME, "edge")]) && !is_one(&[]));
     }
 
     #[test]

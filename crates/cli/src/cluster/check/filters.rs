@@ -8,7 +8,6 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
 use stillmesh_k8s::gateway::binding::{Ask, asked};
-use stillmesh_k8s::gateway::generate::GATEWAY_NAME;
 use stillmesh_k8s::labels::{self, Labels};
 use stillmesh_k8s::network_policy::{Direction, End, verdict};
 use stillmesh_k8s::select::{SIDECAR_STATUS, why_not};
@@ -17,7 +16,7 @@ use super::pods::{rules, typed};
 use super::{Fact, foreign_in};
 use crate::blocked::{self, Blocked, Member};
 use crate::cluster::foreign::Role;
-use crate::cluster::value::{label, map, name, namespace, text};
+use crate::cluster::value::{is_waypoints, map, name, namespace, text};
 use crate::cluster::view::View;
 
 /// Where a foreign node agent lets the kubelet's probes come from (contract 2.2).
@@ -83,12 +82,13 @@ fn members(view: &View, whose: Whose) -> Vec<(Pod, Option<Namespace>)> {
         view.list("Namespace").iter().filter_map(|one| Some((name(one), typed(one)?))).collect();
     let rules = rules(view);
     let is_meant = |object: &Value, pod: &Pod| {
-        let is_waypoint = label(object, GATEWAY_NAME).is_some();
         let has_sidecar = labels::of(&pod.metadata.annotations).contains_key(SIDECAR_STATUS);
         let has_ended = matches!(text(&object["status"]["phase"]), "Succeeded" | "Failed");
         match whose {
             _ if has_ended => false,
-            Whose::Enrolled => is_waypoint || why_not(pod, namespaces.get(namespace(object)), &rules).is_none(),
+            Whose::Enrolled => {
+                is_waypoints(object) || why_not(pod, namespaces.get(namespace(object)), &rules).is_none()
+            }
             Whose::All => !has_sidecar && !rules.excluded_namespaces.contains(namespace(object)),
         }
     };
@@ -190,6 +190,8 @@ fn probe_ports(pod: &Pod) -> Vec<u16> {
 
 #[cfg(test)]
 mod tests {
+    use stillmesh_k8s::gateway::generate::{CLASS_NAME, GATEWAY_NAME};
+
     use super::*;
     use crate::output::Mark;
 
@@ -238,7 +240,7 @@ mod tests {
     #[test]
     fn waypoints_that_come_in_place_of_clients_are_let_through() {
         let mut all = shop("ambient", json!([{"port": 8080}, {"port": 15008}]));
-        all.push(pod("waypoint-1", "shop", json!({GATEWAY_NAME: "waypoint"})));
+        all.push(pod("waypoint-1", "shop", json!({GATEWAY_NAME: "waypoint", CLASS_NAME: "istio-waypoint"})));
         all.push(json!({"kind": "Service", "metadata": {"name": "web", "namespace": "shop", "labels": {"istio.io/use-waypoint": "waypoint"}},
             "spec": {"selector": {"app": "web"}}}));
         let facts = tunnels(&View::of("m", all), Whose::Enrolled);
@@ -247,6 +249,25 @@ mod tests {
             "{facts:?}"
         );
         assert!(facts[0].patch.as_ref().unwrap().contains("gateway-name: waypoint"), "{facts:?}");
+    }
+
+    #[test]
+    fn a_gateway_at_the_edge_is_no_waypoint_and_needs_no_tunnels() {
+        let told = |class: &str| {
+            let mut all = shop("ambient", json!([{"port": 8080}, {"port": 15008}]));
+            let mut edge = pod(
+                "edge-1",
+                "shop",
+                json!({GATEWAY_NAME: "edge", CLASS_NAME: class, "istio.io/dataplane-mode": "none"}),
+            );
+            edge["metadata"]["labels"]["app"] = json!("edge");
+            all.push(edge);
+            let from = json!([{"podSelector": {"matchLabels": {"app": "page"}}}]);
+            all.push(json!({"kind": "NetworkPolicy", "metadata": {"name": "edge", "namespace": "shop"},
+                "spec": {"podSelector": {"matchLabels": {"app": "edge"}}, "ingress": [{"from": from, "ports": [{"port": 8080}]}]}}));
+            tunnels(&View::of("m", all), Whose::Enrolled)[0].mark
+        };
+        assert_eq!((told("istio"), told("istio-waypoint")), (Mark::Good, Mark::Bad));
     }
 
     #[test]

@@ -5,14 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use stillmesh_k8s::gateway::class::is_waypoint;
-use stillmesh_k8s::gateway::generate::{CLASS_NAME, GATEWAY_NAME};
+use stillmesh_k8s::gateway::generate::GATEWAY_NAME;
 
 use super::Fact;
 use super::cluster::place;
 use crate::cluster::rollout::{pod_trouble, progress};
 use crate::cluster::skew::{Version, compatible};
-use crate::cluster::value::{holds, label, list, map, name, namespace, text};
+use crate::cluster::value::{holds, is_waypoints, label, list, map, name, namespace, text};
 use crate::cluster::view::{Page, View};
 use crate::cluster::zc::entry_facts;
 
@@ -78,7 +77,7 @@ pub(super) fn waypoints(view: &View) -> Vec<Fact> {
     for deployment in view
         .list("Deployment")
         .iter()
-        .filter(|one| label(one, CLASS_NAME).is_some_and(|class| is_waypoint(class, None)))
+        .filter(|one| is_waypoints(one))
         .filter(|one| one["metadata"]["deletionTimestamp"].is_null())
     {
         if deployment["status"]["readyReplicas"].as_u64().unwrap_or_default() > 0 {
@@ -441,6 +440,8 @@ pub(super) fn found(view: &View) -> Vec<Fact> {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use stillmesh_k8s::gateway::binding::MANAGED;
+    use stillmesh_k8s::gateway::generate::CLASS_NAME;
 
     use super::*;
     use crate::output::Mark;
@@ -478,12 +479,14 @@ mod tests {
             json!({"kind": "Deployment", "metadata": {"name": name, "namespace": "shop", "labels":
                 {GATEWAY_NAME: name, CLASS_NAME: class}}, "status": {"readyReplicas": ready}})
         };
-        let all = vec![of("works", "istio-waypoint", 1), of("gone", "istio-waypoint", 0), of("edge", "istio", 0)];
+        let mut own_class = of("mine", "mine", 1);
+        own_class["metadata"]["labels"][MANAGED] = json!("istio.io-mesh-controller");
+        let all = vec![own_class, of("works", "istio-waypoint", 1), of("gone", "istio-waypoint", 0), of("edge", "istio", 0)];
         let facts = waypoints(&View::of("m", all));
         let said: Vec<(Mark, &str)> = facts.iter().map(|fact| (fact.mark, fact.text.as_str())).collect();
         assert_eq!(said.len(), 2, "{said:?}");
         assert!(said[0].0 == Mark::Bad && said[0].1.starts_with("waypoint shop/gone has no pod"), "{said:?}");
-        assert_eq!(said[1], (Mark::Good, "1 waypoints have pods that are ready"));
+        assert_eq!(said[1], (Mark::Good, "2 waypoints have pods that are ready"));
     }
 
     #[test]

@@ -6,12 +6,11 @@ use k8s_openapi::api::core::v1::{Namespace, Pod};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stillmesh_k8s::capture::Capture;
-use stillmesh_k8s::gateway::generate::GATEWAY_NAME;
 use stillmesh_k8s::select::{Enrolment, NotEnrolled, REDIRECTION, why_not};
 
 use super::Fact;
 use super::cluster::place;
-use crate::cluster::value::{annotation, label, list, name, namespace, text};
+use crate::cluster::value::{annotation, is_waypoints, label, list, name, namespace, text};
 use crate::cluster::view::View;
 
 /// How the pods of a namespace stand.
@@ -63,7 +62,7 @@ pub(crate) fn standings(view: &View) -> BTreeMap<String, Standing> {
             (None, capture) => standing.missing.push((place(object), capture.to_string())),
             // What has ended has no connections; waypoints are of the mesh without being captured.
             (Some(NotEnrolled::Terminal), _) => {}
-            (Some(NotEnrolled::NotSelected), _) if state.is_none() && label(object, GATEWAY_NAME).is_some() => {}
+            (Some(NotEnrolled::NotSelected), _) if state.is_none() && is_waypoints(object) => {}
             (Some(why), _) if state.is_none() => standing.outside.push((place(object), why.to_string())),
             (Some(_), _) if ending => {}
             (Some(_), _) => standing.surplus.push(place(object)),
@@ -145,6 +144,7 @@ pub(super) fn typed<T: DeserializeOwned>(object: &Value) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use stillmesh_k8s::gateway::generate::{CLASS_NAME, GATEWAY_NAME};
     use stillmesh_k8s::steering::RECEIPT;
 
     use super::*;
@@ -186,10 +186,16 @@ mod tests {
     }
 
     #[test]
-    fn a_waypoint_is_not_told_as_outside() {
-        let mut waypoint = pod("waypoint-1", json!({}), json!({}));
-        waypoint["metadata"]["labels"] = json!({GATEWAY_NAME: "waypoint", "istio.io/dataplane-mode": "none"});
-        assert_eq!(shop(vec![waypoint]), Standing { labelled: true, ..Standing::default() });
+    fn a_waypoint_is_not_told_as_outside_and_another_gateway_is() {
+        let of = |name: &str, class: &str| {
+            let mut pod = pod(&format!("{name}-1"), json!({}), json!({}));
+            let labels = json!({GATEWAY_NAME: name, CLASS_NAME: class, "istio.io/dataplane-mode": "none"});
+            pod["metadata"]["labels"] = labels;
+            pod
+        };
+        let standing = shop(vec![of("waypoint", "istio-waypoint"), of("edge", "istio")]);
+        let outside: Vec<&str> = standing.outside.iter().map(|(pod, _)| pod.as_str()).collect();
+        assert_eq!((outside.as_slice(), standing.missing.len()), (["shop/edge-1"].as_slice(), 0));
     }
 
     #[test]
