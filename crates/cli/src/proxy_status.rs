@@ -35,7 +35,7 @@ pub(crate) struct ProxyStatus {
     /// How to print; `short` is `table`
     #[arg(long, short, value_enum, default_value = "table")]
     output: Format,
-    /// Only proxies of this namespace, whose pods alone need be seen; any when absent
+    /// Only proxies of this namespace, whose pods alone need be seen, as those of the namespace in a NAME; any when absent
     #[arg(long, short, value_parser = namespace_name)]
     namespace: Option<String>,
     #[command(flatten)]
@@ -60,7 +60,8 @@ pub(crate) async fn run(args: &ProxyStatus) -> anyhow::Result<ExitCode> {
     }
     if whole {
         let known: BTreeSet<String> = found.iter().map(|one| text(&one["proxy"]).to_owned()).collect();
-        let (tunnels, missing) = tunnels(&place, args.namespace.as_deref(), &args.mesh.mesh_namespace).await?;
+        let of = looked_in(wanted.as_ref(), args.namespace.as_deref());
+        let (tunnels, missing) = tunnels(&place, of, &args.mesh.mesh_namespace).await?;
         if let Some(missing) = missing {
             whole = false;
             note(&missing);
@@ -89,6 +90,11 @@ pub(crate) async fn run(args: &ProxyStatus) -> anyhow::Result<ExitCode> {
         note("no proxy is connected");
     }
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The one namespace whose pods can be meant: that of the name, where it carries one; `None` where any can.
+fn looked_in<'a>(wanted: Option<&'a Wanted>, namespace: Option<&'a str>) -> Option<&'a str> {
+    wanted.and_then(|wanted| wanted.namespace.as_deref()).or(namespace)
 }
 
 /// Tunnels' pods, of one namespace or all, and what cannot be seen of them, with the right that is missing.
@@ -315,6 +321,9 @@ mod tests {
         let named = |pods: &[Value]| pods.iter().map(|pod| namespace(pod).to_owned()).collect::<Vec<_>>();
         let (pods, missing) = tunnels(&place, Some("shop"), "mesh").await.unwrap();
         assert_eq!((named(&pods), missing), (vec!["shop".to_owned()], None));
+        let wanted = Wanted::parse("gateway/waypoint.shop", None).unwrap();
+        let (pods, missing) = tunnels(&place, looked_in(Some(&wanted), None), "mesh").await.unwrap();
+        assert_eq!((named(&pods), missing), (vec!["shop".to_owned()], None), "the name says where");
         let (pods, missing) = tunnels(&place, None, "mesh").await.unwrap();
         assert_eq!(named(&pods), ["mesh"]);
         let missing = missing.unwrap();
