@@ -76,6 +76,12 @@ fn what_is_carried_is_counted_and_clear_text_is_named_before_strict() {
     for part in ["✘ counted/plain:8080 from pod counted/outsider in clear text", "istio.io/dataplane-mode=ambient"] {
         assert!(text(&said).contains(part), "{part} is not in {}", text(&said));
     }
+    // A misspelt namespace is told from a silent one.
+    for command in ["flows", "top"] {
+        let said = scene.mesh.command(&[command, "countd"]);
+        assert_eq!(said.status.code(), Some(1), "{}", text(&said));
+        assert!(text(&said).contains("there is no namespace \"countd\"; there are "), "{}", text(&said));
+    }
     // Of one that has no pods nothing can be said.
     let said = strict("elsewhere");
     assert_eq!(said.status.code(), Some(2), "{}", text(&said));

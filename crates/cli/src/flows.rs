@@ -23,7 +23,8 @@ use crate::why::story;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Each tunnel and waypoint that sees a connection or request counts it: SEEN BY says where it stood.\n\
-    Paths are templates: ids and long tokens are {id}.\n\nExit code: 0, or 1 when nobody could be asked."
+    Paths are templates: ids and long tokens are {id}.\n\nExit code: 0, or 1 when nobody could be asked or \
+    there is no such namespace."
 )]
 pub(crate) struct Flows {
     /// Only what has an end in this namespace
@@ -72,6 +73,10 @@ pub(crate) async fn run(args: &Flows) -> anyhow::Result<ExitCode> {
     let place = Place::find(&args.which).await?;
     let gathered = gather(&place, args.since).await?;
     let flows = merged(gathered.flows, |flow| is_wanted(args, flow));
+    // What is gone may have been counted.
+    if let (true, Some(namespace)) = (flows.is_empty(), &args.namespace) {
+        place.must_have_namespace(namespace).await?;
+    }
     match args.output.report() {
         None => print(&flows, args.limit),
         Some(report) => line(&report.of(&json!({ "flows": flows, "asked": gathered.asked }))?),

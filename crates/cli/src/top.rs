@@ -3,7 +3,7 @@
 
 mod exposition;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use exposition::Sample;
 
 /// `stillmesh top`.
 #[derive(Debug, Args)]
+#[command(after_help = "Exit code: 0, or 1 when nobody has answered or there is no such namespace.")]
 pub(crate) struct Top {
     /// Only what is in this namespace; everything when absent
     #[arg(value_name = "NAMESPACE", value_parser = namespace_name)]
@@ -84,7 +85,10 @@ struct Row {
 /// Carries it out. Errors: there is no proxy to ask, or none answers.
 pub(crate) async fn run(args: &Top) -> anyhow::Result<ExitCode> {
     let mesh = Place::find(&args.which).await?;
-    let proxies = mesh.proxies(&std::collections::BTreeSet::new()).await?;
+    if let Some(namespace) = &args.of {
+        mesh.must_have_namespace(namespace).await?;
+    }
+    let proxies = mesh.proxies(&BTreeSet::new()).await?;
     anyhow::ensure!(!proxies.is_empty(), "no ztunnel and no waypoint runs here");
     let before = read(&proxies).await;
     let began = Instant::now();

@@ -123,6 +123,8 @@ check "flows" within 10 says "cluster.local/ns/$NS/sa/shop +web\\.$NS\\..* GET /
 k -n "$NS" delete authorizationpolicy raw >/dev/null
 clear_passes() { N=$NS-out in_pod outside get -timeout 3s "http://raw.$NS/"; }
 need "a client in clear text is let in" within 20 clear_passes
+check "flows: a namespace that is not there" ends 1 'there is no namespace "nobody"' mesh flows nobody
+check "top: likewise" ends 1 'there is no namespace "nobody"' mesh top nobody
 check "check strict names it" within 10 ends 1 "✘ $NS/raw:8080 from pod $NS-out/outside in clear text" mesh check strict "$NS"
 check "check strict: pods outside the mesh" ends 2 'nobody has seen' mesh check strict "$NS-out"
 check "check strict: a namespace that is not there" ends 2 'there is no pod of namespace nobody' mesh check strict nobody

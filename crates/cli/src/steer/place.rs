@@ -14,6 +14,7 @@ use crate::cluster::args::WhichMesh;
 use crate::cluster::objects::{Objects, Resource};
 use crate::cluster::value::{name, namespace, text};
 use crate::machine::{control, tunnels};
+use crate::why::place;
 use crate::why::who::names;
 
 /// API version of orders.
@@ -86,16 +87,11 @@ impl Place {
 
     /// Fails where there is no such namespace.
     pub(super) async fn must_have_namespace(&self, wanted: &str) -> anyhow::Result<()> {
-        let there = match self {
-            Self::Here { .. } => self.objects("v1", "Namespace", "").await?.iter().any(|one| name(one) == wanted),
-            Self::Cluster { objects } => match objects.get(&Resource::new("v1", "Namespace"), "", wanted).await {
-                Ok(found) => found.is_some(),
-                // Whoever may steer a namespace need not be allowed to see it.
-                Err(_) => true,
-            },
+        let mesh = match self {
+            Self::Here { mesh } => place::Place::Here { mesh: mesh.clone() },
+            Self::Cluster { objects } => place::Place::Cluster { objects: objects.clone() },
         };
-        ensure!(there, "there is no namespace {wanted:?}");
-        Ok(())
+        mesh.must_have_namespace(wanted).await
     }
 
     /// Fails where one of these pods of a namespace is not there: an order for nobody would look like one that is carried out.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use anyhow::bail;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use http::Method;
@@ -10,6 +11,7 @@ use kube::Client;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::who::names;
 use crate::cluster::access::reach;
 use crate::cluster::args::WhichMesh;
 use crate::cluster::objects::{Objects, Resource};
@@ -122,6 +124,25 @@ impl Place {
                 };
                 objects.list(&Resource::new(version, kind), namespace, labels).await
             }
+        }
+    }
+
+    /// A namespace; `None` where there is none of that name.
+    pub(crate) async fn namespace(&self, wanted: &str) -> anyhow::Result<Option<Value>> {
+        match self {
+            Self::Cluster { objects } => objects.get(&Resource::new("v1", "Namespace"), "", wanted).await,
+            _ => Ok(self.list("Namespace", "", "").await?.into_iter().find(|one| value::name(one) == wanted)),
+        }
+    }
+
+    /// Fails where there is no such namespace. Whoever may not see namespaces is taken at their word.
+    pub(crate) async fn must_have_namespace(&self, wanted: &str) -> anyhow::Result<()> {
+        if !matches!(self.namespace(wanted).await, Ok(None)) {
+            return Ok(());
+        }
+        match self.list("Namespace", "", "").await {
+            Ok(all) => bail!("there is no namespace {wanted:?}; there are {}", names(&all)),
+            Err(_) => bail!("there is no namespace {wanted:?}"),
         }
     }
 
