@@ -331,6 +331,13 @@ fn of_requests() -> Vec<Planted> {
             &["DC (the client broke off)"],
         ),
         plant(
+            "a waypoint that is not there",
+            bound("bare", "lone", 8080).replace("use-waypoint: waypoint", "use-waypoint: absent"),
+            curl("http://bare/"),
+            &["bare"],
+            &["carried", "Service NS/bare asks for waypoint NS/absent", "there is no Gateway NS/absent"],
+        ),
+        plant(
             "the pod's address is no way round the waypoint",
             String::new(),
             "curl -sS -m 20 -o /dev/null http://IP_OF_web:8080/".to_owned(),

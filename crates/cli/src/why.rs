@@ -7,6 +7,7 @@ mod ask;
 pub(crate) mod join;
 pub(crate) mod place;
 mod quarantine;
+mod skipped;
 pub(crate) mod story;
 pub(crate) mod tap;
 #[cfg(test)]
@@ -74,6 +75,7 @@ pub(crate) async fn run(args: &Why) -> anyhow::Result<ExitCode> {
     let whole = connections.len();
     connections.truncate(usize::from(args.limit));
     notes.extend(quarantine::notes(&place, &connections).await);
+    notes.extend(skipped::notes(&place, &connections).await);
     if args.json {
         let answer = json!({ "connections": connections, "found": whole, "notes": notes, "asked": asked });
         line(&serde_json::to_string_pretty(&answer)?);

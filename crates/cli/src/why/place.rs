@@ -120,6 +120,7 @@ impl Place {
                 let version = match kind {
                     "Deployment" => "apps/v1",
                     "Quarantine" => "stillmesh.io/v1alpha1",
+                    "Gateway" | "GatewayClass" => "gateway.networking.k8s.io/v1",
                     _ => "v1",
                 };
                 objects.list(&Resource::new(version, kind), namespace, labels).await
