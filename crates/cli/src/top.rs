@@ -1,5 +1,8 @@
 //! `stillmesh top`: who is asked how often, how well and how fast, right now: what tunnels and waypoints count, read twice, and
 //! the difference. Exact, not sampled; the same counters as a Prometheus scrapes.
+//!
+//! Success is what Linkerd's users know by the word: no 5xx, no gRPC status but OK, and an answer at all. Who is denied is no
+//! failure of the service and no success of the client: they are told apart, and success is of the others.
 
 mod exposition;
 
@@ -10,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use stillmesh_proxy::labels::Text;
 use tokio::time::{Instant, sleep};
 
 use crate::cluster::args::{WhichMesh, duration, namespace_name};
@@ -19,7 +23,12 @@ use exposition::Sample;
 
 /// `stillmesh top`.
 #[derive(Debug, Args)]
-#[command(after_help = "Exit code: 0, or 1 when nobody has answered or there is no such namespace.")]
+#[command(
+    after_help = "SUCCESS: of the requests that were not denied, those answered without a 5xx or a gRPC error. DENIED/S: answered 401 \
+    or 403 (gRPC 7 or 16). FAILED/S: connections that were not opened, refused ones among them. OUTSIDE/S: connections in clear text \
+    of nobody that the mesh knows, and in no other column of connections: kubelets' probes, programs of nodes, load balancers.\n\n\
+    Exit code: 0, or 1 when nobody has answered or there is no such namespace."
+)]
 pub(crate) struct Top {
     /// Only what is in this namespace; everything when absent
     #[arg(value_name = "NAMESPACE", value_parser = namespace_name)]
@@ -56,9 +65,12 @@ enum By {
 struct Counts {
     requests: f64,
     failed_requests: f64,
+    denied_requests: f64,
     /// Requests by the upper bound of their duration, milliseconds; each bound has those below it too.
     within_ms: BTreeMap<u64, f64>,
     connections: f64,
+    /// In clear text, of nobody that is known.
+    from_outside: f64,
     failed_connections: f64,
     received: f64,
     sent: f64,
@@ -72,12 +84,14 @@ struct Row {
     #[serde(skip_serializing_if = "Option::is_none")]
     from: Option<String>,
     requests: f64,
-    /// Share of the requests without an error, 0 to 1; none without requests.
+    /// Share of the requests without an error among those that were not denied, 0 to 1; none where there are none.
     success: Option<f64>,
+    denied: f64,
     p50_ms: Option<f64>,
     p99_ms: Option<f64>,
     connections: f64,
     failed_connections: f64,
+    outside_connections: f64,
     received_bytes: f64,
     sent_bytes: f64,
 }
@@ -113,7 +127,10 @@ pub(crate) async fn run(args: &Top) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(answered > 0, "no tunnel and no waypoint has answered");
     let mut rows: Vec<Row> =
         counted.into_iter().map(|((of, from), counts)| counts.row(of, from, seconds)).filter(Row::is_busy).collect();
-    rows.sort_by(|one, other| other.weight().total_cmp(&one.weight()).then_with(|| one.of.cmp(&other.of)));
+    rows.sort_by(|one, other| {
+        let outside = other.outside_connections.total_cmp(&one.outside_connections);
+        other.weight().total_cmp(&one.weight()).then(outside).then_with(|| one.of.cmp(&other.of))
+    });
     let whole = rows.len();
     rows.truncate(usize::from(args.limit));
     if args.json {
@@ -165,9 +182,12 @@ fn place_of(sample: &Sample) -> Option<fn(&mut Counts, &Sample, f64)> {
         "istio_requests_total" if is_request => |counts, sample, grown| {
             counts.requests += grown;
             let code: u16 = sample.label("response_code").parse().unwrap_or(0);
-            let grpc = sample.label("grpc_response_status");
-            if code == 0 || code >= 500 || !matches!(grpc, "" | "0") {
-                counts.failed_requests += grown;
+            match sample.label("grpc_response_status") {
+                // PERMISSION_DENIED and UNAUTHENTICATED.
+                "7" | "16" => counts.denied_requests += grown,
+                _ if matches!(code, 401 | 403) => counts.denied_requests += grown,
+                "" | "0" if (1..500).contains(&code) => {}
+                _ => counts.failed_requests += grown,
             }
         },
         "istio_request_duration_milliseconds_bucket" if is_request => |counts, sample, grown| {
@@ -177,12 +197,20 @@ fn place_of(sample: &Sample) -> Option<fn(&mut Counts, &Sample, f64)> {
                 .map_or(u64::MAX, |bound| if bound.is_finite() { (bound * 1000.0) as u64 } else { u64::MAX });
             *counts.within_ms.entry(bound).or_default() += grown;
         },
+        "istio_tcp_connections_opened_total" if at_end && is_from_outside(sample) => {
+            |counts, _, grown| counts.from_outside += grown
+        }
         "istio_tcp_connections_opened_total" if at_end => |counts, _, grown| counts.connections += grown,
         "istio_tcp_connections_failed_total" => |counts, _, grown| counts.failed_connections += grown,
         "istio_tcp_received_bytes_total" if at_end => |counts, _, grown| counts.received += grown,
         "istio_tcp_sent_bytes_total" if at_end => |counts, _, grown| counts.sent += grown,
         _ => return None,
     })
+}
+
+/// Whether it came in clear text from an address that is no workload's, as kubelets' probes do.
+fn is_from_outside(sample: &Sample) -> bool {
+    sample.label("connection_security_policy") != "mutual_tls" && sample.label("source_workload") == Text::UNKNOWN
 }
 
 fn key(sample: &Sample, by: By) -> (String, Option<String>) {
@@ -206,15 +234,18 @@ fn key(sample: &Sample, by: By) -> (String, Option<String>) {
 impl Counts {
     fn row(self, of: String, from: Option<String>, seconds: f64) -> Row {
         let rate = |count: f64| count / seconds.max(0.001);
+        let let_in = self.requests - self.denied_requests;
         Row {
             of,
             from,
             requests: rate(self.requests),
-            success: (self.requests > 0.0).then(|| 1.0 - self.failed_requests / self.requests),
+            success: (let_in > 0.0).then(|| 1.0 - self.failed_requests / let_in),
+            denied: rate(self.denied_requests),
             p50_ms: self.quantile(0.5),
             p99_ms: self.quantile(0.99),
             connections: rate(self.connections),
             failed_connections: rate(self.failed_connections),
+            outside_connections: rate(self.from_outside),
             received_bytes: rate(self.received),
             sent_bytes: rate(self.sent),
         }
@@ -239,7 +270,7 @@ impl Counts {
 
 impl Row {
     fn is_busy(&self) -> bool {
-        self.weight() > 0.0 || self.received_bytes + self.sent_bytes > 0.0
+        self.weight() + self.outside_connections > 0.0 || self.received_bytes + self.sent_bytes > 0.0
     }
 
     fn weight(&self) -> f64 {
@@ -248,17 +279,19 @@ impl Row {
 }
 
 fn table(rows: &[Row], by: By) -> Vec<Vec<String>> {
-    let heads = ["REQ/S", "SUCCESS", "P50", "P99", "CONN/S", "FAILED/S", "IN/S", "OUT/S"];
+    let heads = ["REQ/S", "SUCCESS", "DENIED/S", "P50", "P99", "CONN/S", "FAILED/S", "OUTSIDE/S", "IN/S", "OUT/S"];
     let mut all: Vec<Vec<String>> = vec![heads.iter().map(|head| (*head).to_owned()).collect()];
     let milliseconds = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.1}ms"));
     for row in rows {
         all.push(vec![
             format!("{:.1}", row.requests),
             row.success.map_or("-".to_owned(), |share| format!("{:.2}%", share * 100.0)),
+            format!("{:.1}", row.denied),
             milliseconds(row.p50_ms),
             milliseconds(row.p99_ms),
             format!("{:.1}", row.connections),
             format!("{:.1}", row.failed_connections),
+            format!("{:.1}", row.outside_connections),
             bytes(row.received_bytes),
             bytes(row.sent_bytes),
         ]);
@@ -335,6 +368,54 @@ mod tests {
         assert!(counted(&args(By::Service, None), &now, &now).is_empty(), "nothing grew");
         let anew = counted(&args(By::Service, None), &page(3, 0), &now);
         assert_eq!(anew[&("shop/web".to_owned(), None)].requests, 3.0, "started anew");
+    }
+
+    fn row_of(page: &str) -> Row {
+        let now = exposition::samples(page);
+        let mut all = counted(&args(By::Service, None), &now, &[]);
+        all.remove(&("shop/web".to_owned(), None)).unwrap().row("shop/web".to_owned(), None, 1.0)
+    }
+
+    #[test]
+    fn who_is_denied_is_neither_a_success_nor_a_failure() {
+        let line = |code: &str, grpc: &str, count: u32| {
+            format!(
+                "istio_requests_total{{reporter=\"waypoint\",{LABELS},response_code=\"{code}\",grpc_response_status=\"{grpc}\"}} {count}\n"
+            )
+        };
+        let row = row_of(&line("403", "", 10));
+        assert_eq!((row.requests, row.success, row.denied), (10.0, None, 10.0));
+        let cells = &table(std::slice::from_ref(&row), By::Service)[1];
+        assert_eq!(cells[..4], ["shop/web", "10.0", "-", "10.0"]);
+        let all = [
+            ("200", "", 6),
+            ("404", "", 1),
+            ("200", "0", 1),
+            ("401", "", 2),
+            ("200", "7", 3),
+            ("500", "", 1),
+            ("200", "13", 1),
+            ("0", "", 2),
+        ];
+        let page: String = all.iter().map(|(code, grpc, count)| line(code, grpc, *count)).collect();
+        let row = row_of(&page);
+        assert_eq!((row.requests, row.denied), (17.0, 5.0));
+        assert!(row.success.is_some_and(|share| (share - 8.0 / 12.0).abs() < 1e-9), "{row:?}");
+    }
+
+    #[test]
+    fn what_probes_open_is_no_traffic_of_a_service() {
+        let opened = |source: &str, security: &str, count: u32| {
+            let labels = LABELS.replace("source_workload=\"page\"", &format!("source_workload=\"{source}\""));
+            format!(
+                "istio_tcp_connections_opened_total{{reporter=\"destination\",{labels},connection_security_policy=\"{security}\"}} {count}\n"
+            )
+        };
+        let page =
+            opened("unknown", "unknown", 5) + &opened("unknown", "mutual_tls", 1) + &opened("page", "unknown", 2);
+        let row = row_of(&page);
+        assert_eq!((row.connections, row.outside_connections, row.weight()), (3.0, 5.0, 3.0));
+        assert!(row_of(&opened("unknown", "unknown", 5)).is_busy());
     }
 
     #[test]

@@ -130,7 +130,7 @@ check "check strict: pods outside the mesh" ends 2 'nobody has seen' mesh check 
 check "check strict: a namespace that is not there" ends 2 'there is no pod of namespace nobody' mesh check strict nobody
 pod asker "$NODE1" "[ask, -rate, \"50\", \"$web/\"]" '' '' ''
 need "somebody asks and is refused" ready asker
-check "top" within 20 says "^$NS/web +[1-9][0-9.]* +[0-9.]+%" mesh top "$NS" --interval 1s
+check "top" within 20 says "^$NS/web +[1-9][0-9.]* +([0-9.]+%|-) +[1-9][0-9.]* " mesh top "$NS" --interval 1s
 check "tap" says "$NS/asker.* NO_ALLOW_MATCHED|asker.*403" mesh tap --from "$NS/asker" --refused --for 3s
 k -n "$NS" delete pod asker --wait=false >/dev/null
 
