@@ -13,7 +13,7 @@ use kube::{Api, Client};
 use super::access::causes;
 
 /// How long a whole exchange may take; a dump of ten thousand workloads is some tens of megabytes.
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 /// Largest answer, in bytes.
 const ANSWER_BYTES: usize = 256 << 20;
 

@@ -52,7 +52,8 @@ struct Node {
 /// Carries it out.
 pub(crate) async fn run(access: &Access, mesh_namespace: &str, as_json: bool) -> anyhow::Result<ExitCode> {
     let reached = reach(access).await?;
-    let view = View::whole(&Objects::new(reached.client()), mesh_namespace).await;
+    let objects = Objects::new(reached.client());
+    let view = View::whole(&objects, mesh_namespace).await.with_receipts(&objects).await;
     let status = status(&view, reached.url());
     if status.parts.is_empty() {
         anyhow::bail!(

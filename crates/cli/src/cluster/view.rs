@@ -10,12 +10,14 @@ use serde_json::Value;
 
 use super::install::bundle::PART_OF;
 use super::objects::{Objects, Resource};
-use super::pod_http::PodPort;
+use super::pod_http::{DEADLINE, PodPort};
 use super::value::{holds, label, list, name, namespace, text};
 use crate::why::place::{ADMIN, MONITORING};
 
 /// How many pods are asked at a time.
 const AT_ONCE: usize = 16;
+/// The part whose pods say who is connected, and what is wrong.
+const CONTROLLER: &str = "stillmesh-controller";
 
 /// What was read, or why not.
 pub(crate) type Read<T> = Result<T, String>;
@@ -42,7 +44,7 @@ pub(crate) struct View {
     pub(crate) syncz: Vec<Page>,
     /// What each controller finds wrong.
     pub(crate) findings: Vec<Page>,
-    /// Where each controller says that objects and enrolments are in force.
+    /// Where each controller says that objects and enrolments are in force, where it was asked for that.
     pub(crate) receipts: Vec<Page>,
     /// What each tunnel knows.
     pub(crate) dumps: Vec<Page>,
@@ -94,18 +96,21 @@ impl View {
     /// Asks the mesh's own pods too.
     pub(crate) async fn whole(objects: &Objects, mesh_namespace: &str) -> Self {
         let mut view = Self::objects(objects, mesh_namespace).await;
-        let controllers = view.answering("stillmesh-controller");
-        let tunnels = view.answering("ztunnel");
-        let agents: Vec<Asked> =
-            view.part("stillmesh-cni").filter(|pod| holds(pod, "Ready")).filter_map(asked).collect();
-        (view.syncz, view.findings, view.receipts, view.dumps, view.agents) = tokio::join!(
-            pages(objects, &controllers, MONITORING, "/debug/syncz"),
-            pages(objects, &controllers, MONITORING, "/debug/findings"),
-            pages(objects, &controllers, MONITORING, "/debug/receipts"),
-            pages(objects, &tunnels, ADMIN, "/config_dump"),
-            alive(objects, &agents),
+        let agents = view.ready("stillmesh-cni").filter_map(Question::of_kubelet).collect();
+        (view.syncz, view.findings, view.dumps, view.agents) = tokio::join!(
+            ask(objects, view.questions(CONTROLLER, MONITORING, "/debug/syncz"), DEADLINE, json),
+            ask(objects, view.questions(CONTROLLER, MONITORING, "/debug/findings"), DEADLINE, json),
+            ask(objects, view.questions("ztunnel", ADMIN, "/config_dump"), DEADLINE, json),
+            // One that hangs is known by it before its kubelet gives up on it.
+            ask(objects, agents, ALIVE, |_| Ok(Value::Null)),
         );
         view
+    }
+
+    /// With what controllers say of receipts, which costs each a look at every object.
+    pub(crate) async fn with_receipts(mut self, objects: &Objects) -> Self {
+        self.receipts = ask(objects, self.questions(CONTROLLER, MONITORING, "/debug/receipts"), DEADLINE, json).await;
+        self
     }
 
     /// A view of a mesh on this machine: its objects, and what its tunnels know. Kinds that are not looked at are passed over.
@@ -168,43 +173,60 @@ impl View {
         self.own("Pod").filter(move |pod| label(pod, "app.kubernetes.io/name") == Some(part))
     }
 
-    /// Those that can be asked.
-    fn answering(&self, part: &str) -> Vec<(PodPort, String)> {
-        let pods = self.part(part).filter(|pod| holds(pod, "Ready"));
-        pods.map(|pod| (port_of(pod, 0), text(&pod["spec"]["nodeName"]).to_owned())).collect()
+    /// Those of a part that can be asked.
+    fn ready<'a>(&'a self, part: &'a str) -> impl Iterator<Item = &'a Value> {
+        self.part(part).filter(|pod| holds(pod, "Ready"))
+    }
+
+    fn questions(&self, part: &str, port: u16, path: &str) -> Vec<Question> {
+        self.ready(part).map(|pod| Question::new(pod, port, path)).collect()
     }
 
     /// The pod of a part that is ready on a node.
     pub(crate) fn ready_on<'a>(&'a self, part: &'a str, node: &str) -> Option<&'a Value> {
-        self.part(part).find(|pod| text(&pod["spec"]["nodeName"]) == node && holds(pod, "Ready"))
+        self.ready(part).find(|pod| text(&pod["spec"]["nodeName"]) == node)
     }
 }
 
-fn port_of(pod: &Value, port: u16) -> PodPort {
-    PodPort { namespace: namespace(pod).to_owned(), pod: name(pod).to_owned(), port }
+/// A page of a pod that is asked for.
+struct Question {
+    port: PodPort,
+    path: String,
+    node: String,
 }
 
-/// A pod with the page that its kubelet asks it for, and its node.
-type Asked = (PodPort, String, String);
+impl Question {
+    fn new(pod: &Value, port: u16, path: &str) -> Self {
+        let port = PodPort { namespace: namespace(pod).to_owned(), pod: name(pod).to_owned(), port };
+        Self { port, path: path.to_owned(), node: text(&pod["spec"]["nodeName"]).to_owned() }
+    }
 
-/// What the kubelet asks a pod for to know that it is ready.
-fn asked(pod: &Value) -> Option<Asked> {
-    let probe =
-        list(&pod["spec"]["containers"]).map(|one| &one["readinessProbe"]["httpGet"]).find(|one| one.is_object())?;
-    let port = port_of(pod, u16::try_from(probe["port"].as_u64()?).ok()?);
-    Some((port, text(&probe["path"]).to_owned(), text(&pod["spec"]["nodeName"]).to_owned()))
+    /// What the kubelet asks a pod for to know that it is ready.
+    fn of_kubelet(pod: &Value) -> Option<Self> {
+        let mut probes = list(&pod["spec"]["containers"]).map(|one| &one["readinessProbe"]["httpGet"]);
+        let probe = probes.find(|one| one.is_object())?;
+        Some(Self::new(pod, u16::try_from(probe["port"].as_u64()?).ok()?, text(&probe["path"])))
+    }
 }
 
 /// How long a pod may take to say that it is ready; past it, it hangs.
 const ALIVE: Duration = Duration::from_secs(15);
 
-/// Asks what kubelets ask: one that hangs is known by it before its kubelet gives up on it.
-async fn alive(objects: &Objects, pods: &[Asked]) -> Vec<Page> {
-    let mut pages: Vec<Page> = futures::stream::iter(pods)
-        .map(|(place, path, node)| async move {
-            let said = place.ask_within(objects.client(), Method::GET, path, ALIVE).await;
-            let page = said.map(|_| Value::Null).map_err(|error| format!("{error:#}"));
-            Page { pod: place.pod.clone(), node: node.clone(), page }
+/// Asks all, a few at a time, each within so long; the answers are in the order of nodes and pods.
+async fn ask(
+    objects: &Objects,
+    questions: Vec<Question>,
+    within: Duration,
+    read: fn(&[u8]) -> Read<Value>,
+) -> Vec<Page> {
+    let mut pages: Vec<Page> = futures::stream::iter(questions)
+        .map(|Question { port, path, node }| async move {
+            let answer = port.ask_within(objects.client(), Method::GET, &path, within).await;
+            let page = match answer {
+                Ok(body) => read(&body).map_err(|error| format!("{path} {error}")),
+                Err(error) => Err(format!("{error:#}")),
+            };
+            Page { pod: port.pod, node, page }
         })
         .buffer_unordered(AT_ONCE)
         .collect()
@@ -213,19 +235,6 @@ async fn alive(objects: &Objects, pods: &[Asked]) -> Vec<Page> {
     pages
 }
 
-async fn pages(objects: &Objects, pods: &[(PodPort, String)], port: u16, path: &str) -> Vec<Page> {
-    let mut pages: Vec<Page> = futures::stream::iter(pods)
-        .map(|(place, node)| async move {
-            let place = PodPort { port, ..place.clone() };
-            let page = match place.ask(objects.client(), Method::GET, path).await {
-                Ok(body) => serde_json::from_slice(&body).map_err(|error| format!("{path} is no JSON: {error}")),
-                Err(error) => Err(format!("{error:#}")),
-            };
-            Page { pod: place.pod, node: node.clone(), page }
-        })
-        .buffer_unordered(AT_ONCE)
-        .collect()
-        .await;
-    pages.sort_by(|a, b| (&a.node, &a.pod).cmp(&(&b.node, &b.pod)));
-    pages
+fn json(body: &[u8]) -> Read<Value> {
+    serde_json::from_slice(body).map_err(|error| format!("is no JSON: {error}"))
 }
