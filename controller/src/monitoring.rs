@@ -47,7 +47,7 @@ impl Shown {
         let store = Arc::new(Store::new());
         let receipts = Arc::new(Receipts::new(Arc::clone(&store)));
         let shown = Self {
-            waits_for: ArcSwap::from_pointee(Some("the objects have not been read yet".to_owned())),
+            waits_for: ArcSwap::from_pointee(Some("the controller is still reading the objects".to_owned())),
             authority: ArcSwap::default(),
             findings: ArcSwap::default(),
             foreign_maps: ArcSwap::default(),
@@ -93,7 +93,7 @@ pub(crate) fn server(shown: &Arc<Shown>, node: Option<IpAddr>) -> Server {
     // As Istio writes it and Kiali reads it: version, revision of the source, state of the build.
     page("/version", |_| Response::text(StatusCode::OK, format!("{VERSION}-stillmesh-Clean")));
     page("/debug/syncz", |shown| Response::json(StatusCode::OK, &shown.nodes.to_json(&shown.store)));
-    page("/debug/receipts", |shown| Response::json(StatusCode::OK, &shown.receipts.to_json()));
+    page("/debug/receipts", receipts);
     page("/debug/findings", |shown| {
         let (authority, maps, findings) = (shown.authority.load(), shown.foreign_maps.load(), shown.findings.load());
         let all: Vec<&Finding> = authority.iter().chain(maps.iter()).chain(findings.iter()).collect();
@@ -149,6 +149,19 @@ fn ready(shown: &Shown) -> Response {
     }
 }
 
+/// Nothing is said before everything has been read: what is not known yet would count as in force nowhere, or not at all.
+fn receipts(shown: &Shown) -> Response {
+    let not_now = |why: &str| {
+        let text = format!("not now: {why}\n");
+        Response::text(StatusCode::SERVICE_UNAVAILABLE, text)
+    };
+    match &**shown.waits_for.load() {
+        Some(why) => not_now(why),
+        None if !shown.receipts.hears() => not_now("the other replicas have not been heard"),
+        None => Response::json(StatusCode::OK, &shown.receipts.to_json()),
+    }
+}
+
 fn metrics(shown: &Shown) -> Response {
     Response::new(StatusCode::OK, CONTENT_TYPE, shown.metrics.encode())
 }
@@ -156,6 +169,19 @@ fn metrics(shown: &Shown) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_controller_that_is_still_reading_says_so_and_no_receipts() {
+        let (shown, _asked) = Shown::new("c", &Arc::new(Metrics::new()));
+        let text = |answer: &Response| {
+            answer.body().map(|body| String::from_utf8_lossy(body).into_owned()).unwrap_or_default()
+        };
+        let answer = receipts(&shown);
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert!(text(&answer).contains("the controller is still reading the objects"), "{}", text(&answer));
+        shown.ready();
+        assert_eq!((receipts(&shown).status(), text(&receipts(&shown)).as_str()), (StatusCode::OK, "[]"));
+    }
 
     #[test]
     fn debug_pages_are_for_the_pod_itself_and_the_rest_for_everybody() {

@@ -294,7 +294,7 @@ impl Receipts {
     }
 
     /// Whether it is known who is connected where.
-    fn hears(&self) -> bool {
+    pub fn hears(&self) -> bool {
         self.replicas.lock().as_ref().is_none_or(|all| all.heard.is_some_and(|heard| heard.elapsed() < DEAF))
     }
 

@@ -12,7 +12,7 @@ use super::objects::Objects;
 use super::rollout::{pod_trouble, progress};
 use super::value::{holds, label, list, name, text};
 use super::view::View;
-use crate::machine::receipts::lines;
+use crate::machine::receipts::{lines, unknown};
 use crate::output::{Mark, Marks, aligned, line};
 
 /// The screen.
@@ -24,8 +24,11 @@ struct Status {
     parts: Vec<Part>,
     nodes: Vec<Node>,
     namespaces: Vec<Value>,
-    /// Where objects are in force and how enrolments stand; nothing where no controller answers.
+    /// Where objects are in force and how enrolments stand; nothing where no controller says it.
     receipts: Option<Vec<Value>>,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receipts_unknown: Option<String>,
     findings: Vec<Fact>,
 }
 
@@ -116,20 +119,30 @@ fn status(view: &View, url: &str) -> Status {
             "missing": standing.missing.len(), "outside": standing.outside.len(), "olderConnections": standing.older})
         })
         .collect();
+    let (receipts, receipts_unknown) = match receipts(view) {
+        Ok(receipts) => (Some(receipts), None),
+        Err(why) => (None, Some(why)),
+    };
     Status {
         cluster: url.to_owned(),
         mesh_namespace: view.mesh_namespace.clone(),
         parts: parts.collect(),
         nodes: nodes.collect(),
         namespaces,
-        receipts: receipts(view),
+        receipts,
+        receipts_unknown,
         findings: worrying(view, jiff::Timestamp::now()),
     }
 }
 
-/// What the first controller says that answers: each knows of all.
-fn receipts(view: &View) -> Option<Vec<Value>> {
-    view.receipts.iter().find_map(|page| page.page.as_ref().ok()?.as_array()).cloned()
+/// What the first controller says that can, since each knows of all; else why none does. One that has not read everything
+/// yet says so instead of numbers.
+fn receipts(view: &View) -> Result<Vec<Value>, String> {
+    let said = view.receipts.iter().find_map(|page| page.page.as_ref().ok()?.as_array());
+    said.cloned().ok_or_else(|| match view.receipts.iter().find_map(|page| page.page.as_ref().err()) {
+        Some(why) => why.clone(),
+        None => "no controller is ready".to_owned(),
+    })
 }
 
 /// Open connections of a tunnel's pods.
@@ -173,6 +186,9 @@ fn screen(status: &Status, standings: &std::collections::BTreeMap<String, Standi
     let receipts = status.receipts.as_deref().map(lines).unwrap_or_default();
     if !receipts.is_empty() {
         text.push_str(&format!("\n{}\n", receipts.join("\n")));
+    }
+    if let Some(why) = &status.receipts_unknown {
+        text.push_str(&format!("\n{}\n", unknown(why)));
     }
     if status.findings.is_empty() {
         text.push_str("\nnothing is wrong");
@@ -239,6 +255,12 @@ mod tests {
             \x20 AuthorizationPolicy shop/p: in force in 0 of 1 places; lagging: n1 (not connected)\n\
             namespaces in the mesh: 1 of 1 have all their pods captured\n\n\
             nothing is wrong"
+        );
+        view.receipts.truncate(1);
+        let text = screen(&status(&view, "https://c:6443"), &standings(&view), Marks::plain());
+        assert!(
+            text.contains("\npolicies, routes and bindings: where they are in force is not known: no answer\n"),
+            "{text}"
         );
     }
 }

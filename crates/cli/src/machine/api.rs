@@ -115,7 +115,7 @@ pub fn control(api: &Arc<Api>) -> Server {
     });
     let server = route(server, api, Method::GET, "/receipts", |api, _| async move {
         let page = receipts::page(&api, "/debug/receipts").await;
-        let page = page.ok_or_else(|| refuse(StatusCode::SERVICE_UNAVAILABLE, "the controller does not answer"))?;
+        let page = page.map_err(|error| refuse(StatusCode::SERVICE_UNAVAILABLE, &format!("{error:#}")))?;
         Ok(Response::json(StatusCode::OK, &page))
     });
     let server = route(server, api, Method::GET, "/logs/{namespace}/{pod}", logs);

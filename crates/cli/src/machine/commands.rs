@@ -54,11 +54,13 @@ pub(crate) async fn status(args: &Status) -> anyhow::Result<ExitCode> {
             _ => break asked?,
         }
     };
-    // A mesh that has no controller yet has no receipts.
     let receipts = receipts_of(&client(&args.target())?).await;
     if args.json {
         let mut summary = serde_json::to_value(&summary)?;
-        summary["receipts"] = receipts.into();
+        match receipts {
+            Ok(receipts) => summary["receipts"] = receipts.into(),
+            Err(error) => summary["receiptsUnknown"] = format!("{error:#}").into(),
+        }
         line(&serde_json::to_string_pretty(&summary)?);
     } else {
         line(&format!(
@@ -72,18 +74,21 @@ pub(crate) async fn status(args: &Status) -> anyhow::Result<ExitCode> {
         for text in summary.waiting.iter().chain(&summary.findings) {
             line(&format!("  {text}"));
         }
-        if !receipts.is_empty() {
-            receipts::lines(&receipts).iter().for_each(|text| line(text));
+        match receipts {
+            Ok(receipts) => receipts::lines(&receipts).iter().for_each(|text| line(text)),
+            Err(error) => line(&receipts::unknown(&format!("{error:#}"))),
         }
     }
     let bad = !summary.settled || summary.refused > 0;
     Ok(if args.wait.is_some() && bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Where policies, routes and bindings are in force; nothing while the controller does not answer.
-async fn receipts_of(client: &Client) -> Vec<Value> {
-    let asked = client.get("/receipts").await.map_err(anyhow::Error::from).and_then(answered);
-    asked.ok().and_then(|receipts| receipts.as_array().cloned()).unwrap_or_default()
+/// Where policies, routes and bindings are in force. Errors: why the controller does not say it.
+async fn receipts_of(client: &Client) -> anyhow::Result<Vec<Value>> {
+    match client.get("/receipts").await.map_err(anyhow::Error::from).and_then(answered)? {
+        Value::Array(receipts) => Ok(receipts),
+        _ => bail!("the controller's answer is no list"),
+    }
 }
 
 /// `stillmesh get`.
@@ -116,7 +121,7 @@ pub(crate) async fn get(args: &Get) -> anyhow::Result<ExitCode> {
     }
     let has_receipts = has_receipts(args.kind);
     if has_receipts && args.output.is_some() {
-        let receipts = receipts_of(&client).await;
+        let receipts = receipts_of(&client).await.unwrap_or_default();
         items.iter_mut().for_each(|item| receipts::attach(item, &receipts));
     }
     match args.output {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
 use super::api::Api;
@@ -11,16 +12,19 @@ use super::system::MONITORING;
 
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// A page of the controller that is a list; `None` while it does not answer.
-pub(super) async fn page(api: &Api, path: &str) -> Option<Vec<Value>> {
-    let controller = api.reconciler.lock().await.controller()?;
-    let node = api.machine.nodes.first()?;
+/// A page of the controller that is a list. Errors: it does not answer, or says that it cannot yet.
+pub(super) async fn page(api: &Api, path: &str) -> anyhow::Result<Vec<Value>> {
+    let controller = api.reconciler.lock().await.controller().context("no controller runs yet")?;
+    let node = api.machine.nodes.first().context("there is no node")?;
     let asking = async {
         let stream = node_http::connect(node, SocketAddr::new(controller, MONITORING), true).await?;
-        let (_, body) = node_http::exchange(stream, "controller", path, &[]).await?;
+        let (status, body) = node_http::exchange(stream, "controller", path, &[]).await?;
+        ensure!(status == 200, "the controller: {}", String::from_utf8_lossy(&body).trim());
         anyhow::Ok(serde_json::from_slice::<Vec<Value>>(&body)?)
     };
-    tokio::time::timeout(DEADLINE, asking).await.ok()?.ok()
+    tokio::time::timeout(DEADLINE, asking)
+        .await
+        .with_context(|| format!("the controller has not answered within {DEADLINE:?}"))?
 }
 
 /// Puts an object's receipt into its status, for whoever prints it.
@@ -66,6 +70,11 @@ pub(crate) fn lines(receipts: &[Value]) -> Vec<String> {
         format!("{}: {captured} of {pods} pods captured; lagging: {}", text(receipt, "name"), lagging(receipt))
     });
     of_objects.into_iter().chain(of_enrolments).collect()
+}
+
+/// What `status` says where no controller says it.
+pub(crate) fn unknown(why: &str) -> String {
+    format!("policies, routes and bindings: where they are in force is not known: {why}")
 }
 
 /// How many there are, how many of them are whole, and a line about each of the first that are not.

@@ -141,7 +141,7 @@ async fn ask_controller(api: Arc<Api>) {
             () = tokio::time::sleep(ASK) => {}
         }
         // A controller that is away has nothing to say for now.
-        let Some(findings) = receipts::page(&api, "/debug/findings").await else { continue };
+        let Ok(findings) = receipts::page(&api, "/debug/findings").await else { continue };
         if last.as_ref() != Some(&findings) {
             api.reconciler.lock().await.tell(&findings);
             api.machine.changed.notify_one();
