@@ -272,8 +272,18 @@ fn default(key: &str) -> &'static str {
     KEYS.iter().find(|row| row.0 == key).map_or("", |row| row.1)
 }
 
+/// What [`mesh`] reads.
+pub const MESH_KEYS: [&str; 6] = [
+    "TRUST_DOMAIN",
+    "CLUSTER_ID",
+    "NETWORK",
+    "CLUSTER_DOMAIN",
+    "ROOT_NAMESPACE",
+    "AMBIENT_ENABLE_DRY_RUN_AUTHORIZATION_POLICY",
+];
+
 /// Lays flags over the environment. Returns those that mean nothing, with what is accepted.
-fn overlay(
+pub fn overlay(
     values: &mut BTreeMap<String, String>,
     arguments: impl IntoIterator<Item = String>,
 ) -> Vec<(String, &'static str)> {

@@ -38,7 +38,7 @@ const KINDS: [(&str, &str); 11] = [
 pub(super) async fn of(place: &Place, mesh_namespace: &str, orders: &[Value]) -> anyhow::Result<Vec<String>> {
     let mesh = match place {
         Place::Here { .. } => Mesh::default(),
-        Place::Cluster { objects } => settings::of_cluster(objects, mesh_namespace).await?.unwrap_or_default(),
+        Place::Cluster { objects } => settings::assumed(objects, mesh_namespace).await?,
     };
     let system = match place {
         Place::Here { .. } => mesh.root_namespace.to_string(),

@@ -66,7 +66,7 @@ pub(super) async fn look(
     namespace: &str,
     waypoint: &str,
 ) -> anyhow::Result<Vec<Concern>> {
-    let mesh = settings::of_cluster(objects, mesh_namespace).await?.unwrap_or_default();
+    let mesh = settings::assumed(objects, mesh_namespace).await?;
     let mut all = Vec::new();
     let root = &*mesh.root_namespace;
     all.extend(objects.get(&Resource::new("v1", "Namespace"), "", namespace).await?);

@@ -25,7 +25,8 @@ fn controller(env: &[(&str, &str)]) -> Value {
 
 #[test]
 fn a_controllers_deployment_says_what_holds_for_its_mesh() {
-    let mesh = told(&controller(&[
+    let said = |deployment: &Value| told(container(deployment).unwrap(), &Maps::new()).map(|told| told.mesh);
+    let mesh = said(&controller(&[
         ("TRUST_DOMAIN", "td.example"),
         ("ROOT_NAMESPACE", "roots"),
         ("CLUSTER_DOMAIN", "cluster.example"),
@@ -41,9 +42,56 @@ fn a_controllers_deployment_says_what_holds_for_its_mesh() {
         dry_run: false,
     };
     assert_eq!(mesh.unwrap(), expected);
-    assert_eq!(told(&controller(&[("TRUST_DOMAIN", "")])).unwrap(), Mesh::default());
-    let error = told(&controller(&[("TRUST_DOMAIN", "A B")])).unwrap_err().to_string();
+    assert_eq!(said(&controller(&[("TRUST_DOMAIN", "")])).unwrap(), Mesh::default());
+    let error = said(&controller(&[("TRUST_DOMAIN", "A B")])).unwrap_err().to_string();
     assert!(error.contains("TRUST_DOMAIN") && error.contains("A B"), "{error}");
+}
+
+/// What a container says, with one ConfigMap that may be read and one that may not.
+fn of_container(container: Value) -> Told {
+    let there = json!({"data": {"domain": "of.map", "ROOT_NAMESPACE": "roots"}});
+    let maps = [("there".to_owned(), Ok(there)), ("hidden".to_owned(), Err("you may not".to_owned()))];
+    told(&container, &maps.into()).unwrap()
+}
+
+#[test]
+fn only_the_controllers_container_counts_and_its_flags_hold_over_its_variables() {
+    let env = |domain: &str| json!([{"name": "TRUST_DOMAIN", "value": domain}]);
+    let containers = json!([{"name": "injected", "env": env("injected")}, {"name": "controller", "env": env("own"),
+        "args": ["controller", "--trust-domain=of.flags", "--root-namespace", "roots"]}, {"name": "last", "env": env("last")}]);
+    let deployment = json!({"spec": {"template": {"spec": {"containers": containers}}}});
+    let told = of_container(container(&deployment).unwrap().clone());
+    assert_eq!((told.mesh.trust_domain.as_str(), &*told.mesh.root_namespace), ("of.flags", "roots"));
+    assert_eq!(told.assumed(&told.mesh, &[]), None);
+}
+
+#[test]
+fn configmaps_are_read_and_what_cannot_be_read_is_said_with_the_flag_that_gives_it() {
+    let of_map =
+        |key: &str, name: &str| json!({"name": key, "valueFrom": {"configMapKeyRef": {"name": name, "key": "domain"}}});
+    let told = of_container(
+        json!({"env": [of_map("TRUST_DOMAIN", "there")], "envFrom": [{"configMapRef": {"name": "there"}}]}),
+    );
+    assert_eq!((told.mesh.trust_domain.as_str(), &*told.mesh.root_namespace), ("of.map", "roots"));
+    assert_eq!(told.assumed(&told.mesh, &[]), None);
+    let secret = json!({"name": "ROOT_NAMESPACE", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}});
+    let pods_own = json!({"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}});
+    let told = of_container(json!({"env": [of_map("TRUST_DOMAIN", "hidden"), secret, pods_own]}));
+    let assumed = told.assumed(&told.mesh, &[]).unwrap();
+    for part in [
+        "TRUST_DOMAIN comes from ConfigMap hidden, which cannot be read (you may not): assumed is cluster.local (--trust-domain)",
+        "ROOT_NAMESPACE comes from Secret s: assumed is istio-system (--root-namespace)",
+    ] {
+        assert!(assumed.contains(part), "{assumed}");
+    }
+    assert!(!assumed.contains("POD_NAME"), "{assumed}");
+    assert_eq!(told.assumed(&told.mesh, &["TRUST_DOMAIN", "ROOT_NAMESPACE"]), None);
+    let refers = json!([{"name": "TRUST_DOMAIN", "value": "$(CLUSTER).example"}]);
+    assert!(
+        of_container(json!({"env": refers}))
+            .assumed(&Mesh::default(), &[])
+            .is_some_and(|said| said.contains("$(CLUSTER)"))
+    );
 }
 
 #[test]
