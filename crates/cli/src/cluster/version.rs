@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -69,7 +70,42 @@ async fn pods(args: &Version) -> anyhow::Result<Vec<Value>> {
     let mut pods = objects.list(&pod, &args.mesh.mesh_namespace, CONTROLLERS).await?;
     pods.extend(objects.list(&pod, "", "app=ztunnel").await?);
     pods.extend(objects.list(&pod, "", WAYPOINTS).await?);
+    let said = match tokio::time::timeout(PATIENCE, connected(&place, &args.mesh.mesh_namespace)).await {
+        Ok(said) => said.map_err(|error| format!("{error:#}")),
+        Err(_) => Err(format!("no answer within {PATIENCE:?}")),
+    };
+    match said {
+        Ok(said) => tell(&mut pods, &said),
+        Err(why) => note(&format!("stillmesh: versions of proxies are as their labels say, not as they do: {why}")),
+    }
     Ok(pods)
+}
+
+/// How long controllers may take to say of what versions the proxies are.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What proxies say of themselves to the controllers: versions by `pod.namespace`.
+async fn connected(place: &Place, mesh_namespace: &str) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut said = BTreeMap::new();
+    for (_, controller) in controllers(place, mesh_namespace).await? {
+        let page: Value = serde_json::from_slice(&controller.page(MONITORING, "/debug/syncz").await?)?;
+        said.extend(told(&page));
+    }
+    Ok(said)
+}
+
+/// The versions of the proxies that are connected to a controller, by `pod.namespace`: theirs, whatever their labels say.
+pub(crate) fn told(page: &Value) -> impl Iterator<Item = (String, String)> {
+    list(page).map(|one| (text(&one["proxy"]).to_owned(), text(&one["istio_version"]).to_owned()))
+}
+
+/// Labels of waypoints are of the controller's version, whatever image is pinned.
+fn tell(pods: &mut [Value], said: &BTreeMap<String, String>) {
+    for pod in pods {
+        if let Some(version) = said.get(&format!("{}.{}", name(pod), namespace(pod))) {
+            pod["metadata"]["labels"]["app.kubernetes.io/version"] = version.as_str().into();
+        }
+    }
 }
 
 /// The same of a mesh on this machine, whose pods have no images: what they say of themselves.
@@ -170,6 +206,14 @@ mod tests {
         assert_eq!(lines(&pods, false), expected);
         assert_eq!(lines(&pods, true)[1], "0.2.0");
         assert_eq!(report(&pods)["dataPlaneVersion"][2]["istioVersion"], "1.31.0");
+    }
+
+    #[test]
+    fn what_a_proxy_says_of_itself_holds_over_its_label() {
+        let mut pods = [pod("", "waypoint-1", Some("0.2.0"), "x:mine"), pod("ztunnel", "z1", Some("0.2.0"), "x:0.2.0")];
+        let page = json!([{"proxy": "waypoint-1.m", "istio_version": "0.1.0"}]);
+        tell(&mut pods, &told(&page).collect());
+        assert_eq!(lines(&pods, false)[1], "data plane version: 0.1.0 (1 proxies), 0.2.0 (1 proxies)");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::cluster::place;
 use crate::cluster::rollout::{pod_trouble, progress};
 use crate::cluster::skew::{Version, compatible};
 use crate::cluster::value::{holds, is_waypoints, label, list, map, name, namespace, text};
+use crate::cluster::version::told;
 use crate::cluster::view::{Page, View};
 use crate::cluster::zc::entry_facts;
 
@@ -99,15 +100,19 @@ pub(super) fn waypoints(view: &View) -> Vec<Fact> {
 
 /// Whether the parts' versions go together.
 fn versions(view: &View) -> Vec<Fact> {
-    let mut there: Vec<(String, String)> = view
+    // What is connected says it itself: of a waypoint whose image is pinned the label tells the controller's version.
+    let said: BTreeMap<String, String> = view.syncz.iter().flat_map(|page| page.page.iter().flat_map(told)).collect();
+    let of = |pod: &Value| said.get(&format!("{}.{}", name(pod), namespace(pod))).cloned();
+    let labelled = |pod: &Value| label(pod, "app.kubernetes.io/version").map(str::to_owned);
+    let own = view
         .own("Pod")
-        .filter_map(|pod| {
-            Some((
-                label(pod, "app.kubernetes.io/name")?.to_owned(),
-                label(pod, "app.kubernetes.io/version")?.to_owned(),
-            ))
-        })
-        .collect();
+        .filter_map(|pod| Some((label(pod, "app.kubernetes.io/name")?.to_owned(), of(pod).or_else(|| labelled(pod))?)));
+    let waypoints = view.list("Pod").iter().filter(|pod| is_waypoints(pod));
+    let waypoints = waypoints.filter_map(|pod| {
+        let gateway = label(pod, GATEWAY_NAME).unwrap_or_default();
+        Some((format!("waypoint {}/{gateway}", namespace(pod)), of(pod)?))
+    });
+    let mut there: Vec<(String, String)> = own.chain(waypoints).collect();
     there.sort();
     there.dedup();
     let parsed: Vec<Version> = there.iter().filter_map(|(_, version)| Version::parse(version)).collect();
@@ -481,7 +486,8 @@ mod tests {
         };
         let mut own_class = of("mine", "mine", 1);
         own_class["metadata"]["labels"][MANAGED] = json!("istio.io-mesh-controller");
-        let all = vec![own_class, of("works", "istio-waypoint", 1), of("gone", "istio-waypoint", 0), of("edge", "istio", 0)];
+        let all =
+            vec![own_class, of("works", "istio-waypoint", 1), of("gone", "istio-waypoint", 0), of("edge", "istio", 0)];
         let facts = waypoints(&View::of("m", all));
         let said: Vec<(Mark, &str)> = facts.iter().map(|fact| (fact.mark, fact.text.as_str())).collect();
         assert_eq!(said.len(), 2, "{said:?}");
@@ -613,5 +619,12 @@ mod tests {
         assert_eq!(marks("0.9.0", "0.9.0"), Some(Mark::Doubt), "this command is older");
         assert_eq!(marks("0.1.0", "0.2.0"), Some(Mark::Doubt));
         assert_eq!(marks("0.1.0", "0.3.0"), Some(Mark::Bad));
+        // A waypoint whose image is pinned is labelled with the controller's version all the same.
+        let waypoint = json!({"kind": "Pod", "metadata": {"name": "w-1", "namespace": "shop", "labels":
+            {GATEWAY_NAME: "w", CLASS_NAME: "istio-waypoint", "app.kubernetes.io/version": "0.3.0"}}});
+        let mut view = View::of("m", vec![pod("stillmesh-controller", "0.3.0"), waypoint]);
+        view.syncz = vec![page(json!([{"proxy": "w-1.shop", "istio_version": "0.1.0"}]))];
+        let facts = versions(&view);
+        assert!(facts[0].mark == Mark::Bad && facts[0].text.contains("waypoint shop/w 0.1.0"), "{facts:?}");
     }
 }
