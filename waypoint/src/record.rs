@@ -21,7 +21,7 @@ use stillmesh_core::attrs::Authority;
 use stillmesh_core::model::Identity;
 
 pub use decision::Origin;
-pub use flags::{Flag, Flags};
+pub use flags::{Flag, Flags, meaning};
 pub use labels::{Edited, Ends, RequestLabels, Tags, TcpLabels};
 pub use metrics::Metrics;
 pub use records::Records;

@@ -107,6 +107,21 @@ impl Flag {
     }
 }
 
+/// What a flag's text means, in words; `None` where it is none of these.
+pub fn meaning(text: &str) -> Option<&'static str> {
+    let flag = Flag::from_text(text);
+    (flag.as_str() == text).then_some(match flag {
+        Flag::None => return None,
+        Flag::Deny => "a policy refuses it",
+        Flag::Connect => "it was not connected",
+        Flag::TlsFailure => "the handshake failed",
+        Flag::H2HandshakeFailure => "HTTP/2 could not be set up",
+        Flag::NetworkPolicy => "the next hop's port 15008 did not answer at all, as where a NetworkPolicy blocks it",
+        Flag::IdentityError => "there is no certificate for the client",
+        Flag::CertRevoked => "the peer's certificate is revoked",
+    })
+}
+
 /// How the bytes travel on the mesh's side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {

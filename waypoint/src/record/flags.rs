@@ -39,23 +39,29 @@ pub enum Flag {
     Denied,
 }
 
-const ALL: [(Flag, &str); 15] = [
-    (Flag::NoHealthyUpstream, "UH"),
-    (Flag::UpstreamTimeout, "UT"),
-    (Flag::UpstreamReset, "UR"),
-    (Flag::UpstreamFailure, "UF"),
-    (Flag::UpstreamTermination, "UC"),
-    (Flag::Overflow, "UO"),
-    (Flag::NoRoute, "NR"),
-    (Flag::DelayInjected, "DI"),
-    (Flag::FaultInjected, "FI"),
-    (Flag::DownstreamTermination, "DC"),
-    (Flag::RetryLimit, "URX"),
-    (Flag::StreamIdle, "SI"),
-    (Flag::DownstreamProtocol, "DPE"),
-    (Flag::NoCluster, "NC"),
-    (Flag::Denied, "DENY"),
+/// Each with its code, and what that means to who asks.
+const ALL: [(Flag, &str, &str); 15] = [
+    (Flag::NoHealthyUpstream, "UH", "no endpoint takes traffic"),
+    (Flag::UpstreamTimeout, "UT", "no answer within the route's timeout"),
+    (Flag::UpstreamReset, "UR", "the endpoint reset the stream"),
+    (Flag::UpstreamFailure, "UF", "no endpoint was reached"),
+    (Flag::UpstreamTermination, "UC", "the endpoint broke off"),
+    (Flag::Overflow, "UO", "a bound was reached"),
+    (Flag::NoRoute, "NR", "there is nowhere to send it"),
+    (Flag::DelayInjected, "DI", "the route delays requests on purpose"),
+    (Flag::FaultInjected, "FI", "the route lets requests fail on purpose"),
+    (Flag::DownstreamTermination, "DC", "the client broke off"),
+    (Flag::RetryLimit, "URX", "all tries were made"),
+    (Flag::StreamIdle, "SI", "nothing passed for too long"),
+    (Flag::DownstreamProtocol, "DPE", "the client's request is not HTTP as it must be"),
+    (Flag::NoCluster, "NC", "there is no such subset"),
+    (Flag::Denied, "DENY", "a policy that changed closed it"),
 ];
+
+/// What a code means, in words; `None` where it is none of these.
+pub fn meaning(code: &str) -> Option<&'static str> {
+    ALL.iter().find(|(_, known, _)| *known == code).map(|(.., words)| *words)
+}
 
 /// All that one met; none: it went as its ends wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -83,7 +89,7 @@ impl Flags {
 impl fmt::Display for Flags {
     /// With commas between them; `-` where there is none.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut met = ALL.iter().filter(|(flag, _)| self.0 & (1 << *flag as u16) != 0).map(|(_, code)| code);
+        let mut met = ALL.iter().filter(|(flag, ..)| self.0 & (1 << *flag as u16) != 0).map(|(_, code, _)| code);
         f.write_str(met.next().unwrap_or(&"-"))?;
         met.try_for_each(|code| write!(f, ",{code}"))
     }
@@ -104,7 +110,7 @@ mod tests {
         assert_eq!(Flags::default().to_string(), "-");
         assert_eq!(Flags::default().with(Flag::RetryLimit).with(Flag::UpstreamFailure).to_string(), "UF,URX");
         assert_eq!(Flags::default().and(None).and(Some(Flag::DownstreamProtocol)).to_string(), "DPE");
-        for (index, (flag, _)) in ALL.iter().enumerate() {
+        for (index, (flag, ..)) in ALL.iter().enumerate() {
             assert_eq!(*flag as usize, index, "{flag:?}");
         }
     }

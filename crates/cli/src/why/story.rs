@@ -175,30 +175,14 @@ fn remedy(told: &Told) -> Option<String> {
     (told.refused && !told.remedy.is_empty()).then(|| told.remedy.clone())
 }
 
-/// What ends and flags mean, as metrics and access logs have them: Envoy's, and ztunnel's.
-const FLAGS: [(&str, &str); 16] = [
-    ("UH", "no endpoint takes traffic"),
-    ("UT", "no answer within the route's timeout"),
-    ("UR", "the endpoint reset the stream"),
-    ("UF", "no endpoint was reached"),
-    ("UC", "the endpoint broke off"),
-    ("UO", "a bound was reached"),
-    ("NR", "there is nowhere to send it"),
-    ("DI", "the route delays requests on purpose"),
-    ("FI", "the route lets requests fail on purpose"),
-    ("DC", "the client broke off"),
-    ("URX", "all tries were made"),
-    ("SI", "nothing passed for too long"),
-    ("DPE", "the client's request is not HTTP as it must be"),
-    ("NC", "there is no such subset"),
-    ("DENY", "a policy refuses it"),
-    ("CONNECT", "it was not connected"),
-];
-
-/// Flags in words.
-fn flags(flags: &str) -> String {
-    let word = |flag: &str| FLAGS.iter().find(|(code, _)| *code == flag).map_or("", |(_, word)| word);
-    let words: Vec<&str> = flags.split(',').map(word).filter(|word| !word.is_empty()).collect();
+/// Flags in words: those of whoever tells it.
+fn flags(told: &Told) -> String {
+    let flags = told.flags.as_str();
+    let meaning: fn(&str) -> Option<&'static str> = match told.hop {
+        Hop::Outbound | Hop::Inbound => stillmesh_ztunnel::record::meaning,
+        Hop::Connection | Hop::Request => stillmesh_waypoint::record::meaning,
+    };
+    let words: Vec<&str> = flags.split(',').filter_map(meaning).collect();
     if words.is_empty() { flags.to_owned() } else { format!("{flags} ({})", words.join("; ")) }
 }
 
@@ -206,7 +190,7 @@ fn flags(flags: &str) -> String {
 fn numbers(told: &Told) -> String {
     let mut parts = Vec::new();
     if !matches!(told.flags.as_str(), "" | "-") {
-        parts.push(format!("flag {}", flags(&told.flags)));
+        parts.push(format!("flag {}", flags(told)));
     }
     if told.retries > 0 {
         parts.push(format!("{} more {}", told.retries, if told.retries == 1 { "try" } else { "tries" }));
