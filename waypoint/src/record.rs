@@ -8,6 +8,7 @@ mod flags;
 mod flow;
 pub mod grpc;
 pub mod judged;
+mod kinds;
 mod labels;
 mod metrics;
 mod records;
