@@ -3,6 +3,7 @@
 //! (to nowhere), and both get HBONE and send in clear.
 
 pub mod load;
+mod paired;
 mod process;
 mod proxies;
 pub mod recording;

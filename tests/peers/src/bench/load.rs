@@ -106,6 +106,14 @@ impl Measured {
         let at = at.min(self.latencies.len().saturating_sub(1));
         self.latencies.get(at).map_or(0.0, |latency| latency.as_secs_f64() * 1e6)
     }
+
+    /// Adds what another load came to.
+    pub fn add(&mut self, other: Self) {
+        self.requests += other.requests;
+        self.seconds += other.seconds;
+        self.latencies.extend(other.latencies);
+        self.latencies.sort_unstable();
+    }
 }
 
 /// Who is asked, for what.
@@ -126,17 +134,33 @@ pub async fn run(
     time: Duration,
     tasks: &Tasks,
 ) -> anyhow::Result<Measured> {
+    drive(&mut open(client, target, connections).await?, target, rate, time, tasks).await
+}
+
+/// Opens connections; each has had its first answer.
+pub async fn open(client: &Client, target: Target, connections: usize) -> anyhow::Result<Vec<Connection>> {
     let mut opened = Vec::new();
     for _ in 0..connections {
         let mut connection = Connection::open(client, target.to).await?;
         ensure!(connection.get("/r0/x").await?.0 == 200, "the first answer");
         opened.push(connection);
     }
+    Ok(opened)
+}
+
+/// Likewise, from connections that are open and stay so.
+pub async fn drive(
+    opened: &mut Vec<Connection>,
+    target: Target,
+    rate: Option<usize>,
+    time: Duration,
+    tasks: &Tasks,
+) -> anyhow::Result<Measured> {
     let begin = Instant::now();
     let end = begin + time;
     let next = Arc::new(AtomicUsize::new(0));
     let workers: Vec<_> = opened
-        .into_iter()
+        .drain(..)
         .map(|mut connection| {
             let next = next.clone();
             tasks.spawn("load", async move {
@@ -148,7 +172,7 @@ pub async fn run(
                         None => Instant::now(),
                     };
                     if due >= end {
-                        return Ok::<_, anyhow::Error>(latencies);
+                        return Ok::<_, anyhow::Error>((connection, latencies));
                     }
                     // The timer is late by up to a millisecond, which is nobody's latency; a worker that was busy when the request
                     // was due is the proxy's.
@@ -165,7 +189,9 @@ pub async fn run(
         .collect();
     let mut latencies = Vec::new();
     for mut worker in workers {
-        latencies.extend(worker.join().await.context("a worker was cut")??);
+        let (connection, of_one) = worker.join().await.context("a worker was cut")??;
+        opened.push(connection);
+        latencies.extend(of_one);
     }
     let seconds = begin.elapsed().as_secs_f64();
     latencies.sort_unstable();

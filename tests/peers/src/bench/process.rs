@@ -1,4 +1,4 @@
-//! CPU time and memory of a process, from `/proc` (proc(5)).
+//! CPU time and memory of a process, and what the machine's CPUs did, from `/proc` (proc(5)).
 
 use anyhow::Context as _;
 
@@ -23,3 +23,19 @@ pub fn resident_mib(pid: u32) -> anyhow::Result<[f64; 2]> {
     };
     Ok([field("VmRSS:")?, field("RssAnon:")?])
 }
+
+/// CPU seconds so far that no CPU was idle, added up; what a hypervisor gave to others is in it.
+pub fn busy_seconds() -> anyhow::Result<f64> {
+    let text = std::fs::read_to_string("/proc/stat")?;
+    let mut words = text.lines().next().context("no line in /proc/stat")?.split_whitespace().skip(1);
+    let mut ticks = 0;
+    for column in 0..8 {
+        let number: u64 = words.next().context("a column of /proc/stat")?.parse()?;
+        // The fourth and fifth are idle, and idle with I/O under way.
+        ticks += if matches!(column, 3 | 4) { 0 } else { number };
+    }
+    Ok(ticks as f64 / TICKS)
+}
+
+/// Ticks of a second, as `/proc/stat` has them on every architecture that this runs on.
+const TICKS: f64 = 100.0;
