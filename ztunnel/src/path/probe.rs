@@ -42,13 +42,14 @@ impl Agent {
     fn note(&self, answer: &Result<Verdict, PacketError>, now: Instant) {
         let mut silent = self.silent.lock();
         match answer {
-            Err(PacketError::Slow { .. }) => {
-                silent.get_or_insert(now);
-            }
             // Nobody listens: that is another matter.
             Err(error) if is_away(error) => {}
             // One that closes unanswered because it has no room is there.
-            Ok(_) | Err(_) => *silent = None,
+            Ok(_) | Err(PacketError::Closed | PacketError::Bad(_)) => *silent = None,
+            // It does not answer, or not even take connections any more.
+            Err(_) => {
+                silent.get_or_insert(now);
+            }
         }
     }
 
@@ -160,6 +161,9 @@ mod tests {
         }
         agent.note(&Err(PacketError::Io(io::ErrorKind::NotFound.into())), at(20));
         assert!(agent.hangs(at(20)), "that nobody listens is no answer");
+        agent.note(&Ok(Verdict::Other), at(30));
+        agent.note(&Err(PacketError::Io(io::ErrorKind::WouldBlock.into())), at(31));
+        assert!(agent.hangs(at(39)), "its queue of connections is full");
     }
 
     #[test]

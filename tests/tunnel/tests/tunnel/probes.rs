@@ -148,12 +148,9 @@ fn while_an_agent_hangs_whoever_has_probed_goes_on_and_nobody_else() {
         assert_eq!(ask(&router, scene.pod.at(8080)).await, "", "one that is slow is there");
         scene.node.counts("stillmesh_ztunnel_probes_total", &["verdict=\"unanswered\""], 1).await;
         let mut passed = false;
-        // Each that does not takes as long as the tunnel waits for an answer, half a second.
-        for _ in 0..100 {
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while !passed && std::time::Instant::now() < end {
             passed = ask(&router, scene.pod.at(8080)).await.contains('.');
-            if passed {
-                break;
-            }
         }
         assert!(passed, "the agent has answered nobody for long");
         scene.node.counts("stillmesh_ztunnel_probes_total", &["verdict=\"remembered\""], 1).await;
