@@ -10,7 +10,6 @@ use crate::config::{Config, SourceAddress};
 use crate::dns::answer::Zone;
 use crate::dns::resolv::Resolv;
 use crate::lookup::Snapshots;
-use crate::path::probe;
 use crate::record::{Ledger, Metrics};
 use crate::tunnel::Identities;
 use crate::workers::Workers;
@@ -39,8 +38,6 @@ pub struct Node {
     pub handshakes: Arc<Semaphore>,
     /// Questions for probes that may be under way.
     pub probe_questions: Arc<Semaphore>,
-    /// Whether the agent answers them.
-    pub(crate) agent: probe::Agent,
     /// How names are understood.
     pub zone: Zone,
     /// Where other names are asked.
@@ -67,7 +64,6 @@ impl Node {
         Arc::new(Self {
             memory: Memory::new(config.hbone.memory_bytes),
             probe_questions: Arc::new(Semaphore::new(PROBE_QUESTIONS)),
-            agent: probe::Agent::default(),
             handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
             zone: Zone::new(&config.cluster_domain, &resolv.search, config.ipv6)
                 .preferring(config.dns.as_ref().and_then(|dns| dns.preferred_namespace.clone())),

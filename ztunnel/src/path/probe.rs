@@ -1,9 +1,8 @@
 //! Whether a connection that policies refuse is a probe of the kubelet's. The node agent is asked, since it sees the
 //! node's sockets and the pods' probe ports; no answer means no.
 //!
-//! While there is no agent, as when it is upgraded, or it hangs, whoever has probed a port of a pod shortly before may go on:
-//! else the kubelet would take the pod for dead. An agent hangs that has answered nobody for a while: one that is
-//! slow now and then, which a client may bring about by many connections, does not.
+//! While there is no agent, as when it is upgraded, whoever has probed a port of a pod shortly before may go on: else
+//! the kubelet would take the pod for dead.
 
 use std::collections::HashMap;
 use std::io;
@@ -24,39 +23,8 @@ use crate::record::metrics::Probed;
 
 /// How long a probe counts while there is no agent.
 const REMEMBERED: Duration = Duration::from_secs(600);
-/// How long an agent that listens may answer no question of this node's at all before it counts as none: the kubelet gives up on a
-/// pod after three probes, ten seconds apart where a manifest does not say otherwise.
-const HANGS: Duration = Duration::from_secs(8);
 /// Most probes that are remembered of a pod; of more, the rest is asked about only.
 const MOST: usize = 64;
-
-/// Whether the agent answers.
-#[derive(Debug, Default)]
-pub(crate) struct Agent {
-    /// Since when each question has been asked in vain.
-    silent: Mutex<Option<Instant>>,
-}
-
-impl Agent {
-    /// What became of a question.
-    fn note(&self, answer: &Result<Verdict, PacketError>, now: Instant) {
-        let mut silent = self.silent.lock();
-        match answer {
-            // Nobody listens: that is another matter.
-            Err(error) if is_away(error) => {}
-            // One that closes unanswered because it has no room is there.
-            Ok(_) | Err(PacketError::Closed | PacketError::Bad(_)) => *silent = None,
-            // It does not answer, or not even take connections any more.
-            Err(_) => {
-                silent.get_or_insert(now);
-            }
-        }
-    }
-
-    fn hangs(&self, now: Instant) -> bool {
-        self.silent.lock().is_some_and(|since| now.duration_since(since) >= HANGS)
-    }
-}
 
 /// The probes that a pod has had, by client and port.
 #[derive(Debug, Default)]
@@ -90,17 +58,14 @@ pub async fn verdict(conn: &Captured, pod: &Pod, node: &Node, facts: &Facts) -> 
         return Verdict::Other;
     };
     let question = Question { uid: pod.uid.clone(), source: conn.peer, destination: conn.original };
-    let answer = probes::ask(path, &question).await;
-    let now = Instant::now();
-    node.agent.note(&answer, now);
-    let (word, verdict) = match answer {
+    let (word, verdict) = match probes::ask(path, &question).await {
         Ok(Verdict::Probe) => {
-            pod.had_probes.note(&question, now);
+            pod.had_probes.note(&question, Instant::now());
             ("probe", Verdict::Probe)
         }
         Ok(Verdict::Closed) => ("closed", Verdict::Closed),
         Ok(Verdict::Other) => ("other", Verdict::Other),
-        Err(error) if (is_away(&error) || node.agent.hangs(now)) && pod.had_probes.has(&question, now) => {
+        Err(error) if is_away(&error) && pod.had_probes.has(&question, Instant::now()) => {
             ("remembered", Verdict::Probe)
         }
         Err(error) => {
@@ -112,7 +77,7 @@ pub async fn verdict(conn: &Captured, pod: &Pod, node: &Node, facts: &Facts) -> 
     verdict
 }
 
-/// Whether nobody listens.
+/// Whether nobody listens. One who is slow, which a client may bring about by many connections, is there.
 fn is_away(error: &PacketError) -> bool {
     let absent = |kind| matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
     matches!(error, PacketError::Io(error) if absent(error.kind()))
@@ -141,29 +106,6 @@ mod tests {
         assert!(!had.has(&question("10.0.0.1", 81), soon));
         assert!(!had.has(&question("10.0.0.3", 80), soon));
         assert!(!had.has(&question("10.0.0.1", 80), now + REMEMBERED));
-    }
-
-    #[test]
-    fn an_agent_hangs_that_has_answered_nobody_for_a_while() {
-        let (agent, now) = (Agent::default(), Instant::now());
-        let at = |seconds| now + Duration::from_secs(seconds);
-        let slow = || Err(PacketError::Slow { what: "answer", limit: probes::DEADLINE });
-        agent.note(&slow(), at(0));
-        assert!(!agent.hangs(at(7)));
-        assert!(agent.hangs(at(8)));
-        agent.note(&slow(), at(9));
-        assert!(agent.hangs(at(9)), "it counts from the first question");
-        // One answer, or a question that it has no room for, among many that come too late: somebody is there.
-        for answer in [Ok(Verdict::Other), Err(PacketError::Closed)] {
-            agent.note(&answer, at(10));
-            agent.note(&slow(), at(11));
-            assert!(!agent.hangs(at(18)) && agent.hangs(at(19)));
-        }
-        agent.note(&Err(PacketError::Io(io::ErrorKind::NotFound.into())), at(20));
-        assert!(agent.hangs(at(20)), "that nobody listens is no answer");
-        agent.note(&Ok(Verdict::Other), at(30));
-        agent.note(&Err(PacketError::Io(io::ErrorKind::WouldBlock.into())), at(31));
-        assert!(agent.hangs(at(39)), "its queue of connections is full");
     }
 
     #[test]
