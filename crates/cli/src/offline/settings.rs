@@ -48,7 +48,7 @@ impl Settings {
         let why = match of_cluster(objects, namespace).await {
             Ok(Some(told)) => {
                 let mesh = self.over(told.mesh.clone());
-                let assumed = told.assumed(&mesh, &self.given());
+                let assumed = told.assumed(&mesh, Some(&self.given()));
                 return (mesh, assumed);
             }
             Ok(None) => {
@@ -94,16 +94,18 @@ struct Told {
 }
 
 impl Told {
-    /// What had to be assumed, in a sentence. What is `given` on the command line was not.
-    fn assumed(&self, mesh: &Mesh, given: &[&str]) -> Option<String> {
+    /// What had to be assumed, in a sentence. What is `given` on the command line was not; `None` where it has no flags for that.
+    fn assumed(&self, mesh: &Mesh, given: Option<&[&str]>) -> Option<String> {
+        let flag = |flag: &str| given.map_or(String::new(), |_| format!(" ({flag})"));
         let one = |(key, from): (&String, &String)| {
             let assumed = match key.as_str() {
-                "TRUST_DOMAIN" => format!("assumed is {} (--trust-domain)", mesh.trust_domain),
-                "ROOT_NAMESPACE" => format!("assumed is {} (--root-namespace)", mesh.root_namespace),
+                "TRUST_DOMAIN" => format!("assumed is {}{}", mesh.trust_domain, flag("--trust-domain")),
+                "ROOT_NAMESPACE" => format!("assumed is {}{}", mesh.root_namespace, flag("--root-namespace")),
                 _ => "its default is assumed".to_owned(),
             };
             format!("{key} comes from {from}: {assumed}")
         };
+        let given = given.unwrap_or_default();
         let unread = self.unread.iter().filter(|(key, _)| !given.contains(&key.as_str()));
         let all: Vec<String> = unread.map(one).collect();
         (!all.is_empty()).then(|| format!("of what the controller was told, not all can be read: {}", all.join("; ")))
@@ -125,7 +127,7 @@ async fn of_cluster(objects: &Objects, mesh_namespace: &str) -> anyhow::Result<O
 /// What holds for a cluster; what its controller was told and cannot be read is noted, and assumed to be the default.
 pub(crate) async fn assumed(objects: &Objects, mesh_namespace: &str) -> anyhow::Result<Mesh> {
     let Some(told) = of_cluster(objects, mesh_namespace).await? else { return Ok(Mesh::default()) };
-    told.assumed(&told.mesh, &[]).into_iter().for_each(|assumed| note(&assumed));
+    told.assumed(&told.mesh, None).into_iter().for_each(|assumed| note(&assumed));
     Ok(told.mesh)
 }
 

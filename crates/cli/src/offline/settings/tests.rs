@@ -62,7 +62,7 @@ fn only_the_controllers_container_counts_and_its_flags_hold_over_its_variables()
     let deployment = json!({"spec": {"template": {"spec": {"containers": containers}}}});
     let told = of_container(container(&deployment).unwrap().clone());
     assert_eq!((told.mesh.trust_domain.as_str(), &*told.mesh.root_namespace), ("of.flags", "roots"));
-    assert_eq!(told.assumed(&told.mesh, &[]), None);
+    assert_eq!(told.assumed(&told.mesh, Some(&[])), None);
 }
 
 #[test]
@@ -73,11 +73,11 @@ fn configmaps_are_read_and_what_cannot_be_read_is_said_with_the_flag_that_gives_
         json!({"env": [of_map("TRUST_DOMAIN", "there")], "envFrom": [{"configMapRef": {"name": "there"}}]}),
     );
     assert_eq!((told.mesh.trust_domain.as_str(), &*told.mesh.root_namespace), ("of.map", "roots"));
-    assert_eq!(told.assumed(&told.mesh, &[]), None);
+    assert_eq!(told.assumed(&told.mesh, Some(&[])), None);
     let secret = json!({"name": "ROOT_NAMESPACE", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}});
     let pods_own = json!({"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}});
     let told = of_container(json!({"env": [of_map("TRUST_DOMAIN", "hidden"), secret, pods_own]}));
-    let assumed = told.assumed(&told.mesh, &[]).unwrap();
+    let assumed = told.assumed(&told.mesh, Some(&[])).unwrap();
     for part in [
         "TRUST_DOMAIN comes from ConfigMap hidden, which cannot be read (you may not): assumed is cluster.local (--trust-domain)",
         "ROOT_NAMESPACE comes from Secret s: assumed is istio-system (--root-namespace)",
@@ -85,11 +85,16 @@ fn configmaps_are_read_and_what_cannot_be_read_is_said_with_the_flag_that_gives_
         assert!(assumed.contains(part), "{assumed}");
     }
     assert!(!assumed.contains("POD_NAME"), "{assumed}");
-    assert_eq!(told.assumed(&told.mesh, &["TRUST_DOMAIN", "ROOT_NAMESPACE"]), None);
+    let without_flags = told.assumed(&told.mesh, None).unwrap();
+    assert!(
+        without_flags.contains("assumed is cluster.local;") && without_flags.ends_with("assumed is istio-system"),
+        "{without_flags}"
+    );
+    assert_eq!(told.assumed(&told.mesh, Some(&["TRUST_DOMAIN", "ROOT_NAMESPACE"])), None);
     let refers = json!([{"name": "TRUST_DOMAIN", "value": "$(CLUSTER).example"}]);
     assert!(
         of_container(json!({"env": refers}))
-            .assumed(&Mesh::default(), &[])
+            .assumed(&Mesh::default(), Some(&[]))
             .is_some_and(|said| said.contains("$(CLUSTER)"))
     );
 }
