@@ -255,7 +255,7 @@ async fn missing_rights(client: &Client) -> anyhow::Result<Vec<String>> {
 }
 
 /// The API server's clock, by the date of an answer; `None` where it has none.
-async fn server_clock(client: &Client) -> Option<jiff::Timestamp> {
+pub(super) async fn server_clock(client: &Client) -> Option<jiff::Timestamp> {
     let request = http::Request::get("/version").body(kube::client::Body::empty()).ok()?;
     let answer = within("asking for the time", client.send(request)).await.ok()?;
     let date = answer.headers().get(http::header::DATE)?.to_str().ok()?;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::access::reach;
 use super::args::Access;
-use super::check::{Fact, Standing, standings, worrying};
+use super::check::{Fact, Standing, server_clock, standings, worrying};
 use super::objects::Objects;
 use super::rollout::{pod_trouble, progress};
 use super::value::{holds, label, list, name, text};
@@ -57,7 +57,9 @@ pub(crate) async fn run(access: &Access, mesh_namespace: &str, as_json: bool) ->
     let reached = reach(access).await?;
     let objects = Objects::new(reached.client());
     let view = View::whole(&objects, mesh_namespace).await.with_receipts(&objects).await;
-    let status = status(&view, reached.url());
+    // Certificates are judged as `check` does.
+    let now = server_clock(objects.client()).await.unwrap_or_else(jiff::Timestamp::now);
+    let status = status(&view, reached.url(), now);
     if status.parts.is_empty() {
         anyhow::bail!(
             "no Stillmesh is installed in namespace {mesh_namespace} of the cluster at {}; `stillmesh install` does that",
@@ -73,7 +75,7 @@ pub(crate) async fn run(access: &Access, mesh_namespace: &str, as_json: bool) ->
     Ok(if bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn status(view: &View, url: &str) -> Status {
+fn status(view: &View, url: &str, now: jiff::Timestamp) -> Status {
     let pods: Vec<Value> = view.own("Pod").cloned().collect();
     let parts = view.own("Deployment").chain(view.own("DaemonSet")).map(|object| {
         let progress = progress(object, &pods);
@@ -131,7 +133,7 @@ fn status(view: &View, url: &str) -> Status {
         namespaces,
         receipts,
         receipts_unknown,
-        findings: worrying(view, jiff::Timestamp::now()),
+        findings: worrying(view, now),
     }
 }
 
@@ -241,7 +243,7 @@ mod tests {
             "expected": 1, "lagging": [{"name": "n1", "reason": "not connected"}]}]);
         let page = |page| super::super::view::Page { pod: "c".to_owned(), node: "n1".to_owned(), page };
         view.receipts = vec![page(Err("no answer".to_owned())), page(Ok(receipts))];
-        let text = screen(&status(&view, "https://c:6443"), &standings(&view), Marks::plain());
+        let text = screen(&status(&view, "https://c:6443", jiff::Timestamp::now()), &standings(&view), Marks::plain());
         assert_eq!(
             text,
             "mesh in namespace m of the cluster at https://c:6443\n\n\
@@ -257,7 +259,7 @@ mod tests {
             nothing is wrong"
         );
         view.receipts.truncate(1);
-        let text = screen(&status(&view, "https://c:6443"), &standings(&view), Marks::plain());
+        let text = screen(&status(&view, "https://c:6443", jiff::Timestamp::now()), &standings(&view), Marks::plain());
         assert!(
             text.contains("\npolicies, routes and bindings: where they are in force is not known: no answer\n"),
             "{text}"
