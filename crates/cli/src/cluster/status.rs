@@ -24,7 +24,7 @@ struct Status {
     parts: Vec<Part>,
     nodes: Vec<Node>,
     namespaces: Vec<Value>,
-    /// Where objects are in force and how enrolments stand; nothing where no controller says it.
+    /// Where objects are in force and how enrolments stand; nothing where no controller says it, or there is to be none.
     receipts: Option<Vec<Value>>,
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -122,7 +122,7 @@ fn status(view: &View, url: &str, now: jiff::Timestamp) -> Status {
         })
         .collect();
     let (receipts, receipts_unknown) = match receipts(view) {
-        Ok(receipts) => (Some(receipts), None),
+        Ok(receipts) => (receipts, None),
         Err(why) => (None, Some(why)),
     };
     Status {
@@ -138,13 +138,18 @@ fn status(view: &View, url: &str, now: jiff::Timestamp) -> Status {
 }
 
 /// What the first controller says that can, since each knows of all; else why none does. One that has not read everything
-/// yet says so instead of numbers.
-fn receipts(view: &View) -> Result<Vec<Value>, String> {
+/// yet says so instead of numbers. `None` where the mesh is to have no controller of ours, and nobody writes receipts.
+fn receipts(view: &View) -> Result<Option<Vec<Value>>, String> {
     let said = view.receipts.iter().find_map(|page| page.page.as_ref().ok()?.as_array());
-    said.cloned().ok_or_else(|| match view.receipts.iter().find_map(|page| page.page.as_ref().err()) {
-        Some(why) => why.clone(),
-        None => "no controller is ready".to_owned(),
-    })
+    if let Some(said) = said {
+        return Ok(Some(said.clone()));
+    }
+    let of_controller = |object: &Value| label(object, "app.kubernetes.io/name") == Some("stillmesh-controller");
+    match view.receipts.iter().find_map(|page| page.page.as_ref().err()) {
+        Some(why) => Err(why.clone()),
+        None if view.read("Deployment").is_ok() && !view.own("Deployment").any(of_controller) => Ok(None),
+        None => Err("no controller is ready".to_owned()),
+    }
 }
 
 /// Open connections of a tunnel's pods.
@@ -264,5 +269,19 @@ mod tests {
             text.contains("\npolicies, routes and bindings: where they are in force is not known: no answer\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn receipts_are_missed_only_where_there_is_a_controller_to_say_them() {
+        let said = |all: Vec<Value>| {
+            let view = View::of("m", all);
+            screen(&status(&view, "https://c:6443", jiff::Timestamp::now()), &standings(&view), Marks::plain())
+        };
+        let unknown = "where they are in force is not known: no controller is ready";
+        let tunnel = || own("DaemonSet", "ztunnel", json!({}));
+        let text = said(vec![tunnel()]);
+        assert!(!text.contains("where they are in force"), "under istiod: {text}");
+        let text = said(vec![tunnel(), own("Deployment", "stillmesh-controller", json!({}))]);
+        assert!(text.contains(unknown), "{text}");
     }
 }
