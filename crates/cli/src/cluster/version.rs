@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use clap::Args;
+use futures::future::join_all;
 use serde_json::{Value, json};
 
 use super::args::{MeshNamespace, Report, WhichMesh};
@@ -17,6 +19,9 @@ use crate::why::place::{MONITORING, Place};
 
 /// The version of this command.
 pub(crate) const OWN: &str = env!("CARGO_PKG_VERSION");
+
+/// A controller's page of who is connected to it.
+pub(crate) const SYNCZ: &str = "/debug/syncz";
 
 /// Labels of waypoints' pods.
 const WAYPOINTS: &str = "gateway.istio.io/managed=istio.io-mesh-controller";
@@ -70,28 +75,51 @@ async fn pods(args: &Version) -> anyhow::Result<Vec<Value>> {
     let mut pods = objects.list(&pod, &args.mesh.mesh_namespace, CONTROLLERS).await?;
     pods.extend(objects.list(&pod, "", "app=ztunnel").await?);
     pods.extend(objects.list(&pod, "", WAYPOINTS).await?);
-    let said = match tokio::time::timeout(PATIENCE, connected(&place, &args.mesh.mesh_namespace)).await {
-        Ok(said) => said.map_err(|error| format!("{error:#}")),
-        Err(_) => Err(format!("no answer within {PATIENCE:?}")),
-    };
-    match said {
-        Ok(said) => tell(&mut pods, &said),
-        Err(why) => note(&format!("stillmesh: versions of proxies are as their labels say, not as they do: {why}")),
+    if !pods.iter().any(|pod| is_proxy(&pod)) {
+        return Ok(pods);
+    }
+    match connected(&place, &args.mesh.mesh_namespace).await {
+        Ok(answers) => {
+            let (said, silent) = of_all(answers);
+            tell(&mut pods, &said);
+            silent.iter().for_each(|silent| note(&format!("stillmesh: {silent}")));
+        }
+        Err(error) => {
+            note(&format!("stillmesh: versions of proxies are as their labels say, not as they do: {error:#}"));
+        }
     }
     Ok(pods)
 }
 
-/// How long controllers may take to say of what versions the proxies are.
+/// How long a controller may take to say of what versions its proxies are.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// What proxies say of themselves to the controllers: versions by `pod.namespace`.
-async fn connected(place: &Place, mesh_namespace: &str) -> anyhow::Result<BTreeMap<String, String>> {
-    let mut said = BTreeMap::new();
-    for (_, controller) in controllers(place, mesh_namespace).await? {
-        let page: Value = serde_json::from_slice(&controller.page(MONITORING, "/debug/syncz").await?)?;
-        said.extend(told(&page));
+/// A controller's pod, and its page of the proxies that are connected to it.
+type Answer = (String, anyhow::Result<Value>);
+
+/// What each controller says of the proxies that are connected to it.
+async fn connected(place: &Place, mesh_namespace: &str) -> anyhow::Result<Vec<Answer>> {
+    let asked = controllers(place, mesh_namespace).await?.into_iter().map(|(pod, controller)| async move {
+        let page = tokio::time::timeout(PATIENCE, controller.page(MONITORING, SYNCZ)).await;
+        let page = page.unwrap_or_else(|_| Err(anyhow!("no answer within {PATIENCE:?}")));
+        (pod, page.and_then(|page| Ok(serde_json::from_slice(&page)?)))
+    });
+    Ok(join_all(asked).await)
+}
+
+/// Versions of proxies by `pod.namespace`, and of each controller that has not answered a sentence.
+fn of_all(answers: Vec<Answer>) -> (BTreeMap<String, String>, Vec<String>) {
+    let (mut said, mut silent) = (BTreeMap::new(), Vec::new());
+    for (pod, answer) in answers {
+        match answer {
+            Ok(page) => said.extend(told(&page)),
+            Err(error) => silent.push(format!(
+                "{pod} does not say of what versions the proxies are that are connected to it, which are told as their labels \
+                 say: {error:#}"
+            )),
+        }
     }
-    Ok(said)
+    (said, silent)
 }
 
 /// The versions of the proxies that are connected to a controller, by `pod.namespace`: theirs, whatever their labels say.
@@ -100,7 +128,7 @@ pub(crate) fn told(page: &Value) -> impl Iterator<Item = (String, String)> {
 }
 
 /// Labels of waypoints are of the controller's version, whatever image is pinned.
-fn tell(pods: &mut [Value], said: &BTreeMap<String, String>) {
+pub(crate) fn tell(pods: &mut [Value], said: &BTreeMap<String, String>) {
     for pod in pods {
         if let Some(version) = said.get(&format!("{}.{}", name(pod), namespace(pod))) {
             pod["metadata"]["labels"]["app.kubernetes.io/version"] = version.as_str().into();
@@ -119,7 +147,7 @@ async fn running(place: &Place) -> anyhow::Result<Vec<Value>> {
         let said = controller.page(MONITORING, "/version").await?;
         let said = String::from_utf8_lossy(&said);
         pods.push(pod("istiod", (&name, ""), said.trim().split("-stillmesh").next().unwrap_or_default()));
-        let page: Value = serde_json::from_slice(&controller.page(MONITORING, "/debug/syncz").await?)?;
+        let page: Value = serde_json::from_slice(&controller.page(MONITORING, SYNCZ).await?)?;
         pods.extend(list(&page).map(|one| {
             let named = text(&one["proxy"]);
             pod("ztunnel", named.rsplit_once('.').unwrap_or((named, "")), text(&one["istio_version"]))
@@ -214,6 +242,18 @@ mod tests {
         let page = json!([{"proxy": "waypoint-1.m", "istio_version": "0.1.0"}]);
         tell(&mut pods, &told(&page).collect());
         assert_eq!(lines(&pods, false)[1], "data plane version: 0.1.0 (1 proxies), 0.2.0 (1 proxies)");
+    }
+
+    #[test]
+    fn a_controller_that_does_not_answer_takes_nothing_from_what_others_say() {
+        let page = json!([{"proxy": "z1.m", "istio_version": "0.1.0"}]);
+        let (said, silent) =
+            of_all(vec![("c1".to_owned(), Ok(page)), ("c2".to_owned(), Err(anyhow!("no answer within 15s")))]);
+        assert_eq!(said, BTreeMap::from([("z1.m".to_owned(), "0.1.0".to_owned())]));
+        assert!(
+            silent.len() == 1 && silent[0].starts_with("c2 ") && silent[0].ends_with("no answer within 15s"),
+            "{silent:?}"
+        );
     }
 
     #[test]
