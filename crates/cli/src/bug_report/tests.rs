@@ -198,6 +198,9 @@ async fn objects_are_read_page_by_page_and_what_is_secret_in_the_last_is_cut_in_
             json!({"metadata": {"continue": "second"}, "items": [pod("a", json!({})), pod("c", json!({}))]}),
         )),
         "/api/v1/services" => Some(fake::forbidden("services")),
+        "/apis/gateway.networking.k8s.io/v1beta1/referencegrants" => {
+            Some(fake::list(&[json!({"metadata": {"name": "g", "namespace": "shop"}})]))
+        }
         _ => None,
     })
     .await
@@ -219,7 +222,8 @@ async fn objects_are_read_page_by_page_and_what_is_secret_in_the_last_is_cut_in_
         let mut entry = entry.unwrap();
         let mut content = String::new();
         entry.read_to_string(&mut content).unwrap();
-        files.insert(entry.path().unwrap().display().to_string(), content);
+        let path = entry.path().unwrap().display().to_string();
+        assert!(files.insert(path.clone(), content).is_none(), "{path} is written once");
     }
     let pods: Vec<Value> = serde_saphyr::from_str(&files["bug-report/objects/shop/Pod.yaml"]).unwrap();
     let names: Vec<&str> = pods.iter().filter_map(|pod| pod["metadata"]["name"].as_str()).collect();
@@ -227,6 +231,7 @@ async fn objects_are_read_page_by_page_and_what_is_secret_in_the_last_is_cut_in_
     assert!(files.values().all(|content| !content.contains("correct-horse")), "{files:?}");
     assert!(
         files.contains_key("bug-report/objects/_cluster/Namespace.yaml")
+            && files.contains_key("bug-report/objects/shop/ReferenceGrant.yaml")
             && files.contains_key("bug-report/missing.txt")
     );
 }
