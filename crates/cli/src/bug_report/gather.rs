@@ -1,6 +1,6 @@
 //! Fetches the parts of a report, a few at a time, each within its time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -20,9 +20,10 @@ use super::redact::Redactor;
 use crate::analyze::message::fits;
 use crate::cluster::access::within;
 use crate::cluster::args::Report;
+use crate::cluster::check;
 use crate::cluster::objects::{Objects, Pages, Resource};
 use crate::cluster::value::{is_waypoints, label, list, name, namespace, text};
-use crate::cluster::{check, version};
+use crate::cluster::version::{self, SYNCZ};
 use crate::machine::control;
 use crate::output::note;
 use crate::why::place::{ADMIN, MONITORING, Place, Proxy, STATS};
@@ -172,12 +173,18 @@ impl Gatherer {
             }
             missing.extend(files.pack(kind, &mut archive)?);
         }
-        let parts = self.parts(&pods);
+        let (parts, mut said) = (self.parts(&pods), BTreeMap::new());
         note(&format!("reading {} logs, dumps and pages of the mesh's own pods ...", parts.len()));
         for some in parts.chunks(AT_ONCE) {
             // Nothing is under way while texts are cut: that takes long, and the time of what is fetched would go by.
             let answers = join_all(some.iter().map(|(_, part)| self.timed(self.fetch(part)))).await;
             for ((path, part), answer) in some.iter().zip(answers) {
+                if let (Part::Page { page, .. }, Ok(bytes)) = (part, &answer)
+                    && page == SYNCZ
+                {
+                    // What is no JSON is missing, and told as that below.
+                    said.extend(version::told(&serde_json::from_slice(bytes).unwrap_or_default()));
+                }
                 let keep = if matches!(part, Part::Log { .. }) { Keep::Tail } else { Keep::Head };
                 match answer.and_then(|bytes| written(&redactor, path, &bytes)) {
                     Ok(content) => {
@@ -195,7 +202,9 @@ impl Gatherer {
                 own - MOST_PODS
             ));
         }
-        archive.add_last("versions.yaml", Report::Yaml.of(&version::report(&self.versioned(&pods)))?)?;
+        let mut versioned = self.versioned(&pods);
+        version::tell(&mut versioned, &said);
+        archive.add_last("versions.yaml", Report::Yaml.of(&version::report(&versioned))?)?;
         archive.add_last("report.yaml", Report::Yaml.of(&self.about(&missing))?)?;
         archive.add_last("missing.txt", missing.join("\n"))?;
         Ok((archive, missing))
@@ -345,7 +354,7 @@ impl Gatherer {
         match kind {
             Some("controller") => vec![
                 ("metrics.txt", MONITORING, "/metrics".to_owned()),
-                ("syncz.json", MONITORING, "/debug/syncz".to_owned()),
+                ("syncz.json", MONITORING, SYNCZ.to_owned()),
                 ("receipts.json", MONITORING, "/debug/receipts".to_owned()),
                 ("findings.json", MONITORING, "/debug/findings".to_owned()),
             ],
