@@ -97,7 +97,8 @@ async fn said(place: &Place, met: &Met) -> anyhow::Result<Option<String>> {
             why.message(&waypoint)
         )),
         Binding::Bound { waypoint, .. } => Some(format!(
-            "{met} is bound to waypoint {waypoint} as objects are now; connections that went without it began before that"
+            "{met} is bound to waypoint {waypoint} as objects are now; connections went without it: they began before that, or \
+             their tunnel has not been told: `stillmesh ps`"
         )),
         _ => None,
     })
@@ -163,6 +164,7 @@ mod tests {
         let there = |annotation| [shop("here", ""), vec![gateway("here", annotation)]].concat();
         let said = told(there(""), web()).await;
         assert!(said.len() == 1 && said[0].contains("is bound to waypoint shop/here as objects are now"), "{said:?}");
+        assert!(said[0].ends_with("or their tunnel has not been told: `stillmesh ps`"), "{said:?}");
         let said = told(there("direct"), web()).await;
         assert!(
             said.len() == 1 && said[0].contains("waypoint shop/here is not ready: traffic goes round it"),
