@@ -6,8 +6,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize as _;
-use serde_json::Value;
-use stillmesh_k8s::gateway::binding::{Ask, Binding, Named, Target, USE_WAYPOINT, Waypoint, asked, bind};
+use stillmesh_k8s::gateway::binding::{Ask, Binding, Named, Target, USE_WAYPOINT, Waypoint, Why, asked, bind};
 use stillmesh_k8s::gateway::{Gateway, GatewayClass};
 use stillmesh_k8s::labels;
 use stillmesh_k8s::translate::Mesh;
@@ -78,9 +77,9 @@ async fn said(place: &Place, met: &Met) -> anyhow::Result<Option<String>> {
     meta.namespace.get_or_insert_with(|| met.namespace.clone());
     let own = asked(labels::of(&meta.labels), &met.namespace);
     // Who may not see namespaces is not told of their labels.
-    let namespace = match place.namespace(&met.namespace).await {
-        Ok(found) => found.map(Namespace::deserialize).transpose()?,
-        Err(_) if own != Ask::Nothing => None,
+    let (namespace, no_namespace) = match place.namespace(&met.namespace).await {
+        Ok(found) => (found.map(Namespace::deserialize).transpose()?, None),
+        Err(error) if own != Ask::Nothing => (None, Some(error)),
         Err(_) => return Ok(None),
     };
     let of_namespace = namespace.as_ref().map(|one| asked(labels::of(&one.metadata.labels), &met.namespace));
@@ -88,14 +87,25 @@ async fn said(place: &Place, met: &Met) -> anyhow::Result<Option<String>> {
         (Ask::Waypoint(wanted), _) | (Ask::Nothing, Some(Ask::Waypoint(wanted))) => wanted,
         _ => return Ok(None),
     };
-    let found = waypoint(place, &wanted).await?;
+    let (found, no_classes) = waypoint(place, &wanted).await?;
     let binding = bind(target, &meta, namespace.as_ref(), |_| found.as_ref(), &Mesh::default());
     Ok(match binding {
-        Binding::Unbound { waypoint, why } => Some(format!(
-            "{met} asks for waypoint {waypoint} (label {USE_WAYPOINT}), and connections to it went without one, past its policies \
-             and routes. As objects are now: {}",
-            why.message(&waypoint)
-        )),
+        Binding::Unbound { waypoint, why } => {
+            // What labels of a namespace or a class decide is no reason where these cannot be seen.
+            let unseen = match why {
+                Why::NotAllowed => no_namespace,
+                Why::NoAddress => no_classes,
+                _ => None,
+            };
+            let why = match unseen {
+                Some(error) => format!("Why cannot be seen: {error:#}"),
+                None => format!("As objects are now: {}", why.message(&waypoint)),
+            };
+            Some(format!(
+                "{met} asks for waypoint {waypoint} (label {USE_WAYPOINT}), and connections to it went without one, past its \
+                 policies and routes. {why}"
+            ))
+        }
         Binding::Bound { waypoint, .. } => Some(format!(
             "{met} is bound to waypoint {waypoint} as objects are now; connections went without it: they began before that, or \
              their tunnel has not been told: `stillmesh ps`"
@@ -104,23 +114,28 @@ async fn said(place: &Place, met: &Met) -> anyhow::Result<Option<String>> {
     })
 }
 
-/// A waypoint as binding sees it.
-async fn waypoint(place: &Place, wanted: &Named) -> anyhow::Result<Option<Waypoint>> {
+/// A waypoint as binding sees it, and why its class cannot be seen: it is who its name says then.
+async fn waypoint(place: &Place, wanted: &Named) -> anyhow::Result<(Option<Waypoint>, Option<anyhow::Error>)> {
     let all = place.list("Gateway", &wanted.namespace, "").await?;
-    let Some(found) = all.into_iter().find(|one| name(one) == &*wanted.name) else { return Ok(None) };
+    let Some(found) = all.into_iter().find(|one| name(one) == &*wanted.name) else { return Ok((None, None)) };
     let gateway = Gateway::deserialize(&found)?;
-    // Without the right to see classes a class is who its name says.
-    let classes: Vec<Value> = place.list("GatewayClass", "", "").await.unwrap_or_default();
+    let (classes, unseen) = match place.list("GatewayClass", "", "").await {
+        Ok(classes) => (classes, None),
+        Err(error) => (Vec::new(), Some(error)),
+    };
     let class = classes.iter().find(|one| name(one) == gateway.spec.gateway_class_name);
     let class = class.map(GatewayClass::deserialize).transpose()?;
-    Ok(Some(Waypoint::read(&gateway, class.as_ref())))
+    Ok((Some(Waypoint::read(&gateway, class.as_ref())), unseen))
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
+    use crate::cluster::access::reach;
+    use crate::cluster::fake::{self, ApiServer};
+    use crate::cluster::objects::Objects;
 
     fn connection(reason: &str, service: &str, endpoint: &str) -> Connection {
         let told: Told = serde_json::from_value(json!({"hop": "outbound", "reason": reason,
@@ -183,6 +198,40 @@ mod tests {
         for one in [refused, clear, connection(TO_WAYPOINT, "shop/web.shop.svc.cluster.local", "")] {
             assert!(told(shop("gone", ""), one).await.is_empty());
         }
+    }
+
+    /// What is said of Service `web`, which asks for that Gateway, where what such a path ends in may not be seen.
+    async fn told_without(hidden: &'static str, gateway: Value) -> String {
+        let server = ApiServer::start(move |path, _| match path {
+            _ if !hidden.is_empty() && path.ends_with(hidden) => Some(fake::forbidden("it is forbidden")),
+            "/api/v1/namespaces/shop/services" => Some(fake::list(&shop("here", "")[..1])),
+            "/api/v1/namespaces/shop" => Some((200, shop("here", "")[2].clone())),
+            "/apis/gateway.networking.k8s.io/v1/namespaces/shop/gateways" => {
+                Some(fake::list(std::slice::from_ref(&gateway)))
+            }
+            _ => None,
+        });
+        let server = server.await.unwrap();
+        let place = Place::Cluster { objects: Objects::new(reach(&server.access()).await.unwrap().client()) };
+        let web = connection("TO_ENDPOINT", "shop/web.shop.svc.cluster.local", "x//Pod/shop/web-0");
+        notes(&place, &[web]).await.join("\n")
+    }
+
+    #[tokio::test]
+    async fn a_reason_that_hangs_on_what_cannot_be_seen_is_not_told() {
+        let mut selecting = gateway("here", "");
+        selecting["spec"]["listeners"][0]["allowedRoutes"] =
+            json!({"namespaces": {"from": "Selector", "selector": {"matchLabels": {"team": "shop"}}}});
+        let said = told_without("", selecting.clone()).await;
+        assert!(said.contains("As objects are now: allowedRoutes of waypoint shop/here does not let"), "{said}");
+        let said = told_without("/namespaces/shop", selecting).await;
+        assert!(said.contains("Why cannot be seen: ") && said.ends_with("it is forbidden"), "{said}");
+        let mut elsewhere = gateway("here", "");
+        elsewhere["spec"]["gatewayClassName"] = json!("other");
+        let said = told_without("", elsewhere.clone()).await;
+        assert!(said.contains("As objects are now: waypoint shop/here is another controller's"), "{said}");
+        let said = told_without("/gatewayclasses", elsewhere).await;
+        assert!(said.contains("Why cannot be seen: ") && said.ends_with("it is forbidden"), "{said}");
     }
 
     async fn told(objects: Vec<Value>, connection: Connection) -> Vec<String> {
