@@ -123,6 +123,12 @@ fn is_label(key: &str, value: &str) -> bool {
     prefix.is_none_or(is_domain) && is_name(name) && (value.is_empty() || is_name(value))
 }
 
+/// Whether what is for the Prometheus operator has a label of this key of itself.
+fn has_itself(key: &str) -> Result<bool, String> {
+    let objects = Bundle::of_operator().map_err(|error| format!("{error:#}"))?;
+    Ok(objects.iter().any(|object| label(object, key).is_some()))
+}
+
 /// The label that a setting is, as the chart's value names it: a dot of its key is written as `\.`.
 fn label_of(setting: &Setting) -> Option<(String, &str)> {
     Some((setting.key.strip_prefix(LABELS)?.replace("\\.", "."), setting.value.as_str()))
@@ -150,7 +156,11 @@ pub(crate) fn setting(text: &str) -> Result<Setting, String> {
         // A dot that stands for itself would be a level of values.
         Accepts::Label => {
             let label = key.strip_prefix(LABELS).unwrap_or_default().replace("\\.", "\u{0}");
-            match !label.contains('.') && is_label(&label.replace('\u{0}', "."), value) {
+            let (is_one, label) = (!label.contains('.'), label.replace('\u{0}', "."));
+            match is_one && is_label(&label, value) {
+                true if has_itself(&label)? => Err(format!(
+                    "a label that these objects do not have already, and {label} says whose they are: use another key"
+                )),
                 true => Ok(()),
                 false => Err("a label of Kubernetes, dots in its key written as \\.".to_owned()),
             }

@@ -170,6 +170,10 @@ fn what_is_for_the_prometheus_operator_is_there_when_asked_for_with_its_labels()
     for wrong in ["telemetry.labels.=x", "telemetry.labels.a.b=x", "telemetry.labels.a=x y", "telemetry.labels.-a=x"] {
         assert!(setting(wrong).is_err(), "{wrong}");
     }
+    for own in ["app\\.kubernetes\\.io/part-of", "app\\.kubernetes\\.io/name", "helm\\.sh/chart"] {
+        let error = setting(&format!("telemetry.labels.{own}=x")).unwrap_err();
+        assert!(error.contains(&own.replace('\\', "")) && error.ends_with("use another key"), "{error}");
+    }
     // What was set is read again as it is.
     let mut bundle = bundle;
     remember(&mut bundle, &labels.map(|text| setting(text).unwrap()));
