@@ -1,8 +1,9 @@
 //! `stillmesh top`: who is asked how often, how well and how fast, right now: what tunnels and waypoints count, read twice, and
 //! the difference. Exact, not sampled; the same counters as a Prometheus scrapes.
 //!
-//! Success is what Linkerd's users know by the word: no 5xx, no gRPC status but OK, and an answer at all. Who is denied is no
-//! failure of the service and no success of the client: they are told apart, and success is of the others.
+//! Success is an answer that is no 5xx, and in gRPC none of the statuses by which a server says that it failed: 2 UNKNOWN, 4
+//! DEADLINE_EXCEEDED, 13 INTERNAL, 14 UNAVAILABLE, 15 DATA_LOSS. Who is denied is no failure of the service and no success of the client:
+//! they are told apart, and success is of the others.
 
 mod exposition;
 
@@ -24,9 +25,9 @@ use exposition::Sample;
 /// `stillmesh top`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "SUCCESS: of the requests that were not denied, those answered without a 5xx or a gRPC error. DENIED/S: answered 401 \
+    after_help = "SUCCESS: of the requests that were not denied, those answered without a 5xx, for gRPC without status 2, 4, 13, 14 or 15. DENIED/S: answered 401 \
     or 403 (gRPC 7 or 16). FAILED/S: connections that were not opened, refused ones among them. OUTSIDE/S: connections in clear text \
-    of nobody that the mesh knows, and in no other column of connections: kubelets' probes, programs of nodes, load balancers.\n\n\
+    of nobody that the mesh knows and that were let in, not in CONN/S: kubelets' probes, programs of nodes, load balancers.\n\n\
     Exit code: 0, or 1 when nobody has answered or there is no such namespace."
 )]
 pub(crate) struct Top {
@@ -186,7 +187,8 @@ fn place_of(sample: &Sample) -> Option<fn(&mut Counts, &Sample, f64)> {
                 // PERMISSION_DENIED and UNAUTHENTICATED.
                 "7" | "16" => counts.denied_requests += grown,
                 _ if matches!(code, 401 | 403) => counts.denied_requests += grown,
-                "" | "0" if (1..500).contains(&code) => {}
+                "2" | "4" | "13" | "14" | "15" => counts.failed_requests += grown,
+                _ if (1..500).contains(&code) => {}
                 _ => counts.failed_requests += grown,
             }
         },
@@ -393,14 +395,15 @@ mod tests {
             ("200", "0", 1),
             ("401", "", 2),
             ("200", "7", 3),
+            ("200", "5", 2),
             ("500", "", 1),
             ("200", "13", 1),
             ("0", "", 2),
         ];
         let page: String = all.iter().map(|(code, grpc, count)| line(code, grpc, *count)).collect();
         let row = row_of(&page);
-        assert_eq!((row.requests, row.denied), (17.0, 5.0));
-        assert!(row.success.is_some_and(|share| (share - 8.0 / 12.0).abs() < 1e-9), "{row:?}");
+        assert_eq!((row.requests, row.denied), (19.0, 5.0));
+        assert!(row.success.is_some_and(|share| (share - 10.0 / 14.0).abs() < 1e-9), "{row:?}");
     }
 
     #[test]

@@ -261,6 +261,9 @@ fn refused(mesh: &Mesh) -> Result<()> {
         ensure!(wait(is_refused)?, "nothing was told while the collector was busy");
         fs::remove_file(&refuse)?;
         span_of(mesh, &trace(number))?;
+        // They have pauses of their own: nothing is to wait for the next round.
+        let is_told = || Ok(records(mesh.dir.path())?.iter().any(|record| record.text("traceId") == trace(number)));
+        ensure!(wait(is_told)?, "the record of trace {number} does not come");
     }
     ensure!(lost(mesh, "span")? == 0 && lost(mesh, "log_record")? == 0, "what came in the end is counted as lost");
     for (count, (number, service)) in (1..).zip([(12, "web"), (13, "warm")]) {
