@@ -90,8 +90,12 @@ impl CutOff {
         let mut pods = self.pods.lock();
         let new = || Cut { policy: policy.clone(), order: order.clone(), closed: 0, took: Duration::ZERO };
         let cut = pods.entry(uid.clone()).or_insert_with(new);
-        if cut.policy != *policy || cut.order != order {
+        let is_another = cut.order.is_some() && order.is_some() && cut.order != order;
+        if cut.policy != *policy || is_another {
             *cut = new();
+        } else if cut.order.is_none() {
+            // A controller of before did not say.
+            cut.order = order.clone();
         }
         change(cut);
     }

@@ -409,9 +409,11 @@ impl Pods {
         }
         if let Some(handle) = handle {
             handle.intent.send_if_modified(|intent| {
+                // In a namespace that nobody announced, its containers may have run before.
+                let is_found = netns.is_some() && netns != intent.netns;
                 let netns = netns.or_else(|| intent.netns.clone());
                 let both_captured = wanted == Wanted::Captured && intent.wanted == Wanted::Captured;
-                let starting = moment == Moment::Start || intent.starting && both_captured;
+                let starting = moment == Moment::Start || intent.starting && both_captured && !is_found;
                 let next = Intent { wanted, info, netns, facts, said, bypassed, quarantined, starting };
                 let changed = *intent != next;
                 *intent = next;

@@ -43,9 +43,10 @@ pub struct Notice {
 }
 
 impl Notice {
-    /// Whether both say that the same Quarantine cuts the pod off, or that none does.
+    /// Whether both say that the same Quarantine cuts the pod off, or that none does. One whose UID was not told is the one of its name.
     pub fn is_of_same(&self, other: &Self) -> bool {
-        self.quarantine == other.quarantine && self.order == other.order
+        let untold = self.order.is_none() || other.order.is_none();
+        self.quarantine == other.quarantine && (untold || self.order == other.order)
     }
 }
 

@@ -42,7 +42,10 @@ fn one_that_is_cut_off_is_told_of_every_minute_and_when_it_is_so_no_more_ten_min
     assert_eq!(words.told(cut.clone(), true, begin), Some("shop/q"), "a new one is news");
     let again = Notice { order: Some("u-2".to_owned()), ..cut };
     assert!(words.is_due(&again, begin));
-    assert_eq!(words.told(again, true, begin), Some("shop/q"), "as is one that was made again under its name");
+    assert_eq!(words.told(again.clone(), true, begin), Some("shop/q"), "as is one that was made again under its name");
+    let untold = Notice { order: None, ..again.clone() };
+    assert_eq!(words.told(untold, true, begin), None, "a controller of before does not say which it is");
+    assert_eq!(words.told(again, true, begin), None);
 }
 
 #[test]

@@ -32,7 +32,10 @@ pub(super) fn progress(
 ) -> anyhow::Result<Vec<String>> {
     let status = &order["status"];
     let title = format!("{} {}/{}", text(&order["kind"]), namespace(order), name(order));
-    let done = list(&status["conditions"]).any(|one| one["type"] == "Done" && one["status"] == "True");
+    let said = list(&status["conditions"]).find(|one| one["type"] == "Done");
+    let done = said.is_some_and(|one| one["status"] == "True");
+    // A Quarantine holds all that it means: nothing comes of waiting.
+    let overridden = said.is_some_and(|one| one["reason"] == "Overridden");
     match (text(&status["phase"]), goal) {
         ("", _) => return Ok(vec![format!("the controller has not looked at {title}")]),
         ("Refused", _) => bail!("{title} is refused: {}", text(&status["summary"])),
@@ -57,7 +60,7 @@ pub(super) fn progress(
             });
         }
     }
-    if lagging.is_empty() && !done {
+    if lagging.is_empty() && !done && !overridden {
         lagging.push(format!("{title}: {}", text(&status["summary"])));
     }
     Ok(lagging)
@@ -144,4 +147,23 @@ fn or_dash(text: &str) -> String {
 
 fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waited_for(done: &str, reason: &str) -> Vec<String> {
+        let order = json!({
+            "kind": "Bypass", "metadata": {"namespace": "shop", "name": "b"},
+            "status": {"phase": "Active", "summary": "0/0 nodes", "conditions": [{"type": "Done", "status": done, "reason": reason}]},
+        });
+        progress(&order, Goal::Out, &mut BTreeSet::new(), false).unwrap()
+    }
+
+    #[test]
+    fn nothing_is_waited_for_where_a_quarantine_holds_all_that_a_bypass_means() {
+        assert_eq!(waited_for("False", "Waiting"), ["Bypass shop/b: 0/0 nodes"]);
+        assert!(waited_for("False", "Overridden").is_empty() && waited_for("True", "Out").is_empty());
+    }
 }

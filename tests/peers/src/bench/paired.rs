@@ -62,7 +62,8 @@ impl Figure {
 
     /// The median ratio of each start. Rounds of one start have its luck in common: starts alone are independent of each other.
     fn ratios(&self) -> Vec<f64> {
-        let of = |rounds: &Vec<[f64; 2]>| median(&rounds.iter().map(|[with, without]| with / without).collect::<Vec<_>>());
+        let of =
+            |rounds: &Vec<[f64; 2]>| median(&rounds.iter().map(|[with, without]| with / without).collect::<Vec<_>>());
         self.starts.iter().filter(|rounds| !rounds.is_empty()).map(of).collect()
     }
 
