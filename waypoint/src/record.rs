@@ -8,7 +8,6 @@ mod flags;
 mod flow;
 pub mod grpc;
 pub mod judged;
-mod kinds;
 mod labels;
 mod metrics;
 mod records;

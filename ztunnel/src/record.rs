@@ -383,7 +383,7 @@ impl Drop for Record {
             bytes: (self.bytes.received(), self.bytes.sent()),
         };
         if records.is_on() {
-            records.put(&mut decision::draft(&self.facts, &story));
+            records.put(&decision::draft(&self.facts, &story));
         }
         if let Some(hops) = hops {
             hops.tell(&self.facts, &story);

@@ -104,7 +104,7 @@ mod tests {
         let path = folder.path().join("flows.json");
         let recorder = Recorder::with_flows(0, DEFAULT_FLOWS, now_us());
         restore(&recorder, &path);
-        recorder.put(&mut Draft::new(Record { at_us: now_us(), ..Record::default() }));
+        recorder.put(&Draft::new(Record { at_us: now_us(), ..Record::default() }));
         let end = CancellationToken::new();
         tokio::join!(keep(|| recorder.flows(), path.clone(), end.clone()), async { end.cancel() });
         let next = Recorder::with_flows(0, DEFAULT_FLOWS, now_us());
@@ -128,7 +128,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             std::fs::remove_file(&path).unwrap();
-            recorder.put(&mut Draft::new(Record { at_us: now_us(), ..Record::default() }));
+            recorder.put(&Draft::new(Record { at_us: now_us(), ..Record::default() }));
             end.cancel();
         });
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);

@@ -34,11 +34,11 @@ fn nanoseconds(what: &str, mut each: impl FnMut(u32)) {
 fn main() {
     nanoseconds("a draft is written in", |number| drop(black_box(draft(number))));
     let recorder = Recorder::new(DEFAULT_BUDGET);
-    nanoseconds("written and kept in", |number| recorder.put(&mut draft(number)));
+    nanoseconds("written and kept in", |number| recorder.put(&draft(number)));
     let (kept, _, bytes) = recorder.size();
     println!("{kept} records in {bytes} bytes: {} each with their names", bytes / kept.max(1));
     let adding = Recorder::with_flows(0, DEFAULT_FLOWS, 0);
-    nanoseconds("written and added up in", |number| adding.put(&mut draft(number)));
+    nanoseconds("written and added up in", |number| adding.put(&draft(number)));
     let query = Query {
         sources: vec!["pod/nobody/here".parse().unwrap_or(stillmesh_records::Term::Pod(String::new()))],
         ..Query::all()

@@ -2,10 +2,7 @@
 
 use std::fmt::{self, Display, Write as _};
 use std::ops::Range;
-use std::sync::Arc;
 
-use crate::common::Common;
-use crate::flows::Row;
 use crate::record::{BETWEEN, Field, Record, Recorded};
 
 /// Longest text that is kept, bytes; of a longer one its beginning is.
@@ -16,19 +13,8 @@ pub const LONGEST_NAME: usize = 256;
 pub struct Draft {
     /// Its numbers.
     pub record: Record,
-    /// Texts that were written before, with another record.
-    common: Option<Arc<Common>>,
     buffer: String,
     ranges: [(usize, usize); Field::COUNT],
-    /// Room for what is made of it, from one record to the next.
-    made: Made,
-}
-
-/// A record's texts as they are held, and as they are counted.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Made {
-    pub(crate) groups: Groups,
-    pub(crate) row: Row,
 }
 
 /// What most records' texts take, bytes.
@@ -37,24 +23,14 @@ const USUAL: usize = 640;
 impl Draft {
     /// Of a record without texts.
     pub fn new(record: Record) -> Self {
-        let buffer = String::with_capacity(USUAL);
-        Self { record, common: None, buffer, ranges: [(0, 0); Field::COUNT], made: Made::default() }
+        Self { record, buffer: String::with_capacity(USUAL), ranges: [(0, 0); Field::COUNT] }
     }
 
     /// Begins another record; what was written of the last one is gone.
     pub fn begin(&mut self, record: Record) {
         self.record = record;
-        self.common = None;
         self.buffer.clear();
         self.ranges = [(0, 0); Field::COUNT];
-    }
-
-    /// Likewise, with what it has in common with others. Of its texts only those are written that are its own
-    /// ([`Field::is_common`]).
-    pub fn begin_like(&mut self, record: Record, common: &Arc<Common>) {
-        self.begin(record);
-        (self.record.reason, self.record.remedy) = common.decided();
-        self.common = Some(common.clone());
     }
 
     /// Writes a text. Of one longer than [`LONGEST_NAME`] the beginning counts. The last one written of a field stays.
@@ -67,15 +43,6 @@ impl Draft {
         }
     }
 
-    /// Writes a text that needs no formatting.
-    pub fn name_str(&mut self, field: Field, text: &str) {
-        let start = self.buffer.len();
-        self.buffer.push_str(shortened(text));
-        if let Some(range) = self.ranges.get_mut(field.index()) {
-            *range = (start, self.buffer.len());
-        }
-    }
-
     /// Writes a text if there is one.
     pub fn name_some(&mut self, field: Field, text: Option<impl Display>) {
         if let Some(text) = text {
@@ -83,17 +50,29 @@ impl Draft {
         }
     }
 
-    /// What the recorder holds and counts of it: `holds` and `counts` say whether it does.
-    pub(crate) fn made(&mut self, holds: bool, counts: bool) -> &Made {
-        let mut made = std::mem::take(&mut self.made);
-        if holds {
-            made.groups.join(self);
+    /// The texts of each group, joined; nothing of a group without texts.
+    pub(crate) fn groups(&self) -> Groups {
+        let mut groups = Groups { text: String::with_capacity(USUAL), ends: [0; Field::GROUPS.len()] };
+        let has_between = self.buffer.contains(BETWEEN);
+        for (fields, end) in Field::GROUPS.iter().zip(&mut groups.ends) {
+            let begin = groups.text.len();
+            for (place, field) in fields.iter().enumerate() {
+                if place > 0 {
+                    groups.text.push(BETWEEN);
+                }
+                let text = self.text(*field);
+                if has_between {
+                    groups.text.extend(text.chars().map(|one| if one == BETWEEN { ' ' } else { one }));
+                } else {
+                    groups.text.push_str(text);
+                }
+            }
+            if groups.text.len() - begin < fields.len() {
+                groups.text.truncate(begin);
+            }
+            *end = groups.text.len();
         }
-        if counts {
-            made.row.write(self, self.common.as_deref().map(Common::row));
-        }
-        self.made = made;
-        &self.made
+        groups
     }
 
     fn at(&self, range: Range<usize>) -> &str {
@@ -107,50 +86,18 @@ impl Recorded for Draft {
     }
 
     fn text(&self, field: Field) -> &str {
-        if let Some(common) = self.common.as_deref().filter(|_| field.is_common()) {
-            return common.text(field);
-        }
         self.ranges.get(field.index()).map_or("", |(start, end)| self.at(*start..*end))
     }
 }
 
 /// The texts of a record, ready to be held.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Groups {
     text: String,
     ends: [usize; Field::GROUPS.len()],
 }
 
 impl Groups {
-    /// Joins the texts of each group; nothing of a group without texts.
-    pub(crate) fn join(&mut self, draft: &Draft) {
-        self.text.clear();
-        let has_between = draft.buffer.contains(BETWEEN);
-        for (group, (fields, end)) in Field::GROUPS.iter().zip(&mut self.ends).enumerate() {
-            let begin = self.text.len();
-            if let Some(joined) = draft.common.as_deref().and_then(|common| common.group(group)) {
-                self.text.push_str(joined);
-                *end = self.text.len();
-                continue;
-            }
-            for (place, field) in fields.iter().enumerate() {
-                if place > 0 {
-                    self.text.push(BETWEEN);
-                }
-                let text = draft.text(*field);
-                if has_between {
-                    self.text.extend(text.chars().map(|one| if one == BETWEEN { ' ' } else { one }));
-                } else {
-                    self.text.push_str(text);
-                }
-            }
-            if self.text.len() - begin < fields.len() {
-                self.text.truncate(begin);
-            }
-            *end = self.text.len();
-        }
-    }
-
     /// One for each group; empty where it has no text.
     pub(crate) fn texts(&self) -> [&str; Field::GROUPS.len()] {
         let mut begin = 0;

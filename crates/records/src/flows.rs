@@ -139,7 +139,7 @@ pub struct Flows {
 }
 
 /// The row that one is counted in: made before any lock is held.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     key: String,
     at_us: u64,
@@ -173,74 +173,50 @@ pub struct Moment {
 impl Row {
     /// The row of a connection or request.
     pub fn of(one: &impl Recorded) -> Self {
-        let mut row = Self::default();
-        row.write(one, None);
-        row
-    }
-
-    /// Makes it that of another one; of what is told before the method `beginning` is it, if that is known.
-    pub(crate) fn write(&mut self, one: &impl Recorded, beginning: Option<&str>) {
         let record = one.record();
-        (self.at_us, self.is_refused) = (record.at_us, record.is_refused);
-        let key = &mut self.key;
-        key.clear();
-        match beginning {
-            Some(beginning) => key.push_str(beginning),
-            None => write_beginning(key, one),
-        }
-        key.push_str(one.text(Field::Method));
+        let mut key = String::with_capacity(USUAL_KEY);
+        key.push(match record.hop {
+            Hop::Outbound => 'o',
+            Hop::Connection => 'c',
+            Hop::Request => 'r',
+            Hop::Inbound => 'i',
+        });
         key.push(SEPARATOR);
-        template::write(key, one.text(Field::Path));
+        match (one.text(Field::SourceIdentity), short(one.text(Field::Source))) {
+            ("", "") => {
+                let _ = record.source.get().map(|source| write!(key, "{}", source.ip()));
+            }
+            ("", workload) => key.push_str(workload),
+            (identity, _) => key.push_str(identity),
+        }
+        let is_clear = record.hop == Hop::Inbound && !record.is_tunnelled;
+        let service = one.text(Field::Service);
+        let has_endpoint = record.hop == Hop::Inbound || service.is_empty();
+        let port = match record.hop {
+            Hop::Outbound => record.original.get().map(|address| address.port()),
+            Hop::Inbound => record.upstream.get().or(record.original.get()).map(|address| address.port()),
+            Hop::Connection | Hop::Request => {
+                one.text(Field::Authority).rsplit_once(':').and_then(|(_, port)| port.parse().ok())
+            }
+        };
         let (reason, object) = if record.is_refused { (record.reason, one.text(Field::Object)) } else { ("", "") };
+        let flag = |is: bool| if is { "1" } else { "0" };
+        let mut part = |text: &str| {
+            key.push(SEPARATOR);
+            key.push_str(text);
+        };
+        part(flag(is_clear));
+        part(service);
+        part(if has_endpoint { short(one.text(Field::Endpoint)) } else { "" });
+        part("");
+        let _ = write!(key, "{}{SEPARATOR}{}{SEPARATOR}", port.unwrap_or_default(), one.text(Field::Method));
+        template::write(&mut key, one.text(Field::Path));
         for text in [flag(record.is_refused), reason, object] {
             key.push(SEPARATOR);
             key.push_str(text);
         }
+        Self { key, at_us: record.at_us, is_refused: record.is_refused }
     }
-
-    /// What of a row is told before the method.
-    pub(crate) fn beginning(one: &impl Recorded) -> String {
-        let mut key = String::with_capacity(USUAL_KEY);
-        write_beginning(&mut key, one);
-        key
-    }
-}
-
-fn write_beginning(key: &mut String, one: &impl Recorded) {
-    let record = one.record();
-    key.push(match record.hop {
-        Hop::Outbound => 'o',
-        Hop::Connection => 'c',
-        Hop::Request => 'r',
-        Hop::Inbound => 'i',
-    });
-    key.push(SEPARATOR);
-    match (one.text(Field::SourceIdentity), short(one.text(Field::Source))) {
-        ("", "") => {
-            let _ = record.source.get().map(|source| write!(key, "{}", source.ip()));
-        }
-        ("", workload) => key.push_str(workload),
-        (identity, _) => key.push_str(identity),
-    }
-    let is_clear = record.hop == Hop::Inbound && !record.is_tunnelled;
-    let service = one.text(Field::Service);
-    let has_endpoint = record.hop == Hop::Inbound || service.is_empty();
-    let port = match record.hop {
-        Hop::Outbound => record.original.get().map(|address| address.port()),
-        Hop::Inbound => record.upstream.get().or(record.original.get()).map(|address| address.port()),
-        Hop::Connection | Hop::Request => {
-            one.text(Field::Authority).rsplit_once(':').and_then(|(_, port)| port.parse().ok())
-        }
-    };
-    for text in [flag(is_clear), service, if has_endpoint { short(one.text(Field::Endpoint)) } else { "" }] {
-        key.push(SEPARATOR);
-        key.push_str(text);
-    }
-    let _ = write!(key, "{SEPARATOR}{}{SEPARATOR}", port.unwrap_or_default());
-}
-
-fn flag(is: bool) -> &'static str {
-    if is { "1" } else { "0" }
 }
 
 impl Flows {

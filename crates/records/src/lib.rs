@@ -8,7 +8,6 @@
 //!
 //! No I/O, no clock, no tasks: time is passed in.
 
-mod common;
 mod draft;
 pub mod flows;
 mod names;
@@ -18,7 +17,6 @@ mod recorder;
 mod ring;
 mod told;
 
-pub use common::Common;
 pub use draft::{Draft, LONGEST_NAME};
 pub use flows::{DEFAULT_FLOWS, Flow, FlowsAnswer, Moment, SMALLEST_FLOWS, short};
 pub use names::{Handle, Names};

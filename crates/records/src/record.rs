@@ -75,20 +75,12 @@ impl Field {
         &[Self::Path],
     ];
 
-    /// So many groups, the first ones, are what many records have in common.
-    pub(crate) const COMMON: usize = 2;
-
-    /// Whether many records have it in common: the client and the decision, and not what a request says and how it ended.
-    pub fn is_common(self) -> bool {
-        self.place().0 < Self::COMMON
-    }
-
     pub(crate) fn index(self) -> usize {
         self as usize
     }
 
     /// Its group, and its place there.
-    pub(crate) fn place(self) -> (usize, usize) {
+    fn place(self) -> (usize, usize) {
         match self {
             Self::Source => (0, 0),
             Self::SourceIdentity => (0, 1),
@@ -211,11 +203,6 @@ impl Recorded for Kept<'_> {
     fn text(&self, field: Field) -> &str {
         let (group, place) = field.place();
         let text = self.entry.names.get(group).map_or("", |handle| self.names.text(*handle));
-        split(text, place)
+        text.split(BETWEEN).nth(place).unwrap_or_default()
     }
-}
-
-/// One of the texts that were joined.
-pub(crate) fn split(joined: &str, place: usize) -> &str {
-    joined.split(BETWEEN).nth(place).unwrap_or_default()
 }

@@ -3,7 +3,7 @@
 use parking_lot::Mutex;
 
 use crate::draft::Draft;
-use crate::flows::{Flows, Moment};
+use crate::flows::{Flows, Moment, Row};
 use crate::query::Query;
 use crate::ring::{CHUNK_BYTES, Ring};
 use crate::told::Told;
@@ -58,16 +58,16 @@ impl Recorder {
     }
 
     /// Keeps a record, and counts it.
-    pub fn put(&self, draft: &mut Draft) {
+    pub fn put(&self, draft: &Draft) {
         let Some(kept) = &self.kept else { return };
-        let record = draft.record;
-        let made = draft.made(self.has_records, self.has_flows);
+        let row = self.has_flows.then(|| Row::of(draft));
+        let groups = self.has_records.then(|| draft.groups());
         let mut kept = kept.lock();
-        if let Some(ring) = &mut kept.ring {
-            ring.push_ready(record, &made.groups);
+        if let (Some(ring), Some(groups)) = (&mut kept.ring, &groups) {
+            ring.push_ready(draft.record, groups);
         }
-        if let Some(flows) = &mut kept.flows {
-            flows.count(&made.row);
+        if let (Some(flows), Some(row)) = (&mut kept.flows, &row) {
+            flows.count(row);
         }
     }
 

@@ -32,9 +32,8 @@ impl Ring {
     }
 
     /// Keeps a record. The oldest leave until everything fits.
-    pub fn push(&mut self, draft: &mut Draft) {
-        let record = draft.record;
-        self.push_ready(record, &draft.made(true, false).groups);
+    pub fn push(&mut self, draft: &Draft) {
+        self.push_ready(draft.record, &draft.groups());
     }
 
     /// Likewise, of texts that were joined before.

@@ -9,16 +9,15 @@ use http::Method;
 use stillmesh_core::Diagnose as _;
 use stillmesh_core::attrs::Authority;
 use stillmesh_core::explain::Reason;
-use stillmesh_core::model::http::HttpRoute;
+use stillmesh_core::model::http::RouteKey;
 use stillmesh_core::model::{Service, Workload};
 use stillmesh_proxy::decisions::{because, microseconds, now_us, short_microseconds};
-use stillmesh_records::{Address, Common, Draft, Field, Hop, Record, Recorder};
+use stillmesh_records::{Address, Draft, Field, Hop, Record, Recorder};
 
 use super::Early;
 use super::connection::Connection;
 use super::flags::Flags;
 use super::judged::Judged;
-use super::kinds::{Kind, Kinds};
 use super::request::Request;
 use crate::capture::Client;
 use crate::path::PathError;
@@ -32,26 +31,25 @@ const CARRIED: &str = "CARRIED";
 /// One of a route's rules.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    pub(super) route: Arc<HttpRoute>,
-    pub(super) index: usize,
+    route: RouteKey,
+    index: usize,
 }
 
 impl Rule {
     /// The one at `index`, from 0 on.
-    pub fn new(route: &Arc<HttpRoute>, index: usize) -> Self {
+    pub fn new(route: &RouteKey, index: usize) -> Self {
         Self { route: route.clone(), index }
     }
 
     /// As Istio names it: `namespace.name.index`.
     pub fn dotted(&self) -> String {
-        let route = &self.route.key;
-        format!("{}.{}.{}", route.namespace, route.name, self.index)
+        format!("{}.{}.{}", self.route.namespace, self.route.name, self.index)
     }
 }
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, rule {}", self.route.key, self.index)
+        write!(f, "{}, rule {}", self.route, self.index)
     }
 }
 
@@ -110,8 +108,6 @@ pub struct Origin {
     source: Option<Arc<Workload>>,
     identity: String,
     authority: String,
-    /// What its requests have in common.
-    kinds: Kinds,
 }
 
 impl Origin {
@@ -124,7 +120,6 @@ impl Origin {
             source,
             identity: client.identity.to_string(),
             authority: authority.to_string(),
-            kinds: Kinds::default(),
         }
     }
 
@@ -147,8 +142,8 @@ impl Origin {
 
     fn write(&self, draft: &mut Draft) {
         draft.name_some(Field::Source, self.source.as_ref().map(|source| &source.uid));
-        draft.name_str(Field::SourceIdentity, &self.identity);
-        draft.name_str(Field::Authority, &self.authority);
+        draft.name(Field::SourceIdentity, &self.identity);
+        draft.name(Field::Authority, &self.authority);
     }
 }
 
@@ -205,43 +200,20 @@ impl Ended {
 
     /// Writes it down.
     pub(super) fn keep(&self, draft: &mut Draft, records: &Recorder) {
-        match self.common(draft) {
-            Some(common) => draft.begin_like(self.record, &common),
-            None => self.begin(draft),
-        }
-        draft.name_str(Field::Method, self.method.as_str());
-        draft.name_str(Field::Host, &self.host);
-        draft.name_str(Field::Path, &self.path);
-        draft.name(Field::Flags, self.flags);
-        draft.name_some(Field::Error, self.error.as_ref());
-        records.put(draft);
-    }
-
-    /// What it has in common with others of its CONNECT: where nothing but a rule or the lack of one decided about it.
-    fn common(&self, draft: &mut Draft) -> Option<Arc<Common>> {
-        let rule = match &self.why {
-            None => None,
-            Some(Why::Route(rule)) => Some(rule),
-            Some(Why::Reason(_) | Why::Failure { .. }) => return None,
-        };
-        let kind = Kind { service: self.service.as_ref(), endpoint: self.endpoint.as_ref(), rule };
-        let write = || {
-            self.begin(draft);
-            Common::of(draft)
-        };
-        Some(self.origin.kinds.common(kind, write))
-    }
-
-    /// Begins a draft with all that others may have too.
-    fn begin(&self, draft: &mut Draft) {
         draft.begin(self.record);
         self.origin.write(draft);
         draft.name_some(Field::Service, self.service.as_ref().map(|service| &service.key));
         draft.name_some(Field::Endpoint, self.endpoint.as_ref().map(|endpoint| &endpoint.uid));
+        draft.name(Field::Method, &self.method);
+        draft.name(Field::Host, &self.host);
+        draft.name(Field::Path, &self.path);
+        draft.name(Field::Flags, self.flags);
+        draft.name_some(Field::Error, self.error.as_ref());
         match &self.why {
             Some(why) => why.write(draft),
             None => carried(draft),
         }
+        records.put(draft);
     }
 }
 
@@ -277,7 +249,7 @@ pub(super) fn keep_connection(connection: &Connection, flags: Flags) {
         Some(why) => why.write(&mut draft),
         None => carried(&mut draft),
     }
-    waypoint.records.up_to_date().put(&mut draft);
+    waypoint.records.up_to_date().put(&draft);
 }
 
 /// Keeps what was refused before much was known of it.
@@ -300,7 +272,7 @@ pub(super) fn keep_early(waypoint: &Waypoint, early: &Early<'_>, error: &PathErr
     draft.name(Field::Flags, Flags::default().with(error.flag()));
     draft.name(Field::Error, error.text());
     Why::of_error(error).write(&mut draft);
-    waypoint.records.up_to_date().put(&mut draft);
+    waypoint.records.up_to_date().put(&draft);
 }
 
 /// What refused a request, if something did.
@@ -315,30 +287,6 @@ fn carried(draft: &mut Draft) {
 
 /// A UUID as a number.
 fn uuid(text: &str) -> Option<u128> {
-    let (mut number, mut digits) = (0_u128, 0);
-    for byte in text.bytes().filter(|byte| *byte != b'-').take(33) {
-        number = number << 4 | u128::from(char::from(byte).to_digit(16)?);
-        digits += 1;
-    }
-    (digits == 32).then_some(number)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_uuids_are_numbers() {
-        let one = Some(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
-        for (text, expected) in [
-            ("01234567-89ab-cdef-0123-456789abcdef", one),
-            ("0123456789ABCDEF0123456789abcdef", one),
-            ("01234567-89ab-cdef-0123-456789abcde", None),
-            ("01234567-89ab-cdef-0123-456789abcdef0", None),
-            ("+1234567-89ab-cdef-0123-456789abcdef", None),
-            ("", None),
-        ] {
-            assert_eq!(uuid(text), expected, "{text}");
-        }
-    }
+    let digits: String = text.chars().filter(|one| *one != '-').take(33).collect();
+    (digits.len() == 32).then(|| u128::from_str_radix(&digits, 16).ok()).flatten()
 }

@@ -1,8 +1,6 @@
 //! The records of a waypoint. Those of requests are written many at once: each then finds the code and the tables of texts where
 //! the one before left them, which costs a fraction of what it costs between other work. Who reads is told everything.
 
-use std::mem;
-
 use parking_lot::{Mutex, MutexGuard};
 use stillmesh_proxy::decisions::now_us;
 use stillmesh_records::{Draft, Record, Recorder};
@@ -20,22 +18,14 @@ pub struct Records {
     /// Ended and not written yet, fewer than [`BATCH`].
     ended: Mutex<Vec<Ended>>,
     /// Held by who writes; taken before `ended` is let go, so that nothing is on its way unseen.
-    writer: Mutex<Writer>,
-}
-
-#[derive(Debug)]
-struct Writer {
-    draft: Draft,
-    /// What is written; empty between.
-    batch: Vec<Ended>,
+    draft: Mutex<Draft>,
 }
 
 impl Records {
     /// None yet, within the budgets that are configured.
     pub fn new(config: &Config) -> Self {
         let recorder = Recorder::with_flows(config.records_bytes, config.flows_bytes, now_us());
-        let writer = Writer { draft: Draft::new(Record::default()), batch: Vec::new() };
-        Self { recorder, ended: Mutex::default(), writer: Mutex::new(writer) }
+        Self { recorder, ended: Mutex::default(), draft: Mutex::new(Draft::new(Record::default())) }
     }
 
     /// Whether anything is kept.
@@ -45,7 +35,11 @@ impl Records {
 
     /// All that has ended until now.
     pub fn up_to_date(&self) -> &Recorder {
-        self.write(self.ended.lock());
+        let mut ended = self.ended.lock();
+        let draft = self.draft.lock();
+        let rest = std::mem::take(&mut *ended);
+        drop(ended);
+        self.write(&rest, draft);
         &self.recorder
     }
 
@@ -54,19 +48,17 @@ impl Records {
         let mut ended = self.ended.lock();
         ended.push(request);
         if ended.len() >= BATCH {
-            self.write(ended);
+            let draft = self.draft.lock();
+            let full = std::mem::replace(&mut *ended, Vec::with_capacity(BATCH));
+            // Others end meanwhile.
+            drop(ended);
+            self.write(&full, draft);
         }
     }
 
-    /// Writes what has ended.
-    fn write(&self, mut ended: MutexGuard<'_, Vec<Ended>>) {
-        let mut writer = self.writer.lock();
-        let Writer { draft, batch } = &mut *writer;
-        mem::swap(&mut *ended, batch);
-        // Others end meanwhile.
-        drop(ended);
-        for request in batch.drain(..) {
-            request.keep(draft, &self.recorder);
+    fn write(&self, ended: &[Ended], mut draft: MutexGuard<'_, Draft>) {
+        for request in ended {
+            request.keep(&mut draft, &self.recorder);
         }
     }
 }

@@ -156,10 +156,10 @@ impl Request {
     pub fn planned(&mut self, taken: &Taken) {
         self.decided = self.began.elapsed();
         if self.downstream.waypoint().records.is_on() {
-            self.why = taken.by().map(|(route, rule)| Why::Route(Rule::new(route, *rule)));
+            self.why = taken.name().map(|(route, rule)| Why::Route(Rule::new(route, rule)));
         }
         if self.telling.is_asked(self.context.as_ref()) {
-            self.kept.route = taken.by().map(|(route, rule)| Rule::new(route, *rule));
+            self.kept.route = taken.name().map(|(route, rule)| Rule::new(route, rule));
         }
     }
 

@@ -107,7 +107,7 @@ pub(super) fn keep_early(recorder: &Recorder, early: &Early<'_>, error: &impl En
         because(&mut draft, reason);
     }
     ended(&mut draft, error.flag(), Some(&error.to_string()), Some((error.code(), error.remedy())));
-    recorder.put(&mut draft);
+    recorder.put(&draft);
 }
 
 fn ended(draft: &mut Draft, flag: Flag, error: Option<&str>, failure: Option<(&'static str, &'static str)>) {

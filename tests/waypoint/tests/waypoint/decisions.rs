@@ -74,38 +74,6 @@ fn a_retried_request_tells_its_route_and_how_often() {
 }
 
 #[test]
-fn requests_of_one_connection_are_told_each_by_its_own_rule_and_added_up() {
-    isolated_async(|| async {
-        let forward = || RouteAction::Forward(Forward { backends: vec![to("one", 1)], ..Forward::default() });
-        let rules = vec![rule(path("/first"), forward()), rule(path("/second"), forward())];
-        let shop = shop(1, &[], vec![route("r", None, rules)]).await;
-        let client = shop.world.client("page", 1);
-        let mut http = client.http1(shop.web).await;
-        for number in 0..20 {
-            for (index, name) in ["first", "second"].into_iter().enumerate() {
-                let path = format!("/{name}/{number}");
-                // The application has no such page, which is an answer of its own.
-                assert_eq!(http.get(&path).await.0, StatusCode::NOT_FOUND);
-                let told = told(&shop.world, "limit=1000", |told| told["path"] == path.as_str()).await;
-                let object = told["object"].as_str().unwrap();
-                assert!(object.ends_with(&format!("shop/r, rule {index}")), "{told}");
-                assert_eq!(
-                    (&told["reason"], &told["flags"], &told["host"]),
-                    (&"ROUTED".into(), &"-".into(), &"web".into())
-                );
-            }
-        }
-        let flows = shop.world.admin("/flows").await;
-        let row =
-            |path: &str| flows["flows"].as_array().unwrap().iter().find(|row| row["path"] == path).unwrap().clone();
-        for path in ["/first/{id}", "/second/{id}"] {
-            assert_eq!((&row(path)["count"], &row(path)["method"]), (&20.into(), &"GET".into()), "{flows}");
-            assert_eq!(row(path)["source"], "spiffe://cluster.local/ns/shop/sa/page");
-        }
-    });
-}
-
-#[test]
 fn nothing_is_kept_where_it_may_take_no_memory() {
     isolated_async(|| async {
         let mut world = World::new().await;
