@@ -52,8 +52,8 @@ pub struct World {
     bypasses: Orders,
     /// Quarantines: which pods their tunnel cuts off. They come before Bypasses: who is out of the mesh cannot be cut off.
     quarantines: Orders,
-    /// When each of them was heard of, by UID.
-    heard: HashMap<String, Instant>,
+    /// Which Bypass means a pod, by UID, and since when.
+    meant: HashMap<PodName, (String, Instant)>,
     /// What tunnels have said of this node's pods, by UID, and of Quarantines that the watch has not brought yet.
     early: BTreeMap<String, Notice>,
 }
@@ -63,7 +63,7 @@ pub struct World {
 pub struct Bypassed {
     /// The order.
     pub order: Arc<Order>,
-    /// When this agent has heard of it, or of the end of the Quarantine that came before it.
+    /// When this agent has heard that it takes this pod out.
     pub heard: Instant,
     /// What the pod's receipt says of it already.
     pub told: Option<OutReceipt>,
@@ -128,7 +128,7 @@ impl World {
             probes: Probes::default(),
             bypasses: Orders::default(),
             quarantines: Orders::default(),
-            heard: HashMap::new(),
+            meant: HashMap::new(),
             early: BTreeMap::new(),
         }
     }
@@ -172,36 +172,37 @@ impl World {
             Change::Set(placed) => Order::of(&placed.object, &self.enrolment.system_namespace),
             Change::Removed(_) => None,
         };
-        let uid = order.as_ref().map(|order| order.uid.clone());
-        if let Some(uid) = &uid {
-            self.heard.entry(uid.clone()).or_insert_with(Instant::now);
-        }
         let orders = if key.kind == Kind::Quarantine { &mut self.quarantines } else { &mut self.bypasses };
         let before = orders.replace(key, order);
         let after = orders.get(key).cloned();
-        let holds = |order: &Option<Arc<Order>>| order.as_ref().is_some_and(|order| order.is_in_force());
-        if key.kind == Kind::Quarantine && holds(&before) && !holds(&after) {
-            // Bypasses that it came before begin anew: peers have to hear of them first.
-            for bypass in self.bypasses.all() {
-                self.heard.insert(bypass.uid.clone(), Instant::now());
-            }
-        }
-        if let Some(before) = &before
-            && uid.as_ref() != Some(&before.uid)
-        {
-            self.heard.remove(&before.uid);
-        }
         let meant = |name: &&PodName| {
             let labels = self.pods.get(*name).map(|pod| labels::of(&pod.metadata.labels));
             let means = |order: &Arc<Order>| labels.is_some_and(|one| order.means(&name.namespace, &name.name, one));
             before.iter().chain(&after).any(means)
         };
-        self.pods.keys().filter(meant).cloned().collect()
+        let meant: Vec<PodName> = self.pods.keys().filter(meant).cloned().collect();
+        meant.iter().for_each(|name| self.mark(name));
+        meant
     }
 
-    fn bypassed(&self, pod: &Pod) -> Option<Bypassed> {
-        let order = self.bypasses.in_force(pod).filter(|_| self.quarantines.in_force(pod).is_none())?;
-        let heard = self.heard.get(&order.uid).copied().unwrap_or_else(Instant::now);
+    /// The Bypass that takes a pod out.
+    fn bypass<'a>(&'a self, pod: &'a Pod) -> Option<&'a Arc<Order>> {
+        self.bypasses.in_force(pod).filter(|_| self.quarantines.in_force(pod).is_none())
+    }
+
+    /// Remembers since when a Bypass takes a pod out: nobody has heard of it before.
+    fn mark(&mut self, name: &PodName) {
+        let order = self.pods.get(name).and_then(|pod| self.bypass(pod)).map(|order| order.uid.clone());
+        let known = self.meant.remove(name);
+        if let Some(uid) = order {
+            let since = known.filter(|(before, _)| *before == uid).map_or_else(Instant::now, |(_, since)| since);
+            self.meant.insert(name.clone(), (uid, since));
+        }
+    }
+
+    fn bypassed(&self, name: &PodName, pod: &Pod) -> Option<Bypassed> {
+        let order = self.bypass(pod)?;
+        let heard = self.meant.get(name).map_or_else(Instant::now, |(_, since)| *since);
         let told = OutReceipt::of(&pod.metadata).filter(|receipt| receipt.order == order.uid);
         Some(Bypassed { order: Arc::clone(order), heard, told })
     }
@@ -239,17 +240,22 @@ impl World {
 
     fn hold(&mut self, name: &PodName, pod: Arc<Pod>) -> Option<Arc<Pod>> {
         let is_same = |before: &Arc<Pod>| before.metadata.uid == pod.metadata.uid;
-        let known = self.pods.get(name).filter(|before| is_same(before)).and_then(|_| self.since.get(name).copied());
+        let is_known = self.pods.get(name).is_some_and(is_same);
+        let known = self.since.get(name).copied().filter(|_| is_known);
+        let meant = self.meant.remove(name).filter(|_| is_known);
         let before = self.release(name);
         self.probes.learn(&pod);
         self.pods.insert(name.clone(), pod);
         self.since.insert(name.clone(), known.unwrap_or_else(Instant::now));
+        meant.and_then(|meant| self.meant.insert(name.clone(), meant));
+        self.mark(name);
         before
     }
 
     fn release(&mut self, name: &PodName) -> Option<Arc<Pod>> {
         let before = self.pods.remove(name);
         self.since.remove(name);
+        self.meant.remove(name);
         if let Some(before) = &before {
             self.probes.forget(before);
         }
@@ -354,7 +360,7 @@ impl World {
         let uid = pod.metadata.uid.clone()?;
         let namespace = self.namespaces.get(name.namespace.as_str()).map(Arc::as_ref);
         let unfit = why_not(pod, namespace, &self.enrolment);
-        let bypassed = if unfit.is_none() { self.bypassed(pod) } else { None };
+        let bypassed = if unfit.is_none() { self.bypassed(name, pod) } else { None };
         let reason = unfit.or(bypassed.as_ref().map(|_| NotEnrolled::Bypassed));
         let wanted = match reason {
             None => Wanted::Captured,

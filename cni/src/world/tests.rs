@@ -306,7 +306,24 @@ async fn who_is_quarantined_is_captured_whatever_a_bypass_says() {
     assert_eq!(world.is_enrolled("shop"), Some(true), "while the agent is away its pods wait");
     world.apply(vec![quarantine("q", "u2", "{reason: r, pods: [a], ended: true}")], &metrics);
     assert_eq!(wanted(&world, "a"), Some(Wanted::Free));
-    assert!(heard(&world) > first, "peers hear of it again before it sends clear text");
+    let again = heard(&world);
+    assert!(again > first, "peers hear of it again before it sends clear text");
+    // By its labels, too; what else happens to it changes nothing.
+    let labelled =
+        |labels: &str| quarantine("q", "u2", &format!("{{reason: r, selector: {{matchLabels: {{app: {labels}}}}}}}"));
+    let with = |app: &str, version: &str| {
+        let mut pod = pod("a", "1", "n1");
+        pod.metadata.labels = Some([("app".to_owned(), app.to_owned())].into());
+        pod.metadata.resource_version = Some(version.to_owned());
+        set(pod)
+    };
+    tokio::time::advance(std::time::Duration::from_secs(60)).await;
+    world.apply(vec![with("b", "10")], &metrics);
+    assert_eq!(heard(&world), again);
+    world.apply(vec![with("bad", "11"), labelled("bad")], &metrics);
+    assert_eq!(wanted(&world, "a"), Some(Wanted::Captured));
+    world.apply(vec![with("good", "12")], &metrics);
+    assert!(heard(&world) > again, "nobody has heard of it since it is not quarantined");
 }
 
 #[test]

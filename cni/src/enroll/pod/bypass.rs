@@ -6,16 +6,18 @@ use stillmesh_k8s::steering::OutReceipt;
 
 use super::{Intent, Pod};
 use crate::enroll::older;
+use crate::enroll::steps::Wanted;
 use crate::receipt;
 
 impl Pod {
-    /// What this task has written itself, the source of objects may not have told yet.
+    /// What this task has written itself, the source of objects may not have told yet; and what it tells of a time before the pod was
+    /// captured again, counts no more.
     pub(super) fn keep_told(&self, intent: &mut Intent) {
-        if let (Some(new), Some(old)) = (&mut intent.bypassed, &self.intent.bypassed)
-            && new.told.is_none()
-            && new.order.uid == old.order.uid
-        {
-            new.told.clone_from(&old.told);
+        let Some(new) = &mut intent.bypassed else { return };
+        match &self.intent.bypassed {
+            Some(old) if new.told.is_none() && new.order.uid == old.order.uid => new.told.clone_from(&old.told),
+            None if self.intent.wanted == Wanted::Captured => new.told = None,
+            _ => {}
         }
     }
 

@@ -82,7 +82,7 @@ pub struct Times {
     pub verify: Duration,
     /// How often an offer that no tunnel has answered is repeated. Default 5 s.
     pub offer: Duration,
-    /// How long peers have to hear of a Bypass before its pods send clear text, from when the agent heard of it. Default
+    /// How long peers have to hear of a Bypass before its pods send clear text, from when the agent heard that it takes them out. Default
     /// 200 ms.
     pub head_start: Duration,
 }
