@@ -1,5 +1,6 @@
 //! A record that is being written: its texts in one buffer, so that the lock is held for no formatting.
 
+use std::borrow::Cow;
 use std::fmt::{self, Display, Write as _};
 use std::ops::Range;
 
@@ -43,6 +44,15 @@ impl Draft {
         }
     }
 
+    /// Likewise, of a text that need not be formatted: what costs most of writing one.
+    pub fn name_str(&mut self, field: Field, text: &str) {
+        let start = self.buffer.len();
+        self.buffer.push_str(shortened(text));
+        if let Some(range) = self.ranges.get_mut(field.index()) {
+            *range = (start, self.buffer.len());
+        }
+    }
+
     /// Writes a text if there is one.
     pub fn name_some(&mut self, field: Field, text: Option<impl Display>) {
         if let Some(text) = text {
@@ -50,9 +60,9 @@ impl Draft {
         }
     }
 
-    /// The texts of each group, joined; nothing of a group without texts.
+    /// The texts of each group but the path, joined; nothing of a group without texts.
     pub(crate) fn groups(&self) -> Groups {
-        let mut groups = Groups { text: String::with_capacity(USUAL), ends: [0; Field::GROUPS.len()] };
+        let mut groups = Groups { text: String::with_capacity(USUAL), ends: [0; SHARED] };
         let has_between = self.buffer.contains(BETWEEN);
         for (fields, end) in Field::GROUPS.iter().zip(&mut groups.ends) {
             let begin = groups.text.len();
@@ -90,27 +100,37 @@ impl Recorded for Draft {
     }
 }
 
-/// The texts of a record, ready to be held.
+/// The groups before the last one, which is the path alone.
+const SHARED: usize = Field::GROUPS.len() - 1;
+
+/// The texts of a record without its path, ready to be held.
 #[derive(Debug)]
 pub(crate) struct Groups {
     text: String,
-    ends: [usize; Field::GROUPS.len()],
+    ends: [usize; SHARED],
 }
 
 impl Groups {
-    /// One for each group; empty where it has no text.
-    pub(crate) fn texts(&self) -> [&str; Field::GROUPS.len()] {
+    /// One for each group, with this path; empty where it has no text.
+    pub(crate) fn texts<'a>(&'a self, path: &'a str) -> [&'a str; Field::GROUPS.len()] {
         let mut begin = 0;
-        self.ends.map(|end| {
+        let [client, decided, request] = self.ends.map(|end| {
             let text = self.text.get(begin..end).unwrap_or_default();
             begin = end;
             text
-        })
+        });
+        [client, decided, request, path]
     }
 }
 
+/// A path as it is held.
+pub(crate) fn held(path: &str) -> Cow<'_, str> {
+    let path = shortened(path);
+    if path.contains(BETWEEN) { path.replace(BETWEEN, " ").into() } else { path.into() }
+}
+
 /// As much of a text as is kept.
-pub(crate) fn shortened(text: &str) -> &str {
+pub fn shortened(text: &str) -> &str {
     if text.len() <= LONGEST_NAME {
         return text;
     }

@@ -29,6 +29,8 @@ const ROW_BYTES: usize = 96;
 const FIELDS: usize = 11;
 /// What most rows' texts take, bytes.
 const USUAL_KEY: usize = 192;
+/// What `{id}`s may add to a path's length, usually.
+const PLACEHOLDERS: usize = 8;
 const SEPARATOR: char = '\u{1f}';
 /// The version of what is on disk.
 const VERSION: u32 = 1;
@@ -170,9 +172,35 @@ pub struct Moment {
     pub changes: u64,
 }
 
+/// Rows that differ in their path only.
+#[derive(Clone, Debug)]
+pub(crate) struct RowShape {
+    /// The key without the path, and where that belongs.
+    key: String,
+    path_at: usize,
+    is_refused: bool,
+}
+
 impl Row {
     /// The row of a connection or request.
     pub fn of(one: &impl Recorded) -> Self {
+        RowShape::of(one).row(one.text(Field::Path), one.record().at_us)
+    }
+}
+
+impl RowShape {
+    /// The row with this path.
+    pub(crate) fn row(&self, path: &str, at_us: u64) -> Row {
+        let (before, after) = self.key.split_at_checked(self.path_at).unwrap_or_default();
+        let mut key = String::with_capacity(self.key.len() + path.len() + PLACEHOLDERS);
+        key.push_str(before);
+        template::write(&mut key, path);
+        key.push_str(after);
+        Row { key, at_us, is_refused: self.is_refused }
+    }
+
+    /// That of a connection or request.
+    pub(crate) fn of(one: &impl Recorded) -> Self {
         let record = one.record();
         let mut key = String::with_capacity(USUAL_KEY);
         key.push(match record.hop {
@@ -209,13 +237,17 @@ impl Row {
         part(service);
         part(if has_endpoint { short(one.text(Field::Endpoint)) } else { "" });
         part("");
-        let _ = write!(key, "{}{SEPARATOR}{}{SEPARATOR}", port.unwrap_or_default(), one.text(Field::Method));
-        template::write(&mut key, one.text(Field::Path));
+        let _ = write!(key, "{}", port.unwrap_or_default());
+        for text in [one.text(Field::Method), ""] {
+            key.push(SEPARATOR);
+            key.push_str(text);
+        }
+        let path_at = key.len();
         for text in [flag(record.is_refused), reason, object] {
             key.push(SEPARATOR);
             key.push_str(text);
         }
-        Self { key, at_us: record.at_us, is_refused: record.is_refused }
+        Self { key, path_at, is_refused: record.is_refused }
     }
 }
 

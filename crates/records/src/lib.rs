@@ -15,15 +15,17 @@ mod query;
 mod record;
 mod recorder;
 mod ring;
+mod shape;
 mod told;
 
-pub use draft::{Draft, LONGEST_NAME};
+pub use draft::{Draft, LONGEST_NAME, shortened};
 pub use flows::{DEFAULT_FLOWS, Flow, FlowsAnswer, Moment, SMALLEST_FLOWS, short};
 pub use names::{Handle, Names};
 pub use query::{MOST_ANSWERS, Query, QueryError, Term, id};
 pub use record::{Address, Field, Hop, Kept, Record, Recorded};
-pub use recorder::{DEFAULT_BUDGET, Recorder, SMALLEST_BUDGET};
+pub use recorder::{DEFAULT_BUDGET, Recorder, SMALLEST_BUDGET, pause};
 pub use ring::Ring;
+pub use shape::Shape;
 pub use told::{Answer, Destination, Miss, Source, Told};
 
 #[cfg(test)]

@@ -1,11 +1,15 @@
 //! The ring and the flows behind their lock: what a proxy holds.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use parking_lot::Mutex;
 
-use crate::draft::Draft;
-use crate::flows::{Flows, Moment, Row};
+use crate::draft::{Draft, held};
+use crate::flows::{Flows, Moment};
 use crate::query::Query;
+use crate::record::{Field, Record, Recorded as _};
 use crate::ring::{CHUNK_BYTES, Ring};
+use crate::shape::Shape;
 use crate::told::Told;
 
 /// What the records of one process may take where nothing else is said, bytes.
@@ -18,6 +22,13 @@ const _: () = assert!(SMALLEST_BUDGET > 4 * CHUNK_BYTES);
 
 /// How many records a reader looks at under one hold of the lock.
 const LOOK: usize = 128;
+
+static IS_PAUSED: AtomicBool = AtomicBool::new(false);
+
+/// Whether recorders of this process are asked for nothing more for now, as if they kept nothing: for who measures what keeping costs.
+pub fn pause(is_paused: bool) {
+    IS_PAUSED.store(is_paused, Ordering::Relaxed);
+}
 
 /// Keeps records, and adds them up. One short lock per record for both, and readers hold it for few records at a time.
 #[derive(Debug)]
@@ -47,9 +58,9 @@ impl Recorder {
         Self { kept: (has_records || has_flows).then(|| Mutex::new(Kept { ring, flows })), has_records, has_flows }
     }
 
-    /// Whether anything is kept: else nobody need write drafts.
+    /// Whether anything is kept now: else nobody need write drafts.
     pub fn is_on(&self) -> bool {
-        self.kept.is_some()
+        self.kept.is_some() && !IS_PAUSED.load(Ordering::Relaxed)
     }
 
     /// Whether records are kept one by one.
@@ -59,12 +70,20 @@ impl Recorder {
 
     /// Keeps a record, and counts it.
     pub fn put(&self, draft: &Draft) {
+        if self.kept.is_some() {
+            self.put_shaped(draft.record, draft.text(Field::Path), &Shape::of(draft));
+        }
+    }
+
+    /// Likewise, of a request that has this shape: it has the numbers of `record` and the shape's verdict.
+    pub fn put_shaped(&self, record: Record, path: &str, shape: &Shape) {
         let Some(kept) = &self.kept else { return };
-        let row = self.has_flows.then(|| Row::of(draft));
-        let groups = self.has_records.then(|| draft.groups());
+        let record = Record { reason: shape.reason, remedy: shape.remedy, ..record };
+        let path = &*held(path);
+        let row = self.has_flows.then(|| shape.row.row(path, record.at_us));
         let mut kept = kept.lock();
-        if let (Some(ring), Some(groups)) = (&mut kept.ring, &groups) {
-            ring.push_ready(draft.record, groups);
+        if let Some(ring) = &mut kept.ring {
+            ring.push_ready(record, path, &shape.groups);
         }
         if let (Some(flows), Some(row)) = (&mut kept.flows, &row) {
             flows.count(row);

@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
-use crate::draft::{Draft, Groups};
+use crate::draft::{Draft, Groups, held};
 use crate::names::Names;
-use crate::record::{Entry, Kept, Record};
+use crate::record::{Entry, Field, Kept, Record, Recorded as _};
 
 /// Records of one chunk: what is allocated, and given back, at once.
 const CHUNK: usize = 64;
@@ -33,12 +33,12 @@ impl Ring {
 
     /// Keeps a record. The oldest leave until everything fits.
     pub fn push(&mut self, draft: &Draft) {
-        self.push_ready(draft.record, &draft.groups());
+        self.push_ready(draft.record, &held(draft.text(Field::Path)), &draft.groups());
     }
 
-    /// Likewise, of texts that were joined before.
-    pub(crate) fn push_ready(&mut self, record: Record, groups: &Groups) {
-        let names = groups.texts().map(|text| self.names.hold(text));
+    /// Likewise, of texts that were joined before and a path as it is held.
+    pub(crate) fn push_ready(&mut self, record: Record, path: &str, groups: &Groups) {
+        let names = groups.texts(path).map(|text| self.names.hold(text));
         let entry = Entry { record, names };
         match self.chunks.back_mut().filter(|chunk| chunk.len() < CHUNK) {
             Some(chunk) => chunk.push(entry),

@@ -192,6 +192,36 @@ fn destinations_are_found_by_service_address_pod_and_port() {
 }
 
 #[test]
+fn a_record_of_a_shape_is_what_its_draft_would_be() {
+    let long = format!("/items/{}", "x".repeat(300));
+    let words = "/abcdefghijklmnopqrstuvwxyzabcdefghij".repeat(8);
+    for path in ["", "/", "/items/42", "/odd\0path", long.as_str(), words.as_str()] {
+        for is_refused in [false, true] {
+            let mut like = draft(1, "K//Pod/shop/page", "/another");
+            like.record.is_refused = is_refused;
+            like.record.reason = "ROUTED";
+            like.record.remedy = "none";
+            like.name(Field::SourceIdentity, "spiffe://td/ns/shop/sa/page");
+            like.name(Field::Authority, "stock.shop:80");
+            like.name(Field::Object, "HTTPRoute shop/stock, rule 0");
+            let shape = Shape::of(&like);
+            let numbers = Record { at_us: 7, id: 9, status: 200, sent: 5, ..like.record };
+            like.record = numbers;
+            like.name(Field::Path, path);
+            let [drafted, shaped] = [(); 2].map(|()| Recorder::with_flows(DEFAULT_BUDGET, DEFAULT_FLOWS, 0));
+            drafted.put(&like);
+            shaped.put_shaped(Record { reason: "", remedy: "", ..numbers }, path, &shape);
+            let told = |recorder: &Recorder| {
+                let flows = recorder.flows().map(|flows| flows.tell(0, &[] as &[Draft], 7).flows);
+                (recorder.find(&Query::all(), 7), flows)
+            };
+            assert_eq!(told(&drafted), told(&shaped), "{path:?}");
+            assert_eq!(told(&drafted).0.len(), 1);
+        }
+    }
+}
+
+#[test]
 fn what_is_told_reads_back() {
     let told = Told::of(&draft(1, "a", "/"));
     let text = serde_json::to_string(&told).unwrap_or_default();

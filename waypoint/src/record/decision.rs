@@ -1,6 +1,7 @@
 //! What is kept of a request or connection for whoever asks why. A request's record has the trace of the CONNECT that
 //! brought it and of the one that carried it on, so that both ways lead on from it.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, mem};
@@ -12,7 +13,7 @@ use stillmesh_core::explain::Reason;
 use stillmesh_core::model::http::RouteKey;
 use stillmesh_core::model::{Service, Workload};
 use stillmesh_proxy::decisions::{because, microseconds, now_us, short_microseconds};
-use stillmesh_records::{Address, Draft, Field, Hop, Record, Recorder};
+use stillmesh_records::{Address, Draft, Field, Hop, LONGEST_NAME, Record, Shape, shortened};
 
 use super::Early;
 use super::connection::Connection;
@@ -29,7 +30,7 @@ const ROUTED: &str = "ROUTED";
 const CARRIED: &str = "CARRIED";
 
 /// One of a route's rules.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     route: RouteKey,
     index: usize,
@@ -88,8 +89,9 @@ impl Why {
             Self::Reason(reason) => because(draft, reason),
             Self::Route(rule) => {
                 draft.record.reason = ROUTED;
-                draft.name(Field::Because, format_args!("taken by {rule}"));
-                draft.name(Field::Object, rule);
+                let rule = rule.to_string();
+                draft.name_str(Field::Because, &format!("taken by {rule}"));
+                draft.name_str(Field::Object, &rule);
             }
             Self::Failure { code, remedy } => {
                 draft.record.reason = code;
@@ -140,10 +142,19 @@ impl Origin {
         }
     }
 
+    /// Whether records of both have the same texts.
+    fn is_like(&self, other: &Self) -> bool {
+        is_same(self.source.as_ref(), other.source.as_ref())
+            && self.identity == other.identity
+            && self.authority == other.authority
+    }
+
     fn write(&self, draft: &mut Draft) {
-        draft.name_some(Field::Source, self.source.as_ref().map(|source| &source.uid));
-        draft.name(Field::SourceIdentity, &self.identity);
-        draft.name(Field::Authority, &self.authority);
+        if let Some(source) = &self.source {
+            draft.name_str(Field::Source, &source.uid.0);
+        }
+        draft.name_str(Field::SourceIdentity, &self.identity);
+        draft.name_str(Field::Authority, &self.authority);
     }
 }
 
@@ -184,36 +195,90 @@ impl Ended {
         record.received = request.received.bytes();
         record.sent = request.sent;
         let why = denied.map(|judged| Why::of_reason(&judged.reason));
+        let method = mem::take(&mut request.method);
+        let is_cut = method.as_str().len() > LONGEST_NAME;
+        let cut = || Method::from_bytes(shortened(method.as_str()).as_bytes()).unwrap_or_default();
         Self {
             record,
             origin: request.downstream.origin.clone(),
             service: request.service.take(),
             endpoint: request.endpoint.take(),
-            method: mem::take(&mut request.method),
-            host: mem::take(&mut request.host),
-            path: mem::take(&mut request.path),
+            method: if is_cut { cut() } else { method },
+            host: short(mem::take(&mut request.host)),
+            path: short(mem::take(&mut request.path)),
             flags,
             error: request.error.take(),
             why: why.or_else(|| request.why.take()),
         }
     }
 
-    /// Writes it down.
-    pub(super) fn keep(&self, draft: &mut Draft, records: &Recorder) {
+    /// Its numbers.
+    pub(super) fn record(&self) -> Record {
+        self.record
+    }
+
+    /// Takes its path, which is no part of its shape.
+    pub(super) fn take_path(&mut self) -> String {
+        mem::take(&mut self.path)
+    }
+
+    /// Its shape, by way of a draft.
+    pub(super) fn shape(&self, draft: &mut Draft) -> Shape {
         draft.begin(self.record);
         self.origin.write(draft);
         draft.name_some(Field::Service, self.service.as_ref().map(|service| &service.key));
-        draft.name_some(Field::Endpoint, self.endpoint.as_ref().map(|endpoint| &endpoint.uid));
-        draft.name(Field::Method, &self.method);
-        draft.name(Field::Host, &self.host);
-        draft.name(Field::Path, &self.path);
+        if let Some(endpoint) = &self.endpoint {
+            draft.name_str(Field::Endpoint, &endpoint.uid.0);
+        }
+        draft.name_str(Field::Method, self.method.as_str());
+        draft.name_str(Field::Host, &self.host);
         draft.name(Field::Flags, self.flags);
         draft.name_some(Field::Error, self.error.as_ref());
         match &self.why {
             Some(why) => why.write(draft),
             None => carried(draft),
         }
-        records.put(draft);
+        Shape::of(draft)
+    }
+
+    /// Whether others are likely to be like it.
+    pub(super) fn is_usual(&self) -> bool {
+        self.error.is_none() && matches!(self.why, None | Some(Why::Route(_)))
+    }
+
+    /// Whether both have one shape.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self.flags == other.flags
+            && self.record.is_refused == other.record.is_refused
+            && is_same(self.service.as_ref(), other.service.as_ref())
+            && is_same(self.endpoint.as_ref(), other.endpoint.as_ref())
+            && self.origin.is_like(&other.origin)
+            && self.method == other.method
+            && self.host == other.host
+            && self.error == other.error
+            && match (&self.why, &other.why) {
+                (None, None) => true,
+                (Some(Why::Route(one)), Some(Why::Route(other))) => one == other,
+                _ => false,
+            }
+    }
+}
+
+/// What is alike has one hash; it need not be otherwise.
+impl Hash for Ended {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.service.as_ref().map(Arc::as_ptr).hash(state);
+        self.endpoint.as_ref().map(Arc::as_ptr).hash(state);
+        self.origin.source.as_ref().map(Arc::as_ptr).hash(state);
+        self.origin.identity.hash(state);
+        self.origin.authority.hash(state);
+        self.method.hash(state);
+        self.host.hash(state);
+        self.flags.hash(state);
+        if let Some(Why::Route(rule)) = &self.why {
+            rule.route.name.hash(state);
+            rule.index.hash(state);
+        }
     }
 }
 
@@ -249,7 +314,7 @@ pub(super) fn keep_connection(connection: &Connection, flags: Flags) {
         Some(why) => why.write(&mut draft),
         None => carried(&mut draft),
     }
-    waypoint.records.up_to_date().put(&draft);
+    waypoint.records.later(draft);
 }
 
 /// Keeps what was refused before much was known of it.
@@ -272,7 +337,7 @@ pub(super) fn keep_early(waypoint: &Waypoint, early: &Early<'_>, error: &PathErr
     draft.name(Field::Flags, Flags::default().with(error.flag()));
     draft.name(Field::Error, error.text());
     Why::of_error(error).write(&mut draft);
-    waypoint.records.up_to_date().put(&draft);
+    waypoint.records.later(draft);
 }
 
 /// What refused a request, if something did.
@@ -282,11 +347,29 @@ pub(super) fn denied(judged: Option<&Judged>) -> Option<&Judged> {
 
 fn carried(draft: &mut Draft) {
     draft.record.reason = CARRIED;
-    draft.name(Field::Because, "no route is attached: carried to what was dialled");
+    draft.name_str(Field::Because, "no route is attached: carried to what was dialled");
+}
+
+/// As much of a text as records keep: what waits takes little.
+fn short(text: String) -> String {
+    if text.len() > LONGEST_NAME { shortened(&text).to_owned() } else { text }
+}
+
+/// Whether it is the same object, or none both times.
+fn is_same<T>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
+    one.map(Arc::as_ptr) == other.map(Arc::as_ptr)
 }
 
 /// A UUID as a number.
 fn uuid(text: &str) -> Option<u128> {
-    let digits: String = text.chars().filter(|one| *one != '-').take(33).collect();
-    (digits.len() == 32).then(|| u128::from_str_radix(&digits, 16).ok()).flatten()
+    let mut number = 0u128;
+    let mut digits = 0;
+    for one in text.chars().filter(|one| *one != '-') {
+        number = number << 4 | u128::from(one.to_digit(16)?);
+        digits += 1;
+        if digits > 32 {
+            return None;
+        }
+    }
+    (digits == 32).then_some(number)
 }

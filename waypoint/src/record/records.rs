@@ -1,64 +1,186 @@
-//! The records of a waypoint. Those of requests are written many at once: each then finds the code and the tables of texts where
-//! the one before left them, which costs a fraction of what it costs between other work. Who reads is told everything.
+//! The records of a waypoint. Who has ended takes a place in a queue: a thread writes records many at once, where each finds
+//! the code and the tables of texts as the one before left them, which costs a fraction of what it costs between other work, and
+//! holds up nobody's answer unless the thread is more than [`WAITING`] behind. Who reads is told everything.
 
-use parking_lot::{Mutex, MutexGuard};
+use std::hash::BuildHasher as _;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
+
+use foldhash::quality::RandomState;
+use parking_lot::Mutex;
 use stillmesh_proxy::decisions::now_us;
-use stillmesh_records::{Draft, Record, Recorder};
+use stillmesh_records::{Draft, Record, Recorder, Shape};
 
 use super::decision::Ended;
 use crate::config::Config;
 
-/// As many are written at once: enough to gain most, and few enough that who writes them is not late.
-const BATCH: usize = 16;
+/// As many wait until the writer is woken: waking it costs as much as writing several.
+const BATCH: usize = 64;
+
+/// Places of shapes; two that come by one place take turns there.
+const SHAPES: usize = 256;
+
+/// How long shapes are kept when nothing ends, and what few have ended wait to be written.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// As many may wait, the writer having no time; then who comes next writes them all.
+const WAITING: usize = 1024;
 
 /// What was decided about what has ended.
 #[derive(Debug)]
 pub struct Records {
+    kept: Arc<Kept>,
+    /// Wakes the writer, which ends with it. `None` where nothing is kept.
+    wake: Option<SyncSender<()>>,
+}
+
+#[derive(Debug)]
+struct Kept {
     recorder: Recorder,
-    /// Ended and not written yet, fewer than [`BATCH`].
-    ended: Mutex<Vec<Ended>>,
-    /// Held by who writes; taken before `ended` is let go, so that nothing is on its way unseen.
-    draft: Mutex<Draft>,
+    /// Ended and not written yet, at most [`WAITING`].
+    ended: Mutex<Vec<Waiting>>,
+    /// Held by who writes, and taken before `ended` is: nothing is on its way unseen.
+    writing: Mutex<Writing>,
+}
+
+/// What has ended.
+#[derive(Debug)]
+pub(super) enum Waiting {
+    /// A request.
+    Request(Ended),
+    /// What there are few of, drafted already.
+    Drafted(Draft),
+}
+
+impl From<Ended> for Waiting {
+    fn from(request: Ended) -> Self {
+        Self::Request(request)
+    }
+}
+
+impl From<Draft> for Waiting {
+    fn from(draft: Draft) -> Self {
+        Self::Drafted(draft)
+    }
+}
+
+#[derive(Debug)]
+struct Writing {
+    shapes: Shapes,
+    /// What is written now; kept for its room.
+    batch: Vec<Waiting>,
+}
+
+/// The shapes of requests that came lately, each at the place that its hash says.
+#[derive(Debug)]
+struct Shapes {
+    known: Box<[Option<(Ended, Shape)>]>,
+    hasher: RandomState,
+    draft: Draft,
 }
 
 impl Records {
     /// None yet, within the budgets that are configured.
     pub fn new(config: &Config) -> Self {
         let recorder = Recorder::with_flows(config.records_bytes, config.flows_bytes, now_us());
-        Self { recorder, ended: Mutex::default(), draft: Mutex::new(Draft::new(Record::default())) }
+        let writing = Mutex::new(Writing { shapes: Shapes::default(), batch: Vec::new() });
+        let kept = Arc::new(Kept { recorder, ended: Mutex::default(), writing });
+        let is_kept = config.records_bytes > 0 || config.flows_bytes > 0;
+        let wake = is_kept.then(|| {
+            let (wake, woken) = sync_channel(1);
+            let own = kept.clone();
+            let started = std::thread::Builder::new().name("records".to_owned()).spawn(move || run(&own, &woken));
+            if let Err(error) = started {
+                tracing::warn!(%error, "no thread for records: requests write them");
+            }
+            wake
+        });
+        Self { kept, wake }
     }
 
     /// Whether anything is kept.
     pub fn is_on(&self) -> bool {
-        self.recorder.is_on()
+        self.kept.recorder.is_on()
     }
 
     /// All that has ended until now.
     pub fn up_to_date(&self) -> &Recorder {
-        let mut ended = self.ended.lock();
-        let draft = self.draft.lock();
-        let rest = std::mem::take(&mut *ended);
+        self.kept.write();
+        &self.kept.recorder
+    }
+
+    /// Keeps what has ended, sooner or later.
+    pub(super) fn later(&self, what: impl Into<Waiting>) {
+        let mut ended = self.kept.ended.lock();
+        ended.push(what.into());
+        let waiting = ended.len();
         drop(ended);
-        self.write(&rest, draft);
-        &self.recorder
-    }
-
-    /// Keeps a request, sooner or later.
-    pub(super) fn later(&self, request: Ended) {
-        let mut ended = self.ended.lock();
-        ended.push(request);
-        if ended.len() >= BATCH {
-            let draft = self.draft.lock();
-            let full = std::mem::replace(&mut *ended, Vec::with_capacity(BATCH));
-            // Others end meanwhile.
-            drop(ended);
-            self.write(&full, draft);
+        if waiting >= WAITING {
+            self.kept.write();
+        } else if waiting.is_multiple_of(BATCH) {
+            // One that is awake looks again.
+            let _ = self.wake.as_ref().map(|wake| wake.try_send(()));
         }
     }
+}
 
-    fn write(&self, ended: &[Ended], mut draft: MutexGuard<'_, Draft>) {
-        for request in ended {
-            request.keep(&mut draft, &self.recorder);
+impl Kept {
+    /// Writes all that waits.
+    fn write(&self) {
+        let mut writing = self.writing.lock();
+        let Writing { shapes, batch } = &mut *writing;
+        std::mem::swap(&mut *self.ended.lock(), batch);
+        for what in batch.drain(..) {
+            match what {
+                Waiting::Request(request) => shapes.keep(request, &self.recorder),
+                Waiting::Drafted(draft) => self.recorder.put(&draft),
+            }
         }
+        batch.shrink_to(2 * BATCH);
+    }
+}
+
+impl Default for Shapes {
+    fn default() -> Self {
+        Self {
+            known: (0..SHAPES).map(|_| None).collect(),
+            hasher: RandomState::default(),
+            draft: Draft::new(Record::default()),
+        }
+    }
+}
+
+impl Shapes {
+    /// Writes a request down.
+    fn keep(&mut self, mut request: Ended, records: &Recorder) {
+        let place = usize::try_from(self.hasher.hash_one(&request) % SHAPES as u64).unwrap_or_default();
+        let Some(place) = self.known.get_mut(place) else { return };
+        let (record, path) = (request.record(), request.take_path());
+        match place {
+            Some((like, shape)) if like.is_like(&request) => records.put_shaped(record, &path, shape),
+            _ => {
+                let shape = request.shape(&mut self.draft);
+                records.put_shaped(record, &path, &shape);
+                if request.is_usual() {
+                    *place = Some((request, shape));
+                }
+            }
+        }
+    }
+}
+
+fn run(kept: &Kept, woken: &Receiver<()>) {
+    while woken.recv().is_ok() {
+        kept.write();
+        loop {
+            match woken.recv_timeout(IDLE) {
+                Ok(()) => kept.write(),
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => break,
+            }
+        }
+        kept.write();
+        kept.writing.lock().shapes = Shapes::default();
     }
 }

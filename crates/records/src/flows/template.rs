@@ -33,13 +33,18 @@ pub(super) fn write(whole: &mut String, path: &str) {
 }
 
 fn is_id(part: &str) -> bool {
-    let has_digit = part.bytes().any(|byte| byte.is_ascii_digit());
-    let all = |legal: fn(u8) -> bool| part.bytes().all(legal);
-    let is_hex = all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
-    part.len() > LONGEST_WORD
-        || part.contains('@')
-        || (has_digit
-            && (all(|byte| byte.is_ascii_digit()) || part.len() >= LONG_TOKEN || (is_hex && part.len() >= HEX)))
+    if part.len() > LONGEST_WORD {
+        return true;
+    }
+    let (mut has_digit, mut has_at, mut is_number, mut is_hex) = (false, false, true, true);
+    for byte in part.bytes() {
+        let is_digit = byte.is_ascii_digit();
+        has_digit |= is_digit;
+        has_at |= byte == b'@';
+        is_number &= is_digit;
+        is_hex &= byte.is_ascii_hexdigit() || byte == b'-';
+    }
+    has_at || (has_digit && (is_number || part.len() >= LONG_TOKEN || (is_hex && part.len() >= HEX)))
 }
 
 #[cfg(test)]

@@ -110,3 +110,38 @@ fn requests_are_told_and_added_up_at_once_and_in_their_order_however_many_there_
         assert_eq!(rows.filter_map(|flow| flow["count"].as_u64()).sum::<u64>(), 150);
     });
 }
+
+#[test]
+fn requests_that_come_together_keep_their_own_texts() {
+    isolated_async(|| async {
+        let forward = |name| RouteAction::Forward(Forward { backends: vec![to(name, 1)], ..Forward::default() });
+        let rules = vec![rule(path("/one"), forward("one")), rule(path("/two"), forward("two"))];
+        let shop = shop(1, &[], vec![route("r", None, rules)]).await;
+        let (page, cart) = (shop.world.client("page", 1), shop.world.client("cart", 2));
+        let mut clients = [("page", page.http1(shop.web).await), ("cart", cart.http2(shop.web).await)];
+        let mut expected = Vec::new();
+        for number in 0..40 {
+            for (name, http) in &mut clients {
+                for (method, path, app) in [("GET", "/one", 0), ("POST", "/one", 0), ("GET", "/two", 1)] {
+                    let path = format!("{path}/{number}");
+                    let request = http.request(method, &path, "");
+                    let status = http.send(request).await.unwrap().status();
+                    expected.push(format!("{name} {method} {path} rule {app} {}", status.as_u16()));
+                }
+            }
+        }
+        told(&shop.world, "path=/two/39&src=identity/spiffe://cluster.local/ns/shop/sa/cart", |_| true).await;
+        let answer = shop.world.admin("/decisions?limit=1000").await;
+        let text = |one: &Value, key: &str| one[key].as_str().unwrap_or_default().to_owned();
+        let mut found: Vec<String> = Vec::new();
+        for one in answer["decisions"].as_array().unwrap() {
+            let client = text(&one["source"], "identity");
+            let (client, rule) = (client.rsplit('/').next().unwrap(), text(one, "object"));
+            let (_, rule) = rule.rsplit_once(", ").unwrap();
+            found.push(format!("{client} {} {} {rule} {}", text(one, "method"), text(one, "path"), one["status"]));
+        }
+        expected.sort_unstable();
+        found.sort_unstable();
+        assert_eq!(found, expected);
+    });
+}
