@@ -128,7 +128,7 @@ async fn start(
 ) -> anyhow::Result<[Proxy; 2]> {
     let first = services.first().context("a service")?.1;
     Ok([
-        proxies::waypoint(&args.waypoint, world, first, proxies::HBONE, &[]).await?,
+        proxies::waypoint(&args.waypoint, &[], world, first, proxies::HBONE, &[]).await?,
         proxies::envoy(&args.envoy, folder, world, services, backend).await?,
     ])
 }

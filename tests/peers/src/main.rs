@@ -35,20 +35,20 @@ enum Command {
     H2spec(h2spec::Args),
     /// What records of decisions cost.
     Recording(bench::recording::Args),
+    /// The waypoint whose records are switched on and off, which `recording` starts.
+    #[command(hide = true)]
+    Switched,
     /// One of two waypoints is killed under load.
     Replicas(replicas::Args),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    stillmesh_test_support::net::loopback_up();
-    let tried = match Args::parse().command {
-        Command::Bench(args) => bench::run(args).await,
-        Command::Clients(args) => clients::run(args).await,
-        Command::Differential(args) => differential::run(args).await,
-        Command::H2spec(args) => h2spec::run(args).await,
-        Command::Recording(args) => bench::recording::run(args).await,
-        Command::Replicas(args) => replicas::run(args).await,
+fn main() -> ExitCode {
+    let command = Args::parse().command;
+    let tried = match command {
+        Command::Switched => bench::recording::switched(),
+        command => {
+            tokio::runtime::Runtime::new().map_err(Into::into).and_then(|runtime| runtime.block_on(run(command)))
+        }
     };
     match tried {
         Ok(()) => ExitCode::SUCCESS,
@@ -57,5 +57,18 @@ async fn main() -> ExitCode {
             println!("FAILED: {}", causes.join(": "));
             ExitCode::FAILURE
         }
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    stillmesh_test_support::net::loopback_up();
+    match command {
+        Command::Bench(args) => bench::run(args).await,
+        Command::Clients(args) => clients::run(args).await,
+        Command::Differential(args) => differential::run(args).await,
+        Command::H2spec(args) => h2spec::run(args).await,
+        Command::Recording(args) => bench::recording::run(args).await,
+        Command::Replicas(args) => replicas::run(args).await,
+        Command::Switched => unreachable!("it has a runtime of its own"),
     }
 }

@@ -19,7 +19,7 @@ pub enum Worse {
     Greater,
 }
 
-/// What was measured of two, start by start and round by round.
+/// What was measured of two, round by round.
 #[derive(Debug)]
 pub struct Figure {
     /// What it is.
@@ -28,8 +28,8 @@ pub struct Figure {
     pub unit: &'static str,
     /// Which way it is worse.
     pub worse: Worse,
-    /// Of each start: with records and without, in each of its rounds.
-    pub starts: Vec<Vec<[f64; 2]>>,
+    /// Of each round: with records and without.
+    pub rounds: Vec<[f64; 2]>,
 }
 
 /// Whether the cost is below the promised one.
@@ -57,27 +57,20 @@ impl Verdict {
 impl Figure {
     /// Nothing measured yet.
     pub fn new(what: &'static str, unit: &'static str, worse: Worse) -> Self {
-        Self { what, unit, worse, starts: Vec::new() }
+        Self { what, unit, worse, rounds: Vec::new() }
     }
 
-    /// The median ratio of each start. Rounds of one start have its luck in common: starts alone are independent of each other.
+    /// The ratio of each round. Both were the same process: what luck it had is in both, and rounds are taken for independent of each other.
     fn ratios(&self) -> Vec<f64> {
-        let of =
-            |rounds: &Vec<[f64; 2]>| median(&rounds.iter().map(|[with, without]| with / without).collect::<Vec<_>>());
-        self.starts.iter().filter(|rounds| !rounds.is_empty()).map(of).collect()
+        self.rounds.iter().map(|[with, without]| with / without).collect()
     }
 
-    /// How many rounds there are.
-    pub fn rounds(&self) -> usize {
-        self.starts.iter().map(Vec::len).sum()
-    }
-
-    /// The median of the starts' ratios.
+    /// The median of the rounds' ratios.
     pub fn ratio(&self) -> f64 {
         median(&self.ratios())
     }
 
-    /// Where the ratio is; everything where there are too few starts to tell.
+    /// Where the ratio is; everything where there are too few rounds to tell.
     pub fn interval(&self) -> [f64; 2] {
         interval(&self.ratios())
     }
@@ -104,10 +97,10 @@ impl Figure {
 
     /// Medians, ratio and interval.
     pub fn json(&self) -> Value {
-        let of = |index: usize| median(&self.starts.iter().flatten().map(|values| values[index]).collect::<Vec<_>>());
+        let of = |index: usize| median(&self.rounds.iter().map(|values| values[index]).collect::<Vec<_>>());
         json!({
             "what": self.what, "unit": self.unit, "with": of(0), "without": of(1), "ratio": self.ratio(),
-            "interval": self.interval(), "verdict": self.verdict().as_str(), "starts": self.ratios(), "rounds": self.rounds(),
+            "interval": self.interval(), "verdict": self.verdict().as_str(), "rounds": self.rounds,
         })
     }
 }
@@ -131,7 +124,7 @@ mod tests {
     use super::*;
 
     fn figure(worse: Worse, ratios: impl Iterator<Item = f64>) -> Figure {
-        Figure { starts: ratios.map(|ratio| vec![[ratio, 1.0]]).collect(), ..Figure::new("x", "y", worse) }
+        Figure { rounds: ratios.map(|ratio| [ratio, 1.0]).collect(), ..Figure::new("x", "y", worse) }
     }
 
     /// A hundred around a middle, as far as 5 % away.
@@ -163,14 +156,6 @@ mod tests {
             assert_eq!(figure.verdict(), expected, "{middle} {spread} {worse:?} {:?}", figure.interval());
         }
         assert_eq!(figure(Worse::Greater, std::iter::empty()).verdict(), Verdict::Unknown);
-    }
-
-    #[test]
-    fn rounds_of_one_start_are_no_more_than_one_word() {
-        let of = |ratio: f64| vec![[ratio, 1.0]; 30];
-        let figure = Figure { starts: vec![of(1.02), of(0.98), Vec::new()], ..Figure::new("x", "y", Worse::Greater) };
-        assert_eq!((figure.rounds(), figure.ratios()), (60, vec![1.02, 0.98]));
-        assert_eq!(figure.verdict(), Verdict::Unknown);
     }
 
     #[test]

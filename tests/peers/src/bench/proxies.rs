@@ -8,12 +8,13 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use stillmesh_core::model::{Identity, TrustDomain};
 use stillmesh_waypoint_tests::{Client, WAYPOINT, World};
-use tokio::process::{Child, Command};
-use tokio::time::{Instant, sleep};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::load::Connection;
 use crate::differential::envoy;
@@ -36,6 +37,8 @@ pub struct Proxy {
     /// Another one, that means harm.
     pub evil: Arc<Client>,
     child: Child,
+    input: Option<ChildStdin>,
+    output: Option<Lines<BufReader<ChildStdout>>>,
 }
 
 impl Proxy {
@@ -46,9 +49,11 @@ impl Proxy {
         probe: SocketAddr,
     ) -> anyhow::Result<Self> {
         let [client, evil] = clients;
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true).spawn();
-        let child = child.with_context(|| format!("{name} does not start"))?;
+        let child = command.kill_on_drop(true).spawn();
+        let mut child = child.with_context(|| format!("{name} does not start"))?;
         let pid = child.id().with_context(|| format!("{name} ended"))?;
+        let input = child.stdin.take();
+        let output = child.stdout.take().map(|output| BufReader::new(output).lines());
         let begin = Instant::now();
         loop {
             let tried = async { Connection::open(&client, probe).await?.get("/r0/x").await };
@@ -58,7 +63,20 @@ impl Proxy {
                 _ => sleep(Duration::from_millis(50)).await,
             }
         }
-        Ok(Self { name, pid, client: Arc::new(client), evil: Arc::new(evil), child })
+        Ok(Self { name, pid, client: Arc::new(client), evil: Arc::new(evil), child, input, output })
+    }
+
+    /// Writes a line to its standard input, and waits until it has written the same.
+    pub async fn tell(&mut self, line: &str) -> anyhow::Result<()> {
+        let input = self.input.as_mut().context("no standard input")?;
+        input
+            .write_all(format!("{line}\n").as_bytes())
+            .await
+            .with_context(|| format!("{} does not listen", self.name))?;
+        let output = self.output.as_mut().context("no standard output")?;
+        let told = timeout(PATIENCE, output.next_line()).await.context("no word of it")??;
+        ensure!(told.as_deref() == Some(line), "{}: {told:?} instead of {line}", self.name);
+        Ok(())
     }
 
     /// Ends it.
@@ -70,6 +88,7 @@ impl Proxy {
 /// Starts a waypoint, with further environment.
 pub async fn waypoint(
     program: &Path,
+    arguments: &[&str],
     world: &World,
     probe: SocketAddr,
     port: u16,
@@ -77,8 +96,9 @@ pub async fn waypoint(
 ) -> anyhow::Result<Proxy> {
     let hbone = SocketAddr::from((WAYPOINT, port));
     let mut command = Command::new(program);
-    command.env_clear().envs(world.environment(WAYPOINT, more)).env("HBONE_ADDRESS", hbone.to_string());
+    command.args(arguments).env_clear().envs(world.environment(WAYPOINT, more)).env("HBONE_ADDRESS", hbone.to_string());
     command.env("RUST_LOG", "info").stderr(Stdio::null());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
     Proxy::start("waypoint", command, [world.client_of(hbone, "page", 1), world.client_of(hbone, "evil", 3)], probe)
         .await
 }
@@ -99,7 +119,7 @@ pub async fn envoy(
     let mut command = Command::new(program);
     command.args(["--log-level", "error", "--disable-hot-restart", "--concurrency"]);
     command.arg(std::thread::available_parallelism()?.to_string()).arg("--config-path").arg(&config);
-    command.stderr(std::fs::File::create(folder.join("envoy.log"))?);
+    command.stderr(std::fs::File::create(folder.join("envoy.log"))?).stdin(Stdio::null()).stdout(Stdio::null());
     let probe = services.first().context("a service")?.1;
     let started =
         Proxy::start("Envoy", command, [world.client_of(hbone, "page", 2), world.client_of(hbone, "evil", 4)], probe)

@@ -1,18 +1,21 @@
-//! What records of decisions and flows cost: a waypoint that keeps them and one that keeps neither, both alive, asked in turns of a
-//! fraction of a second. A round is four slices, with and without, without and with, so that a drift of the machine favours neither, and
-//! gives one ratio of each figure. Rounds in which others had the machine are left out. Both are started anew many times, since where a process's
-//! memory happens to lie makes a difference too: what is told is the median of the starts' ratios, and where it is for all that is known
-//! ([`Figure`]). The load is of requests that are alike: one route, one service, one client.
-//! With `--same` neither keeps records, and there must be no difference.
+//! What records of decisions and flows cost: one waypoint that keeps them and keeps none in turns of a fraction of a second, on the
+//! same connections. A round is eight slices, with and without, without and with, so that a drift of the machine favours neither, and
+//! gives one ratio of each figure. Rounds in which others had the machine are left out. The waypoint is started anew a few times, since where
+//! a process's memory happens to lie may make a difference. What is told is the median of the rounds' ratios, and where it is for all that is
+//! known ([`Figure`]). The load is of requests that are alike: one route, one service, one client.
+//! With `--same` records are kept always, and there must be no difference.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::io::{BufRead as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use serde_json::json;
 use stillmesh_core::model::TunnelProtocol;
+use stillmesh_records::{FlowsAnswer, Hop};
 use stillmesh_waypoint_tests::World;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use super::load::{self, Connection, Measured, Target};
 use super::paired::{Figure, Verdict, Worse};
@@ -23,17 +26,14 @@ use super::{one_route, publish};
 /// What the command is told.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The waypoint, built as for the image.
-    #[arg(long)]
-    waypoint: PathBuf,
-    /// Neither keeps records: what is found then is the measurement's own error.
+    /// Records are kept always: what is found then is the measurement's own error.
     #[arg(long)]
     same: bool,
-    /// How often both are started.
-    #[arg(long, default_value_t = 20)]
+    /// How often the waypoint is started.
+    #[arg(long, default_value_t = 5)]
     starts: usize,
     /// Rounds of each start. A round takes eight slices: four of a closed loop, four at a fixed rate.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 60)]
     rounds: usize,
     /// Milliseconds of a slice.
     #[arg(long, default_value_t = 100)]
@@ -49,19 +49,33 @@ pub struct Args {
     foreign: f64,
 }
 
-/// What keeps as much as it does where nothing is said. Connections live as long as the measurement.
-const WITH: &[(&str, &str)] = &[("CLIENT_CONNECTION_AGE", "0s")];
-/// What keeps nothing.
-const WITHOUT: &[(&str, &str)] =
-    &[("CLIENT_CONNECTION_AGE", "0s"), ("DECISION_RECORDS_MEMORY", "0"), ("FLOWS_MEMORY", "0")];
+/// Keeps as much as it does where nothing is said. Connections live as long as the measurement.
+const SETTINGS: &[(&str, &str)] = &[("CLIENT_CONNECTION_AGE", "0s")];
+/// What switches records on and off.
+const SWITCH: [&str; 2] = ["on", "off"];
 
-/// One of the two, with connections that stay open.
-struct Side {
+/// The waypoint, with connections that stay open.
+struct Measuring {
     proxy: Proxy,
+    admin: SocketAddr,
     connections: Vec<Connection>,
+    /// Requests that there must be records of.
+    kept: usize,
 }
 
-/// What a side came to in the slices of a round.
+/// A waypoint that is told by its standard input when to keep records and when not; it repeats what it did.
+pub fn switched() -> anyhow::Result<()> {
+    std::thread::spawn(|| {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            stillmesh_records::pause(line == SWITCH[1]);
+            println!("{line}");
+            drop(std::io::stdout().flush());
+        }
+    });
+    stillmesh_waypoint::main()
+}
+
+/// What came of either in the slices of a round.
 #[derive(Default)]
 struct Sum {
     measured: Measured,
@@ -88,90 +102,104 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     ];
     let (mut left_out, target) = (0, Target { to, paths: 1 });
     for start in 0..args.starts {
-        let mut sides = start_both(&args, &world, target, start).await?;
-        figures.iter_mut().for_each(|figure| figure.starts.push(Vec::new()));
+        let mut measuring = Measuring::start(&args, &world, target, start).await?;
         // The first round warms up: tables of names, the allocator, the clients' windows.
         for round in 0..=args.rounds {
             let first = (round + start) % 2;
-            match one_round(&args, &mut sides, first, target, &world).await? {
+            match measuring.round(&args, first, target, &world).await? {
                 _ if round == 0 => {}
-                Some(values) => {
-                    let starts = figures.iter_mut().filter_map(|figure| figure.starts.last_mut());
-                    starts.zip(values).for_each(|(rounds, value)| rounds.push(value));
-                }
+                Some(values) => figures.iter_mut().zip(values).for_each(|(figure, value)| figure.rounds.push(value)),
                 None => left_out += 1,
             }
         }
-        for side in sides {
-            side.proxy.stop().await?;
-        }
+        measuring.end().await?;
     }
     told(&args, &figures, left_out)
 }
 
-/// Starts both, the second first every other time.
-async fn start_both(args: &Args, world: &World, target: Target, start: usize) -> anyhow::Result<[Side; 2]> {
-    let side = async |index: usize| {
+impl Measuring {
+    async fn start(args: &Args, world: &World, target: Target, start: usize) -> anyhow::Result<Self> {
         // Ports of their own: those of the start before may be closing.
-        let port = HBONE + 10 * u16::try_from(2 * start + index)?;
-        let more = if index == 1 || args.same { WITHOUT } else { WITH };
-        let proxy = proxies::waypoint(&args.waypoint, world, target.to, port, more).await?;
+        let port = HBONE + 10 * u16::try_from(start)?;
+        let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, port + 1));
+        let told = admin.to_string();
+        let settings: Vec<_> = SETTINGS.iter().copied().chain([("ADMIN_ADDRESS", told.as_str())]).collect();
+        let own = std::env::current_exe()?;
+        let mut proxy = proxies::waypoint(&own, &["switched"], world, target.to, port, &settings).await?;
         let connections = load::open(&proxy.client, target, args.connections).await?;
-        anyhow::Ok(Side { proxy, connections })
-    };
-    if start.is_multiple_of(2) {
-        let with = side(0).await?;
-        Ok([with, side(1).await?])
-    } else {
-        let without = side(1).await?;
-        Ok([side(0).await?, without])
+        proxy.tell(SWITCH[1]).await?;
+        let kept = flows(admin).await?;
+        Ok(Self { proxy, admin, connections, kept })
+    }
+
+    /// One round: the values of each figure, with records and without. `None`: others had too much of the machine.
+    async fn round(
+        &mut self,
+        args: &Args,
+        first: usize,
+        target: Target,
+        world: &World,
+    ) -> anyhow::Result<Option<[[f64; 2]; 5]>> {
+        let closed = self.slices(args, first, target, None, world).await?;
+        let fixed = self.slices(args, first, target, Some(args.rate), world).await?;
+        let (Some(closed), Some(fixed)) = (closed, fixed) else { return Ok(None) };
+        let cpu = |sum: &Sum| sum.cpu * 1e6 / sum.measured.requests.max(1) as f64;
+        Ok(Some([
+            closed.each_ref().map(|sum| sum.measured.requests as f64 / sum.measured.seconds),
+            fixed.each_ref().map(|sum| sum.measured.percentile(50.0)),
+            fixed.each_ref().map(|sum| sum.measured.percentile(99.0)),
+            closed.each_ref().map(cpu),
+            fixed.each_ref().map(cpu),
+        ]))
+    }
+
+    async fn slices(
+        &mut self,
+        args: &Args,
+        first: usize,
+        target: Target,
+        rate: Option<usize>,
+        world: &World,
+    ) -> anyhow::Result<Option<[Sum; 2]>> {
+        let mut sums: [Sum; 2] = Default::default();
+        let pids = [std::process::id(), self.proxy.pid];
+        let own = || pids.into_iter().map(cpu_seconds).sum::<anyhow::Result<f64>>();
+        let begin = tokio::time::Instant::now();
+        let (busy_before, own_before) = (busy_seconds()?, own()?);
+        for index in [first, 1 - first, 1 - first, first] {
+            let is_kept = index == 0 || args.same;
+            self.proxy.tell(SWITCH[usize::from(!is_kept)]).await?;
+            let before = cpu_seconds(self.proxy.pid)?;
+            let time = Duration::from_millis(args.slice);
+            let measured = load::drive(&mut self.connections, target, rate, time, &world.tasks).await?;
+            let sum = &mut sums[index];
+            sum.cpu += cpu_seconds(self.proxy.pid)? - before;
+            self.kept += if is_kept { measured.requests } else { 0 };
+            sum.measured.add(measured);
+        }
+        let all = begin.elapsed().as_secs_f64() * std::thread::available_parallelism()?.get() as f64;
+        let foreign = (busy_seconds()? - busy_before) - (own()? - own_before);
+        Ok((foreign / all * 100.0 <= args.foreign).then_some(sums))
+    }
+
+    /// Ends it. Errors where there are not as many records as there must be.
+    async fn end(self) -> anyhow::Result<()> {
+        let kept = flows(self.admin).await?;
+        ensure!(kept == self.kept, "{kept} requests were recorded, and not {}", self.kept);
+        self.proxy.stop().await
     }
 }
 
-/// One round: the values of each figure, with records and without. `None`: others had too much of the machine.
-async fn one_round(
-    args: &Args,
-    sides: &mut [Side; 2],
-    first: usize,
-    target: Target,
-    world: &World,
-) -> anyhow::Result<Option<[[f64; 2]; 5]>> {
-    let Some(closed) = four_slices(args, sides, first, target, None, world).await? else { return Ok(None) };
-    let Some(fixed) = four_slices(args, sides, first, target, Some(args.rate), world).await? else { return Ok(None) };
-    let cpu = |sum: &Sum| sum.cpu * 1e6 / sum.measured.requests.max(1) as f64;
-    Ok(Some([
-        closed.each_ref().map(|sum| sum.measured.requests as f64 / sum.measured.seconds),
-        fixed.each_ref().map(|sum| sum.measured.percentile(50.0)),
-        fixed.each_ref().map(|sum| sum.measured.percentile(99.0)),
-        closed.each_ref().map(cpu),
-        fixed.each_ref().map(cpu),
-    ]))
-}
-
-async fn four_slices(
-    args: &Args,
-    sides: &mut [Side; 2],
-    first: usize,
-    target: Target,
-    rate: Option<usize>,
-    world: &World,
-) -> anyhow::Result<Option<[Sum; 2]>> {
-    let mut sums: [Sum; 2] = Default::default();
-    let pids = [std::process::id(), sides[0].proxy.pid, sides[1].proxy.pid];
-    let own = || pids.into_iter().map(cpu_seconds).sum::<anyhow::Result<f64>>();
-    let begin = tokio::time::Instant::now();
-    let (busy_before, own_before) = (busy_seconds()?, own()?);
-    for index in [first, 1 - first, 1 - first, first] {
-        let (side, sum) = (&mut sides[index], &mut sums[index]);
-        let before = cpu_seconds(side.proxy.pid)?;
-        let time = Duration::from_millis(args.slice);
-        let measured = load::drive(&mut side.connections, target, rate, time, &world.tasks).await?;
-        sum.cpu += cpu_seconds(side.proxy.pid)? - before;
-        sum.measured.add(measured);
-    }
-    let all = begin.elapsed().as_secs_f64() * std::thread::available_parallelism()?.get() as f64;
-    let foreign = (busy_seconds()? - busy_before) - (own()? - own_before);
-    Ok((foreign / all * 100.0 <= args.foreign).then_some(sums))
+/// How many requests a waypoint has counted in its flows.
+async fn flows(admin: SocketAddr) -> anyhow::Result<usize> {
+    let mut stream = TcpStream::connect(admin).await.context("the admin port")?;
+    stream.write_all(b"GET /flows HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let body = answer.split_once("\r\n\r\n").context("no body")?.1;
+    let answer: FlowsAnswer = serde_json::from_str(body).with_context(|| format!("flows: {body}"))?;
+    let requests = answer.flows.iter().filter(|flow| flow.hop == Hop::Request).map(|flow| flow.count);
+    Ok(usize::try_from(requests.sum::<u64>())?)
 }
 
 /// Says what was found. Errors where recording costs more than it may, where that cannot be said, and where the measurement is wrong.
@@ -194,7 +222,7 @@ fn told(args: &Args, figures: &[Figure], left_out: usize) -> anyhow::Result<()> 
             number("without")
         );
     }
-    let counted = figures.first().map_or(0, Figure::rounds);
+    let counted = figures.first().map_or(0, |figure| figure.rounds.len());
     println!("{counted} rounds count, {left_out} are left out: others had more than {} % of the machine", args.foreign);
     println!("{}", json!({ "same": args.same, "left_out": left_out, "figures": rows }));
     if args.same {
@@ -213,7 +241,7 @@ fn told(args: &Args, figures: &[Figure], left_out: usize) -> anyhow::Result<()> 
     let open = list(Verdict::Unknown);
     ensure!(
         open.is_empty(),
-        "whether recording costs less than 1 % cannot be said of: {open}; more starts or a calmer machine would tell"
+        "whether recording costs less than 1 % cannot be said of: {open}; more rounds or a calmer machine would tell"
     );
     println!("VERDICT: recording costs less than 1 % of throughput and latency");
     Ok(())
