@@ -8,7 +8,7 @@ use stillmesh_core::attrs::ConnectAttrs;
 use stillmesh_core::attrs::{AccessAttrs, Headers, RequestAttrs};
 use stillmesh_core::decide::{self, Target};
 use stillmesh_core::explain::nearest_request_misses;
-use stillmesh_core::model::Identity;
+use stillmesh_core::model::{Identity, NetworkAddress, Workload};
 use stillmesh_core::snapshot::Snapshot;
 use stillmesh_hbone::headers::parse_authority;
 use stillmesh_proxy::decisions::{MOST_MISSES, is_by_policy, told as told_miss};
@@ -16,8 +16,21 @@ use stillmesh_records::{Hop, Told};
 
 use crate::waypoint::{Waypoint, own_in};
 
-/// Adds it.
+/// The workload at a client's address, if it has the client's identity.
+fn client<'a>(snapshot: &'a Snapshot, told: &Told) -> Option<&'a Workload> {
+    let address: SocketAddr = told.source.address.parse().ok()?;
+    let at = NetworkAddress::new(snapshot.network().clone(), address.ip());
+    let found = snapshot.workload_at(&at)?;
+    (found.identity().to_string() == told.source.identity).then_some(found.as_ref())
+}
+
+/// Adds it, and the client's workload where that was not known yet when its CONNECT came.
 pub fn explain(waypoint: &Waypoint, snapshot: &Snapshot, told: &mut Told) {
+    if told.source.workload.is_empty()
+        && let Some(workload) = client(snapshot, told)
+    {
+        told.source.workload = workload.uid.to_string();
+    }
     if !is_by_policy(told) {
         return;
     }
