@@ -39,15 +39,18 @@ impl Draft {
         let start = self.buffer.len();
         // It ends with an error where it is too long: what is there then is what is kept.
         let _ = write!(Short { buffer: &mut self.buffer, most: LONGEST_NAME }, "{text}");
-        if let Some(range) = self.ranges.get_mut(field.index()) {
-            *range = (start, self.buffer.len());
-        }
+        self.set(field, start);
     }
 
     /// Likewise, of a text that need not be formatted: what costs most of writing one.
     pub fn name_str(&mut self, field: Field, text: &str) {
         let start = self.buffer.len();
         self.buffer.push_str(shortened(text));
+        self.set(field, start);
+    }
+
+    /// Makes what was written since `start` the field's text.
+    fn set(&mut self, field: Field, start: usize) {
         if let Some(range) = self.ranges.get_mut(field.index()) {
             *range = (start, self.buffer.len());
         }
