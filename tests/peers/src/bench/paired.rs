@@ -1,4 +1,4 @@
-//! Ratios of two that were measured in turns: their median, and where the true one is for all that is known.
+//! Ratios of two that were measured in turns: their middle, and where the true one is for all that is known.
 
 use serde_json::{Value, json};
 
@@ -55,19 +55,14 @@ impl Verdict {
 }
 
 impl Figure {
-    /// Nothing measured yet.
-    pub fn new(what: &'static str, unit: &'static str, worse: Worse) -> Self {
-        Self { what, unit, worse, rounds: Vec::new() }
-    }
-
     /// The ratio of each round. Both were the same process: what luck it had is in both, and rounds are taken for independent of each other.
     fn ratios(&self) -> Vec<f64> {
         self.rounds.iter().map(|[with, without]| with / without).collect()
     }
 
-    /// The median of the rounds' ratios.
+    /// The middle of the rounds' ratios: the median of all averages of two (Hodges and Lehmann's estimator).
     pub fn ratio(&self) -> f64 {
-        median(&self.ratios())
+        median(&averages(&self.ratios()))
     }
 
     /// Where the ratio is; everything where there are too few rounds to tell.
@@ -105,18 +100,25 @@ impl Figure {
     }
 }
 
-/// Where the median is that these were drawn around: between two of them, by how many of so many fall below it by chance (the binomial
-/// distribution). It asks nothing of how they are spread.
+/// Where the middle is that these were drawn around, as often above it as below: between two of their averages, by Wilcoxon's
+/// signed-rank test. It asks little of how they are spread, and knows nearly as much as where they are spread normally.
 fn interval(values: &[f64]) -> [f64; 2] {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let count = sorted.len() as f64;
-    let below = ((count - DEVIATIONS * count.sqrt()) / 2.0).floor();
+    let count = values.len() as f64;
+    let pairs = count * (count + 1.0);
+    let below = (pairs / 4.0 - DEVIATIONS * (pairs * (2.0 * count + 1.0) / 24.0).sqrt()).floor();
     if below < 1.0 {
         return [f64::NEG_INFINITY, f64::INFINITY];
     }
+    let mut sorted = averages(values);
+    sorted.sort_by(f64::total_cmp);
     let low = below as usize - 1;
     [sorted[low], sorted[sorted.len() - 1 - low]]
+}
+
+/// Of each two, and of each with itself.
+fn averages(values: &[f64]) -> Vec<f64> {
+    let with = |at: usize| values[at..].iter().map(move |other| f64::midpoint(values[at], *other));
+    (0..values.len()).flat_map(with).collect()
 }
 
 #[cfg(test)]
@@ -124,7 +126,7 @@ mod tests {
     use super::*;
 
     fn figure(worse: Worse, ratios: impl Iterator<Item = f64>) -> Figure {
-        Figure { rounds: ratios.map(|ratio| [ratio, 1.0]).collect(), ..Figure::new("x", "y", worse) }
+        Figure { what: "x", unit: "y", worse, rounds: ratios.map(|ratio| [ratio, 1.0]).collect() }
     }
 
     /// A hundred around a middle, as far as 5 % away.
@@ -133,11 +135,12 @@ mod tests {
     }
 
     #[test]
-    fn the_interval_is_that_of_the_binomial_distribution() {
-        // Of 100 the 37th and the 64th: tables of the sign test.
+    fn the_interval_is_that_of_the_signed_rank_test() {
+        // The 1775th of 5050 averages from either end.
         let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
-        assert_eq!(interval(&hundred), [37.0, 64.0]);
-        assert_eq!(interval(&hundred[..8]), [f64::NEG_INFINITY, f64::INFINITY]);
+        assert_eq!(interval(&hundred), [42.5, 58.5]);
+        assert_eq!(median(&averages(&hundred)), 50.5);
+        assert_eq!(interval(&hundred[..9]), [f64::NEG_INFINITY, f64::INFINITY]);
         assert!(interval(&[]).iter().all(|end| end.is_infinite()));
     }
 

@@ -1,8 +1,8 @@
 //! What records of decisions and flows cost: one waypoint that keeps them and keeps none in turns of a fraction of a second, on the
 //! same connections. A round is eight slices, with and without, without and with, so that a drift of the machine favours neither, and
-//! gives one ratio of each figure. Rounds in which others had the machine are left out. The waypoint is started anew a few times, since where
-//! a process's memory happens to lie may make a difference. What is told is the median of the rounds' ratios, and where it is for all that is
-//! known ([`Figure`]). The load is of requests that are alike: one route, one service, one client.
+//! gives one ratio of each figure; those of the 99th percentile are of [`BLOCK`] rounds each, since a round has too few requests for one. Rounds
+//! in which others had the machine are left out. The waypoint is started anew a few times, since where a process's memory happens to lie may make
+//! a difference. What is told is the middle of the ratios, and where it is for all that is known ([`Figure`]). The load is of requests that are alike: one route, one service, one client.
 //! With `--same` records are kept always, and there must be no difference.
 
 use std::io::{BufRead as _, Write as _};
@@ -51,6 +51,8 @@ pub struct Args {
 
 /// Keeps as much as it does where nothing is said. Connections live as long as the measurement.
 const SETTINGS: &[(&str, &str)] = &[("CLIENT_CONNECTION_AGE", "0s")];
+/// As many rounds have the requests of one 99th percentile.
+const BLOCK: usize = 8;
 /// What switches records on and off.
 const SWITCH: [&str; 2] = ["on", "off"];
 
@@ -82,6 +84,12 @@ struct Sum {
     cpu: f64,
 }
 
+/// What came of one round, with records and without.
+struct Round {
+    closed: [Sum; 2],
+    fixed: [Sum; 2],
+}
+
 /// Measures.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut world = World::new().await;
@@ -93,14 +101,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let routes = one_route();
     let to = world.service(&routes.service, "10.1.0.1", 1, &[&backend]);
     publish(&world, &routes);
-    let mut figures = [
-        Figure::new("requests, closed loop", "per s", Worse::Smaller),
-        Figure::new("median at a fixed rate", "µs", Worse::Greater),
-        Figure::new("p99 at a fixed rate", "µs", Worse::Greater),
-        Figure::new("CPU of a request, closed loop", "µs", Worse::Greater),
-        Figure::new("CPU of a request, fixed rate", "µs", Worse::Greater),
-    ];
-    let (mut left_out, target) = (0, Target { to, paths: 1 });
+    let (mut rounds, mut left_out, target) = (Vec::new(), 0, Target { to, paths: 1 });
     for start in 0..args.starts {
         let mut measuring = Measuring::start(&args, &world, target, start).await?;
         // The first round warms up: tables of names, the allocator, the clients' windows.
@@ -108,13 +109,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             let first = (round + start) % 2;
             match measuring.round(&args, first, target, &world).await? {
                 _ if round == 0 => {}
-                Some(values) => figures.iter_mut().zip(values).for_each(|(figure, value)| figure.rounds.push(value)),
+                Some(counted) => rounds.push(counted),
                 None => left_out += 1,
             }
         }
         measuring.end().await?;
     }
-    told(&args, &figures, left_out)
+    told(&args, &rounds, left_out)
 }
 
 impl Measuring {
@@ -132,25 +133,17 @@ impl Measuring {
         Ok(Self { proxy, admin, connections, kept })
     }
 
-    /// One round: the values of each figure, with records and without. `None`: others had too much of the machine.
+    /// One round. `None`: others had too much of the machine.
     async fn round(
         &mut self,
         args: &Args,
         first: usize,
         target: Target,
         world: &World,
-    ) -> anyhow::Result<Option<[[f64; 2]; 5]>> {
+    ) -> anyhow::Result<Option<Round>> {
         let closed = self.slices(args, first, target, None, world).await?;
         let fixed = self.slices(args, first, target, Some(args.rate), world).await?;
-        let (Some(closed), Some(fixed)) = (closed, fixed) else { return Ok(None) };
-        let cpu = |sum: &Sum| sum.cpu * 1e6 / sum.measured.requests.max(1) as f64;
-        Ok(Some([
-            closed.each_ref().map(|sum| sum.measured.requests as f64 / sum.measured.seconds),
-            fixed.each_ref().map(|sum| sum.measured.percentile(50.0)),
-            fixed.each_ref().map(|sum| sum.measured.percentile(99.0)),
-            closed.each_ref().map(cpu),
-            fixed.each_ref().map(cpu),
-        ]))
+        Ok(closed.zip(fixed).map(|(closed, fixed)| Round { closed, fixed }))
     }
 
     async fn slices(
@@ -202,8 +195,42 @@ async fn flows(admin: SocketAddr) -> anyhow::Result<usize> {
     Ok(usize::try_from(requests.sum::<u64>())?)
 }
 
+/// What the rounds come to.
+fn figures(rounds: &[Round]) -> [Figure; 5] {
+    let figure = |what, unit, worse, of: &dyn Fn(&Round) -> [f64; 2]| Figure {
+        what,
+        unit,
+        worse,
+        rounds: rounds.iter().map(of).collect(),
+    };
+    let cpu = |sums: &[Sum; 2]| sums.each_ref().map(|sum| sum.cpu * 1e6 / sum.measured.requests.max(1) as f64);
+    let rate = |round: &Round| round.closed.each_ref().map(|sum| sum.measured.requests as f64 / sum.measured.seconds);
+    let late = |block: &[Round]| {
+        [0, 1].map(|index| {
+            let mut all = Measured::default();
+            block.iter().for_each(|round| all.add(round.fixed[index].measured.clone()));
+            all.percentile(99.0)
+        })
+    };
+    [
+        figure("requests, closed loop", "per s", Worse::Smaller, &rate),
+        figure("median at a fixed rate", "µs", Worse::Greater, &|round| {
+            round.fixed.each_ref().map(|sum| sum.measured.percentile(50.0))
+        }),
+        Figure {
+            what: "p99 at a fixed rate",
+            unit: "µs",
+            worse: Worse::Greater,
+            rounds: rounds.chunks_exact(BLOCK).map(late).collect(),
+        },
+        figure("CPU of a request, closed loop", "µs", Worse::Greater, &|round| cpu(&round.closed)),
+        figure("CPU of a request, fixed rate", "µs", Worse::Greater, &|round| cpu(&round.fixed)),
+    ]
+}
+
 /// Says what was found. Errors where recording costs more than it may, where that cannot be said, and where the measurement is wrong.
-fn told(args: &Args, figures: &[Figure], left_out: usize) -> anyhow::Result<()> {
+fn told(args: &Args, rounds: &[Round], left_out: usize) -> anyhow::Result<()> {
+    let figures = figures(rounds);
     let (with, without) = if args.same { ("one", "the other") } else { ("with records", "without") };
     println!("{:<32} {:>6} {with:>13} {without:>10} {:>7}   99 % interval", "", "", "ratio");
     let rows: Vec<_> = figures.iter().map(Figure::json).collect();
@@ -222,7 +249,7 @@ fn told(args: &Args, figures: &[Figure], left_out: usize) -> anyhow::Result<()> 
             number("without")
         );
     }
-    let counted = figures.first().map_or(0, |figure| figure.rounds.len());
+    let counted = rounds.len();
     println!("{counted} rounds count, {left_out} are left out: others had more than {} % of the machine", args.foreign);
     println!("{}", json!({ "same": args.same, "left_out": left_out, "figures": rows }));
     if args.same {
