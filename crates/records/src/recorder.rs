@@ -58,9 +58,14 @@ impl Recorder {
         Self { kept: (has_records || has_flows).then(|| Mutex::new(Kept { ring, flows })), has_records, has_flows }
     }
 
+    /// Whether anything is ever kept.
+    pub fn has_budget(&self) -> bool {
+        self.kept.is_some()
+    }
+
     /// Whether anything is kept now: else nobody need write drafts.
     pub fn is_on(&self) -> bool {
-        self.kept.is_some() && !IS_PAUSED.load(Ordering::Relaxed)
+        self.has_budget() && !IS_PAUSED.load(Ordering::Relaxed)
     }
 
     /// Whether records are kept one by one.

@@ -161,7 +161,8 @@ impl Origin {
 /// A request that has ended, before its record is written. It holds nothing that its client waits for.
 #[derive(Debug)]
 pub(super) struct Ended {
-    record: Record,
+    /// Its numbers.
+    pub(super) record: Record,
     origin: Arc<Origin>,
     service: Option<Arc<Service>>,
     endpoint: Option<Arc<Workload>>,
@@ -210,11 +211,6 @@ impl Ended {
             error: request.error.take(),
             why: why.or_else(|| request.why.take()),
         }
-    }
-
-    /// Its numbers.
-    pub(super) fn record(&self) -> Record {
-        self.record
     }
 
     /// Takes its path, which is no part of its shape.

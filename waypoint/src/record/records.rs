@@ -86,8 +86,7 @@ impl Records {
         let recorder = Recorder::with_flows(config.records_bytes, config.flows_bytes, now_us());
         let writing = Mutex::new(Writing { shapes: Shapes::default(), batch: Vec::new() });
         let kept = Arc::new(Kept { recorder, ended: Mutex::default(), writing });
-        let is_kept = config.records_bytes > 0 || config.flows_bytes > 0;
-        let wake = is_kept.then(|| {
+        let wake = kept.recorder.has_budget().then(|| {
             let (wake, woken) = sync_channel(1);
             let own = kept.clone();
             let started = std::thread::Builder::new().name("records".to_owned()).spawn(move || run(&own, &woken));
@@ -156,7 +155,7 @@ impl Shapes {
     fn keep(&mut self, mut request: Ended, records: &Recorder) {
         let place = usize::try_from(self.hasher.hash_one(&request) % SHAPES as u64).unwrap_or_default();
         let Some(place) = self.known.get_mut(place) else { return };
-        let (record, path) = (request.record(), request.take_path());
+        let (record, path) = (request.record, request.take_path());
         match place {
             Some((like, shape)) if like.is_like(&request) => records.put_shaped(record, &path, shape),
             _ => {
