@@ -28,6 +28,9 @@ use stillmesh_core::model::{
 use stillmesh_core::snapshot::Change;
 use stillmesh_identity::Issuer;
 
+#[path = "seeds/http2.rs"]
+mod http2;
+
 fn save(target: &str, name: &str, bytes: impl AsRef<[u8]>) {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
     std::fs::create_dir_all(&directory).expect("the corpus's directory");
@@ -47,6 +50,7 @@ fn main() {
     sessions();
     certificates();
     dns();
+    http2::seeds().iter().for_each(|(target, name, bytes)| save(target, name, bytes));
 }
 
 fn zds() {

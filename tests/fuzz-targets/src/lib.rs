@@ -9,6 +9,7 @@
 mod cut;
 mod dns;
 mod headers;
+mod http2;
 mod identity;
 mod manifests;
 mod node;
@@ -35,6 +36,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "revocations", run: identity::revocations, longest: 4096 },
     Target { name: "connect-headers", run: headers::connect, longest: 4096 },
     Target { name: "trace-headers", run: headers::trace, longest: 2048 },
+    Target { name: "http2-server", run: http2::server, longest: 4096 },
+    Target { name: "http2-client", run: http2::client, longest: 4096 },
+    Target { name: "http2-state", run: http2::state, longest: 4096 },
     Target { name: "xds-address", run: xds::address, longest: 4096 },
     Target { name: "xds-authorization", run: xds::authorization, longest: 4096 },
     Target { name: "xds-client", run: xds::client, longest: 8192 },
