@@ -258,6 +258,11 @@ impl Connection {
         self.streams.len()
     }
 
+    /// The identifiers of those.
+    pub fn open(&self) -> impl ExactSizeIterator<Item = u32> {
+        self.streams.iter().map(|stream| stream.id)
+    }
+
     /// Received, told as [`Event::Data`] and not released, of all streams, bytes.
     pub fn unread(&self) -> u32 {
         self.window.unread
@@ -338,28 +343,6 @@ impl Connection {
         if self.streams.get(stream).is_some_and(|stream| !stream.receives && !stream.sends) {
             self.forget(stream);
             self.patience = (self.patience + 1).min(PATIENCE);
-        }
-    }
-
-    /// Looks whether a stream's peer is to be told of credit.
-    fn look_at(&mut self, stream: u32) {
-        if let Some(stream) = self.streams.get_mut(stream)
-            && stream.receives
-            && !stream.due
-            && stream.window.is_due()
-        {
-            stream.due = true;
-            self.due.push(stream.id);
-        }
-    }
-
-    /// The same for all.
-    fn look_at_all(&mut self) {
-        for stream in self.streams.iter_mut() {
-            if stream.receives && !stream.due && stream.window.is_due() {
-                stream.due = true;
-                self.due.push(stream.id);
-            }
         }
     }
 }

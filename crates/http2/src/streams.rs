@@ -49,6 +49,14 @@ impl Stream {
             informational: 0,
         }
     }
+
+    /// Puts it among those whose peer is to be told of credit, when it is one.
+    pub(crate) fn look(&mut self, due: &mut Vec<u32>) {
+        if self.receives && !self.due && self.window.is_due() {
+            self.due = true;
+            due.push(self.id);
+        }
+    }
 }
 
 /// All of a connection.

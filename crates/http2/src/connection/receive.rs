@@ -237,7 +237,7 @@ impl Connection {
             return fault(Reason::FLOW_CONTROL_ERROR, "more DATA than the stream's window allows");
         }
         state.window.begin(length);
-        self.look_at(stream);
+        state.look(&mut self.due);
         Ok(())
     }
 
@@ -284,7 +284,7 @@ impl Connection {
         self.window.skip(bytes);
         if let Some(state) = self.streams.get_mut(stream) {
             state.window.skip(bytes);
-            self.look_at(stream);
+            state.look(&mut self.due);
         }
     }
 

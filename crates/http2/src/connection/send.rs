@@ -154,7 +154,7 @@ impl Connection {
         self.window.release(bytes);
         if let Some(state) = self.streams.get_mut(stream) {
             state.window.release(bytes);
-            self.look_at(stream);
+            state.look(&mut self.due);
         }
     }
 
@@ -165,7 +165,7 @@ impl Connection {
         let shrinks = self.shrinks_by();
         if let Some(state) = self.streams.get_mut(stream) {
             state.window.resize(bytes.saturating_add(shrinks));
-            self.look_at(stream);
+            state.look(&mut self.due);
         }
     }
 
@@ -211,8 +211,10 @@ impl Connection {
     /// Streams have another window from now on.
     pub(super) fn shift_windows(&mut self, to: u32) {
         let from = std::mem::replace(&mut self.initial_window, to);
-        self.streams.iter_mut().for_each(|stream| stream.window.shift(from, to));
-        self.look_at_all();
+        for stream in self.streams.iter_mut() {
+            stream.window.shift(from, to);
+            stream.look(&mut self.due);
+        }
     }
 
     // ---- the connection ----
