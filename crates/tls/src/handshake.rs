@@ -8,7 +8,7 @@
 //! | records sealed already | as rustls counts them: a server with tickets sends them behind its handshake, with its traffic keys |
 //! | what may be configured | suites of [`Suite`] only; [`prepare_client`] or [`prepare_server`] was called; no early data |
 //! | an error | is [`rustls::Error`]; its alert is sent before it is told. A client is done when its Finished is sent: that the server refuses it, it learns from the first record of its session ([`SessionError::Alert`]) |
-//! | most that is buffered | 96 KiB: one message of 64 KiB, which is rustls' limit, and its records' overhead; and what the caller passed at once |
+//! | most that is buffered | 96 KiB: one message of 64 KiB, which is rustls' limit, and its records' overhead; and what the caller passed at once. More ends the handshake, without an alert |
 //!
 //! There is no deadline in here: callers have theirs, and drop the future.
 //!

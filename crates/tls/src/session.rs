@@ -255,12 +255,10 @@ impl Session {
         }
     }
 
-    /// Has the next [`seal_due`](Self::seal_due) update this direction's keys, and ask the peer for the same.
+    /// Has the next [`seal_due`](Self::seal_due) update this direction's keys; the peer may be asked for the same. A KeyUpdate that is due already does for both.
     pub fn update_keys(&mut self, request: KeyUpdateRequest) {
-        // What answers the peer's request may ask for one of its own; it is one KeyUpdate.
-        if self.state.due_update != Some(KeyUpdateRequest::Requested) {
-            self.state.due_update = Some(request);
-        }
+        // What is due already, an answer for example, does for it.
+        self.state.due_update.get_or_insert(request);
     }
 
     /// Ends this side's direction: the next [`seal_due`](Self::seal_due) seals close_notify. Nothing can be sealed any more.
@@ -314,8 +312,8 @@ impl Session {
             ContentType::ApplicationData => {
                 self.state.message.must_be_whole()?;
                 if self.opener.update_overdue() && !self.state.asked {
-                    self.state.asked = true;
                     self.update_keys(KeyUpdateRequest::Requested);
+                    self.state.asked = self.state.due_update == Some(KeyUpdateRequest::Requested);
                 }
                 if !inner.is_empty() {
                     self.state.without_data = 0;
@@ -344,8 +342,9 @@ impl Session {
         if let Some(Event::KeyUpdate(request)) = self.state.message.read(content, self.role)? {
             self.opener.update()?;
             self.state.asked = false;
-            // Whoever has sent its last alert sends nothing any more.
-            if request == KeyUpdateRequest::Requested && self.state.due_update.is_none() && !self.state.sent_last {
+            // Takes the place of a question of ours that was not sent yet: the peer's key is new. Whoever has sent its
+            // last alert sends nothing any more.
+            if request == KeyUpdateRequest::Requested && !self.state.sent_last {
                 self.state.due_update = Some(KeyUpdateRequest::NotRequested);
             }
         }
@@ -354,6 +353,7 @@ impl Session {
 
     fn fail(&mut self, error: SessionError) {
         self.state.receiving = Receiving::Failed;
+        self.state.message = Message::NONE;
         self.state.due_update = None;
         // It takes the place of a close_notify that is due. After one that was sealed it is not sent: that was our last.
         self.state.due_alert = error.alert().or(self.state.due_alert);

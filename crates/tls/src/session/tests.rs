@@ -93,6 +93,27 @@ fn a_requested_key_update_is_answered_once_before_more_data() {
 }
 
 #[test]
+fn an_answer_asks_for_nothing() {
+    let (mut client, mut server) = (session(Role::Client), session(Role::Server));
+    server.update_keys(KeyUpdateRequest::Requested);
+    client.update_keys(KeyUpdateRequest::Requested);
+    flush(&mut client, &mut server);
+    server.update_keys(KeyUpdateRequest::Requested);
+    flush(&mut server, &mut client);
+    assert!(!client.due() && !server.due());
+    // Both questions under way at once are two answers.
+    server.update_keys(KeyUpdateRequest::Requested);
+    client.update_keys(KeyUpdateRequest::Requested);
+    let mut room = [0; MAX_DUE];
+    let length = client.seal_due(&mut room).unwrap();
+    flush(&mut server, &mut client);
+    server.open(&mut room[..length]).unwrap();
+    assert!(client.due() && server.due());
+    assert_eq!(pass(&mut client, &mut server, b"x"), b"x");
+    assert_eq!(pass(&mut server, &mut client, b"y"), b"y");
+}
+
+#[test]
 fn keys_are_updated_by_themselves_when_they_are_used_up() {
     let limits = Limits { update: 3, ask: 100, refuse: 5 };
     let (mut client, mut server) = (with_limits(Role::Client, limits), session(Role::Server));
@@ -201,6 +222,7 @@ fn what_is_wrong_is_refused_with_its_alert() {
             assert_eq!(last, Err(expected));
             assert_eq!(expected.alert(), alert);
             // The peer is told, once; nothing else goes on.
+            let mut own = moved(own);
             assert_eq!(own.due(), alert.is_some());
             let mut slot = [0; HEADER + 1 + TRAILER];
             assert_eq!(own.seal(&mut slot, 1), Err(SealError::Ended));
