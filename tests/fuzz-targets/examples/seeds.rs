@@ -27,6 +27,9 @@ use stillmesh_core::model::{
 };
 use stillmesh_core::snapshot::Change;
 use stillmesh_identity::Issuer;
+use stillmesh_tls::record::{ContentType, HEADER, Limits, Sealer, TRAILER};
+use stillmesh_tls::session::KeyUpdateRequest;
+use stillmesh_tls::{Role, Session, Suite, TrafficSecret};
 
 #[path = "seeds/http2.rs"]
 mod http2;
@@ -49,6 +52,7 @@ fn main() {
     addresses();
     sessions();
     certificates();
+    tls();
     dns();
     http2::seeds().iter().for_each(|(target, name, bytes)| save(target, name, bytes));
 }
@@ -246,6 +250,45 @@ fn certificates() {
     let middle = csr.len() / 2;
     save("csr", "bad-signature", [&csr[..middle], "AAAA", &csr[middle + 4..]].concat());
     save("csr", "bad-certificate", one.pem());
+}
+
+fn tls() {
+    let suite = Suite::Aes128GcmSha256;
+    let secret = |byte| TrafficSecret::new(suite, vec![byte; suite.secret_length()].into()).expect("a secret");
+    let limits = Limits::of(suite);
+    let mut sealer = Sealer::new(secret(3), 0, limits).expect("keys");
+    let mut record = [0; HEADER + 3 + TRAILER];
+    sealer.seal(&mut record, ContentType::ApplicationData, 3).expect("a record");
+    save("tls-records", "bad-of-other-keys", record);
+    save("tls-records", "bad-change-cipher-spec", [20, 3, 3, 0, 1, 1]);
+    save("tls-records", "bad-too-long", [23, 3, 3, 0x41, 1]);
+    save("tls-records", "ok-half-a-header", [23, 3, 3]);
+    save("tls-records", "ok-incomplete", record.get(..20).expect("a part"));
+
+    let (data, handshake, alert, update, moves) = (0, 1, 2, 0x40, 0x80);
+    let ticket = [4, 0, 0, 14, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 7, 0, 0];
+    let to = |role: u8, pieces: &[Vec<u8>]| [vec![role], pieces.concat()].concat();
+    let half = [piece(handshake, ticket.get(..9).expect("a part")), piece(handshake, ticket.get(9..).expect("a part"))];
+    let updates = [piece(handshake | update, &[24, 0, 0, 1, 1]), piece(data, b"new keys")];
+    save("tls-messages", "ok-ticket-in-parts", to(0, &half));
+    save("tls-messages", "ok-updates", to(1, &[updates.concat(), updates.concat()]));
+    let moved =
+        [piece(handshake | moves, &[24, 0]), piece(handshake | update, &[0, 1, 0]), piece(alert | moves, &[1, 90])];
+    save("tls-messages", "ok-moved", to(1, &moved));
+    save("tls-messages", "bad-moved-after-an-error", to(1, &[piece(handshake | moves, &[13])]));
+    save("tls-messages", "ok-closed", to(0, &[piece(data, b"last"), piece(alert, &[1, 0])]));
+    save("tls-messages", "bad-alert", to(0, &[piece(alert, &[2, 42])]));
+    save("tls-messages", "bad-certificate-request", to(0, &[piece(handshake, &[13, 0, 0, 3, 0, 0, 0])]));
+    save("tls-messages", "bad-ticket-to-a-server", to(1, &half));
+
+    let session = |role| Session::new(role, secret(1), secret(2), 0).expect("keys");
+    let new = session(Role::Server).export().to_bytes();
+    save("tls-exported", "ok-new", &new);
+    let mut busy = session(Role::Client);
+    busy.update_keys(KeyUpdateRequest::Requested);
+    busy.close_notify();
+    save("tls-exported", "ok-things-due", busy.export().to_bytes());
+    save("tls-exported", "bad-cut", new.get(..99).expect("a part"));
 }
 
 fn dns() {

@@ -13,6 +13,7 @@ mod http2;
 mod identity;
 mod manifests;
 mod node;
+mod tls;
 mod xds;
 mod zds;
 
@@ -47,6 +48,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "certificate", run: identity::certificate, longest: 4096 },
     Target { name: "csr", run: identity::csr, longest: 4096 },
     Target { name: "manifests", run: manifests::documents, longest: 4096 },
+    Target { name: "tls-records", run: tls::records, longest: 2048 },
+    Target { name: "tls-messages", run: tls::messages, longest: 4096 },
+    Target { name: "tls-exported", run: tls::exported, longest: 256 },
     Target { name: "dns-question", run: dns::question, longest: 1024 },
     Target { name: "dns-reply", run: dns::reply, longest: 2048 },
 ];
