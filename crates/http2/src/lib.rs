@@ -26,6 +26,41 @@
 //! - [`Connection::export`] is the whole state as bytes, at any moment, also within a frame or a header block; [`Connection::import`]
 //!   goes on from there in another process.
 //!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use http::{HeaderMap, StatusCode};
+//! use stillmesh_http2::{Config, Connection, Event, Room};
+//!
+//! let (mut client, mut server) = (Connection::client(Config::client()), Connection::server(Config::server()));
+//! let stream = client.connect("10.0.0.1:80", &HeaderMap::new())?;
+//!
+//! let wire = client.output().to_vec();
+//! client.output_taken(wire.len());
+//! let mut input = &wire[..];
+//! while let Some(event) = server.receive(&mut input)? {
+//!     if let Event::Request { stream, .. } = event {
+//!         server.respond(stream, StatusCode::OK, &HeaderMap::new(), false)?;
+//!     }
+//! }
+//!
+//! let mut wire = server.output().to_vec();
+//! server.output_taken(wire.len());
+//! if let Room::Bytes(2..) = server.room(stream) {
+//!     wire.extend(server.data(stream, 2, true)?);
+//!     wire.extend(b"hi");
+//! }
+//! let (mut input, mut got) = (&wire[..], Vec::new());
+//! while let Some(event) = client.receive(&mut input)? {
+//!     if let Event::Data { stream, bytes } = event {
+//!         got.extend_from_slice(bytes);
+//!         client.release(stream, bytes.len() as u32);
+//!     }
+//! }
+//! assert_eq!(got, b"hi");
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # What of the RFCs
 //!
 //! | | |

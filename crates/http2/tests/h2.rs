@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
+use proptest::prelude::*;
 use stillmesh_http2::{Config, Connection, Event, Reason, Role, Room};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::timeout;
@@ -106,7 +107,7 @@ impl Ours {
                 Event::Request { stream, request } => {
                     let connect = request.method == "CONNECT";
                     let status = if connect { StatusCode::OK } else { StatusCode::BAD_REQUEST };
-                    self.connection.respond(stream, status, &HeaderMap::new(), !connect)?;
+                    self.connection.respond(stream, status, &request.headers, !connect)?;
                     if connect {
                         self.queues.insert(stream, Default::default());
                     }
@@ -311,6 +312,53 @@ async fn h2_s_client_is_answered_what_it_may_not_ask() -> Fallible {
     drop(client);
     timeout(PATIENCE, connection).await???;
     timeout(PATIENCE, server).await??
+}
+
+/// h2 sends these headers, by Huffman and as long as it may by its table, and gets them back.
+async fn headers_come_back(requests: &[HeaderMap]) -> Fallible {
+    let (near, far) = tokio::io::duplex(30_000);
+    let server =
+        tokio::spawn(async move { Ours::new(Connection::server(Config::server()), near).run(|_| false).await });
+    let (mut client, connection) = h2::client::handshake(far).await?;
+    let connection = tokio::spawn(connection);
+    for headers in requests {
+        let mut request = Request::connect("10.0.0.1:80").body(())?;
+        *request.headers_mut() = headers.clone();
+        let (response, mut stream) = client.send_request(request, false)?;
+        assert_eq!(timeout(PATIENCE, response).await??.headers(), headers);
+        stream.send_reset(h2::Reason::CANCEL);
+        client = client.ready().await?;
+    }
+    drop(client);
+    timeout(PATIENCE, connection).await???;
+    timeout(PATIENCE, server).await??
+}
+
+/// Headers with all bytes that a value may have, and names that are new or well known.
+fn headers() -> impl Strategy<Value = HeaderMap> {
+    let name =
+        prop_oneof!["x-[a-z0-9]{0,30}", Just("baggage".to_owned()), Just("cookie".to_owned()), Just("date".to_owned())];
+    let bytes = prop::collection::vec(prop_oneof![b' '..=b'~', 0x80_u8.., Just(b'\t')], 0..200);
+    let one = (name, bytes).prop_map(|(name, bytes)| {
+        let value = HeaderValue::from_bytes(bytes.trim_ascii()).unwrap_or(HeaderValue::from_static("?"));
+        (HeaderName::try_from(name).unwrap_or(HeaderName::from_static("x")), value)
+    });
+    prop::collection::vec(one, 0..12).prop_map(|list| {
+        let mut map = HeaderMap::new();
+        list.into_iter().for_each(|(name, value)| drop(map.append(name, value)));
+        map
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 30, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn headers_of_h2_are_what_they_were(requests in prop::collection::vec(headers(), 1..10)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let came_back = runtime.block_on(headers_come_back(&requests));
+        prop_assert!(came_back.is_ok(), "{came_back:?}");
+    }
 }
 
 /// Our client sends so much on so many streams at once; h2's server sends it back.
