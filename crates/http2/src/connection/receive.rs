@@ -103,6 +103,9 @@ impl Connection {
                 let left = left.checked_sub(padding + 1).ok_or(Fault::protocol("more padding than there is frame"))?;
                 self.skip_data(stream, 1);
                 self.reading = Reading::Data { stream, left, padding, end };
+                if left == 0 && !end {
+                    self.bring_nothing()?;
+                }
                 Ok(Step::More)
             }
             Reading::Data { stream, left, padding, end } => Ok(self.data_piece(input, stream, left, padding, end)),

@@ -104,6 +104,7 @@ fn a_list_that_is_too_large_costs_its_stream() {
 fn frames_that_bring_nothing_come_to_an_end() {
     for nothing in [
         frame(kind::DATA, 0, 1, &[]),
+        frame(kind::DATA, flag::PADDED, 1, &[1, 0]),
         frame(kind::PRIORITY, 0, 1, &[0, 0, 0, 3, 0]),
         frame(99, 0, 0, &[1, 2, 3]),
         frame(kind::WINDOW_UPDATE, 0, 3, &[0, 0, 0, 1]),
