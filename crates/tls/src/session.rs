@@ -342,9 +342,8 @@ impl Session {
         if let Some(Event::KeyUpdate(request)) = self.state.message.read(content, self.role)? {
             self.opener.update()?;
             self.state.asked = false;
-            // Takes the place of a question of ours that was not sent yet: the peer's key is new. Whoever has sent its
-            // last alert sends nothing any more.
-            if request == KeyUpdateRequest::Requested && !self.state.sent_last {
+            // Takes the place of a question of ours that was not sent yet: the peer's key is new.
+            if request == KeyUpdateRequest::Requested {
                 self.state.due_update = Some(KeyUpdateRequest::NotRequested);
             }
         }
