@@ -29,6 +29,8 @@ use packet::{Segment, segment};
 const HBONE: u16 = 15008;
 /// Port of the control plane, whose sessions are TLS as well.
 const CONTROL: u16 = 15012;
+/// How a record of TLS application data begins (RFC 8446 section 5.1).
+const APPLICATION_DATA: &[u8] = &[23, 3, 3];
 /// Flows listed in a summary; more are only counted.
 const MOST_FLOWS: usize = 1000;
 /// How often the end of the capture is looked for while the wire is silent.
@@ -66,6 +68,8 @@ pub(crate) struct Summary {
     pub(crate) segments: u64,
     /// Application bytes inside TLS sessions between ztunnels.
     pub(crate) tunnel_bytes: u64,
+    /// Segments between ztunnels that begin with a record of TLS application data.
+    pub(crate) tunnel_records: u64,
     /// Application bytes of the control plane's own TLS sessions.
     pub(crate) control_bytes: u64,
     /// Application bytes of everything else: in the clear as far as the mesh is concerned.
@@ -113,6 +117,7 @@ impl Summary {
         }
         if port(HBONE) {
             self.tunnel_bytes += bytes;
+            self.tunnel_records += u64::from(segment.payload.starts_with(APPLICATION_DATA));
         } else if port(CONTROL) {
             self.control_bytes += bytes;
         } else {
@@ -230,6 +235,7 @@ mod tests {
         summary.take(&segment_to(9080, b""), &words);
         let sums = (summary.segments, summary.clear_bytes, summary.tunnel_bytes, summary.control_bytes, summary.found);
         assert_eq!(sums, (3, 23, 3, 4, 1));
+        assert_eq!(summary.tunnel_records, 1);
         assert_eq!(summary.clear_flows.keys().collect::<Vec<_>>(), ["10.244.1.2 -> 10.244.1.2:9080"]);
         assert!(summary.sample.unwrap().ends_with("GET /reviews HTTP/1.1.."));
     }
