@@ -13,6 +13,7 @@
 )]
 
 mod analyze;
+mod bench;
 mod confined;
 mod faults;
 mod flows;

@@ -12,6 +12,7 @@
 
 mod client;
 mod data;
+mod relay;
 mod server;
 
 use std::process::ExitCode;
@@ -22,7 +23,8 @@ fn main() -> ExitCode {
     let result = match words.as_slice() {
         ["serve", ports @ ..] => server::serve(ports),
         ["client", operation, address, rest @ ..] => client::run(operation, address, rest),
-        _ => Err("usage: peer serve PORT..., peer client OPERATION ADDRESS [ARGUMENT...]".into()),
+        ["relay", listen, to] => relay::relay(listen, to),
+        _ => Err("usage: peer serve PORT..., peer relay LISTEN TO, peer client OPERATION ADDRESS [ARGUMENT...]".into()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

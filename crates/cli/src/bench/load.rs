@@ -1,334 +1,250 @@
 //! The two ends of the benchmark's traffic. A connection's first byte says what it is for.
 //!
-//! The client measures one scenario and prints one JSON line; whether its connections are raw or carried by the mesh is
-//! decided by where its pod runs, not here.
+//! The client measures one load and prints JSON lines; whether its connections are raw or carried by a proxy is decided by
+//! where its pod runs and whom it dials, not here. Both ends share the machine with the proxies that are measured: they are
+//! plain threads and epoll, one system call per read and write.
 
-use std::sync::Arc;
+mod closed;
+mod fill;
+mod open;
+mod server;
+
+use std::io::{BufRead as _, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
-use clap::{Args, ValueEnum};
+use anyhow::{Context as _, ensure};
+use clap::{Args, Subcommand, ValueEnum};
 use hdrhistogram::Histogram;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
-use stillmesh_runtime::tasks::Tasks;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
-use tokio::time::timeout;
+use socket2::{Domain, Socket, Type};
 
-/// The client sends bulk data until it closes; the server answers with the number of bytes (8, big-endian).
+/// The client sends bulk data until it ends its direction; the server answers with the number of bytes (8, big-endian).
 const BULK: u8 = b'B';
-/// The server echoes messages of [`MESSAGE`] bytes.
+/// The server sends back what comes.
 const ECHO: u8 = b'E';
 /// Size of a request and of a response, in bytes.
-const MESSAGE: usize = 64;
+pub(super) const MESSAGE: usize = 64;
 /// Size of one write in bulk, in bytes.
 const CHUNK: usize = 128 << 10;
 /// How long a single step (connect, exchange) may take before the run is called stalled.
 const STALL: Duration = Duration::from_secs(20);
+/// Time between two messages with the known word.
+const PAUSE: u16 = 10;
 
-/// Serves every scenario.
-#[derive(Debug, Args)]
-pub(crate) struct Server {
-    /// Port to listen on.
-    #[arg(long, default_value_t = 7000)]
-    port: u16,
+/// The parts of `stillmesh bench-load`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Load {
+    /// Serves every load.
+    Server(server::Server),
+    /// Measures one.
+    Client(Client),
+    /// Puts pods that exist on paper only into the cluster directory.
+    Fill(fill::Fill),
 }
 
-impl Server {
-    /// Serves until the process ends.
-    pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let listener = TcpListener::bind(("0.0.0.0", self.port)).await?;
-        let tasks = Tasks::new("bench");
-        loop {
-            let Ok((stream, _)) = listener.accept().await else {
-                tokio::task::yield_now().await;
-                continue;
-            };
-            tasks.spawn("bench-connection", async move {
-                // A client that breaks off reports it itself.
-                let _ = serve(stream).await;
-            });
-        }
-    }
-}
-
-async fn serve(mut stream: TcpStream) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    match stream.read_u8().await? {
-        BULK => {
-            let mut buffer = vec![0; CHUNK];
-            let mut total = 0_u64;
-            loop {
-                match stream.read(&mut buffer).await? {
-                    0 => break,
-                    read => total += read as u64,
-                }
-            }
-            stream.write_u64(total).await?;
-            stream.shutdown().await
-        }
-        _ => {
-            let mut message = [0; MESSAGE];
-            while stream.read_exact(&mut message).await.is_ok() {
-                stream.write_all(&message).await?;
-            }
-            Ok(())
+impl Load {
+    /// Runs the part.
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Server(server) => server.run(),
+            Self::Client(client) => client.run(),
+            Self::Fill(fill) => fill.run(),
         }
     }
 }
 
 /// What to measure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Scenario {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shape {
     /// Bytes per second from client to server.
     Bulk,
-    /// Requests per second, closed loop, and their latency.
-    Echo,
-    /// New connections per second, one request each.
+    /// Each connection sends its next request when the last was answered.
+    Closed,
+    /// Requests are sent when they are due, whatever became of those before.
+    Open,
+    /// As `open`, first alone and then beside one stream of bulk.
+    Mixed,
+    /// New connections, one request each.
     Connect,
-    /// Holds idle connections; reports when they are open and keeps them for the duration.
+    /// Holds idle connections.
     Idle,
+    /// Sends a known word again and again.
+    Word,
 }
 
-/// Measures one scenario.
+/// Measures one load.
+///
+/// It prints `{"ready":true}` when its connections are open, begins with a line on standard input, prints what it measured,
+/// and closes its connections at the end of standard input.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Client {
     /// Host and port of the server.
     #[arg(long)]
-    pub(crate) target: String,
+    target: String,
     /// What to measure.
     #[arg(long)]
-    pub(crate) scenario: Scenario,
-    /// Connections at a time.
-    #[arg(long, default_value_t = 1)]
-    pub(crate) connections: usize,
+    shape: Shape,
+    /// Connections.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    connections: u32,
+    /// Requests per second, of all connections together, where they are sent when due.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    rate: u32,
     /// Seconds to measure for.
     #[arg(long, default_value_t = 2.0)]
-    pub(crate) seconds: f64,
+    seconds: f64,
+    /// The word that is sent.
+    #[arg(long, default_value = "word")]
+    word: String,
 }
 
-/// What came out.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// What came out. Counters cover `seconds`; latencies are in µs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Measured {
-    /// Seconds that the counters below cover.
+    /// Wall time.
     pub(crate) seconds: f64,
     /// Application bytes carried one way.
     pub(crate) bytes: u64,
     /// Exchanges (requests, or connections with one request each).
     pub(crate) exchanges: u64,
-    /// Latency of an exchange at the median, µs.
-    pub(crate) p50_us: u64,
-    /// Latency of an exchange at the 99th percentile, µs.
-    pub(crate) p99_us: u64,
+    /// Latency of an exchange.
+    pub(crate) latency: Latency,
+    /// The same before a stream of bulk joined.
+    pub(crate) alone: Option<Latency>,
+    /// By how much requests were sent too late, at the 99th percentile: what the client itself adds.
+    pub(crate) late_p99_us: Option<f64>,
+}
+
+/// Percentiles, µs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Latency {
+    /// Median.
+    pub(crate) p50: f64,
+    /// 90th.
+    pub(crate) p90: f64,
+    /// 99th.
+    pub(crate) p99: f64,
+    /// 99.9th.
+    pub(crate) p999: f64,
+    /// The longest.
+    pub(crate) max: f64,
+}
+
+impl Latency {
+    /// Of a histogram in ns.
+    fn of(times: &Histogram<u64>) -> Self {
+        let at = |quantile: f64| times.value_at_quantile(quantile) as f64 / 1e3;
+        Self { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999), max: times.max() as f64 / 1e3 }
+    }
 }
 
 impl Client {
-    /// Runs and prints one JSON line. Errors: a connection fails or stalls.
-    pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let measured = self.measure().await?;
-        crate::output::line(&serde_json::to_string(&measured)?);
-        Ok(())
-    }
-
-    async fn measure(&self) -> anyhow::Result<Measured> {
-        let target: Arc<str> = self.target.as_str().into();
+    /// Runs. Errors: a connection fails or stalls.
+    fn run(self) -> anyhow::Result<()> {
+        allow_descriptors();
+        ensure!((0.0..=3600.0).contains(&self.seconds), "0 to 3600 seconds are accepted, not {}", self.seconds);
+        let mut found = self.target.to_socket_addrs().with_context(|| format!("find {}", self.target))?;
+        let target = found.next().with_context(|| format!("{} has no address", self.target))?;
         let length = Duration::from_secs_f64(self.seconds);
-        if self.scenario == Scenario::Idle {
-            return idle(&target, self.connections, length).await;
+        let connections = usize::try_from(self.connections)?;
+        match self.shape {
+            Shape::Bulk => closed::bulk(target, connections, length),
+            Shape::Closed => closed::requests(target, connections, length),
+            Shape::Connect => closed::connect(target, connections, length),
+            Shape::Open => open::run(target, connections, self.rate, length),
+            Shape::Mixed => open::beside_bulk(target, connections, self.rate, length),
+            Shape::Idle => idle(target, connections),
+            Shape::Word => say(target, &self.word),
         }
-        if self.scenario == Scenario::Connect {
-            // Thousands of connections a second would soon use up the ports of this pod's namespace: those of closed ones
-            // may be used again after a second. Where that cannot be set, the kernel looks longer for free ones.
-            let _ = std::fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1");
-        }
-        let started = Instant::now();
-        let end = started + length;
-        let mut workers = JoinSet::new();
-        for _ in 0..self.connections {
-            let target = target.clone();
-            match self.scenario {
-                Scenario::Bulk => workers.spawn(async move { bulk(&target, end).await }),
-                Scenario::Echo => workers.spawn(async move { echo(&target, end).await }),
-                Scenario::Connect | Scenario::Idle => workers.spawn(async move { connect(&target, end).await }),
-            };
-        }
-        let mut sum = Measured::default();
-        let mut latency = histogram()?;
-        while let Some(worker) = workers.join_next().await {
-            let (bytes, histogram) = worker??;
-            sum.bytes += bytes;
-            latency.add(histogram)?;
-        }
-        sum.seconds = started.elapsed().as_secs_f64();
-        sum.exchanges = latency.len();
-        sum.p50_us = latency.value_at_quantile(0.5);
-        sum.p99_us = latency.value_at_quantile(0.99);
-        Ok(sum)
     }
 }
 
-/// Latencies in µs, to three digits, up to what counts as a stall.
-fn histogram() -> anyhow::Result<Histogram<u64>> {
-    let most = u64::try_from(STALL.as_micros()).unwrap_or(u64::MAX);
-    Ok(Histogram::new_with_bounds(1, most, 3)?)
-}
-
-async fn open(target: &str, purpose: u8) -> anyhow::Result<TcpStream> {
-    let connected = timeout(STALL, TcpStream::connect(target)).await;
-    let mut stream = connected.context("connecting stalled")?.with_context(|| format!("connect to {target}"))?;
-    stream.set_nodelay(true)?;
-    stream.write_all(&[purpose]).await?;
-    Ok(stream)
-}
-
-async fn exchange(stream: &mut TcpStream, latency: &mut Histogram<u64>, since: Instant) -> anyhow::Result<()> {
-    let mut message = [7; MESSAGE];
-    let both = async {
-        stream.write_all(&message).await?;
-        stream.read_exact(&mut message).await
-    };
-    timeout(STALL, both).await.context("an exchange stalled")??;
-    latency.saturating_record(u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX));
+/// Says that all is open, and waits to be told to begin.
+fn ready() -> anyhow::Result<()> {
+    crate::output::line("{\"ready\":true}");
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line)?;
     Ok(())
 }
 
-async fn bulk(target: &str, end: Instant) -> anyhow::Result<(u64, Histogram<u64>)> {
-    let mut stream = open(target, BULK).await?;
-    let chunk = vec![0x5a; CHUNK];
-    let mut sent = 0_u64;
-    while Instant::now() < end {
-        timeout(STALL, stream.write_all(&chunk)).await.context("bulk stalled")??;
-        sent += chunk.len() as u64;
-    }
-    stream.shutdown().await?;
-    let received = timeout(STALL, stream.read_u64()).await.context("the end of bulk stalled")??;
-    if received != sent {
-        bail!("{sent} bytes were sent and {received} arrived");
-    }
-    Ok((sent, histogram()?))
+/// Says what was measured, and waits until that was read: what closing costs is not measured.
+fn done(measured: &Measured) -> anyhow::Result<()> {
+    crate::output::line(&serde_json::to_string(measured)?);
+    std::io::stdin().lock().read_to_end(&mut Vec::new())?;
+    Ok(())
 }
 
-async fn echo(target: &str, end: Instant) -> anyhow::Result<(u64, Histogram<u64>)> {
-    let mut stream = open(target, ECHO).await?;
-    let mut latency = histogram()?;
-    while Instant::now() < end {
-        exchange(&mut stream, &mut latency, Instant::now()).await?;
+/// As many connections as the kernel lets this process have.
+fn allow_descriptors() {
+    // What cannot be raised shows when it is needed.
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
     }
-    Ok((latency.len() * MESSAGE as u64, latency))
 }
 
-async fn connect(target: &str, end: Instant) -> anyhow::Result<(u64, Histogram<u64>)> {
-    let mut latency = histogram()?;
-    while Instant::now() < end {
-        let since = Instant::now();
-        let mut stream = open(target, ECHO).await?;
-        exchange(&mut stream, &mut latency, since).await?;
-    }
-    Ok((latency.len() * MESSAGE as u64, latency))
+/// Latencies in ns, to three digits, up to what counts as a stall.
+fn histogram() -> anyhow::Result<Histogram<u64>> {
+    Ok(Histogram::new_with_bounds(1, nanoseconds(STALL), 3)?)
 }
 
-/// Opens the connections, proves each with one exchange, says so on a line of its own, and holds them.
-async fn idle(target: &str, connections: usize, length: Duration) -> anyhow::Result<Measured> {
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Connects. Each step on the connection fails when it takes longer than [`STALL`].
+fn dial(target: SocketAddr) -> anyhow::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+    socket.set_read_timeout(Some(STALL))?;
+    // It bounds connecting, too (socket(7)).
+    socket.set_write_timeout(Some(STALL))?;
+    socket.connect(&target.into()).with_context(|| format!("connect to {target}"))?;
+    Ok(socket.into())
+}
+
+/// A connection on which requests are answered; the first one was.
+fn warm(target: SocketAddr) -> anyhow::Result<TcpStream> {
+    let mut stream = dial(target)?;
+    stream.set_nodelay(true)?;
+    first_exchange(&mut stream)?;
+    Ok(stream)
+}
+
+fn first_exchange(stream: &mut TcpStream) -> anyhow::Result<()> {
+    let mut message = [ECHO; MESSAGE + 1];
+    stream.write_all(&message).context("send the first request")?;
+    let answer = message.get_mut(1..).context("a message")?;
+    stream.read_exact(answer).context("the first answer did not come")
+}
+
+/// Holds connections, each proved by one exchange.
+fn idle(target: SocketAddr, connections: usize) -> anyhow::Result<()> {
     let started = Instant::now();
-    let mut open_ones = Vec::with_capacity(connections);
-    let mut latency = histogram()?;
-    for _ in 0..connections {
-        let mut stream = open(target, ECHO).await?;
-        exchange(&mut stream, &mut latency, Instant::now()).await?;
-        open_ones.push(stream);
-    }
-    crate::output::line("{\"open\":true}");
-    tokio::time::sleep(length).await;
-    let exchanges = latency.len();
-    Ok(Measured { seconds: started.elapsed().as_secs_f64(), exchanges, ..Measured::default() })
+    let held = (0..connections).map(|_| warm(target)).collect::<anyhow::Result<Vec<_>>>()?;
+    ready()?;
+    let measured = Measured {
+        seconds: started.elapsed().as_secs_f64(),
+        exchanges: u64::try_from(held.len())?,
+        ..Measured::default()
+    };
+    done(&measured)
 }
 
-/// Puts pods that exist on paper only into the cluster directory, to measure what a large configuration costs.
-#[derive(Debug, Args)]
-pub(crate) struct Fill {
-    /// How many.
-    #[arg(long)]
-    workloads: u32,
-    /// The cluster directory.
-    #[arg(long, env = "OBJECTS_DIR")]
-    into: std::path::PathBuf,
-}
-
-impl Fill {
-    /// Writes them, a file per thousand, and one service per ten.
-    pub(crate) fn run(self) -> anyhow::Result<()> {
-        let numbers: Vec<u32> = (0..self.workloads).collect();
-        for (file, chunk) in numbers.chunks(1000).enumerate() {
-            let mut items = Vec::new();
-            for number in chunk {
-                items.push(paper_pod(*number));
-                if number % 10 == 0 {
-                    items.push(paper_service(*number));
-                }
-            }
-            let list = serde_json::json!({ "apiVersion": "v1", "kind": "List", "items": items });
-            let part = self.into.join(format!(".bench-{file}.part"));
-            std::fs::write(&part, list.to_string())?;
-            std::fs::rename(&part, self.into.join(format!("bench-{file}.json")))?;
-        }
-        Ok(())
-    }
-}
-
-fn paper_pod(number: u32) -> serde_json::Value {
-    let (high, middle, low) = (number / 62_500 + 64, number / 250 % 250, number % 250 + 1);
-    let ip = format!("10.{high}.{middle}.{low}");
-    serde_json::json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {
-            "name": format!("paper-{number}"), "namespace": "paper", "uid": format!("paper-{number}"),
-            "labels": { "app": format!("paper-{}", number / 10) },
-            "annotations": { "ambient.istio.io/redirection": "enabled" },
-        },
-        "spec": {
-            "nodeName": "paper-node", "serviceAccountName": format!("paper-{}", number / 10),
-            "containers": [{ "name": "main", "command": ["true"] }],
-        },
-        "status": {
-            "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }],
-            "conditions": [{ "type": "Ready", "status": "True" }],
-        },
-    })
-}
-
-fn paper_service(number: u32) -> serde_json::Value {
-    let number = number / 10;
-    let ip = format!("10.97.{}.{}", number / 250, number % 250 + 1);
-    serde_json::json!({
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": { "name": format!("paper-{number}"), "namespace": "paper" },
-        "spec": {
-            "clusterIP": ip, "clusterIPs": [ip], "selector": { "app": format!("paper-{number}") },
-            "ports": [{ "name": "http", "port": 80, "targetPort": 8080 }],
-        },
-    })
-}
-
-/// The parts of `stillmesh bench-load`.
-#[derive(Debug, clap::Subcommand)]
-pub(crate) enum Load {
-    /// Serves every scenario.
-    Server(Server),
-    /// Measures one scenario.
-    Client(Client),
-    /// Puts pods that exist on paper only into the cluster directory.
-    Fill(Fill),
-}
-
-impl Load {
-    /// Runs the part.
-    pub(crate) async fn run(self) -> anyhow::Result<()> {
-        match self {
-            Self::Server(server) => server.run().await,
-            Self::Client(client) => client.run().await,
-            Self::Fill(fill) => fill.run(),
+/// Sends the word until standard input ends.
+fn say(target: SocketAddr, word: &str) -> anyhow::Result<()> {
+    let mut stream = warm(target)?;
+    crate::output::line("{\"ready\":true}");
+    let mut answer = vec![0; word.len()];
+    let stdin = std::io::stdin();
+    loop {
+        stream.write_all(word.as_bytes())?;
+        stream.read_exact(&mut answer)?;
+        ensure!(answer == word.as_bytes(), "another word came back");
+        let mut ended = [PollFd::new(std::os::fd::AsFd::as_fd(&stdin), PollFlags::POLLIN)];
+        if poll(&mut ended, PollTimeout::from(PAUSE))? > 0 {
+            return Ok(());
         }
     }
 }

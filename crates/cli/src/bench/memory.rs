@@ -1,0 +1,113 @@
+//! Memory of proxies: fresh, with idle connections, with a large configuration.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+
+use super::place::{Place, Stage};
+use super::process::Process;
+use super::report::Point;
+use super::run::once;
+use super::scenario::Scenario;
+use super::systems::OURS;
+use crate::driver::until;
+
+const MIB: f64 = 1024.0 * 1024.0;
+/// How long memory of closed connections may take to be given back before it is said what is left.
+const GIVEN_BACK: Duration = Duration::from_secs(10);
+/// Time between two looks.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Resident memory per proxy, bytes, by system.
+pub(super) type Fresh = BTreeMap<String, f64>;
+
+/// Measures it before there was any traffic but a request or two.
+pub(super) fn fresh(stage: &Stage, points: &mut Vec<Point>) -> anyhow::Result<Fresh> {
+    let mut fresh = Fresh::new();
+    for place in with_proxies(stage) {
+        let bytes = resident(&place.proxies)?;
+        fresh.insert(place.name.clone(), bytes);
+        points.push(once("fresh", &place.name, [("rss-mib", bytes / MIB)].into()));
+    }
+    Ok(fresh)
+}
+
+fn with_proxies(stage: &Stage) -> impl Iterator<Item = &Place> {
+    stage.places.iter().filter(|place| !place.proxies.is_empty())
+}
+
+/// Bytes per proxy.
+fn resident(proxies: &[Process]) -> anyhow::Result<f64> {
+    let sum = proxies.iter().map(|proxy| proxy.resident_bytes()).sum::<anyhow::Result<u64>>()?;
+    Ok(sum as f64 / proxies.len().max(1) as f64)
+}
+
+/// While connections are idle, and after they were closed.
+pub(super) fn idle(
+    stage: &Stage,
+    scenario: &Scenario,
+    connections: u32,
+    fresh: &Fresh,
+    points: &mut Vec<Point>,
+) -> anyhow::Result<()> {
+    for place in with_proxies(stage) {
+        crate::output::note(&format!("… {}, {}", scenario.what, place.name));
+        let before = resident(&place.proxies)?;
+        let client = stage
+            .client(place, "idle", connections, 0.0)
+            .with_context(|| format!("{}, {}", scenario.what, place.name))?;
+        let held = resident(&place.proxies)?;
+        client.measure()?;
+        let at_rest = fresh.get(&place.name).copied().unwrap_or(before);
+        let end = Instant::now() + GIVEN_BACK;
+        let mut after = resident(&place.proxies)?;
+        while after > at_rest && Instant::now() < end {
+            std::thread::sleep(LOOK);
+            after = resident(&place.proxies)?;
+        }
+        let values = [
+            ("rss-mib", held / MIB),
+            ("bytes-per-connection", (held - before).max(0.0) / f64::from(connections.max(1))),
+            ("rss-after-mib", after / MIB),
+            ("rss-after-over-fresh", after / at_rest.max(1.0)),
+        ];
+        points.push(once(scenario.name, &place.name, values.into()));
+    }
+    Ok(())
+}
+
+/// Time to readiness and memory with many workloads in the configuration: they are put into the cluster directory, and a
+/// node tunnel is started anew.
+pub(super) fn scale(stage: &Stage, workloads: u32, points: &mut Vec<Point>) -> anyhow::Result<()> {
+    crate::output::note(&format!("… {workloads} workloads in the configuration"));
+    let mesh = &stage.mesh;
+    let count = workloads.to_string();
+    let exe = mesh.exe();
+    let fill =
+        ["exec", "-n", "istio-system", "stillmesh-controller", "--", &exe, "bench-load", "fill", "--workloads", &count];
+    mesh.must(&fill)?;
+    let known = || -> anyhow::Result<usize> {
+        let dump = mesh.fetch("istio-system", "ztunnel-node1", "127.0.0.1:15000", "/config_dump")?;
+        let dump: serde_json::Value = serde_json::from_str(&dump)?;
+        Ok(dump["workloads"].as_array().map_or(0, Vec::len))
+    };
+    until(|| {
+        let known = known()?;
+        ensure!(known >= workloads as usize, "{known} workloads are known");
+        Ok(())
+    })?;
+    let before = stage.tunnel("node1")?;
+    // The program is process 2 of its container, behind the container's init.
+    mesh.run(&["exec", "-n", "istio-system", "ztunnel-node1", "--", "sh", "-c", "kill -9 2"])?;
+    let killed = Instant::now();
+    until(|| mesh.fetch("istio-system", "ztunnel-node1", "127.0.0.1:15021", "/healthz/ready"))?;
+    let restart = killed.elapsed();
+    // Ready means that it has every workload. Its memory is looked at before it writes them all down for `known`.
+    let tunnel = stage.tunnel("node1")?;
+    ensure!(tunnel != before, "the node tunnel was not started anew");
+    let memory = resident(&[tunnel])?;
+    ensure!(known()? >= workloads as usize, "the node tunnel was ready before it had every workload");
+    points.push(once("scale", OURS, [("rss-mib", memory / MIB), ("restart-s", restart.as_secs_f64())].into()));
+    Ok(())
+}

@@ -1,0 +1,238 @@
+//! The systems as they run in the benchmark's mesh: whom their clients dial, and which processes are their proxies.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader, Lines, Read as _, Write as _};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+
+use anyhow::{Context as _, bail, ensure};
+use serde_json::Value;
+
+use super::load::Measured;
+use super::process::{Process, in_namespaces};
+use super::scenario::RATE;
+use super::systems::{System, Wire};
+use crate::driver::{Files, Mesh, until};
+
+/// Namespace of the node tunnels.
+const SYSTEM_NAMESPACE: &str = "istio-system";
+
+/// The mesh in which all systems run.
+pub(super) struct Stage {
+    /// The mesh. Before the folder: it ends first.
+    pub(super) mesh: Mesh,
+    /// The systems, in the order of reports.
+    pub(super) places: Vec<Place>,
+    _files: Files,
+}
+
+/// A system that runs.
+pub(super) struct Place {
+    /// Its name.
+    pub(super) name: String,
+    /// What is on the wire between the nodes.
+    pub(super) wire: Wire,
+    /// It came as a file.
+    pub(super) given: bool,
+    /// Its namespace is in the mesh.
+    pub(super) in_mesh: bool,
+    /// The processes of its proxies.
+    pub(super) proxies: Vec<Process>,
+    target: String,
+}
+
+impl Stage {
+    /// Starts them all, and sees each serve. Errors: no mesh can run here, a system does not come up.
+    pub(super) fn set(systems: &[System]) -> anyhow::Result<Self> {
+        let manifests: Vec<_> =
+            systems.iter().map(|system| (format!("{}.yaml", system.name), system.objects.as_str())).collect();
+        let named: Vec<_> = manifests.iter().map(|(name, objects)| (name.as_str(), *objects)).collect();
+        let files = Files::temporary(&named)?;
+        let name = format!("bench-{:08x}", rand::random::<u32>());
+        let mut mesh = Mesh::start(&name, files.path(), &[])?;
+        mesh.ready()?;
+        let mut targets = Vec::new();
+        for system in systems {
+            let server = until(|| address(&mesh, &system.name))?;
+            if let Some(objects) = system.late(&server)? {
+                mesh.apply(&format!("{}-late.yaml", system.name), &objects)?;
+            }
+            targets.push(system.target(&server));
+        }
+        let mut stage = Self { mesh, places: Vec::new(), _files: files };
+        for (system, target) in systems.iter().zip(targets) {
+            until(|| is_up(&stage.mesh, system))?;
+            let mut place = Place {
+                name: system.name.clone(),
+                wire: system.wire,
+                given: system.given,
+                in_mesh: system.in_mesh,
+                proxies: Vec::new(),
+                target,
+            };
+            // Proxies may listen a little later than their containers run.
+            until(|| stage.client(&place, "closed", 1, 0.0)?.measure().map(drop))
+                .with_context(|| format!("{} does not serve", place.name))?;
+            place.proxies = stage.proxies(&place)?;
+            stage.places.push(place);
+        }
+        Ok(stage)
+    }
+
+    /// Starts a client of a system. Its connections are open when this returns.
+    pub(super) fn client(&self, place: &Place, shape: &str, connections: u32, seconds: f64) -> anyhow::Result<Client> {
+        self.client_with(place, shape, connections, seconds, &[])
+    }
+
+    /// Likewise, with further options.
+    pub(super) fn client_with(
+        &self,
+        place: &Place,
+        shape: &str,
+        connections: u32,
+        seconds: f64,
+        more: &[&str],
+    ) -> anyhow::Result<Client> {
+        let exe = self.mesh.exe();
+        let (connections, seconds) = (connections.to_string(), seconds.to_string());
+        let mut arguments =
+            vec!["exec", "-n", &place.name, "client", "-c", "client", "--", &exe, "bench-load", "client"];
+        arguments.extend(["--target", &place.target, "--shape", shape, "--connections", &connections]);
+        let rate = RATE.to_string();
+        arguments.extend(["--seconds", &seconds, "--rate", &rate]);
+        arguments.extend(more);
+        let mut command = self.mesh.command(&arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().context("start a client")?;
+        let input = child.stdin.take();
+        let output = child.stdout.take().context("the client's output")?;
+        let mut client = Client { child, input, output: BufReader::new(output).lines() };
+        client.line()?;
+        Ok(client)
+    }
+
+    /// The proxies of a system: what runs in its pods beside client and server, and the tunnels of their nodes where the
+    /// system is in the mesh.
+    fn proxies(&self, place: &Place) -> anyhow::Result<Vec<Process>> {
+        let pods = self.mesh.pods(&place.name)?;
+        let (mut networks, mut loads) = (BTreeSet::new(), BTreeSet::new());
+        for pod in &pods {
+            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+            let is_end = name == "client" || name == "server";
+            if is_end {
+                loads.insert(self.namespace(&place.name, name, Some(name), "pid")?);
+            }
+            if !is_end || pod["spec"]["containers"].as_array().is_some_and(|all| all.len() > 1) {
+                networks.insert(self.namespace(&place.name, name, None, "net")?);
+            }
+        }
+        if place.in_mesh {
+            let nodes: BTreeSet<_> = pods.iter().filter_map(|pod| pod["spec"]["nodeName"].as_str()).collect();
+            for node in nodes {
+                networks.insert(self.namespace(SYSTEM_NAMESPACE, &format!("ztunnel-{node}"), None, "net")?);
+            }
+        }
+        let proxies = in_namespaces(&Process::family(self.mesh.pid())?, &networks, &loads);
+        let expected = place.in_mesh || !networks.is_empty();
+        ensure!(!expected || !proxies.is_empty(), "{}: its proxies are not found below this process", place.name);
+        Ok(proxies)
+    }
+
+    /// The tunnel of a node.
+    pub(super) fn tunnel(&self, node: &str) -> anyhow::Result<Process> {
+        let network = self.namespace(SYSTEM_NAMESPACE, &format!("ztunnel-{node}"), None, "net")?;
+        let found = in_namespaces(&Process::family(self.mesh.pid())?, &[network].into(), &BTreeSet::new());
+        match found.as_slice() {
+            [one] => Ok(*one),
+            others => bail!("{} processes are the tunnel of {node}", others.len()),
+        }
+    }
+
+    /// A namespace of a container's processes, as the kernel names it.
+    fn namespace(&self, namespace: &str, pod: &str, container: Option<&str>, kind: &str) -> anyhow::Result<String> {
+        let link = format!("/proc/self/ns/{kind}");
+        let mut arguments = vec!["exec", "-n", namespace, pod];
+        arguments.extend(container.into_iter().flat_map(|container| ["-c", container]));
+        arguments.extend(["--", "readlink", &link]);
+        Ok(self.mesh.must(&arguments)?.trim().to_owned())
+    }
+}
+
+/// A client that runs in a pod. Dropping it ends it.
+pub(super) struct Client {
+    child: Child,
+    input: Option<ChildStdin>,
+    output: Lines<BufReader<ChildStdout>>,
+}
+
+impl Client {
+    /// Has it begin, and end when it has measured.
+    pub(super) fn measure(mut self) -> anyhow::Result<Measured> {
+        let measured = self.go()?;
+        self.end()?;
+        Ok(measured)
+    }
+
+    /// Has it begin, and waits for what it measured. Its connections stay open.
+    pub(super) fn go(&mut self) -> anyhow::Result<Measured> {
+        self.input.as_mut().context("the client was ended")?.write_all(b"\n").context("the client is gone")?;
+        let line = self.line()?;
+        serde_json::from_str(&line).with_context(|| format!("the client said {line:?}"))
+    }
+
+    /// Has it close its connections, and waits for its end.
+    pub(super) fn end(mut self) -> anyhow::Result<()> {
+        drop(self.input.take());
+        ensure!(self.child.wait()?.success(), "the client failed: {}", self.complaint());
+        Ok(())
+    }
+
+    fn line(&mut self) -> anyhow::Result<String> {
+        match self.output.next() {
+            Some(line) => Ok(line?),
+            None => bail!("{}", self.complaint()),
+        }
+    }
+
+    fn complaint(&mut self) -> String {
+        let mut said = String::new();
+        if let Some(stderr) = &mut self.child.stderr {
+            let _ = stderr.take(4096).read_to_string(&mut said);
+        }
+        said.trim().to_owned()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // The program in the pod ends with the command that started it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The address of a system's server.
+fn address(mesh: &Mesh, namespace: &str) -> anyhow::Result<String> {
+    let pods = mesh.pods(namespace)?;
+    let server = pods.iter().find(|pod| pod["metadata"]["name"] == "server").context("the pod server is not there")?;
+    Ok(server["status"]["podIP"].as_str().with_context(|| format!("{namespace}/server has no address"))?.to_owned())
+}
+
+/// Whether a system's pods are ready, and captured where they are to be.
+fn is_up(mesh: &Mesh, system: &System) -> anyhow::Result<()> {
+    let pods = mesh.pods(&system.name)?;
+    let name = |pod: &Value| pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    for end in ["client", "server"] {
+        ensure!(pods.iter().any(|pod| name(pod) == end), "{}/{end} is not there", system.name);
+    }
+    for pod in &pods {
+        let conditions = pod["status"]["conditions"].as_array().map_or(&[] as &[Value], Vec::as_slice);
+        let ready = conditions.iter().find(|condition| condition["type"] == "Ready");
+        if ready.is_none_or(|ready| ready["status"] != "True") {
+            let why = ready.and_then(|ready| ready["message"].as_str()).unwrap_or_default();
+            bail!("{}/{} is not ready: {why}", system.name, name(pod));
+        }
+        let captured = pod["metadata"]["annotations"]["ambient.istio.io/redirection"] == "enabled";
+        ensure!(captured || !system.in_mesh, "{}/{} is not captured", system.name, name(pod));
+    }
+    Ok(())
+}

@@ -1,0 +1,190 @@
+//! `stillmesh bench` with tiny numbers: it says what it measured, and refuses what it cannot measure. Nothing here depends on
+//! how fast anything is.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::support::{STILLMESH, run, signal, text, wait};
+
+/// Runs it with two rounds of very short measurements.
+fn bench(arguments: &[&str]) -> Output {
+    let short = ["bench", "--rounds", "2", "--seconds", "0.2", "--foreign", "100", "--workloads", "0", "--json"];
+    run(Command::new(STILLMESH).args(short).args(arguments))
+}
+
+fn succeeded(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", text(output));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+/// A system whose client dials through a sidecar that passes bytes on as they are: in clear.
+fn plain_system(name: &str, annotations: &str) -> String {
+    let peer = crate::support::peer();
+    let peer = peer.to_str().expect("a path");
+    format!(
+        "apiVersion: v1
+kind: Namespace
+metadata: {{name: {name}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: server, namespace: {name}}}
+spec: {{nodeName: node2, containers: [{{name: server, command: [\"${{STILLMESH}}\", bench-load, server]}}]}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: client, namespace: {name}, annotations: {{stillmesh.io/bench-target: '127.0.0.1:7001'{annotations}}}}}
+spec:
+  nodeName: node1
+  containers:
+  - {{name: client, command: [sleep, infinity]}}
+  - {{name: proxy, command: [\"{peer}\", relay, '127.0.0.1:7001', \"${{SERVER}}:7000\"]}}
+"
+    )
+}
+
+#[test]
+fn every_system_is_measured_in_every_round() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let file = dir.path().join("plain.yaml");
+    fs::write(&file, plain_system("plain", ", stillmesh.io/bench-wire: clear")).expect("the file can be written");
+    let budgets = dir.path().join("budgets.toml");
+    let budget =
+        "[[budget]]\nscenario = 'bulk-1'\nquantity = 'gbit-per-s'\nyardstick = 'plain'\ncomparison = 'ratio-at-most'\n";
+    fs::write(&budgets, format!("{budget}value = 1e9\n")).expect("the file can be written");
+    let mut arguments = vec!["--system", file.to_str().expect("a path"), "--check", budgets.to_str().expect("a path")];
+    for scenario in ["fresh", "bulk-1", "closed-64", "open-16", "mixed", "connect-16", "idle-1000"] {
+        arguments.extend(["--scenario", scenario]);
+    }
+    let found = succeeded(&bench(&arguments));
+    let samples = found["samples"].as_array().expect("samples");
+    for system in ["raw", "mesh", "raw-one-node", "mesh-one-node", "plain"] {
+        for (scenario, quantity) in [
+            ("bulk-1", "gbit-per-s"),
+            ("closed-64", "per-s"),
+            ("open-16", "p999-us"),
+            ("mixed", "p99-over-alone"),
+            ("connect-16", "per-s"),
+        ] {
+            let those: Vec<&Value> =
+                samples.iter().filter(|one| one["system"] == *system && one["scenario"] == *scenario).collect();
+            assert_eq!(those.len(), 2, "{system} {scenario}");
+            let value = |one: &Value, quantity: &str| one["values"][quantity].as_f64().unwrap_or_default();
+            assert!(those.iter().all(|one| value(one, quantity) > 0.0), "{system} {scenario} {those:?}");
+            // CPU is counted where there are proxies, a file's as ours.
+            let has_cpu = those.iter().all(|one| value(one, "cpu-us-each") > 0.0 || value(one, "cpu-s-per-gb") > 0.0);
+            assert_eq!(has_cpu, !system.starts_with("raw") && scenario != "mixed", "{system} {scenario} {those:?}");
+        }
+    }
+    for scenario in ["fresh", "idle-1000"] {
+        let with_memory: Vec<&str> = samples
+            .iter()
+            .filter(|one| one["scenario"] == *scenario && one["values"]["rss-mib"].as_f64() > Some(0.1))
+            .filter_map(|one| one["system"].as_str())
+            .collect();
+        assert_eq!(with_memory, ["mesh", "mesh-one-node", "plain"], "{scenario}");
+    }
+    let wire = &found["wire"];
+    assert!(
+        wire["raw"]["word_in_clear"].as_u64() > Some(0) && wire["plain"]["word_in_clear"].as_u64() > Some(0),
+        "{wire}"
+    );
+    assert_eq!(wire["mesh"]["word_in_clear"], 0);
+    assert!(wire["mesh"]["tls_records"].as_u64() > Some(0), "{wire}");
+    let rows = found["rows"].as_array().expect("rows");
+    let row = rows.iter().find(|row| row["scenario"] == "bulk-1" && row["quantity"] == "gbit-per-s").expect("a row");
+    assert!(row["ratios"]["plain"]["median"].as_f64() > Some(0.0), "{row}");
+    assert_eq!(found["budgets"][0]["result"], "kept");
+}
+
+#[test]
+fn what_passes_in_clear_unannounced_fails_the_run() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let file = dir.path().join("plain.yaml");
+    fs::write(&file, plain_system("leaky", "")).expect("the file can be written");
+    let output = bench(&["--scenario", "echo-1", "--system", file.to_str().expect("a path")]);
+    let said = text(&output);
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("leaky on the wire: the application's bytes can be read between the nodes"), "{said}");
+}
+
+#[test]
+fn what_it_cannot_measure_is_said_before_anything_starts() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = |name: &str, content: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, content).expect("the file can be written");
+        path.to_str().expect("a path").to_owned()
+    };
+    let same = path("same.yaml", &plain_system("raw", ""));
+    let empty = path("empty.yaml", "");
+    let broken = path("broken.yaml", "a: [1, 2");
+    let budgets = path(
+        "budgets.toml",
+        "[[budget]]\nscenario = 'speed'\nquantity = 'p50-us'\ncomparison = 'at-most'\nvalue = 1\n",
+    );
+    for (arguments, words) in [
+        (["--system", "/no/such.yaml"], "system /no/such.yaml"),
+        (["--system", &broken], "not YAML"),
+        (["--system", &empty], "it needs one Namespace"),
+        (["--system", &same], "there is a system raw already"),
+        (["--scenario", "speed"], "there are: fresh, bulk-1"),
+        (["--check", &budgets], "no scenario speed"),
+        (["--check", "/no/such.toml"], "budgets /no/such.toml"),
+    ] {
+        let output = bench(&arguments);
+        let said = text(&output);
+        assert!(!output.status.success() && said.contains(words), "{arguments:?}: {said}");
+        assert!(!said.contains("…"), "{arguments:?} started something: {said}");
+    }
+}
+
+#[test]
+fn interrupted_it_leaves_nothing() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let said = dir.path().join("said");
+    let mut child = Command::new(STILLMESH)
+        .args(["bench", "--rounds", "100", "--scenario", "echo-1"])
+        .env("TMPDIR", dir.path())
+        .stdout(std::process::Stdio::null())
+        .stderr(fs::File::create(&said).expect("a file"))
+        .spawn()
+        .expect("it starts");
+    let told = || fs::read_to_string(&said).unwrap_or_default();
+    wait("it measures", || {
+        assert!(child.try_wait().expect("a child").is_none(), "{}", told());
+        told().contains("round 1 of 100")
+    });
+    let below = descendants(child.id());
+    assert!(below.len() > 5, "{below:?}");
+    signal(child.id(), "INT");
+    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    wait("its processes are gone", || !below.iter().any(|pid| is_stillmesh(*pid)));
+    let left: Vec<_> = fs::read_dir(dir.path()).expect("a folder").flatten().map(|one| one.file_name()).collect();
+    assert_eq!(left, ["said"]);
+}
+
+fn descendants(root: u32) -> Vec<u32> {
+    let parent = |pid: u32| -> Option<u32> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    };
+    let pids = fs::read_dir("/proc").expect("/proc").flatten().filter_map(|one| one.file_name().to_str()?.parse().ok());
+    let parents: Vec<(u32, u32)> = pids.filter_map(|pid| Some((pid, parent(pid)?))).collect();
+    let mut family = vec![root];
+    let mut at = 0;
+    while let Some(of) = family.get(at).copied() {
+        family.extend(parents.iter().filter(|(_, parent)| *parent == of).map(|(pid, _)| *pid));
+        at += 1;
+    }
+    family
+}
+
+/// Whether a process is one of ours still, and not another that has its number by now.
+fn is_stillmesh(pid: u32) -> bool {
+    let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    exe == Path::new(STILLMESH)
+}
