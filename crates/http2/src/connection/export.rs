@@ -3,15 +3,12 @@
 
 mod bytes;
 
-use std::collections::VecDeque;
-
 use bytes::{Reader, Writer, check};
 
 use super::receive::{EMPTY_FRAMES, Reading};
 use super::{Config, Connection, Leaving, PATIENCE, Peer, Role};
 use crate::error::{ExportError, ImportError};
 use crate::frame::{HEAD, LARGEST, PREFACE};
-use crate::streams::Streams;
 
 /// Changes with the format.
 const VERSION: u8 = 1;
@@ -104,14 +101,10 @@ impl Connection {
         let partial = from.bytes()?.to_vec();
         check_partial(role, reading, &partial)?;
         let connection = Self {
-            role,
-            config,
-            failed: None,
             reading,
             partial,
             block: from.block(config.max_header_list)?,
             decoder: from.decoder()?,
-            told: VecDeque::new(),
             empty_frames: from.narrow(EMPTY_FRAMES.into())?,
             patience: from.at_most(PATIENCE)?,
             peer: from.peer()?,
@@ -121,17 +114,7 @@ impl Connection {
             window: from.window()?,
             send_window: from.signed()?,
             waits: from.flag()?,
-            streams: Streams::default(),
-            due: Vec::new(),
-            last: 0,
-            accepted: 0,
-            leaving: Leaving::No,
-            peer_last: None,
-            output: Vec::new(),
-            taken: 0,
-            answers: 0,
-            block_sent: false,
-            pings: 0,
+            ..Self::new(role, config)
         };
         let connection = from.rest(connection)?;
         if from.0.is_empty() { Ok(connection) } else { Err(ImportError::Long) }
