@@ -2,6 +2,7 @@
 //! how fast anything is.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -104,6 +105,49 @@ fn every_system_is_measured_in_every_round() {
 }
 
 #[test]
+fn another_make_of_node_tunnels_is_measured_in_a_mesh_of_its_own() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    // It tells that it was in our place, and that it was told what a tunnel needs to know, and is ours.
+    let (script, said) = (dir.path().join("tunnel"), dir.path().join("said"));
+    let content = format!(
+        "#!/bin/sh\necho \"$NODE_NAME $CA_ADDRESS $POD_NAMESPACE $SERVICE_ACCOUNT $INSTANCE_IP $WORD $1\" >> {}\nexec {STILLMESH} proxy ztunnel\n",
+        said.display()
+    );
+    fs::write(&script, content).expect("the file can be written");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("it can be made executable");
+    let file = dir.path().join("other.toml");
+    let content = "name = 'other'\ncommand = ['${TUNNEL}', 'argument']\nenv = { WORD = 'word' }\n";
+    fs::write(&file, content).expect("the file can be written");
+    let mut command = Command::new(STILLMESH);
+    command.args(["bench", "--rounds", "2", "--seconds", "0.2", "--foreign", "100", "--workloads", "20", "--json"]);
+    command.args(["--scenario", "fresh", "--scenario", "echo-1", "--scenario", "scale", "--system"]).arg(&file);
+    let found = succeeded(&run(command.env("TUNNEL", &script)));
+    let samples = found["samples"].as_array().expect("samples");
+    let of = |system: &str, scenario: &str, quantity: &str| -> Vec<f64> {
+        let those = samples.iter().filter(|one| one["system"] == *system && one["scenario"] == *scenario);
+        those.filter_map(|one| one["values"][quantity].as_f64()).collect()
+    };
+    for system in ["mesh", "mesh-one-node", "other", "other-one-node"] {
+        assert_eq!(of(system, "echo-1", "per-s").len(), 2, "{system}");
+        let cpu = of(system, "echo-1", "cpu-us-each");
+        assert!(cpu.iter().any(|cpu| *cpu > 0.0), "{system} {cpu:?}");
+        assert!(of(system, "fresh", "rss-mib").iter().any(|memory| *memory > 0.1), "{system}");
+    }
+    for system in ["mesh", "other"] {
+        assert!(of(system, "scale", "restart-s").iter().any(|seconds| *seconds > 0.0), "{system}");
+    }
+    assert!(found["wire"]["other"]["tls_records"].as_u64() > Some(0), "{}", found["wire"]);
+    let said = fs::read_to_string(said).expect("it ran");
+    for node in ["node1", "node2"] {
+        let told = said.lines().find(|line| line.starts_with(node)).unwrap_or_else(|| panic!("{node}: {said}"));
+        assert!(told.starts_with(&format!("{node} https://")), "{told}");
+        assert!(told.contains(":15012 istio-system ztunnel 10.") && told.ends_with(" word argument"), "{told}");
+    }
+    // node1's was killed by `scale`; ours were not started by the script.
+    assert_eq!(said.lines().count(), 3, "{said}");
+}
+
+#[test]
 fn what_passes_in_clear_unannounced_fails_the_run() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let file = dir.path().join("plain.yaml");
@@ -125,6 +169,7 @@ fn what_it_cannot_measure_is_said_before_anything_starts() {
     let same = path("same.yaml", &plain_system("raw", ""));
     let empty = path("empty.yaml", "");
     let broken = path("broken.yaml", "a: [1, 2");
+    let tunnel = path("tunnel.toml", "name = 'other'\ncommand = ['/no/such']\n");
     let budgets = path(
         "budgets.toml",
         "[[budget]]\nscenario = 'speed'\nquantity = 'p50-us'\ncomparison = 'at-most'\nvalue = 1\n",
@@ -134,6 +179,7 @@ fn what_it_cannot_measure_is_said_before_anything_starts() {
         (["--system", &broken], "not YAML"),
         (["--system", &empty], "it needs one Namespace"),
         (["--system", &same], "there is a system raw already"),
+        (["--system", &tunnel], "there is no program \"/no/such\""),
         (["--scenario", "speed"], "there are: fresh, bulk-1"),
         (["--check", &budgets], "no scenario speed"),
         (["--check", "/no/such.toml"], "budgets /no/such.toml"),

@@ -175,6 +175,9 @@ pub(crate) struct Up {
     /// Life of the pods' certificates, for example 20s or 24h; they are renewed at half of it
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
     pub(crate) secret_ttl: String,
+    /// Run the node tunnel that this file names in place of ours; docs/bench.md says how it is written
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ztunnel: Option<PathBuf>,
     /// Print errors only
     #[arg(long, short)]
     pub(crate) quiet: bool,

@@ -22,7 +22,7 @@ pub(crate) struct Mesh {
     name: String,
     dir: PathBuf,
     exe: PathBuf,
-    up: Child,
+    up: Mutex<Child>,
     log: PathBuf,
 }
 
@@ -37,8 +37,8 @@ impl Mesh {
         command.stdout(said.try_clone()?).stderr(said);
         // Killed, this process takes the mesh with it.
         let up = Launch::new().death_signal(Signal::SIGTERM).spawn(&mut command).context("start `stillmesh up`")?;
-        TRACE.lock().up = Some(up.id());
-        Ok(Self { name: name.to_owned(), dir: dir.to_owned(), exe, up, log })
+        TRACE.lock().ups.push(up.id());
+        Ok(Self { name: name.to_owned(), dir: dir.to_owned(), exe, up: Mutex::new(up), log })
     }
 
     /// What `up` printed.
@@ -47,10 +47,10 @@ impl Mesh {
     }
 
     /// Waits until every pod is ready; the error is what `up` said.
-    pub(crate) fn ready(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn ready(&self) -> anyhow::Result<()> {
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
-            if let Some(status) = self.up.try_wait()? {
+            if let Some(status) = self.up.lock().try_wait()? {
                 bail!("`stillmesh up` ended with {status}:\n{}", self.said());
             }
             if self.run(&["status", "--wait", "5"])?.status.success() {
@@ -63,7 +63,7 @@ impl Mesh {
 
     /// Process id of `stillmesh up`.
     pub(crate) fn pid(&self) -> u32 {
-        self.up.id()
+        self.up.lock().id()
     }
 
     /// The command's own file, as text.
@@ -131,15 +131,16 @@ impl Mesh {
     }
 
     /// Takes the mesh down.
-    pub(crate) fn down(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn down(&self) -> anyhow::Result<()> {
         self.must(&["down"])?;
         self.wait()
     }
 
     /// Waits for the end of `up` (Ctrl-C reaches it too).
-    pub(crate) fn wait(&mut self) -> anyhow::Result<()> {
-        self.up.wait()?;
-        TRACE.lock().up = None;
+    pub(crate) fn wait(&self) -> anyhow::Result<()> {
+        let mut up = self.up.lock();
+        up.wait()?;
+        forget(&up);
         Ok(())
     }
 }
@@ -147,22 +148,28 @@ impl Mesh {
 impl Drop for Mesh {
     fn drop(&mut self) {
         // After `down` it has ended; after an error this ends it. `up` leaves nothing when it is killed.
-        TRACE.lock().up = None;
-        let _ = self.up.kill();
-        let _ = self.up.wait();
+        let up = self.up.get_mut();
+        forget(up);
+        let _ = up.kill();
+        let _ = up.wait();
     }
 }
 
 /// What an interrupt (Ctrl-C) has to clear away.
 #[derive(Debug, Default)]
 struct Trace {
-    up: Option<u32>,
-    dir: Option<PathBuf>,
+    ups: Vec<u32>,
+    dirs: Vec<PathBuf>,
 }
 
-static TRACE: Mutex<Trace> = Mutex::new(Trace { up: None, dir: None });
+static TRACE: Mutex<Trace> = Mutex::new(Trace { ups: Vec::new(), dirs: Vec::new() });
 
-/// From here on an interrupt ends the mesh, removes the temporary manifests and then this process. Called before other
+/// An interrupt leaves it alone: its number may be another process's once it was waited for.
+fn forget(up: &Child) {
+    TRACE.lock().ups.retain(|pid| *pid != up.id());
+}
+
+/// From here on an interrupt ends every mesh, removes the temporary manifests and then this process. Called before other
 /// threads and children are made: they inherit what is blocked here.
 pub(crate) fn clear_away_when_interrupted() -> anyhow::Result<()> {
     let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
@@ -170,11 +177,11 @@ pub(crate) fn clear_away_when_interrupted() -> anyhow::Result<()> {
     std::thread::Builder::new().name("interrupts".to_owned()).spawn(move || {
         let Ok(signal) = signals.wait() else { return };
         let trace = TRACE.lock();
-        if let Some(pid) = trace.up.and_then(|pid| i32::try_from(pid).ok()) {
+        for pid in trace.ups.iter().filter_map(|pid| i32::try_from(*pid).ok()) {
             // All that `up` made goes with it.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
-        if let Some(dir) = &trace.dir {
+        for dir in &trace.dirs {
             let _ = std::fs::remove_dir_all(dir);
         }
         std::process::exit(128 + signal as i32);
@@ -216,7 +223,7 @@ impl Files {
     /// Files (name and content) in a new folder for temporary files.
     pub(crate) fn temporary(contents: &[(&str, &str)]) -> anyhow::Result<Self> {
         let dir = std::env::temp_dir().join(format!("stillmesh-{:016x}", rand::random::<u64>()));
-        TRACE.lock().dir = Some(dir.clone());
+        TRACE.lock().dirs.push(dir.clone());
         Self::Temporary(TemporaryDir(dir)).fill(contents)
     }
 

@@ -13,6 +13,7 @@ pub mod cluster_dns;
 mod demo;
 mod driver;
 mod echo;
+mod fill;
 mod flows;
 pub mod machine;
 mod offline;

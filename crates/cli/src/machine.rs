@@ -10,6 +10,7 @@ pub mod bootstrap;
 pub mod commands;
 pub mod control;
 pub mod deploy;
+pub(crate) mod foreign;
 pub mod init;
 pub mod ipam;
 pub mod network;

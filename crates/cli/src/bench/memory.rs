@@ -5,13 +5,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use super::place::{Place, Stage};
+use super::place::{Place, Stage, tunnel};
 use super::process::Process;
 use super::report::Point;
 use super::run::once;
 use super::scenario::Scenario;
-use super::systems::OURS;
-use crate::driver::until;
+use crate::driver::{Mesh, until};
 
 const MIB: f64 = 1024.0 * 1024.0;
 /// How long memory of closed connections may take to be given back before it is said what is left.
@@ -54,9 +53,8 @@ pub(super) fn idle(
     for place in with_proxies(stage) {
         crate::output::note(&format!("… {}, {}", scenario.what, place.name));
         let before = resident(&place.proxies)?;
-        let client = stage
-            .client(place, "idle", connections, 0.0)
-            .with_context(|| format!("{}, {}", scenario.what, place.name))?;
+        let client =
+            place.client("idle", connections, 0.0).with_context(|| format!("{}, {}", scenario.what, place.name))?;
         let held = resident(&place.proxies)?;
         client.measure()?;
         let at_rest = fresh.get(&place.name).copied().unwrap_or(before);
@@ -80,8 +78,14 @@ pub(super) fn idle(
 /// Time to readiness and memory with many workloads in the configuration: they are put into the cluster directory, and a
 /// node tunnel is started anew.
 pub(super) fn scale(stage: &Stage, workloads: u32, points: &mut Vec<Point>) -> anyhow::Result<()> {
-    crate::output::note(&format!("… {workloads} workloads in the configuration"));
-    let mesh = &stage.mesh;
+    for (system, mesh) in &stage.meshes {
+        crate::output::note(&format!("… {workloads} workloads in the configuration, {system}"));
+        points.push(once("scale", system, scaled(mesh, workloads).with_context(|| format!("scale, {system}"))?));
+    }
+    Ok(())
+}
+
+fn scaled(mesh: &Mesh, workloads: u32) -> anyhow::Result<BTreeMap<&'static str, f64>> {
     let count = workloads.to_string();
     let exe = mesh.exe();
     let fill =
@@ -97,17 +101,16 @@ pub(super) fn scale(stage: &Stage, workloads: u32, points: &mut Vec<Point>) -> a
         ensure!(known >= workloads as usize, "{known} workloads are known");
         Ok(())
     })?;
-    let before = stage.tunnel("node1")?;
+    let before = tunnel(mesh, "node1")?;
     // The program is process 2 of its container, behind the container's init.
     mesh.run(&["exec", "-n", "istio-system", "ztunnel-node1", "--", "sh", "-c", "kill -9 2"])?;
     let killed = Instant::now();
     until(|| mesh.fetch("istio-system", "ztunnel-node1", "127.0.0.1:15021", "/healthz/ready"))?;
     let restart = killed.elapsed();
     // Ready means that it has every workload. Its memory is looked at before it writes them all down for `known`.
-    let tunnel = stage.tunnel("node1")?;
-    ensure!(tunnel != before, "the node tunnel was not started anew");
-    let memory = resident(&[tunnel])?;
+    let after = tunnel(mesh, "node1")?;
+    ensure!(after != before, "the node tunnel was not started anew");
+    let memory = resident(&[after])?;
     ensure!(known()? >= workloads as usize, "the node tunnel was ready before it had every workload");
-    points.push(once("scale", OURS, [("rss-mib", memory / MIB), ("restart-s", restart.as_secs_f64())].into()));
-    Ok(())
+    Ok([("rss-mib", memory / MIB), ("restart-s", restart.as_secs_f64())].into())
 }

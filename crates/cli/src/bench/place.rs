@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Lines, Read as _, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
@@ -10,19 +11,19 @@ use serde_json::Value;
 use super::load::Measured;
 use super::process::{Process, in_namespaces};
 use super::scenario::RATE;
-use super::systems::{System, Wire};
+use super::systems::{OURS, System, Wire};
 use crate::driver::{Files, Mesh, until};
 
 /// Namespace of the node tunnels.
 const SYSTEM_NAMESPACE: &str = "istio-system";
 
-/// The mesh in which all systems run.
+/// The mesh in which all systems run, and one for each make of node tunnels that is not ours.
 pub(super) struct Stage {
-    /// The mesh. Before the folder: it ends first.
-    pub(super) mesh: Mesh,
-    /// The systems, in the order of reports.
+    /// The systems, in the order of reports. Before the folders: the meshes end first.
     pub(super) places: Vec<Place>,
-    _files: Files,
+    /// The meshes, by the system across two nodes that their tunnels carry.
+    pub(super) meshes: Vec<(String, Arc<Mesh>)>,
+    _files: Vec<Files>,
 }
 
 /// A system that runs.
@@ -35,6 +36,8 @@ pub(super) struct Place {
     pub(super) given: bool,
     /// Its namespace is in the mesh.
     pub(super) in_mesh: bool,
+    /// Where it runs.
+    pub(super) mesh: Arc<Mesh>,
     /// The processes of its proxies.
     pub(super) proxies: Vec<Process>,
     target: String,
@@ -43,12 +46,31 @@ pub(super) struct Place {
 impl Stage {
     /// Starts them all, and sees each serve. Errors: no mesh can run here, a system does not come up.
     pub(super) fn set(systems: &[System]) -> anyhow::Result<Self> {
+        let mut stage = Self { places: Vec::new(), meshes: Vec::new(), _files: Vec::new() };
+        let own: Vec<&System> = systems.iter().filter(|system| system.tunnel.is_none()).collect();
+        stage.set_in_a_mesh(OURS, &own, &[])?;
+        // A tunnel's systems follow each other.
+        let foreign: Vec<&System> = systems.iter().filter(|system| system.tunnel.is_some()).collect();
+        for of_one in foreign.chunk_by(|one, other| one.tunnel == other.tunnel) {
+            if let Some((first, tunnel)) = of_one.first().and_then(|one| Some((one, one.tunnel.as_deref()?))) {
+                let options = ["--ztunnel", &tunnel.to_string_lossy()];
+                stage
+                    .set_in_a_mesh(&first.name, of_one, &options)
+                    .with_context(|| format!("mesh of {}", first.name))?;
+            }
+        }
+        Ok(stage)
+    }
+
+    fn set_in_a_mesh(&mut self, carried: &str, systems: &[&System], options: &[&str]) -> anyhow::Result<()> {
         let manifests: Vec<_> =
             systems.iter().map(|system| (format!("{}.yaml", system.name), system.objects.as_str())).collect();
         let named: Vec<_> = manifests.iter().map(|(name, objects)| (name.as_str(), *objects)).collect();
         let files = Files::temporary(&named)?;
         let name = format!("bench-{:08x}", rand::random::<u32>());
-        let mut mesh = Mesh::start(&name, files.path(), &[])?;
+        let mesh = Arc::new(Mesh::start(&name, files.path(), options)?);
+        self.meshes.push((carried.to_owned(), Arc::clone(&mesh)));
+        self._files.push(files);
         mesh.ready()?;
         let mut targets = Vec::new();
         for system in systems {
@@ -58,35 +80,41 @@ impl Stage {
             }
             targets.push(system.target(&server));
         }
-        let mut stage = Self { mesh, places: Vec::new(), _files: files };
         for (system, target) in systems.iter().zip(targets) {
-            until(|| is_up(&stage.mesh, system))?;
+            until(|| is_up(&mesh, system))?;
             let mut place = Place {
                 name: system.name.clone(),
                 wire: system.wire,
                 given: system.given,
                 in_mesh: system.in_mesh,
+                mesh: Arc::clone(&mesh),
                 proxies: Vec::new(),
                 target,
             };
             // Proxies may listen a little later than their containers run.
-            until(|| stage.client(&place, "closed", 1, 0.0)?.measure().map(drop))
+            until(|| place.client("closed", 1, 0.0)?.measure().map(drop))
                 .with_context(|| format!("{} does not serve", place.name))?;
-            place.proxies = stage.proxies(&place)?;
-            stage.places.push(place);
+            place.proxies = place.find_proxies()?;
+            self.places.push(place);
         }
-        Ok(stage)
+        Ok(())
     }
 
+    /// Takes the meshes down.
+    pub(super) fn down(&self) -> anyhow::Result<()> {
+        self.meshes.iter().try_for_each(|(_, mesh)| mesh.down())
+    }
+}
+
+impl Place {
     /// Starts a client of a system. Its connections are open when this returns.
-    pub(super) fn client(&self, place: &Place, shape: &str, connections: u32, seconds: f64) -> anyhow::Result<Client> {
-        self.client_with(place, shape, connections, seconds, &[])
+    pub(super) fn client(&self, shape: &str, connections: u32, seconds: f64) -> anyhow::Result<Client> {
+        self.client_with(shape, connections, seconds, &[])
     }
 
     /// Likewise, with further options.
     pub(super) fn client_with(
         &self,
-        place: &Place,
         shape: &str,
         connections: u32,
         seconds: f64,
@@ -95,8 +123,8 @@ impl Stage {
         let exe = self.mesh.exe();
         let (connections, seconds) = (connections.to_string(), seconds.to_string());
         let mut arguments =
-            vec!["exec", "-n", &place.name, "client", "-c", "client", "--", &exe, "bench-load", "client"];
-        arguments.extend(["--target", &place.target, "--shape", shape, "--connections", &connections]);
+            vec!["exec", "-n", &self.name, "client", "-c", "client", "--", &exe, "bench-load", "client"];
+        arguments.extend(["--target", &self.target, "--shape", shape, "--connections", &connections]);
         let rate = RATE.to_string();
         arguments.extend(["--seconds", &seconds, "--rate", &rate]);
         arguments.extend(more);
@@ -112,49 +140,56 @@ impl Stage {
 
     /// The proxies of a system: what runs in its pods beside client and server, and the tunnels of their nodes where the
     /// system is in the mesh.
-    fn proxies(&self, place: &Place) -> anyhow::Result<Vec<Process>> {
-        let pods = self.mesh.pods(&place.name)?;
+    fn find_proxies(&self) -> anyhow::Result<Vec<Process>> {
+        let pods = self.mesh.pods(&self.name)?;
+        let in_pod = |name: &str, container: Option<&str>, kind: &str| {
+            namespace(&self.mesh, [&self.name, name], container, kind)
+        };
         let (mut networks, mut loads) = (BTreeSet::new(), BTreeSet::new());
         for pod in &pods {
             let name = pod["metadata"]["name"].as_str().unwrap_or_default();
             let is_end = name == "client" || name == "server";
             if is_end {
-                loads.insert(self.namespace(&place.name, name, Some(name), "pid")?);
+                loads.insert(in_pod(name, Some(name), "pid")?);
             }
             if !is_end || pod["spec"]["containers"].as_array().is_some_and(|all| all.len() > 1) {
-                networks.insert(self.namespace(&place.name, name, None, "net")?);
+                networks.insert(in_pod(name, None, "net")?);
             }
         }
-        if place.in_mesh {
+        if self.in_mesh {
             let nodes: BTreeSet<_> = pods.iter().filter_map(|pod| pod["spec"]["nodeName"].as_str()).collect();
             for node in nodes {
-                networks.insert(self.namespace(SYSTEM_NAMESPACE, &format!("ztunnel-{node}"), None, "net")?);
+                networks.insert(namespace_of_tunnel(&self.mesh, node)?);
             }
         }
         let proxies = in_namespaces(&Process::family(self.mesh.pid())?, &networks, &loads);
-        let expected = place.in_mesh || !networks.is_empty();
-        ensure!(!expected || !proxies.is_empty(), "{}: its proxies are not found below this process", place.name);
+        let expected = self.in_mesh || !networks.is_empty();
+        ensure!(!expected || !proxies.is_empty(), "{}: its proxies are not found below this process", self.name);
         Ok(proxies)
     }
+}
 
-    /// The tunnel of a node.
-    pub(super) fn tunnel(&self, node: &str) -> anyhow::Result<Process> {
-        let network = self.namespace(SYSTEM_NAMESPACE, &format!("ztunnel-{node}"), None, "net")?;
-        let found = in_namespaces(&Process::family(self.mesh.pid())?, &[network].into(), &BTreeSet::new());
-        match found.as_slice() {
-            [one] => Ok(*one),
-            others => bail!("{} processes are the tunnel of {node}", others.len()),
-        }
+/// The tunnel of a node.
+pub(super) fn tunnel(mesh: &Mesh, node: &str) -> anyhow::Result<Process> {
+    let network = namespace_of_tunnel(mesh, node)?;
+    let found = in_namespaces(&Process::family(mesh.pid())?, &[network].into(), &BTreeSet::new());
+    match found.as_slice() {
+        [one] => Ok(*one),
+        others => bail!("{} processes are the tunnel of {node}", others.len()),
     }
+}
 
-    /// A namespace of a container's processes, as the kernel names it.
-    fn namespace(&self, namespace: &str, pod: &str, container: Option<&str>, kind: &str) -> anyhow::Result<String> {
-        let link = format!("/proc/self/ns/{kind}");
-        let mut arguments = vec!["exec", "-n", namespace, pod];
-        arguments.extend(container.into_iter().flat_map(|container| ["-c", container]));
-        arguments.extend(["--", "readlink", &link]);
-        Ok(self.mesh.must(&arguments)?.trim().to_owned())
-    }
+fn namespace_of_tunnel(mesh: &Mesh, node: &str) -> anyhow::Result<String> {
+    namespace(mesh, [SYSTEM_NAMESPACE, &format!("ztunnel-{node}")], None, "net")
+}
+
+/// A namespace of a container's processes, as the kernel names it.
+fn namespace(mesh: &Mesh, [namespace, pod]: [&str; 2], container: Option<&str>, kind: &str) -> anyhow::Result<String> {
+    let link = format!("/proc/self/ns/{kind}");
+    let mut arguments = vec!["exec", "-n", namespace, pod];
+    arguments.extend(container.into_iter().flat_map(|container| ["-c", container]));
+    arguments.extend(["--", "readlink", &link]);
+    Ok(mesh.must(&arguments)?.trim().to_owned())
 }
 
 /// A client that runs in a pod. Dropping it ends it.

@@ -28,7 +28,7 @@ struct Sample {
 pub(super) fn run(bench: &Bench, systems: &[System]) -> anyhow::Result<Report> {
     crate::driver::clear_away_when_interrupted()?;
     crate::output::note("… the systems start");
-    let mut stage = Stage::set(systems)?;
+    let stage = Stage::set(systems)?;
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut points = Vec::new();
     let fresh = memory::fresh(&stage, &mut points)?;
@@ -47,7 +47,7 @@ pub(super) fn run(bench: &Bench, systems: &[System]) -> anyhow::Result<Report> {
             Kind::Scale => {}
         }
     }
-    stage.mesh.down()?;
+    stage.down()?;
     if !bench.scenarios.is_empty() {
         points.retain(|point| bench.scenarios.iter().any(|scenario| scenario.name == point.scenario));
     }
@@ -86,7 +86,7 @@ fn rounds(bench: &Bench, stage: &Stage, load: &Load<'_>, cpus: usize, points: &m
             order.reverse();
         }
         for place in order {
-            let measure = || sample(stage, place, load, bench.seconds, cpus);
+            let measure = || sample(place, load, bench.seconds, cpus);
             let (sample, attempts) = repeat(bench.foreign / 100.0, measure)
                 .with_context(|| format!("{}, {}", load.scenario.what, place.name))?;
             points.push(Point {
@@ -118,8 +118,8 @@ fn repeat(most: f64, mut measure: impl FnMut() -> anyhow::Result<Sample>) -> any
     Ok((best, attempts))
 }
 
-fn sample(stage: &Stage, place: &Place, load: &Load<'_>, seconds: f64, cpus: usize) -> anyhow::Result<Sample> {
-    let mut client = stage.client(place, load.shape, load.connections, seconds)?;
+fn sample(place: &Place, load: &Load<'_>, seconds: f64, cpus: usize) -> anyhow::Result<Sample> {
+    let mut client = place.client(load.shape, load.connections, seconds)?;
     let (usage, before, started) = (Usage::now()?, cpu(&place.proxies)?, Instant::now());
     let measured = client.go()?;
     let (after, elapsed) = (cpu(&place.proxies)?, started.elapsed().as_secs_f64());

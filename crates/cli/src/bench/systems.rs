@@ -1,10 +1,15 @@
 //! What is compared: raw TCP and the mesh, and systems that are given as files.
 //!
 //! A system is a namespace with a pod `client` and a pod `server`. Whatever else runs in that namespace is its proxies; where
-//! the namespace is in the mesh, the node tunnels are, too. docs/bench.md says how such a file is written.
+//! the namespace is in the mesh, the node tunnels are, too; those may be of another make. docs/bench.md says how such a file is written.
+
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
+
+use crate::fill::fill;
+use crate::machine::foreign::ForeignTunnel;
 
 /// Annotation of the client's pod: whom it dials, when not the server's pod itself.
 const TARGET: &str = "stillmesh.io/bench-target";
@@ -41,8 +46,10 @@ pub(super) struct System {
     target: Option<String>,
     /// What is on the wire.
     pub(super) wire: Wire,
-    /// It came as a file.
+    /// It came as a file, and others are compared with it.
     pub(super) given: bool,
+    /// The file of the node tunnel that it is about; it has a mesh to itself.
+    pub(super) tunnel: Option<PathBuf>,
     /// Its objects that need nothing to be known.
     pub(super) objects: String,
     /// Those in which the server's address stands.
@@ -51,7 +58,7 @@ pub(super) struct System {
 
 /// Raw TCP and the mesh, each across two nodes and on one, and those of the files. Errors: a file cannot be read, is no
 /// system, or has the name of another.
-pub(super) fn all(files: &[std::path::PathBuf], env: impl Fn(&str) -> Option<String>) -> anyhow::Result<Vec<System>> {
+pub(super) fn all(files: &[PathBuf], env: impl Fn(&str) -> Option<String>) -> anyhow::Result<Vec<System>> {
     let exe = std::env::current_exe()?.to_string_lossy().into_owned();
     let value = &|name: &str| if name == "STILLMESH" { Some(exe.clone()) } else { env(name) };
     let built_in = [
@@ -66,13 +73,29 @@ pub(super) fn all(files: &[std::path::PathBuf], env: impl Fn(&str) -> Option<Str
     }
     for file in files {
         let named = || format!("system {}", file.display());
-        let text = std::fs::read_to_string(file).with_context(named)?;
-        let system = System { given: true, ..System::read(&text, value).with_context(named)? };
-        let name = &system.name;
-        ensure!(systems.iter().all(|other| other.name != *name), "{}: there is a system {name} already", named());
-        systems.push(system);
+        let of_file = if file.extension().is_some_and(|extension| extension == "toml") {
+            with_tunnel(file, value).with_context(named)?
+        } else {
+            let text = std::fs::read_to_string(file).with_context(named)?;
+            vec![System { given: true, ..System::read(&text, value).with_context(named)? }]
+        };
+        for system in of_file {
+            let name = &system.name;
+            ensure!(systems.iter().all(|other| other.name != *name), "{}: there is a system {name} already", named());
+            systems.push(system);
+        }
     }
     Ok(systems)
+}
+
+/// A mesh whose node tunnels are of another make: across two nodes and on one, as ours.
+fn with_tunnel(file: &Path, value: &impl Fn(&str) -> Option<String>) -> anyhow::Result<Vec<System>> {
+    let name = ForeignTunnel::read(file)?.name;
+    let tunnel = Some(std::path::absolute(file)?);
+    let of = |name: &str, node: &str, given: bool| {
+        anyhow::Ok(System { given, tunnel: tunnel.clone(), ..System::read(&manifest(name, AMBIENT, node), value)? })
+    };
+    Ok(vec![of(&name, "node2", true)?, of(&format!("{name}-one-node"), "node1", false)?])
 }
 
 const AMBIENT: &str = "{istio.io/dataplane-mode: ambient}";
@@ -130,7 +153,7 @@ impl System {
             let those = documents.iter().filter(|(_, document)| document.contains(&later) == late);
             those.map(|(_, document)| format!("---\n{document}\n")).collect::<String>()
         };
-        Ok(Self { name, in_mesh, target, wire, given: false, objects: join(false), late: join(true) })
+        Ok(Self { name, in_mesh, target, wire, given: false, tunnel: None, objects: join(false), late: join(true) })
     }
 
     /// The objects that had to wait for the server's address.
@@ -145,21 +168,6 @@ impl System {
     pub(super) fn target(&self, server: &str) -> String {
         self.target.clone().unwrap_or_else(|| format!("{server}:{PORT}"))
     }
-}
-
-/// Replaces each `${NAME}`. Errors: a name has no value.
-fn fill(text: &str, value: impl Fn(&str) -> Option<String>) -> anyhow::Result<String> {
-    let mut filled = String::new();
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once("${") {
-        let (name, after) = after.split_once('}').unwrap_or((after, ""));
-        let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-        ensure!(is_name, "${{{name:.20}: a name of letters, digits and _ was to follow, and a closing brace");
-        filled.push_str(before);
-        filled.push_str(&value(name).with_context(|| format!("${{{name}}}: there is no environment variable {name}"))?);
-        rest = after;
-    }
-    Ok(filled + rest)
 }
 
 /// The documents of a YAML stream, as they are written.

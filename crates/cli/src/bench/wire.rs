@@ -29,8 +29,8 @@ pub(super) fn check_all(stage: &Stage) -> anyhow::Result<BTreeMap<String, Seen>>
     let mut all = BTreeMap::new();
     for place in stage.places.iter().filter(|place| place.wire != Wire::None) {
         crate::output::note(&format!("… {} on the wire", place.name));
-        let client = stage.client_with(place, "word", 1, 0.0, &["--word", WORD])?;
-        let summary = stage.mesh.capture(SECONDS, WORD)?;
+        let client = place.client_with("word", 1, 0.0, &["--word", WORD])?;
+        let summary = place.mesh.capture(SECONDS, WORD)?;
         client.end()?;
         all.insert(place.name.clone(), judge(place, &summary).with_context(|| format!("{} on the wire", place.name))?);
     }

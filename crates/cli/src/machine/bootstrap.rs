@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use stillmesh_runtime::sys::fds;
 use tokio::io::AsyncReadExt;
 
+use super::foreign::ForeignTunnel;
 use super::{control, init, precheck};
 use crate::args::Up;
 use crate::output;
@@ -52,6 +53,8 @@ pub struct MachineSpec {
     pub nodes: u8,
     /// Life asked for certificates.
     pub secret_ttl: String,
+    /// The node tunnel, when it is not ours.
+    pub(crate) ztunnel: Option<ForeignTunnel>,
     /// Print errors only.
     pub quiet: bool,
     /// Make a user namespace first.
@@ -65,6 +68,7 @@ pub(crate) fn up(args: &Up) -> anyhow::Result<ExitCode> {
     if !dir.is_dir() {
         bail!("{} is not a directory; `up` takes the directory that holds the manifests", args.dir.display());
     }
+    let ztunnel = args.ztunnel.as_deref().map(ForeignTunnel::read).transpose()?;
     let report = precheck::run()?;
     if !report.passes() {
         bail!("this machine cannot hold a mesh as it is set up\n\n{}", report.problems());
@@ -75,6 +79,7 @@ pub(crate) fn up(args: &Up) -> anyhow::Result<ExitCode> {
         dir,
         nodes: args.nodes,
         secret_ttl: args.secret_ttl.clone(),
+        ztunnel,
         quiet: args.quiet,
         user_namespace: report.user_namespace,
     };

@@ -23,6 +23,7 @@ use stillmesh_objects::{Change, Update};
 
 use super::admit::{Admitted, Template, admit};
 use super::deploy::{self, Existing, Load};
+use super::foreign::ForeignTunnel;
 use super::ipam::{PodPool, ServicePool};
 use super::pods::plan::{self, Origin, PodPlan};
 use super::pods::worker::{self, Assignment, Handle, node_ips, now};
@@ -128,9 +129,14 @@ pub struct Summary {
 
 impl Reconciler {
     /// A loop over a machine without pods.
-    pub fn new(machine: Arc<Machine>, reporter: Reporter, secret_ttl: &str) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        machine: Arc<Machine>,
+        reporter: Reporter,
+        secret_ttl: &str,
+        ztunnel: Option<&ForeignTunnel>,
+    ) -> anyhow::Result<Self> {
         let mut system = Vec::new();
-        for pod in system::pods(&machine.nodes, secret_ttl)? {
+        for pod in system::pods(&machine.nodes, secret_ttl, ztunnel)? {
             let plan = plan::plan(&pod, "spec", Origin::System)
                 .map_err(|remarks| anyhow::anyhow!("a pod of the machine's own cannot be planned: {remarks:?}"))?;
             system.push((pod, plan));

@@ -52,7 +52,7 @@ async fn run(spec: &MachineSpec) -> anyhow::Result<()> {
         .with_context(|| format!("reading the manifests in {}", spec.dir.display()))?;
     let machine = Machine::new(prepare(spec.nodes).await?);
     let reporter = Reporter::new(&spec.name, spec.quiet);
-    let reconciler = Reconciler::new(Arc::clone(&machine), reporter, &spec.secret_ttl)?;
+    let reconciler = Reconciler::new(Arc::clone(&machine), reporter, &spec.secret_ttl, spec.ztunnel.as_ref())?;
     let api = Arc::new(Api {
         reconciler: Arc::new(Mutex::new(reconciler)),
         machine: Arc::clone(&machine),

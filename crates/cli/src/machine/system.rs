@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use anyhow::Context;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Pod, Service};
 use serde_json::{Value, json};
 use stillmesh_k8s::{Kind, Object, ObjectKey};
 use stillmesh_runtime::env::Reader;
 
 use super::bootstrap::ROOT;
+use super::foreign::ForeignTunnel;
 use super::ipam::{CONTROLLER_VIP, DNS_VIP};
 use super::network::Node;
 use super::pods::worker::{node_home, node_ips};
@@ -75,8 +76,8 @@ pub fn is_pod(key: &ObjectKey, nodes: &[String]) -> bool {
         }
 }
 
-/// The mesh's own pods.
-pub fn pods(nodes: &[Node], secret_ttl: &str) -> anyhow::Result<Vec<Pod>> {
+/// The mesh's own pods. `ztunnel` is the node tunnel when it is not ours.
+pub(crate) fn pods(nodes: &[Node], secret_ttl: &str, ztunnel: Option<&ForeignTunnel>) -> anyhow::Result<Vec<Pod>> {
     let first = nodes.first().context("a machine has at least one node")?;
     let objects = objects_dir().display().to_string();
     let under = |path: &str| format!("{ROOT}/{path}");
@@ -137,7 +138,7 @@ pub fn pods(nodes: &[Node], secret_ttl: &str) -> anyhow::Result<Vec<Pod>> {
             metrics: Some(MONITORING),
             ready: json!({"exec": {"command": ["test", "-S", file("pluginevent.sock")]}}),
         })?);
-        pods.push(pod(&SystemPod {
+        let mut tunnel = pod(&SystemPod {
             namespace: NAMESPACE,
             name: &format!("{TUNNEL}{}", node.name),
             account: "ztunnel",
@@ -149,7 +150,7 @@ pub fn pods(nodes: &[Node], secret_ttl: &str) -> anyhow::Result<Vec<Pod>> {
                 ("NODE_NAME", node.name.clone()),
                 ("POD_NAME", format!("{TUNNEL}{}", node.name)),
                 ("INPOD_UDS", file("ztunnel.sock")),
-                ("XDS_ADDRESS", control.clone()),
+                ("XDS_ADDRESS", control),
                 ("XDS_ROOT_CA", under("ca/root-cert.pem")),
                 ("AUTH_TOKEN", file("token")),
                 ("SECRET_TTL", secret_ttl.to_owned()),
@@ -158,9 +159,36 @@ pub fn pods(nodes: &[Node], secret_ttl: &str) -> anyhow::Result<Vec<Pod>> {
             ],
             metrics: Some(15020),
             ready: json!({"httpGet": {"path": "/healthz/ready", "port": 15021}}),
-        })?);
+        })?;
+        if let Some(foreign) = ztunnel {
+            replace(&mut tunnel, foreign);
+        }
+        pods.push(tunnel);
     }
     Ok(pods)
+}
+
+/// Has a node tunnel's pod run another command. It is told what ours is, and what ours takes from that by default.
+fn replace(tunnel: &mut Pod, foreign: &ForeignTunnel) {
+    let Some(container) = tunnel.spec.as_mut().and_then(|spec| spec.containers.first_mut()) else { return };
+    let env = container.env.get_or_insert_default();
+    let told = |env: &[EnvVar], name: &str| env.iter().find(|one| one.name == name).and_then(|one| one.value.clone());
+    for (name, same_as) in [("CA_ADDRESS", "XDS_ADDRESS"), ("CA_ROOT_CA", "XDS_ROOT_CA")] {
+        env.push(EnvVar { name: name.to_owned(), value: told(env, same_as), value_from: None });
+    }
+    for (name, path) in [
+        ("POD_NAMESPACE", "metadata.namespace"),
+        ("SERVICE_ACCOUNT", "spec.serviceAccountName"),
+        ("INSTANCE_IP", "status.podIP"),
+    ] {
+        let field_ref = Some(ObjectFieldSelector { field_path: path.to_owned(), ..ObjectFieldSelector::default() });
+        let value_from = Some(EnvVarSource { field_ref, ..EnvVarSource::default() });
+        env.push(EnvVar { name: name.to_owned(), value: None, value_from });
+    }
+    let own = foreign.env.iter();
+    env.extend(own.map(|(name, value)| EnvVar { name: name.clone(), value: Some(value.clone()), value_from: None }));
+    (container.image, container.args) = (None, None);
+    container.command = Some(foreign.command.clone());
 }
 
 struct SystemPod<'a> {
