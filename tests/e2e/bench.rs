@@ -105,6 +105,32 @@ fn every_system_is_measured_in_every_round() {
 }
 
 #[test]
+fn new_tunnels_are_measured_beside_many_pods() {
+    let scenarios = ["crowd", "crowd-open-16", "cold-1", "cold-16"];
+    let mut arguments = vec!["--pods", "3"];
+    arguments.extend(scenarios.iter().flat_map(|scenario| ["--scenario", *scenario]));
+    let found = succeeded(&bench(&arguments));
+    let samples = found["samples"].as_array().expect("samples");
+    let of = |system: &str, scenario: &str, quantity: &str| -> Vec<f64> {
+        let those = samples.iter().filter(|one| one["system"] == *system && one["scenario"] == *scenario);
+        those.filter_map(|one| one["values"][quantity].as_f64()).collect()
+    };
+    for scenario in ["cold-1", "cold-16"] {
+        let (rates, cpu) = (of("mesh", scenario, "per-s"), of("mesh", scenario, "cpu-us-each"));
+        assert!(rates.len() == 2 && rates.iter().all(|rate| *rate > 0.0), "{scenario} {rates:?}");
+        // A handshake is never free: three of them are no less than three signatures.
+        assert!(cpu.len() == 2 && cpu.iter().all(|cpu| *cpu > 1.0), "{scenario} {cpu:?}");
+        // They are about tunnels between nodes.
+        assert!(of("raw", scenario, "per-s").is_empty() && of("mesh-one-node", scenario, "per-s").is_empty());
+    }
+    for system in ["raw", "mesh", "raw-one-node", "mesh-one-node"] {
+        assert_eq!(of(system, "crowd-open-16", "p99-us").len(), 2, "{system}");
+    }
+    let memory = of("mesh", "crowd", "rss-mib");
+    assert!(memory.len() == 1 && memory.iter().all(|memory| *memory > 0.1), "{memory:?}");
+}
+
+#[test]
 fn another_make_of_node_tunnels_is_measured_in_a_mesh_of_its_own() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     // It tells that it was in our place, and that it was told what a tunnel needs to know, and is ours.

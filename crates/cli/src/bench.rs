@@ -4,6 +4,7 @@
 //! is measured, [`load`] are the two ends of the traffic; CPU time and memory are those of the proxies, read from `/proc`.
 
 mod budgets;
+mod crowd;
 pub(crate) mod load;
 mod memory;
 mod place;
@@ -42,6 +43,9 @@ pub struct Bench {
     /// Workloads to put into the configuration for the last measurement; 0 leaves it out
     #[arg(long, default_value_t = 10_000)]
     workloads: u32,
+    /// Pods to start on each node for the measurements beside many; 0 leaves those out
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=200))]
+    pods: u32,
     /// Repeat a sample while others use more of the machine than this, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 5.0)]
     foreign: f64,

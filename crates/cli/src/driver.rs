@@ -66,6 +66,11 @@ impl Mesh {
         self.up.lock().id()
     }
 
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The command's own file, as text.
     pub(crate) fn exe(&self) -> String {
         self.exe.to_string_lossy().into_owned()

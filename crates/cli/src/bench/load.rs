@@ -69,6 +69,8 @@ pub(crate) enum Shape {
     Mixed,
     /// New connections, one request each.
     Connect,
+    /// One connection to each of others, one request each.
+    Cold,
     /// Holds idle connections.
     Idle,
     /// Sends a known word again and again.
@@ -96,6 +98,9 @@ pub(crate) struct Client {
     /// Seconds to measure for.
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
+    /// Hosts and ports of the others.
+    #[arg(long, value_delimiter = ',')]
+    others: Vec<String>,
     /// The word that is sent.
     #[arg(long, default_value = "word")]
     word: String,
@@ -146,20 +151,28 @@ impl Client {
     fn run(self) -> anyhow::Result<()> {
         allow_descriptors();
         ensure!((0.0..=3600.0).contains(&self.seconds), "0 to 3600 seconds are accepted, not {}", self.seconds);
-        let mut found = self.target.to_socket_addrs().with_context(|| format!("find {}", self.target))?;
-        let target = found.next().with_context(|| format!("{} has no address", self.target))?;
+        let target = find(&self.target)?;
         let length = Duration::from_secs_f64(self.seconds);
         let connections = usize::try_from(self.connections)?;
         match self.shape {
             Shape::Bulk => closed::bulk(target, connections, length),
             Shape::Closed => closed::requests(target, connections, length),
             Shape::Connect => closed::connect(target, connections, length),
+            Shape::Cold => {
+                let others = self.others.iter().map(|other| find(other)).collect::<anyhow::Result<Vec<_>>>()?;
+                closed::cold(target, &others, connections)
+            }
             Shape::Open => open::run(target, connections, self.rate, length),
             Shape::Mixed => open::beside_bulk(target, connections, self.rate, length),
             Shape::Idle => idle(target, connections),
             Shape::Word => say(target, &self.word),
         }
     }
+}
+
+fn find(target: &str) -> anyhow::Result<SocketAddr> {
+    let mut found = target.to_socket_addrs().with_context(|| format!("find {target}"))?;
+    found.next().with_context(|| format!("{target} has no address"))
 }
 
 /// Says that all is open, and waits to be told to begin.

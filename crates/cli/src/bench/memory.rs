@@ -12,7 +12,7 @@ use super::run::once;
 use super::scenario::Scenario;
 use crate::driver::{Mesh, until};
 
-const MIB: f64 = 1024.0 * 1024.0;
+pub(super) const MIB: f64 = 1024.0 * 1024.0;
 /// How long memory of closed connections may take to be given back before it is said what is left.
 const GIVEN_BACK: Duration = Duration::from_secs(10);
 /// Time between two looks.
@@ -37,7 +37,7 @@ fn with_proxies(stage: &Stage) -> impl Iterator<Item = &Place> {
 }
 
 /// Bytes per proxy.
-fn resident(proxies: &[Process]) -> anyhow::Result<f64> {
+pub(super) fn resident(proxies: &[Process]) -> anyhow::Result<f64> {
     let sum = proxies.iter().map(|proxy| proxy.resident_bytes()).sum::<anyhow::Result<u64>>()?;
     Ok(sum as f64 / proxies.len().max(1) as f64)
 }

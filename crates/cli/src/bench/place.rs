@@ -120,10 +120,51 @@ impl Place {
         seconds: f64,
         more: &[&str],
     ) -> anyhow::Result<Client> {
+        self.client_in("client", shape, connections, seconds, more)
+    }
+
+    /// Starts a client in a pod that is new, and waits for what it measured. The pod is gone when this returns.
+    pub(super) fn in_new_pod<T>(
+        &self,
+        shape: &str,
+        connections: u32,
+        more: &[&str],
+        measure: impl FnOnce(Client) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let name = format!("new-{:08x}", rand::random::<u32>());
+        let file = format!("{name}.json");
+        let object = serde_json::json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": self.name},
+            "spec": {
+                "nodeName": "node1", "terminationGracePeriodSeconds": 1,
+                "containers": [{"name": "client", "command": ["sleep", "infinity"]}],
+            },
+        });
+        let find = || -> anyhow::Result<Option<Value>> {
+            Ok(self.mesh.pods(&self.name)?.into_iter().find(|pod| pod["metadata"]["name"] == *name))
+        };
+        self.mesh.apply(&file, &object.to_string())?;
+        until(|| pod_is_up(&find()?.context("the new pod is not there yet")?, self.in_mesh))?;
+        let measured = self.client_in(&name, shape, connections, 0.0, more).and_then(measure);
+        self.mesh.delete(&file)?;
+        until(|| {
+            ensure!(find()?.is_none(), "the pod {name} does not end");
+            Ok(())
+        })?;
+        measured
+    }
+
+    fn client_in(
+        &self,
+        pod: &str,
+        shape: &str,
+        connections: u32,
+        seconds: f64,
+        more: &[&str],
+    ) -> anyhow::Result<Client> {
         let exe = self.mesh.exe();
         let (connections, seconds) = (connections.to_string(), seconds.to_string());
-        let mut arguments =
-            vec!["exec", "-n", &self.name, "client", "-c", "client", "--", &exe, "bench-load", "client"];
+        let mut arguments = vec!["exec", "-n", &self.name, pod, "-c", "client", "--", &exe, "bench-load", "client"];
         arguments.extend(["--target", &self.target, "--shape", shape, "--connections", &connections]);
         let rate = RATE.to_string();
         arguments.extend(["--seconds", &seconds, "--rate", &rate]);
@@ -259,15 +300,20 @@ fn is_up(mesh: &Mesh, system: &System) -> anyhow::Result<()> {
     for end in ["client", "server"] {
         ensure!(pods.iter().any(|pod| name(pod) == end), "{}/{end} is not there", system.name);
     }
-    for pod in &pods {
-        let conditions = pod["status"]["conditions"].as_array().map_or(&[] as &[Value], Vec::as_slice);
-        let ready = conditions.iter().find(|condition| condition["type"] == "Ready");
-        if ready.is_none_or(|ready| ready["status"] != "True") {
-            let why = ready.and_then(|ready| ready["message"].as_str()).unwrap_or_default();
-            bail!("{}/{} is not ready: {why}", system.name, name(pod));
-        }
-        let captured = pod["metadata"]["annotations"]["ambient.istio.io/redirection"] == "enabled";
-        ensure!(captured || !system.in_mesh, "{}/{} is not captured", system.name, name(pod));
+    pods.iter().try_for_each(|pod| pod_is_up(pod, system.in_mesh))
+}
+
+/// Whether a pod is ready, and captured where it is to be. The error says what is missing.
+pub(super) fn pod_is_up(pod: &Value, in_mesh: bool) -> anyhow::Result<()> {
+    let text = |field: &str| pod["metadata"][field].as_str().unwrap_or_default();
+    let name = || format!("{}/{}", text("namespace"), text("name"));
+    let conditions = pod["status"]["conditions"].as_array().map_or(&[] as &[Value], Vec::as_slice);
+    let ready = conditions.iter().find(|condition| condition["type"] == "Ready");
+    if ready.is_none_or(|ready| ready["status"] != "True") {
+        let why = ready.and_then(|ready| ready["message"].as_str()).unwrap_or_default();
+        bail!("{} is not ready: {why}", name());
     }
+    let captured = pod["metadata"]["annotations"]["ambient.istio.io/redirection"] == "enabled";
+    ensure!(captured || !in_mesh, "{} is not captured", name());
     Ok(())
 }

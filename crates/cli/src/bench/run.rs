@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use anyhow::Context;
 
+use super::crowd::Crowd;
 use super::load::Measured;
-use super::place::{Place, Stage};
+use super::place::{Client, Place, Stage};
 use super::process::{Cpu, Process, Usage};
 use super::report::{Point, Report};
 use super::scenario::{ALL, Gives, Kind, Scenario, values};
-use super::systems::System;
+use super::systems::{System, Wire};
 use super::{Bench, memory, wire};
 
 /// How often a measurement that others disturbed is repeated.
@@ -35,12 +36,31 @@ pub(super) fn run(bench: &Bench, systems: &[System]) -> anyhow::Result<Report> {
     // What is wrong with this is wrong with everything after it.
     let wires = wire::check_all(&stage)?;
     let chosen = |scenario: &&Scenario| bench.scenarios.is_empty() || bench.scenarios.iter().any(|one| one == scenario);
-    for scenario in ALL.iter().filter(chosen) {
+    let mut crowd = None;
+    for scenario in ALL.iter().filter(chosen).filter(|scenario| !scenario.crowd || bench.pods > 0) {
+        match (scenario.crowd, crowd.take()) {
+            (true, None) => crowd = Some(Crowd::gather(&stage, bench.pods, &mut points)?),
+            (true, gathered) => crowd = gathered,
+            (false, Some(gathered)) => gathered.leave(&stage)?,
+            (false, None) => {}
+        }
         match scenario.kind {
-            Kind::Fresh => {}
+            Kind::Fresh | Kind::Crowd => {}
+            Kind::Cold { at_a_time } => {
+                let in_turns = Turns { bench, stage: &stage, scenario, gives: Gives::Rate };
+                let with_tunnels = |place: &&Place| place.in_mesh && place.wire == Wire::Encrypted;
+                in_turns.measure(with_tunnels, &mut points, |place| {
+                    let others = crowd.as_ref().map_or(String::new(), |crowd| crowd.far(place).join(","));
+                    place.in_new_pod("cold", at_a_time, &["--others", &others], |client| sample(place, client, cpus))
+                })?;
+            }
             Kind::Load { shape, connections, gives } => {
-                let load = Load { scenario, shape, connections, gives };
-                rounds(bench, &stage, &load, cpus, &mut points)?;
+                let in_turns = Turns { bench, stage: &stage, scenario, gives };
+                in_turns.measure(
+                    |_| true,
+                    &mut points,
+                    |place| sample(place, place.client(shape, connections, bench.seconds)?, cpus),
+                )?;
             }
             Kind::Idle { connections } => memory::idle(&stage, scenario, connections, &fresh, &mut points)?,
             Kind::Scale if bench.workloads > 0 => memory::scale(&stage, bench.workloads, &mut points)?,
@@ -66,41 +86,49 @@ pub(super) fn run(bench: &Bench, systems: &[System]) -> anyhow::Result<Report> {
     })
 }
 
-/// A scenario that is a load.
-struct Load<'a> {
+/// A scenario that is measured in every round.
+struct Turns<'a> {
+    bench: &'a Bench,
+    stage: &'a Stage,
     scenario: &'a Scenario,
-    shape: &'static str,
-    connections: u32,
     gives: Gives,
 }
 
-fn rounds(bench: &Bench, stage: &Stage, load: &Load<'_>, cpus: usize, points: &mut Vec<Point>) -> anyhow::Result<()> {
-    let count = stage.places.len();
-    for round in 0..bench.rounds {
-        crate::output::note(&format!("… {}, round {} of {}", load.scenario.what, round + 1, bench.rounds));
-        // Another one is first in each round, and every other round goes backwards, so that a drift of the machine favours
-        // nobody.
-        let first = round as usize % count.max(1);
-        let mut order: Vec<&Place> = stage.places.iter().cycle().skip(first).take(count).collect();
-        if round % 2 == 1 {
-            order.reverse();
+impl Turns<'_> {
+    /// Measures each of some systems in each round.
+    fn measure(
+        &self,
+        is_meant: impl Fn(&&Place) -> bool,
+        points: &mut Vec<Point>,
+        sample: impl Fn(&Place) -> anyhow::Result<Sample>,
+    ) -> anyhow::Result<()> {
+        let Self { bench, stage, scenario, gives } = *self;
+        let places: Vec<&Place> = stage.places.iter().filter(is_meant).collect();
+        for round in 0..bench.rounds {
+            crate::output::note(&format!("… {}, round {} of {}", scenario.what, round + 1, bench.rounds));
+            // Another one is first in each round, and every other round goes backwards, so that a drift of the machine
+            // favours nobody.
+            let first = round as usize % places.len().max(1);
+            let mut order: Vec<&Place> = places.iter().copied().cycle().skip(first).take(places.len()).collect();
+            if round % 2 == 1 {
+                order.reverse();
+            }
+            for place in order {
+                let (sample, attempts) = repeat(bench.foreign / 100.0, || sample(place))
+                    .with_context(|| format!("{}, {}", scenario.what, place.name))?;
+                points.push(Point {
+                    scenario: scenario.name,
+                    system: place.name.clone(),
+                    round,
+                    attempts,
+                    foreign_percent: sample.foreign * 100.0,
+                    disturbed: sample.foreign * 100.0 > bench.foreign,
+                    values: values(gives, &sample.measured, sample.cpu).into_iter().collect(),
+                });
+            }
         }
-        for place in order {
-            let measure = || sample(place, load, bench.seconds, cpus);
-            let (sample, attempts) = repeat(bench.foreign / 100.0, measure)
-                .with_context(|| format!("{}, {}", load.scenario.what, place.name))?;
-            points.push(Point {
-                scenario: load.scenario.name,
-                system: place.name.clone(),
-                round,
-                attempts,
-                foreign_percent: sample.foreign * 100.0,
-                disturbed: sample.foreign * 100.0 > bench.foreign,
-                values: values(load.gives, &sample.measured, sample.cpu).into_iter().collect(),
-            });
-        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Measures again, a few times, while others have too much of the machine. The sample that was disturbed least, and how many
@@ -118,8 +146,8 @@ fn repeat(most: f64, mut measure: impl FnMut() -> anyhow::Result<Sample>) -> any
     Ok((best, attempts))
 }
 
-fn sample(place: &Place, load: &Load<'_>, seconds: f64, cpus: usize) -> anyhow::Result<Sample> {
-    let mut client = place.client(load.shape, load.connections, seconds)?;
+/// Has a client measure, whose connections are open.
+fn sample(place: &Place, mut client: Client, cpus: usize) -> anyhow::Result<Sample> {
     let (usage, before, started) = (Usage::now()?, cpu(&place.proxies)?, Instant::now());
     let measured = client.go()?;
     let (after, elapsed) = (cpu(&place.proxies)?, started.elapsed().as_secs_f64());

@@ -11,6 +11,8 @@ pub(super) struct Scenario {
     pub(super) what: &'static str,
     /// What is done.
     pub(super) kind: Kind,
+    /// Many pods are there meanwhile.
+    pub(super) crowd: bool,
 }
 
 /// What a scenario does.
@@ -22,6 +24,10 @@ pub(super) enum Kind {
     Fresh,
     /// Memory of proxies while so many connections are idle, and after, once.
     Idle { connections: u32 },
+    /// Memory of proxies with many pods on their nodes, once.
+    Crowd,
+    /// The first connections of a new pod, to many others, so many at a time, every round.
+    Cold { at_a_time: u32 },
     /// A large configuration, once.
     Scale,
 }
@@ -43,12 +49,20 @@ pub(super) enum Gives {
 pub(super) const RATE: u32 = 1000;
 
 const fn load(name: &'static str, what: &'static str, shape: &'static str, connections: u32, gives: Gives) -> Scenario {
-    Scenario { name, what, kind: Kind::Load { shape, connections, gives } }
+    other(name, what, Kind::Load { shape, connections, gives })
+}
+
+const fn other(name: &'static str, what: &'static str, kind: Kind) -> Scenario {
+    Scenario { name, what, kind, crowd: false }
+}
+
+const fn in_crowd(scenario: Scenario) -> Scenario {
+    Scenario { crowd: true, ..scenario }
 }
 
 /// All of them, in the order in which they are measured: what is to find proxies fresh first.
-pub(super) static ALL: [Scenario; 15] = [
-    Scenario { name: "fresh", what: "memory before any traffic", kind: Kind::Fresh },
+pub(super) static ALL: [Scenario; 19] = [
+    other("fresh", "memory before any traffic", Kind::Fresh),
     load("bulk-1", "bulk, 1 stream", "bulk", 1, Gives::Bytes),
     load("bulk-8", "bulk, 8 streams", "bulk", 8, Gives::Bytes),
     load("bulk-64", "bulk, 64 streams", "bulk", 64, Gives::Bytes),
@@ -60,9 +74,13 @@ pub(super) static ALL: [Scenario; 15] = [
     load("mixed", "1000 requests/s, 16 connections, beside a bulk stream", "mixed", 16, Gives::Beside),
     load("connect-1", "new connections, 1 at a time", "connect", 1, Gives::Rate),
     load("connect-16", "new connections, 16 at a time", "connect", 16, Gives::Rate),
-    Scenario { name: "idle-1000", what: "1000 idle connections", kind: Kind::Idle { connections: 1000 } },
-    Scenario { name: "idle-9000", what: "9000 idle connections", kind: Kind::Idle { connections: 9000 } },
-    Scenario { name: "scale", what: "many workloads in the configuration", kind: Kind::Scale },
+    other("idle-1000", "1000 idle connections", Kind::Idle { connections: 1000 }),
+    other("idle-9000", "9000 idle connections", Kind::Idle { connections: 9000 }),
+    in_crowd(other("crowd", "many pods on each node", Kind::Crowd)),
+    in_crowd(load("crowd-open-16", "1000 requests/s, 16 connections, beside many pods", "open", 16, Gives::Latency)),
+    in_crowd(other("cold-1", "new tunnels, 1 at a time", Kind::Cold { at_a_time: 1 })),
+    in_crowd(other("cold-16", "new tunnels, 16 at a time", Kind::Cold { at_a_time: 16 })),
+    other("scale", "many workloads in the configuration", Kind::Scale),
 ];
 
 /// A scenario by its name.
@@ -92,7 +110,7 @@ const fn detail(name: &'static str, what: &'static str, unit: &'static str) -> Q
 }
 
 /// All of them, in the order of reports.
-pub(super) static QUANTITIES: [Quantity; 17] = [
+pub(super) static QUANTITIES: [Quantity; 18] = [
     quantity("gbit-per-s", "", "Gbit/s"),
     quantity("cpu-s-per-gb", "proxies' CPU", "s per GB"),
     quantity("per-s", "", "per s"),
@@ -107,6 +125,7 @@ pub(super) static QUANTITIES: [Quantity; 17] = [
     quantity("cpu-us-each", "proxies' CPU", "µs each"),
     quantity("rss-mib", "resident memory of a proxy", "MiB"),
     quantity("bytes-per-connection", "memory of each, per proxy", "bytes"),
+    quantity("bytes-per-pod", "memory of each pod, per proxy", "bytes"),
     quantity("rss-after-mib", "resident memory after they are closed", "MiB"),
     quantity("rss-after-over-fresh", "the same ÷ before any traffic", ""),
     quantity("restart-s", "killed to ready again, back-off included", "s"),

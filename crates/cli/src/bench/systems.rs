@@ -16,7 +16,7 @@ const TARGET: &str = "stillmesh.io/bench-target";
 /// Annotation of the client's pod: `clear` where nothing is encrypted between the nodes.
 const WIRE: &str = "stillmesh.io/bench-wire";
 /// Port of the server.
-const PORT: u16 = 7000;
+pub(super) const PORT: u16 = 7000;
 /// Stands for the address of the server's pod.
 const SERVER: &str = "SERVER";
 /// Our own, which others are compared with.

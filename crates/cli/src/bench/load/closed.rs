@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -184,5 +185,33 @@ pub(super) fn connect(target: SocketAddr, at_a_time: usize, length: Duration) ->
         times.add(one)?;
     }
     ensure!(!times.is_empty(), "no connection was made");
+    done(&exchanges(started, &times))
+}
+
+/// One connection to each of others, with one exchange, so many at a time. They stay open until all were made: what closing costs
+/// is not measured.
+pub(super) fn cold(target: SocketAddr, others: &[SocketAddr], at_a_time: usize) -> anyhow::Result<()> {
+    ensure!(!others.is_empty(), "nobody to connect to was named");
+    // What a pod's first connection at all costs once, such as its certificate, is over.
+    drop(warm(target)?);
+    ready()?;
+    let started = Instant::now();
+    let next = AtomicUsize::new(0);
+    let one_by_one = |()| -> anyhow::Result<(Histogram<u64>, Vec<TcpStream>)> {
+        let (mut times, mut held) = (histogram()?, Vec::new());
+        while let Some(other) = others.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let since = Instant::now();
+            let mut stream = dial(*other)?;
+            first_exchange(&mut stream)?;
+            times.saturating_record(nanoseconds(since.elapsed()));
+            held.push(stream);
+        }
+        Ok((times, held))
+    };
+    let all = each(vec![(); at_a_time], one_by_one)?;
+    let mut times = histogram()?;
+    for (one, _) in &all {
+        times.add(one)?;
+    }
     done(&exchanges(started, &times))
 }
