@@ -33,6 +33,9 @@ const STATE_MANAGER: &str = "state manager";
 const CERTIFICATE: &str = "certificate";
 const DRAIN: &str = "drain";
 
+/// The target of our own access log.
+const ACCESS: &str = "access";
+
 /// How long access logs are waited for at the end.
 const LAST_LINES: Duration = Duration::from_millis(500);
 
@@ -42,6 +45,8 @@ const LAST_EXPORTS: Duration = Duration::from_secs(2);
 /// The whole program: environment, log, runtime, signals, [`run`]. Blocks until it has drained.
 pub fn main() -> anyhow::Result<()> {
     telemetry::init("waypoint")?;
+    // Before the runtime: what ends with it still has its line.
+    let _last_lines = telemetry::defer(ACCESS).context("no thread for the access log")?;
     let config = Config::from_env()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("waypoint")
@@ -112,6 +117,8 @@ pub async fn serve(config: Config, listeners: Listeners, watch: Watch) -> anyhow
         registered.register(|registry| Metrics::new(registry, &config.version, &Budget::new(config.max_series)));
     let runtime = telemetry::metrics::runtimes(vec![Handle::current()]);
     registered.register(|registry| registry.register_collector(runtime));
+    let counted = metrics.clone();
+    telemetry::on_lost(move |lines| counted.lost_many("access_log", lines));
     let initial = Snapshot::empty(config.network.as_str());
     let snapshots = Arc::new(Snapshots::new(initial.clone()));
     let xds_metrics = metrics.xds.clone();

@@ -94,7 +94,7 @@ impl Telling {
             }
             let line = log.line.write(facts);
             match &log.taker {
-                Taker::File(writer) => writer.write(line),
+                Taker::File(writer) => writer.write(&line),
                 Taker::Collector(kept, attributes) => {
                     let told = |(name, format): &(Str, Format)| (name.to_string(), format.text(facts));
                     let attributes = attributes.iter().map(told).collect();

@@ -1,21 +1,33 @@
 //! What a process says of itself: log lines on standard error, and metrics.
 //!
 //! `LOG_FORMAT` (`text` or `json`) and `RUST_LOG` (tracing's filter syntax, default `info`) are read once, by [`init`].
+//! A line is written when it is logged, by who logs it; those of one target may be [`defer`]red.
 
 mod lines;
 pub mod metrics;
+mod queue;
 
-use std::io;
+use std::io::{self, Write as _};
 use std::sync::OnceLock;
+use std::time::Duration;
 
+use tracing::Metadata;
+
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt, reload};
 
+pub use queue::{Queue, ROOM};
+
 use crate::env::{Problems, Reader};
 
 static LEVELS: OnceLock<Levels> = OnceLock::new();
+
+static DEFERRED: OnceLock<(&'static str, Queue)> = OnceLock::new();
+
+static COUNT_LOST: OnceLock<Box<dyn Fn(u64) + Send + Sync>> = OnceLock::new();
 
 /// Starts logging for this process. Later calls change nothing and return the same handle.
 ///
@@ -38,7 +50,7 @@ pub fn init_from(component: &'static str, mut reader: Reader) -> Result<Levels, 
         return Ok(levels.clone());
     }
     let (filter, handle) = reload::Layer::new(filter.unwrap_or_else(|| EnvFilter::new("info")));
-    let layer = fmt::layer().with_writer(io::stderr);
+    let layer = fmt::layer().with_writer(Output);
     let lines = match format.unwrap_or(Format::Text) {
         Format::Text => layer.with_ansi(false).event_format(lines::Text).boxed(),
         Format::Json => layer.with_ansi(false).fmt_fields(JsonFields::new()).event_format(lines::Json).boxed(),
@@ -49,6 +61,90 @@ pub fn init_from(component: &'static str, mut reader: Reader) -> Result<Levels, 
     }
     tracing::debug!(component, "logging started");
     Ok(LEVELS.get_or_init(|| levels).clone())
+}
+
+/// From now on who logs a line of this target does not wait for who reads the log: it is written within some milliseconds, in its place
+/// among all others, or dropped where [`ROOM`] bytes wait already ([`on_lost`]). The first target counts. What is returned is held until the process
+/// ends, and waits for the last lines then. Errors: there is no thread to be had; lines are written as before.
+pub fn defer(target: &'static str) -> io::Result<LastLines> {
+    let lost = move |count| {
+        if let Some(tell) = COUNT_LOST.get() {
+            tell(count);
+        }
+        tracing::warn!(scope = target, count, "lines were dropped: who reads this log is slow");
+    };
+    let queue = Queue::start("log", |lines| io::stderr().write_all(lines), lost)?;
+    // Another one ends at once: nothing is in it.
+    drop(DEFERRED.set((target, queue)));
+    Ok(LastLines)
+}
+
+/// Tells of lines that were dropped, how many. The first one is told.
+pub fn on_lost(tell: impl Fn(u64) + Send + Sync + 'static) {
+    drop(COUNT_LOST.set(Box::new(tell)));
+}
+
+/// Waits for the lines that were [`defer`]red when it is dropped, at most [`LAST_LINES`].
+#[derive(Debug)]
+pub struct LastLines;
+
+/// How long the last lines are waited for.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+impl Drop for LastLines {
+    fn drop(&mut self) {
+        if let Some((_, queue)) = DEFERRED.get() {
+            queue.flush(LAST_LINES);
+        }
+    }
+}
+
+/// Where lines go.
+struct Output;
+
+/// One line on its way.
+enum Way {
+    Direct,
+    /// Behind what was deferred.
+    Behind(&'static Queue),
+    Deferred(&'static Queue),
+}
+
+impl MakeWriter<'_> for Output {
+    type Writer = Way;
+
+    fn make_writer(&self) -> Way {
+        DEFERRED.get().map_or(Way::Direct, |(_, queue)| Way::Behind(queue))
+    }
+
+    fn make_writer_for(&self, about: &Metadata<'_>) -> Way {
+        match DEFERRED.get() {
+            Some((target, queue)) if about.target() == *target => Way::Deferred(queue),
+            _ => self.make_writer(),
+        }
+    }
+}
+
+impl io::Write for Way {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.write_all(line)?;
+        Ok(line.len())
+    }
+
+    fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Direct => io::stderr().write_all(line),
+            Self::Behind(queue) => queue.write(line),
+            Self::Deferred(queue) => {
+                queue.push(line);
+                Ok(())
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[derive(Clone, Copy)]
