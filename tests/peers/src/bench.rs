@@ -1,12 +1,13 @@
 //! The waypoint beside Envoy in one run, in alternating rounds: requests a second, latency at a fixed rate, CPU, memory, and how
-//! soon a changed route counts. Only ratios within a run mean anything: the machine's own speed drifts. Both write an access log
-//! (to nowhere), and both get HBONE and send in clear.
+//! soon a changed route counts. Only ratios within a run mean anything: the machine's own speed drifts. Both get HBONE and send in clear. Both
+//! write an access log to nowhere, each in its own words, or both write none.
 
 pub mod load;
 mod paired;
 mod process;
 mod proxies;
 pub mod recording;
+mod report;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use serde_json::{Value, json};
 use stillmesh_core::fixtures::service_key;
 use stillmesh_core::model::access::{
     Alternative, Condition, PathNormalization, PathPattern, RequestAction, RequestClause, RequestPolicy, RequestRule,
@@ -32,7 +32,8 @@ use tokio::time::Instant;
 
 use crate::differential::table::Table;
 use load::{Connection, Target};
-use proxies::Proxy;
+use proxies::{Log, Proxy};
+use report::{Budgets, Report};
 
 /// What the command is told.
 #[derive(Debug, clap::Args)]
@@ -51,6 +52,9 @@ pub struct Args {
     /// How often a route is changed.
     #[arg(long, default_value_t = 100)]
     changes: usize,
+    /// Promised figures to compare with; a broken one fails the run.
+    #[arg(long)]
+    check: Option<PathBuf>,
 }
 
 /// How much is asked.
@@ -75,6 +79,7 @@ const MANY: usize = 1000;
 
 /// Measures.
 pub async fn run(args: Args) -> anyhow::Result<()> {
+    let budgets = args.check.as_deref().map(Budgets::read).transpose()?;
     let mut world = World::new().await;
     let mut backend = world.workload("one");
     backend.tunnel_protocol = TunnelProtocol::None;
@@ -83,39 +88,39 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     world.service("one", "10.2.0.1", 1, &[&backend]);
     let mut services = Vec::new();
     let folder = tempfile::tempdir()?;
-    let mut table = Report::new(["waypoint", "Envoy"]);
+    let mut table = Report::default();
     for (index, routes) in [one_route(), guarded(), many_routes(), changing(0)].into_iter().enumerate() {
         let address = world.service(&routes.service, &format!("10.1.0.{}", index + 1), 1, &[&backend]);
         publish(&world, &routes);
         services.push((routes, address));
         if index == 0 {
             // What memory they need by themselves, with one route each.
-            let both = start(&args, folder.path(), &world, &services, at).await?;
+            let both = start(&args, folder.path(), &world, &services, at, Log::On).await?;
             idle(&args, &both, address, &mut table).await?;
-            for proxy in both {
-                proxy.stop().await?;
-            }
+            stop(both).await?;
         }
     }
     let first = services.first().context("a service")?.1;
-    let both = start(&args, folder.path(), &world, &services, at).await?;
-    let names = ["one route", "RBAC, header match, retry", "1000 routes"];
-    let mut per_request: Vec<[Vec<f64>; 2]> = Vec::new();
-    for (index, name) in names.into_iter().enumerate() {
-        let target = Target { to: services[index].1, paths: if index == 2 { MANY } else { 1 } };
-        per_request.push(scenario(&args.load, &both, name, target, &world, &mut table).await?);
-    }
+    let both = start(&args, folder.path(), &world, &services, at, Log::On).await?;
+    let target = |index: usize, paths| Target { to: services[index].1, paths };
+    let (one, many) = ("one route", "1000 routes");
+    let scenarios = [(one, target(0, 1)), ("RBAC, header match, retry", target(1, 1)), (many, target(2, MANY))];
+    let per_request = measure(&args.load, &both, &scenarios, &world, &mut table).await?;
     if let [one, _, many] = per_request.as_slice() {
-        let ratio = |index: usize| median(&many[index]) / median(&one[index]);
-        table.row("CPU of 1000 routes, to that of one", "ratio", &[ratio(0)], &[ratio(1)]);
+        let ratios = |index: usize| many[index].iter().zip(&one[index]).map(|(many, one)| many / one).collect();
+        table.row("CPU of a request with 1000 routes, to that with one", "ratio", [ratios(0), ratios(1)]);
     }
-    let after = [process::resident_mib(both[0].pid)?[0], process::resident_mib(both[1].pid)?[0]];
-    table.row("resident memory after load", "MiB", &[after[0]], &[after[1]]);
+    let after = |index: usize| Ok::<_, anyhow::Error>(vec![process::resident_mib(both[index].pid)?[0]]);
+    table.row("resident memory after load", "MiB", [after(0)?, after(1)?]);
     neighbours(&args.load, &both, first, &world, &mut table).await?;
     changes(&args, &both, &world, folder.path(), services[3].1, &mut table).await?;
+    stop(both).await?;
+    let both = start(&args, folder.path(), &world, &services, at, Log::Off).await?;
+    measure(&args.load, &both, &[("one route, no access log", target(0, 1))], &world, &mut table).await?;
+    stop(both).await?;
     println!("{}", table.text());
-    println!("{}", serde_json::to_string(&table.rows)?);
-    Ok(())
+    println!("{}", table.json());
+    budgets.map_or(Ok(()), |budgets| budgets.check(&table))
 }
 
 /// Starts both.
@@ -125,18 +130,30 @@ async fn start(
     world: &World,
     services: &[(Table, SocketAddr)],
     backend: SocketAddr,
+    log: Log,
 ) -> anyhow::Result<[Proxy; 2]> {
     let first = services.first().context("a service")?.1;
+    let levels = match log {
+        Log::On => "info",
+        Log::Off => "info,access=off",
+    };
     Ok([
-        proxies::waypoint(&args.waypoint, &[], world, first, proxies::HBONE, &[]).await?,
-        proxies::envoy(&args.envoy, folder, world, services, backend).await?,
+        proxies::waypoint(&args.waypoint, &[], world, first, proxies::HBONE, &[("RUST_LOG", levels)]).await?,
+        proxies::envoy(&args.envoy, folder, world, services, backend, log).await?,
     ])
+}
+
+async fn stop(both: [Proxy; 2]) -> anyhow::Result<()> {
+    for proxy in both {
+        proxy.stop().await?;
+    }
+    Ok(())
 }
 
 /// Memory without clients, and of connections that have had a request.
 async fn idle(args: &Args, both: &[Proxy; 2], to: SocketAddr, table: &mut Report) -> anyhow::Result<()> {
-    let (mut idle, mut own, mut each) = (Vec::new(), Vec::new(), Vec::new());
-    for proxy in both {
+    let [mut idle, mut own, mut each]: [[Vec<f64>; 2]; 3] = Default::default();
+    for (index, proxy) in both.iter().enumerate() {
         let [before, anonymous] = process::resident_mib(proxy.pid)?;
         let mut held = Vec::new();
         for _ in 0..args.idle {
@@ -145,46 +162,49 @@ async fn idle(args: &Args, both: &[Proxy; 2], to: SocketAddr, table: &mut Report
             held.push(connection);
         }
         let [with, _] = process::resident_mib(proxy.pid)?;
-        idle.push(before);
-        own.push(anonymous);
-        each.push((with - before).max(0.0) * 1024.0 * 1024.0 / args.idle as f64);
+        idle[index].push(before);
+        own[index].push(anonymous);
+        each[index].push((with - before).max(0.0) * 1024.0 * 1024.0 / args.idle as f64);
     }
-    table.row("resident memory, idle", "MiB", &idle[..1], &idle[1..]);
-    table.row("of that its own, not its program's pages", "MiB", &own[..1], &own[1..]);
-    table.row("memory of an idle connection", "bytes", &each[..1], &each[1..]);
+    table.row("resident memory, idle", "MiB", idle);
+    table.row("of that its own, not its program's pages", "MiB", own);
+    table.row("memory of an idle connection", "bytes", each);
     Ok(())
 }
 
-/// One scenario: closed loop with CPU, then a fixed rate. Says what CPU a request took, microseconds, in each round.
-async fn scenario(
+/// Measures each scenario in each round: closed loop with CPU, then a fixed rate. Says what CPU a request took, microseconds: of each scenario, of both,
+/// in each round.
+async fn measure(
     args: &Load,
     both: &[Proxy; 2],
-    name: &str,
-    target: Target,
+    scenarios: &[(&str, Target)],
     world: &World,
     table: &mut Report,
-) -> anyhow::Result<[Vec<f64>; 2]> {
+) -> anyhow::Result<Vec<[Vec<f64>; 2]>> {
     let time = Duration::from_secs_f64(args.seconds);
-    let mut values: [[Vec<f64>; 4]; 2] = Default::default();
+    let mut values: Vec<[[Vec<f64>; 2]; 4]> = scenarios.iter().map(|_| Default::default()).collect();
     for round in 0..args.rounds {
-        // The order turns each round, so that a drift of the machine favours neither.
-        for index in [round % 2, 1 - round % 2] {
-            let proxy = &both[index];
-            let what = || format!("{name}, {}", proxy.name);
-            let before = process::cpu_seconds(proxy.pid)?;
-            let closed = load::run(&proxy.client, target, args.connections, None, time, &world.tasks).await;
-            let closed = closed.with_context(what)?;
-            let cpu = process::cpu_seconds(proxy.pid)? - before;
-            let fixed = load::run(&proxy.client, target, args.connections, Some(args.rate), time, &world.tasks).await;
-            let fixed = fixed.with_context(what)?;
-            let measured = [
-                closed.requests as f64 / closed.seconds,
-                cpu * 1e6 / closed.requests.max(1) as f64,
-                fixed.percentile(50.0),
-                fixed.percentile(99.0),
-            ];
-            for (values, value) in values[index].iter_mut().zip(measured) {
-                values.push(value);
+        for ((name, target), values) in scenarios.iter().zip(&mut values) {
+            // The order turns each round, so that a drift of the machine favours neither.
+            for index in [round % 2, 1 - round % 2] {
+                let proxy = &both[index];
+                let what = || format!("{name}, {}", proxy.name);
+                let before = process::cpu_seconds(proxy.pid)?;
+                let closed = load::run(&proxy.client, *target, args.connections, None, time, &world.tasks).await;
+                let closed = closed.with_context(what)?;
+                let cpu = process::cpu_seconds(proxy.pid)? - before;
+                let rate = Some(args.rate);
+                let fixed = load::run(&proxy.client, *target, args.connections, rate, time, &world.tasks).await;
+                let fixed = fixed.with_context(what)?;
+                let measured = [
+                    closed.requests as f64 / closed.seconds,
+                    cpu * 1e6 / closed.requests.max(1) as f64,
+                    fixed.percentile(50.0),
+                    fixed.percentile(99.0),
+                ];
+                for (values, value) in values.iter_mut().zip(measured) {
+                    values[index].push(value);
+                }
             }
         }
     }
@@ -194,11 +214,12 @@ async fn scenario(
         ("median at a fixed rate", "µs"),
         ("p99 at a fixed rate", "µs"),
     ];
-    for (index, (what, unit)) in rows.into_iter().enumerate() {
-        table.row(&format!("{name}: {what}"), unit, &values[0][index], &values[1][index]);
+    for ((name, _), values) in scenarios.iter().zip(&values) {
+        for ((what, unit), of) in rows.into_iter().zip(values) {
+            table.row(format!("{name}: {what}"), unit, of.clone());
+        }
     }
-    let [ours, envoys] = values;
-    Ok([ours[1].clone(), envoys[1].clone()])
+    Ok(values.into_iter().map(|[_, cpu, ..]| cpu).collect())
 }
 
 /// What a client that floods does to its neighbours: their p99 at a fixed rate, to that without the flood.
@@ -224,7 +245,7 @@ async fn neighbours(
             ratios[index].push(flooded / calm);
         }
     }
-    table.row("neighbours' p99 under rapid resets, to that without", "ratio", &ratios[0], &ratios[1]);
+    table.row("neighbours' p99 under rapid resets, to that without", "ratio", ratios);
     Ok(())
 }
 
@@ -256,55 +277,11 @@ async fn changes(
         }
         took[index].sort_by(f64::total_cmp);
     }
-    let at = |percent: usize| {
-        [0, 1].map(|index: usize| took[index][(took[index].len() * percent / 100).min(took[index].len() - 1)])
-    };
     for percent in [50, 99] {
-        let [ours, envoys] = at(percent);
-        table.row(&format!("a changed route is seen, p{percent}"), "ms", &[ours], &[envoys]);
+        let at = |took: &Vec<f64>| vec![took[(took.len() * percent / 100).min(took.len() - 1)]];
+        table.row(format!("a changed route is seen, p{percent}"), "ms", took.each_ref().map(at));
     }
     Ok(())
-}
-
-/// What is told at the end.
-#[derive(Debug)]
-struct Report {
-    names: [&'static str; 2],
-    rows: Vec<Value>,
-}
-
-impl Report {
-    /// Of two that are called so.
-    fn new(names: [&'static str; 2]) -> Self {
-        Self { names, rows: Vec::new() }
-    }
-
-    /// Medians, and the median of the ratios round by round.
-    fn row(&mut self, what: &str, unit: &str, ours: &[f64], others: &[f64]) {
-        let ratios: Vec<f64> =
-            ours.iter().zip(others).filter(|(_, others)| **others > 0.0).map(|(ours, others)| ours / others).collect();
-        let [our, other] = self.names;
-        self.rows.push(json!({
-            "what": what, "unit": unit, our: median(ours), other: median(others),
-            "ratio": if ratios.is_empty() { Value::Null } else { median(&ratios).into() },
-        }));
-    }
-
-    fn text(&self) -> String {
-        let [our, other] = self.names;
-        let mut text = format!("{:<52} {:>7} {our:>12} {other:>12} {:>7}\n", "", "", "ratio");
-        for row in &self.rows {
-            let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
-            let (what, unit) = (row["what"].as_str().unwrap_or_default(), row["unit"].as_str().unwrap_or_default());
-            text += &format!(
-                "{what:<52} {unit:>7} {:>12.2} {:>12.2} {:>7.3}\n",
-                number(our),
-                number(other),
-                number("ratio")
-            );
-        }
-        text
-    }
 }
 
 fn median(values: &[f64]) -> f64 {

@@ -26,6 +26,15 @@ pub const HBONE: u16 = 15008;
 const ENVOY: Ipv4Addr = Ipv4Addr::new(127, 0, 5, 1);
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Whether access logs are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Log {
+    /// A line of each request.
+    On,
+    /// Nothing.
+    Off,
+}
+
 /// A proxy that runs.
 pub struct Proxy {
     /// What it is called in reports.
@@ -96,8 +105,8 @@ pub async fn waypoint(
 ) -> anyhow::Result<Proxy> {
     let hbone = SocketAddr::from((WAYPOINT, port));
     let mut command = Command::new(program);
-    command.args(arguments).env_clear().envs(world.environment(WAYPOINT, more)).env("HBONE_ADDRESS", hbone.to_string());
-    command.env("RUST_LOG", "info").stderr(Stdio::null());
+    command.args(arguments).env_clear().env("RUST_LOG", "info").envs(world.environment(WAYPOINT, more));
+    command.env("HBONE_ADDRESS", hbone.to_string()).stderr(Stdio::null());
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     Proxy::start("waypoint", command, [world.client_of(hbone, "page", 1), world.client_of(hbone, "evil", 3)], probe)
         .await
@@ -111,11 +120,12 @@ pub async fn envoy(
     world: &World,
     services: &[(Table, SocketAddr)],
     backend: SocketAddr,
+    log: Log,
 ) -> anyhow::Result<Proxy> {
     certificate(folder, world)?;
     let hbone = SocketAddr::from((ENVOY, HBONE));
     let config = folder.join("envoy.json");
-    std::fs::write(&config, serde_json::to_string(&bootstrap(folder, services, backend)?)?)?;
+    std::fs::write(&config, serde_json::to_string(&bootstrap(folder, services, backend, log)?)?)?;
     let mut command = Command::new(program);
     command.args(["--log-level", "error", "--disable-hot-restart", "--concurrency"]);
     command.arg(std::thread::available_parallelism()?.to_string()).arg("--config-path").arg(&config);
@@ -156,9 +166,9 @@ pub fn write_routes(folder: &Path, table: &Table, version: usize) -> anyhow::Res
     Ok(())
 }
 
-fn bootstrap(folder: &Path, services: &[(Table, SocketAddr)], backend: SocketAddr) -> anyhow::Result<Value> {
+fn bootstrap(folder: &Path, services: &[(Table, SocketAddr)], backend: SocketAddr, log: Log) -> anyhow::Result<Value> {
     let file = |name: &str| json!({"filename": folder.join(name)});
-    let log = json!([{
+    let to_nowhere = json!([{
         "name": "envoy.access_loggers.file",
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
@@ -170,7 +180,9 @@ fn bootstrap(folder: &Path, services: &[(Table, SocketAddr)], backend: SocketAdd
     for (index, (table, address)) in services.iter().enumerate() {
         let mut http = envoy::http(table);
         let config = &mut http["typed_config"];
-        config["access_log"] = log.clone();
+        if log == Log::On {
+            config["access_log"] = to_nowhere.clone();
+        }
         config["codec_type"] = "AUTO".into();
         config["internal_address_config"] = json!({"cidr_ranges": [{"address_prefix": "127.0.0.0", "prefix_len": 8}]});
         if index + 1 == services.len() {
