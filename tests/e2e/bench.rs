@@ -130,6 +130,68 @@ fn new_tunnels_are_measured_beside_many_pods() {
     assert!(memory.len() == 1 && memory.iter().all(|memory| *memory > 0.1), "{memory:?}");
 }
 
+/// System calls depend little on the machine's speed. Counted were 12, 62 to 68, and 101 to 116: a change that doubles one fails.
+#[test]
+fn a_request_a_connection_and_a_megabyte_take_no_more_system_calls_than_ever() {
+    let mut command = Command::new(STILLMESH);
+    command.args(["bench", "--rounds", "1", "--seconds", "1", "--foreign", "100", "--calls", "--json"]);
+    let bounds =
+        [("echo-1", "calls-each", 20.0), ("connect-1", "calls-each", 105.0), ("bulk-1", "calls-per-mb", 180.0)];
+    for (scenario, ..) in bounds {
+        command.args(["--scenario", scenario]);
+    }
+    let found = succeeded(&run(&mut command));
+    let samples = found["samples"].as_array().expect("samples");
+    let mut beyond = Vec::new();
+    for (scenario, quantity, most) in bounds {
+        let of = |system: &str| -> Vec<f64> {
+            let those = samples.iter().filter(|one| one["system"] == *system && one["scenario"] == *scenario);
+            those.filter_map(|one| one["values"][quantity].as_f64()).collect()
+        };
+        let [count] = of("mesh")[..] else { panic!("{scenario}: {samples:?}") };
+        assert!(count > 0.0 && of("raw").is_empty(), "{scenario} {count}");
+        if count > most {
+            beyond.push(format!("{scenario}: {count:.1} {quantity}, at most {most} are expected"));
+        }
+    }
+    assert!(beyond.is_empty(), "{beyond:#?}");
+}
+
+#[test]
+fn profiles_are_written_where_it_is_asked() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    // A tool that stands for perf: where that is missing, or may not be used, is no business of this test's.
+    let tool = dir.path().join("perf");
+    let content = "#!/bin/sh\ncase $1 in\n--version) ;;\nrecord) while [ \"$1\" != -o ]; do [ \"$1\" != -p ] || of=$2; shift; done; echo $of > $2; cat;;\n\
+        report) while [ \"$1\" != -i ]; do shift; done; echo about; cat $2;;\nesac\n";
+    fs::write(&tool, content).expect("the file can be written");
+    fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).expect("it can be made executable");
+    let into = dir.path().join("profiles");
+    let path = stillmesh_runtime::env::Reader::process().string("PATH").expect("a search path");
+    let mut command = Command::new(STILLMESH);
+    command.args(["bench", "--rounds", "1", "--seconds", "0.1", "--foreign", "100", "--json", "--scenario", "echo-1"]);
+    command.arg("--profile").arg(&into).env("PATH", format!("{}:{path}", dir.path().display()));
+    succeeded(&run(&mut command));
+    for name in ["mesh-1", "mesh-2", "mesh-one-node-1"] {
+        let text = fs::read_to_string(into.join(format!("echo-1-{name}.txt"))).expect("a report");
+        let of: Vec<&str> = text.lines().collect();
+        assert!(of.len() == 2 && of[0] == "about" && of[1].parse::<u32>().is_ok(), "{name}: {text}");
+    }
+    assert_eq!(fs::read_dir(&into).expect("a folder").count(), 6);
+}
+
+#[test]
+fn a_tool_that_is_missing_is_named_before_anything_starts() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    for (option, words) in
+        [("--calls", "strace(1), which cannot be run"), ("--profile=x", "perf(1), which cannot be run")]
+    {
+        let output = run(Command::new(STILLMESH).args(["bench", option]).env("PATH", dir.path()).current_dir(&dir));
+        let said = text(&output);
+        assert!(!output.status.success() && said.contains(words) && !said.contains("…"), "{said}");
+    }
+}
+
 #[test]
 fn another_make_of_node_tunnels_is_measured_in_a_mesh_of_its_own() {
     let dir = tempfile::tempdir().expect("a temporary folder");

@@ -13,6 +13,7 @@ mod report;
 mod run;
 mod scenario;
 mod systems;
+mod watch;
 mod wire;
 
 use std::path::PathBuf;
@@ -49,6 +50,12 @@ pub struct Bench {
     /// Repeat a sample while others use more of the machine than this, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 5.0)]
     foreign: f64,
+    /// Count the proxies' system calls, once per scenario and system, beside the timed rounds; needs strace
+    #[arg(long)]
+    calls: bool,
+    /// Write profiles of the proxies and a text of each into this folder, once per scenario and system; needs perf
+    #[arg(long, value_name = "DIR")]
+    profile: Option<PathBuf>,
     /// Compare with the budgets of this file; the exit code is 1 if one is broken, 2 if one could not be checked
     #[arg(long, value_name = "FILE")]
     check: Option<PathBuf>,
@@ -71,6 +78,13 @@ impl Bench {
         let env = Reader::process();
         let systems = systems::all(&self.systems, |name| env.string(name))?;
         let budgets = self.check.as_deref().map(Budgets::read).transpose()?;
+        if self.calls {
+            watch::needed("strace", "system calls are counted")?;
+        }
+        if let Some(folder) = &self.profile {
+            watch::needed("perf", "profiles are made")?;
+            std::fs::create_dir_all(folder).with_context(|| format!("make the folder {}", folder.display()))?;
+        }
         let mut report = run::run(&self, &systems)?;
         report.verdicts = budgets.map(|budgets| budgets.verdicts(&report.points)).unwrap_or_default();
         let json = serde_json::to_string_pretty(&report.json())?;

@@ -17,6 +17,11 @@ impl Process {
         Self(std::process::id())
     }
 
+    /// Its number.
+    pub(super) fn pid(self) -> u32 {
+        self.0
+    }
+
     /// A process and all below it, as they are now.
     pub(super) fn family(root: u32) -> anyhow::Result<Vec<Self>> {
         let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();

@@ -10,8 +10,9 @@ use super::load::Measured;
 use super::place::{Client, Place, Stage};
 use super::process::{Cpu, Process, Usage};
 use super::report::{Point, Report};
-use super::scenario::{ALL, Gives, Kind, Scenario, values};
+use super::scenario::{ALL, Gives, Kind, Scenario, calls, values};
 use super::systems::{System, Wire};
+use super::watch::Watch;
 use super::{Bench, memory, wire};
 
 /// How often a measurement that others disturbed is repeated.
@@ -24,6 +25,8 @@ struct Sample {
     cpu: Option<f64>,
     /// The share of the machine that others had, 0 to 1.
     foreign: f64,
+    /// System calls of the proxies, where they were counted.
+    calls: Option<u64>,
 }
 
 pub(super) fn run(bench: &Bench, systems: &[System]) -> anyhow::Result<Report> {
@@ -49,9 +52,11 @@ pub(super) fn run(bench: &Bench, systems: &[System]) -> anyhow::Result<Report> {
             Kind::Cold { at_a_time } => {
                 let in_turns = Turns { bench, stage: &stage, scenario, gives: Gives::Rate };
                 let with_tunnels = |place: &&Place| place.in_mesh && place.wire == Wire::Encrypted;
-                in_turns.measure(with_tunnels, &mut points, |place| {
+                in_turns.measure(with_tunnels, &mut points, |place, watch| {
                     let others = crowd.as_ref().map_or(String::new(), |crowd| crowd.far(place).join(","));
-                    place.in_new_pod("cold", at_a_time, &["--others", &others], |client| sample(place, client, cpus))
+                    place.in_new_pod("cold", at_a_time, &["--others", &others], |client| {
+                        sample(place, client, cpus, watch)
+                    })
                 })?;
             }
             Kind::Load { shape, connections, gives } => {
@@ -59,7 +64,7 @@ pub(super) fn run(bench: &Bench, systems: &[System]) -> anyhow::Result<Report> {
                 in_turns.measure(
                     |_| true,
                     &mut points,
-                    |place| sample(place, place.client(shape, connections, bench.seconds)?, cpus),
+                    |place, watch| sample(place, place.client(shape, connections, bench.seconds)?, cpus, watch),
                 )?;
             }
             Kind::Idle { connections } => memory::idle(&stage, scenario, connections, &fresh, &mut points)?,
@@ -100,7 +105,7 @@ impl Turns<'_> {
         &self,
         is_meant: impl Fn(&&Place) -> bool,
         points: &mut Vec<Point>,
-        sample: impl Fn(&Place) -> anyhow::Result<Sample>,
+        sample: impl Fn(&Place, &Watch) -> anyhow::Result<Sample>,
     ) -> anyhow::Result<()> {
         let Self { bench, stage, scenario, gives } = *self;
         let places: Vec<&Place> = stage.places.iter().filter(is_meant).collect();
@@ -114,7 +119,7 @@ impl Turns<'_> {
                 order.reverse();
             }
             for place in order {
-                let (sample, attempts) = repeat(bench.foreign / 100.0, || sample(place))
+                let (sample, attempts) = repeat(bench.foreign / 100.0, || sample(place, &Watch::Not))
                     .with_context(|| format!("{}, {}", scenario.what, place.name))?;
                 points.push(Point {
                     scenario: scenario.name,
@@ -125,6 +130,20 @@ impl Turns<'_> {
                     disturbed: sample.foreign * 100.0 > bench.foreign,
                     values: values(gives, &sample.measured, sample.cpu).into_iter().collect(),
                 });
+            }
+        }
+        for place in places.iter().copied().filter(|place| !place.proxies.is_empty()) {
+            let failed = || format!("{}, {}", scenario.what, place.name);
+            if bench.calls && matches!(gives, Gives::Bytes | Gives::Rate) {
+                crate::output::note(&format!("… {}, system calls of {}", scenario.what, place.name));
+                let sample = sample(place, &Watch::Calls).with_context(failed)?;
+                let values = sample.calls.and_then(|count| calls(gives, &sample.measured, count));
+                points.push(once(scenario.name, &place.name, values.into_iter().collect()));
+            }
+            if let Some(folder) = &bench.profile {
+                crate::output::note(&format!("… {}, profile of {}", scenario.what, place.name));
+                let name = format!("{}-{}", scenario.name, place.name);
+                sample(place, &Watch::Profile(folder.clone(), name)).with_context(failed)?;
             }
         }
         Ok(())
@@ -147,14 +166,16 @@ fn repeat(most: f64, mut measure: impl FnMut() -> anyhow::Result<Sample>) -> any
 }
 
 /// Has a client measure, whose connections are open.
-fn sample(place: &Place, mut client: Client, cpus: usize) -> anyhow::Result<Sample> {
+fn sample(place: &Place, mut client: Client, cpus: usize, watch: &Watch) -> anyhow::Result<Sample> {
+    let watching = watch.begin(&place.proxies)?;
     let (usage, before, started) = (Usage::now()?, cpu(&place.proxies)?, Instant::now());
     let measured = client.go()?;
     let (after, elapsed) = (cpu(&place.proxies)?, started.elapsed().as_secs_f64());
     let spent = after.iter().zip(&before).map(|(after, before)| after.since(*before)).sum();
     let foreign = Usage::now()?.foreign_since(usage, elapsed, cpus);
+    let calls = watching.end()?;
     client.end()?;
-    Ok(Sample { measured, cpu: (!place.proxies.is_empty()).then_some(spent), foreign })
+    Ok(Sample { measured, cpu: (!place.proxies.is_empty()).then_some(spent), foreign, calls })
 }
 
 fn cpu(proxies: &[Process]) -> anyhow::Result<Vec<Cpu>> {
@@ -174,7 +195,7 @@ mod tests {
         let mut shares = shares.iter();
         let measure = || {
             let foreign = *shares.next().context("one more than it was to take")?;
-            Ok(Sample { measured: Measured::default(), cpu: None, foreign })
+            Ok(Sample { measured: Measured::default(), cpu: None, foreign, calls: None })
         };
         let (sample, attempts) = repeat(0.05, measure).unwrap();
         (sample.foreign, attempts)

@@ -110,7 +110,7 @@ const fn detail(name: &'static str, what: &'static str, unit: &'static str) -> Q
 }
 
 /// All of them, in the order of reports.
-pub(super) static QUANTITIES: [Quantity; 18] = [
+pub(super) static QUANTITIES: [Quantity; 20] = [
     quantity("gbit-per-s", "", "Gbit/s"),
     quantity("cpu-s-per-gb", "proxies' CPU", "s per GB"),
     quantity("per-s", "", "per s"),
@@ -123,6 +123,8 @@ pub(super) static QUANTITIES: [Quantity; 18] = [
     quantity("bulk-gbit-per-s", "the stream beside", "Gbit/s"),
     detail("late-p99-us", "sent late, p99", "µs"),
     quantity("cpu-us-each", "proxies' CPU", "µs each"),
+    quantity("calls-each", "proxies' system calls", "each"),
+    quantity("calls-per-mb", "proxies' system calls", "per MB"),
     quantity("rss-mib", "resident memory of a proxy", "MiB"),
     quantity("bytes-per-connection", "memory of each, per proxy", "bytes"),
     quantity("bytes-per-pod", "memory of each pod, per proxy", "bytes"),
@@ -166,6 +168,16 @@ pub(super) fn values(gives: Gives, measured: &Measured, cpu: Option<f64>) -> Vec
             let over = measured.alone.map(|alone| ("p99-over-alone", measured.latency.p99 / alone.p99.max(1.0)));
             own().into_iter().chain(over).chain(late).chain([("bulk-gbit-per-s", gbit)]).collect()
         }
+    }
+}
+
+/// System calls of the proxies per request, connection or MB, where they can be counted against something.
+pub(super) fn calls(gives: Gives, measured: &Measured, calls: u64) -> Option<(&'static str, f64)> {
+    let calls = calls as f64;
+    match gives {
+        Gives::Bytes => Some(("calls-per-mb", calls * 1e6 / (measured.bytes as f64).max(1.0))),
+        Gives::Rate => Some(("calls-each", calls / (measured.exchanges as f64).max(1.0))),
+        Gives::Latency | Gives::Beside => None,
     }
 }
 
