@@ -193,6 +193,32 @@ fn a_tool_that_is_missing_is_named_before_anything_starts() {
 }
 
 #[test]
+fn policies_are_pushed_under_load_and_nobody_is_refused_wrongly() {
+    let scenarios = ["push", "scale", "policies", "policies-connect-16", "policies-push"];
+    let mut command = Command::new(STILLMESH);
+    command.args(["bench", "--rounds", "1", "--seconds", "0.5", "--foreign", "100", "--json"]);
+    command.args(["--workloads", "20", "--policies", "30"]);
+    command.args(scenarios.iter().flat_map(|scenario| ["--scenario", *scenario]));
+    let found = succeeded(&run(&mut command));
+    let samples = found["samples"].as_array().expect("samples");
+    let of = |system: &str, scenario: &str, quantity: &str| -> Vec<f64> {
+        let those = samples.iter().filter(|one| one["system"] == *system && one["scenario"] == *scenario);
+        those.filter_map(|one| one["values"][quantity].as_f64()).collect()
+    };
+    for scenario in ["push", "policies-push"] {
+        assert_eq!(of("mesh", scenario, "refused"), [0.0], "{scenario}");
+        for quantity in ["p99-us", "p99-over-alone", "in-force-ms", "lifted-ms"] {
+            let values = of("mesh", scenario, quantity);
+            assert!(values.len() == 1 && values[0] > 0.0, "{scenario} {quantity} {values:?}");
+        }
+        assert!(of("raw", scenario, "p99-us").is_empty());
+    }
+    assert_eq!(of("mesh", "policies-connect-16", "per-s").len(), 1);
+    assert_eq!(of("mesh", "policies", "known-s").len(), 1);
+    assert!(of("mesh", "policies", "rss-mib").iter().any(|memory| *memory > 0.1));
+}
+
+#[test]
 fn another_make_of_node_tunnels_is_measured_in_a_mesh_of_its_own() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     // It tells that it was in our place, and that it was told what a tunnel needs to know, and is ours.

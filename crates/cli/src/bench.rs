@@ -8,6 +8,7 @@ mod crowd;
 pub(crate) mod load;
 mod memory;
 mod place;
+mod policies;
 mod process;
 mod report;
 mod run;
@@ -44,6 +45,9 @@ pub struct Bench {
     /// Workloads to put into the configuration for the last measurement; 0 leaves it out
     #[arg(long, default_value_t = 10_000)]
     workloads: u32,
+    /// Policies to load beside those workloads; 0 leaves them out
+    #[arg(long, default_value_t = 1000)]
+    policies: u32,
     /// Pods to start on each node for the measurements beside many; 0 leaves those out
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=200))]
     pods: u32,

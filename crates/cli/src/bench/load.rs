@@ -73,6 +73,8 @@ pub(crate) enum Shape {
     Cold,
     /// Holds idle connections.
     Idle,
+    /// New connections, one after the other, each counted as answered or refused.
+    Probe,
     /// Sends a known word again and again.
     Word,
 }
@@ -101,6 +103,9 @@ pub(crate) struct Client {
     /// Hosts and ports of the others.
     #[arg(long, value_delimiter = ',')]
     others: Vec<String>,
+    /// What ends a probe.
+    #[arg(long, default_value = "end")]
+    until: closed::Until,
     /// The word that is sent.
     #[arg(long, default_value = "word")]
     word: String,
@@ -121,6 +126,8 @@ pub(crate) struct Measured {
     pub(crate) alone: Option<Latency>,
     /// By how much requests were sent too late, at the 99th percentile: what the client itself adds.
     pub(crate) late_p99_us: Option<f64>,
+    /// Connections of a probe that got no answer.
+    pub(crate) refused: u64,
 }
 
 /// Percentiles, µs.
@@ -162,6 +169,7 @@ impl Client {
                 let others = self.others.iter().map(|other| find(other)).collect::<anyhow::Result<Vec<_>>>()?;
                 closed::cold(target, &others, connections)
             }
+            Shape::Probe => closed::probe(target, self.until, length),
             Shape::Open => open::run(target, connections, self.rate, length),
             Shape::Mixed => open::beside_bulk(target, connections, self.rate, length),
             Shape::Idle => idle(target, connections),

@@ -75,32 +75,39 @@ pub(super) fn idle(
     Ok(())
 }
 
-/// Time to readiness and memory with many workloads in the configuration: they are put into the cluster directory, and a
-/// node tunnel is started anew.
+/// Time to readiness and memory with many workloads in the configuration ([`fill`]): a node tunnel is started anew.
 pub(super) fn scale(stage: &Stage, workloads: u32, points: &mut Vec<Point>) -> anyhow::Result<()> {
     for (system, mesh) in &stage.meshes {
-        crate::output::note(&format!("… {workloads} workloads in the configuration, {system}"));
         points.push(once("scale", system, scaled(mesh, workloads).with_context(|| format!("scale, {system}"))?));
     }
     Ok(())
 }
 
+/// Puts many workloads into every mesh's configuration, and waits until node1's tunnels have them.
+pub(super) fn fill(stage: &Stage, workloads: u32) -> anyhow::Result<()> {
+    for (system, mesh) in &stage.meshes {
+        crate::output::note(&format!("… {workloads} workloads in the configuration, {system}"));
+        let (count, exe) = (workloads.to_string(), mesh.exe());
+        let fill = ["bench-load", "fill", "--workloads", &count];
+        mesh.must(&[&["exec", "-n", "istio-system", "stillmesh-controller", "--", &exe], &fill[..]].concat())?;
+        until(|| {
+            let known = known(mesh, "node1", "workloads")?;
+            ensure!(known >= workloads as usize, "{known} workloads are known");
+            Ok(())
+        })
+        .with_context(|| format!("{workloads} workloads, {system}"))?;
+    }
+    Ok(())
+}
+
+/// How many workloads or policies a node's tunnel has.
+pub(super) fn known(mesh: &Mesh, node: &str, what: &str) -> anyhow::Result<usize> {
+    let dump = mesh.fetch("istio-system", &format!("ztunnel-{node}"), "127.0.0.1:15000", "/config_dump")?;
+    let dump: serde_json::Value = serde_json::from_str(&dump)?;
+    Ok(dump[what].as_array().map_or(0, Vec::len))
+}
+
 fn scaled(mesh: &Mesh, workloads: u32) -> anyhow::Result<BTreeMap<&'static str, f64>> {
-    let count = workloads.to_string();
-    let exe = mesh.exe();
-    let fill =
-        ["exec", "-n", "istio-system", "stillmesh-controller", "--", &exe, "bench-load", "fill", "--workloads", &count];
-    mesh.must(&fill)?;
-    let known = || -> anyhow::Result<usize> {
-        let dump = mesh.fetch("istio-system", "ztunnel-node1", "127.0.0.1:15000", "/config_dump")?;
-        let dump: serde_json::Value = serde_json::from_str(&dump)?;
-        Ok(dump["workloads"].as_array().map_or(0, Vec::len))
-    };
-    until(|| {
-        let known = known()?;
-        ensure!(known >= workloads as usize, "{known} workloads are known");
-        Ok(())
-    })?;
     let before = tunnel(mesh, "node1")?;
     // The program is process 2 of its container, behind the container's init.
     mesh.run(&["exec", "-n", "istio-system", "ztunnel-node1", "--", "sh", "-c", "kill -9 2"])?;
@@ -111,6 +118,9 @@ fn scaled(mesh: &Mesh, workloads: u32) -> anyhow::Result<BTreeMap<&'static str, 
     let after = tunnel(mesh, "node1")?;
     ensure!(after != before, "the node tunnel was not started anew");
     let memory = resident(&[after])?;
-    ensure!(known()? >= workloads as usize, "the node tunnel was ready before it had every workload");
+    ensure!(
+        known(mesh, "node1", "workloads")? >= workloads as usize,
+        "the node tunnel was ready before it had every workload"
+    );
     Ok([("rss-mib", memory / MIB), ("restart-s", restart.as_secs_f64())].into())
 }

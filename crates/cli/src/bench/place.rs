@@ -100,6 +100,16 @@ impl Stage {
         Ok(())
     }
 
+    /// Finds proxies again, of which some were started anew, and sees every system serve.
+    pub(super) fn find_again(&mut self) -> anyhow::Result<()> {
+        for place in &mut self.places {
+            until(|| place.client("closed", 1, 0.0)?.measure().map(drop))
+                .with_context(|| format!("{} does not serve any more", place.name))?;
+            place.proxies = place.find_proxies()?;
+        }
+        Ok(())
+    }
+
     /// Takes the meshes down.
     pub(super) fn down(&self) -> anyhow::Result<()> {
         self.meshes.iter().try_for_each(|(_, mesh)| mesh.down())
@@ -250,7 +260,17 @@ impl Client {
 
     /// Has it begin, and waits for what it measured. Its connections stay open.
     pub(super) fn go(&mut self) -> anyhow::Result<Measured> {
-        self.input.as_mut().context("the client was ended")?.write_all(b"\n").context("the client is gone")?;
+        self.begin()?;
+        self.finish()
+    }
+
+    /// Has it begin.
+    pub(super) fn begin(&mut self) -> anyhow::Result<()> {
+        self.input.as_mut().context("the client was ended")?.write_all(b"\n").context("the client is gone")
+    }
+
+    /// Waits for what it measured. Its connections stay open.
+    pub(super) fn finish(&mut self) -> anyhow::Result<Measured> {
         let line = self.line()?;
         serde_json::from_str(&line).with_context(|| format!("the client said {line:?}"))
     }

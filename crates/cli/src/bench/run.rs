@@ -8,9 +8,10 @@ use anyhow::Context;
 use super::crowd::Crowd;
 use super::load::Measured;
 use super::place::{Client, Place, Stage};
+use super::policies::{self, Pushed};
 use super::process::{Cpu, Process, Usage};
 use super::report::{Point, Report};
-use super::scenario::{ALL, Gives, Kind, Scenario, calls, values};
+use super::scenario::{ALL, Beside, Gives, Kind, Scenario, calls, values};
 use super::systems::{System, Wire};
 use super::watch::Watch;
 use super::{Bench, memory, wire};
@@ -27,31 +28,59 @@ struct Sample {
     foreign: f64,
     /// System calls of the proxies, where they were counted.
     calls: Option<u64>,
+    /// Quantities beside those of the load.
+    more: Vec<(&'static str, f64)>,
 }
 
 pub(super) fn run(bench: &Bench, systems: &[System]) -> anyhow::Result<Report> {
     crate::driver::clear_away_when_interrupted()?;
     crate::output::note("… the systems start");
-    let stage = Stage::set(systems)?;
+    let mut stage = Stage::set(systems)?;
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut points = Vec::new();
     let fresh = memory::fresh(&stage, &mut points)?;
     // What is wrong with this is wrong with everything after it.
     let wires = wire::check_all(&stage)?;
+    let with_tunnels = |place: &&Place| place.in_mesh && place.wire == Wire::Encrypted;
     let chosen = |scenario: &&Scenario| bench.scenarios.is_empty() || bench.scenarios.iter().any(|one| one == scenario);
-    let mut crowd = None;
-    for scenario in ALL.iter().filter(chosen).filter(|scenario| !scenario.crowd || bench.pods > 0) {
-        match (scenario.crowd, crowd.take()) {
-            (true, None) => crowd = Some(Crowd::gather(&stage, bench.pods, &mut points)?),
-            (true, gathered) => crowd = gathered,
-            (false, Some(gathered)) => gathered.leave(&stage)?,
-            (false, None) => {}
+    let possible = |scenario: &&Scenario| match scenario.beside {
+        Beside::Nothing => true,
+        Beside::Crowd => bench.pods > 0,
+        Beside::Workloads => bench.workloads > 0,
+        Beside::Policies => bench.policies > 0,
+    };
+    let (mut crowd, mut is_filled, mut has_policies) = (None, false, false);
+    for scenario in ALL.iter().filter(chosen).filter(possible) {
+        match (scenario.beside, crowd.take()) {
+            (Beside::Crowd, None) => crowd = Some(Crowd::gather(&stage, bench.pods, &mut points)?),
+            (Beside::Crowd, gathered) => crowd = gathered,
+            (_, Some(gathered)) => gathered.leave(&stage)?,
+            (_, None) => {}
+        }
+        let with_many = matches!(scenario.beside, Beside::Workloads | Beside::Policies);
+        if with_many && !is_filled && bench.workloads > 0 {
+            memory::fill(&stage, bench.workloads)?;
+            is_filled = true;
+        }
+        if scenario.beside == Beside::Policies && !has_policies {
+            policies::load(&stage, bench.policies, &mut points)?;
+            has_policies = true;
         }
         match scenario.kind {
-            Kind::Fresh | Kind::Crowd => {}
+            Kind::Once => {}
+            Kind::Push => {
+                let in_turns = Turns { bench, stage: &stage, scenario, gives: Gives::Pushed };
+                in_turns.measure(with_tunnels, &mut points, |place, watch| {
+                    let watching = watch.begin(&place.proxies)?;
+                    let (usage, started) = (Usage::now()?, Instant::now());
+                    let Pushed { measured, more } = policies::push(place, bench.seconds)?;
+                    let foreign = Usage::now()?.foreign_since(usage, started.elapsed().as_secs_f64(), cpus);
+                    let calls = watching.end()?;
+                    Ok(Sample { measured, cpu: None, foreign, calls, more })
+                })?;
+            }
             Kind::Cold { at_a_time } => {
                 let in_turns = Turns { bench, stage: &stage, scenario, gives: Gives::Rate };
-                let with_tunnels = |place: &&Place| place.in_mesh && place.wire == Wire::Encrypted;
                 in_turns.measure(with_tunnels, &mut points, |place, watch| {
                     let others = crowd.as_ref().map_or(String::new(), |crowd| crowd.far(place).join(","));
                     place.in_new_pod("cold", at_a_time, &["--others", &others], |client| {
@@ -68,8 +97,10 @@ pub(super) fn run(bench: &Bench, systems: &[System]) -> anyhow::Result<Report> {
                 )?;
             }
             Kind::Idle { connections } => memory::idle(&stage, scenario, connections, &fresh, &mut points)?,
-            Kind::Scale if bench.workloads > 0 => memory::scale(&stage, bench.workloads, &mut points)?,
-            Kind::Scale => {}
+            Kind::Scale => {
+                memory::scale(&stage, bench.workloads, &mut points)?;
+                stage.find_again()?;
+            }
         }
     }
     stage.down()?;
@@ -128,7 +159,7 @@ impl Turns<'_> {
                     attempts,
                     foreign_percent: sample.foreign * 100.0,
                     disturbed: sample.foreign * 100.0 > bench.foreign,
-                    values: values(gives, &sample.measured, sample.cpu).into_iter().collect(),
+                    values: values(gives, &sample.measured, sample.cpu).into_iter().chain(sample.more).collect(),
                 });
             }
         }
@@ -175,7 +206,7 @@ fn sample(place: &Place, mut client: Client, cpus: usize, watch: &Watch) -> anyh
     let foreign = Usage::now()?.foreign_since(usage, elapsed, cpus);
     let calls = watching.end()?;
     client.end()?;
-    Ok(Sample { measured, cpu: (!place.proxies.is_empty()).then_some(spent), foreign, calls })
+    Ok(Sample { measured, cpu: (!place.proxies.is_empty()).then_some(spent), foreign, calls, more: Vec::new() })
 }
 
 fn cpu(proxies: &[Process]) -> anyhow::Result<Vec<Cpu>> {
@@ -195,7 +226,7 @@ mod tests {
         let mut shares = shares.iter();
         let measure = || {
             let foreign = *shares.next().context("one more than it was to take")?;
-            Ok(Sample { measured: Measured::default(), cpu: None, foreign, calls: None })
+            Ok(Sample { measured: Measured::default(), cpu: None, foreign, calls: None, more: Vec::new() })
         };
         let (sample, attempts) = repeat(0.05, measure).unwrap();
         (sample.foreign, attempts)

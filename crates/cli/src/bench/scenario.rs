@@ -11,8 +11,21 @@ pub(super) struct Scenario {
     pub(super) what: &'static str,
     /// What is done.
     pub(super) kind: Kind,
-    /// Many pods are there meanwhile.
-    pub(super) crowd: bool,
+    /// What is there meanwhile.
+    pub(super) beside: Beside,
+}
+
+/// What is there beside the systems while a scenario is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Beside {
+    /// Nothing.
+    Nothing,
+    /// Many pods.
+    Crowd,
+    /// Many workloads in the configuration.
+    Workloads,
+    /// Many workloads, and many policies for the destination.
+    Policies,
 }
 
 /// What a scenario does.
@@ -20,12 +33,12 @@ pub(super) struct Scenario {
 pub(super) enum Kind {
     /// Traffic of a shape over so many connections, every round.
     Load { shape: &'static str, connections: u32, gives: Gives },
-    /// Memory of proxies before there was any traffic, once.
-    Fresh,
     /// Memory of proxies while so many connections are idle, and after, once.
     Idle { connections: u32 },
-    /// Memory of proxies with many pods on their nodes, once.
-    Crowd,
+    /// What making the surroundings says, once.
+    Once,
+    /// Requests at a rate while policies are pushed, every round.
+    Push,
     /// The first connections of a new pod, to many others, so many at a time, every round.
     Cold { at_a_time: u32 },
     /// A large configuration, once.
@@ -43,6 +56,8 @@ pub(super) enum Gives {
     Latency,
     /// As before, what it was alone, and bytes beside it.
     Beside,
+    /// The latency at a rate that is given, and what it was alone.
+    Pushed,
 }
 
 /// Requests per second where they are sent when due.
@@ -53,16 +68,18 @@ const fn load(name: &'static str, what: &'static str, shape: &'static str, conne
 }
 
 const fn other(name: &'static str, what: &'static str, kind: Kind) -> Scenario {
-    Scenario { name, what, kind, crowd: false }
+    Scenario { name, what, kind, beside: Beside::Nothing }
 }
 
-const fn in_crowd(scenario: Scenario) -> Scenario {
-    Scenario { crowd: true, ..scenario }
+impl Scenario {
+    const fn beside(self, beside: Beside) -> Self {
+        Self { beside, ..self }
+    }
 }
 
 /// All of them, in the order in which they are measured: what is to find proxies fresh first.
-pub(super) static ALL: [Scenario; 19] = [
-    other("fresh", "memory before any traffic", Kind::Fresh),
+pub(super) static ALL: [Scenario; 23] = [
+    other("fresh", "memory before any traffic", Kind::Once),
     load("bulk-1", "bulk, 1 stream", "bulk", 1, Gives::Bytes),
     load("bulk-8", "bulk, 8 streams", "bulk", 8, Gives::Bytes),
     load("bulk-64", "bulk, 64 streams", "bulk", 64, Gives::Bytes),
@@ -76,11 +93,17 @@ pub(super) static ALL: [Scenario; 19] = [
     load("connect-16", "new connections, 16 at a time", "connect", 16, Gives::Rate),
     other("idle-1000", "1000 idle connections", Kind::Idle { connections: 1000 }),
     other("idle-9000", "9000 idle connections", Kind::Idle { connections: 9000 }),
-    in_crowd(other("crowd", "many pods on each node", Kind::Crowd)),
-    in_crowd(load("crowd-open-16", "1000 requests/s, 16 connections, beside many pods", "open", 16, Gives::Latency)),
-    in_crowd(other("cold-1", "new tunnels, 1 at a time", Kind::Cold { at_a_time: 1 })),
-    in_crowd(other("cold-16", "new tunnels, 16 at a time", Kind::Cold { at_a_time: 16 })),
-    other("scale", "many workloads in the configuration", Kind::Scale),
+    other("push", "policies pushed, 1000 requests/s", Kind::Push),
+    other("crowd", "many pods on each node", Kind::Once).beside(Beside::Crowd),
+    load("crowd-open-16", "1000 requests/s, 16 connections, beside many pods", "open", 16, Gives::Latency)
+        .beside(Beside::Crowd),
+    other("cold-1", "new tunnels, 1 at a time", Kind::Cold { at_a_time: 1 }).beside(Beside::Crowd),
+    other("cold-16", "new tunnels, 16 at a time", Kind::Cold { at_a_time: 16 }).beside(Beside::Crowd),
+    other("scale", "many workloads in the configuration", Kind::Scale).beside(Beside::Workloads),
+    other("policies", "many workloads and policies", Kind::Once).beside(Beside::Policies),
+    load("policies-connect-16", "new connections, 16 at a time, many policies", "connect", 16, Gives::Rate)
+        .beside(Beside::Policies),
+    other("policies-push", "policies pushed beside many, 1000 requests/s", Kind::Push).beside(Beside::Policies),
 ];
 
 /// A scenario by its name.
@@ -110,7 +133,7 @@ const fn detail(name: &'static str, what: &'static str, unit: &'static str) -> Q
 }
 
 /// All of them, in the order of reports.
-pub(super) static QUANTITIES: [Quantity; 20] = [
+pub(super) static QUANTITIES: [Quantity; 24] = [
     quantity("gbit-per-s", "", "Gbit/s"),
     quantity("cpu-s-per-gb", "proxies' CPU", "s per GB"),
     quantity("per-s", "", "per s"),
@@ -122,6 +145,10 @@ pub(super) static QUANTITIES: [Quantity; 20] = [
     quantity("p99-over-alone", "p99 ÷ p99 alone", ""),
     quantity("bulk-gbit-per-s", "the stream beside", "Gbit/s"),
     detail("late-p99-us", "sent late, p99", "µs"),
+    quantity("refused", "new connections refused wrongly", ""),
+    quantity("in-force-ms", "policy written to new connections refused", "ms"),
+    quantity("lifted-ms", "policy deleted to new connections answered", "ms"),
+    quantity("known-s", "policies written to all known", "s"),
     quantity("cpu-us-each", "proxies' CPU", "µs each"),
     quantity("calls-each", "proxies' system calls", "each"),
     quantity("calls-per-mb", "proxies' system calls", "per MB"),
@@ -155,6 +182,7 @@ pub(super) fn values(gives: Gives, measured: &Measured, cpu: Option<f64>) -> Vec
     };
     let late = measured.late_p99_us.map(|late| ("late-p99-us", late));
     let own = || percentiles(&measured.latency);
+    let over = || measured.alone.map(|alone| ("p99-over-alone", measured.latency.p99 / alone.p99.max(1.0)));
     match gives {
         Gives::Bytes => {
             [("gbit-per-s", gbit)].into_iter().chain(each("cpu-s-per-gb", measured.bytes as f64 / 1e9)).collect()
@@ -164,10 +192,8 @@ pub(super) fn values(gives: Gives, measured: &Measured, cpu: Option<f64>) -> Vec
             rate.into_iter().chain(own()).chain(each("cpu-us-each", exchanges / 1e6)).collect()
         }
         Gives::Latency => own().into_iter().chain(late).chain(each("cpu-us-each", exchanges / 1e6)).collect(),
-        Gives::Beside => {
-            let over = measured.alone.map(|alone| ("p99-over-alone", measured.latency.p99 / alone.p99.max(1.0)));
-            own().into_iter().chain(over).chain(late).chain([("bulk-gbit-per-s", gbit)]).collect()
-        }
+        Gives::Beside => own().into_iter().chain(over()).chain(late).chain([("bulk-gbit-per-s", gbit)]).collect(),
+        Gives::Pushed => own().into_iter().chain(over()).chain(late).collect(),
     }
 }
 
@@ -177,7 +203,7 @@ pub(super) fn calls(gives: Gives, measured: &Measured, calls: u64) -> Option<(&'
     match gives {
         Gives::Bytes => Some(("calls-per-mb", calls * 1e6 / (measured.bytes as f64).max(1.0))),
         Gives::Rate => Some(("calls-each", calls / (measured.exchanges as f64).max(1.0))),
-        Gives::Latency | Gives::Beside => None,
+        Gives::Latency | Gives::Beside | Gives::Pushed => None,
     }
 }
 
@@ -195,8 +221,15 @@ mod tests {
     fn every_value_is_a_known_quantity() {
         let latency = Latency { p50: 1.0, p90: 2.0, p99: 30.0, p999: 4.0, max: 5.0 };
         let alone = Some(Latency { p99: 20.0, ..latency });
-        let measured =
-            Measured { seconds: 2.0, bytes: 2_000_000_000, exchanges: 4000, latency, alone, late_p99_us: Some(1.0) };
+        let measured = Measured {
+            seconds: 2.0,
+            bytes: 2_000_000_000,
+            exchanges: 4000,
+            latency,
+            alone,
+            late_p99_us: Some(1.0),
+            refused: 0,
+        };
         let find = |gives, name: &str| {
             let all = values(gives, &measured, Some(0.5));
             assert!(all.iter().all(|(name, _)| quantity_named(name).is_some()));

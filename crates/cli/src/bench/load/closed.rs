@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use clap::ValueEnum;
 use hdrhistogram::Histogram;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -214,4 +215,39 @@ pub(super) fn cold(target: SocketAddr, others: &[SocketAddr], at_a_time: usize) 
         times.add(one)?;
     }
     done(&exchanges(started, &times))
+}
+
+/// What ends a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Until {
+    /// Its time is over.
+    End,
+    /// A connection was refused.
+    Refused,
+    /// A connection was answered.
+    Answered,
+}
+
+/// New connections, one after the other with a pause between them.
+pub(super) fn probe(target: SocketAddr, until: Until, length: Duration) -> anyhow::Result<()> {
+    if until != Until::Answered {
+        drop(warm(target)?);
+    }
+    let (pause, length) = match until {
+        Until::End => (Duration::from_millis(10), length),
+        _ => (Duration::from_millis(1), STALL),
+    };
+    ready()?;
+    let started = Instant::now();
+    let mut measured = Measured::default();
+    while started.elapsed() < length {
+        let answered = dial(target).and_then(|mut stream| first_exchange(&mut stream)).is_ok();
+        *(if answered { &mut measured.exchanges } else { &mut measured.refused }) += 1;
+        if (until == Until::Answered && answered) || (until == Until::Refused && !answered) {
+            return done(&Measured { seconds: started.elapsed().as_secs_f64(), ..measured });
+        }
+        std::thread::sleep(pause);
+    }
+    ensure!(until == Until::End, "no connection was {until:?} for {length:?}");
+    done(&Measured { seconds: started.elapsed().as_secs_f64(), ..measured })
 }
