@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clients::Peer;
+use crate::path::forward::Introduction;
 use crate::path::{self, PathError};
 use crate::record::series::Known;
 use crate::record::{self, Early, Origin};
@@ -76,7 +77,9 @@ async fn session(
     let identity = session.peer().clone();
     let entered = waypoint.clients.enter(Peer { address: peer, local, identity: identity.clone() });
     let leave = session.leave();
-    let client = Arc::new(Client { waypoint: waypoint.clone(), address: peer, local, identity, leave: leave.clone() });
+    let introduction = Introduction::new(peer.ip(), &identity, &waypoint.config.identity);
+    let (owner, ends) = (waypoint.clone(), leave.clone());
+    let client = Arc::new(Client { waypoint: owner, address: peer, local, identity, introduction, leave: ends });
     let moves = async {
         entered.moves().await;
         leave.cancel();
@@ -104,6 +107,8 @@ pub struct Client {
     pub local: SocketAddr,
     /// Who it is, by its certificate.
     pub identity: Identity,
+    /// How endpoints are told of it.
+    pub introduction: Introduction,
     /// Cancelled when it is to connect anew: what is open takes no new requests.
     pub leave: CancellationToken,
 }

@@ -120,37 +120,42 @@ fn listed(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     values.flat_map(|value| value.split(',')).map(str::trim).filter(|token| !token.is_empty())
 }
 
-/// The client of a request, as the endpoint is told.
-#[derive(Clone, Copy, Debug)]
-pub struct From<'a> {
-    /// Its address.
-    pub address: IpAddr,
-    /// Its identity.
-    pub identity: &'a Identity,
-    /// Whether what it says of others is believed: a gateway of this mesh.
-    pub is_gateway: bool,
-    /// The waypoint's identity.
-    pub own: &'a Identity,
+/// A client as endpoints are told of it, the same for all of its requests.
+#[derive(Debug)]
+pub struct Introduction {
+    address: HeaderValue,
+    certificate: HeaderValue,
 }
 
-/// Says who the client is. What it says itself counts only where it is a gateway.
-pub fn introduce(headers: &mut HeaderMap, from: From<'_>) {
-    let append = |headers: &mut HeaderMap, name: HeaderName, text: String| {
+impl Introduction {
+    /// Of a client at an address, and its identity, to a waypoint with this one.
+    pub fn new(address: IpAddr, identity: &Identity, own: &Identity) -> Self {
+        let value = |text: String| HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""));
+        Self { address: value(address.to_string()), certificate: value(format!("By={own};URI={identity}")) }
+    }
+}
+
+/// Says who the client is. What it says itself counts only where it is a gateway of this mesh.
+pub fn introduce(headers: &mut HeaderMap, client: &Introduction, is_gateway: bool) {
+    let append = |headers: &mut HeaderMap, name: HeaderName, own: &HeaderValue| {
         let before =
             headers.get_all(&name).iter().filter_map(|value| value.to_str().ok()).collect::<Vec<_>>().join(",");
-        let whole = if before.is_empty() { text } else { format!("{before},{text}") };
-        if let Ok(value) = HeaderValue::try_from(whole) {
+        let whole = match before.is_empty() {
+            true => Ok(own.clone()),
+            false => HeaderValue::try_from([before.as_bytes(), b",", own.as_bytes()].concat()),
+        };
+        if let Ok(value) = whole {
             headers.insert(name, value);
         }
     };
-    if !from.is_gateway {
+    if !is_gateway {
         headers.remove(FORWARDED_FOR);
         headers.remove(FORWARDED_PROTO);
         headers.remove(FORWARDED_CERTIFICATE);
         headers.remove(header::FORWARDED);
     }
-    append(headers, FORWARDED_FOR, from.address.to_string());
-    append(headers, FORWARDED_CERTIFICATE, format!("By={};URI={}", from.own, from.identity));
+    append(headers, FORWARDED_FOR, &client.address);
+    append(headers, FORWARDED_CERTIFICATE, &client.certificate);
     if !headers.contains_key(FORWARDED_PROTO) {
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
@@ -162,9 +167,13 @@ pub fn request_id(headers: &mut HeaderMap, bits: u128) -> HeaderValue {
         return id.clone();
     }
     let bits = (bits & !(0xf << 76) & !(0b11 << 62)) | (0x4 << 76) | (0b10 << 62);
-    let hex = format!("{bits:032x}");
-    let part = |range: std::ops::Range<usize>| hex.get(range).unwrap_or_default();
-    let text = format!("{}-{}-{}-{}-{}", part(0..8), part(8..12), part(12..16), part(16..20), part(20..32));
+    let mut text = String::with_capacity(36);
+    for shift in (0..128).step_by(4).rev() {
+        text.extend(u32::try_from(bits >> shift & 0xf).ok().and_then(|digit| char::from_digit(digit, 16)));
+        if [96, 80, 64, 48].contains(&shift) {
+            text.push('-');
+        }
+    }
     let id = HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("0"));
     headers.insert(REQUEST_ID, id.clone());
     id

@@ -383,7 +383,6 @@ fn prepare(
     version: Version,
     asked: Option<&HeaderValue>,
 ) -> Result<(), PathError> {
-    let config = &downstream.waypoint().config;
     forward::strip(&mut head.headers);
     forward::target(head, version)?;
     if version == Version::One {
@@ -400,14 +399,8 @@ fn prepare(
             head.headers.insert(header::CONNECTION, HeaderValue::from_static(connection));
         }
     }
-    let client = &downstream.client;
-    let from = forward::From {
-        address: client.address.ip(),
-        identity: &client.identity,
-        is_gateway: authorize::is_believed(downstream, &downstream.waypoint().snapshots.load()),
-        own: &config.identity,
-    };
-    forward::introduce(&mut head.headers, from);
+    let is_gateway = authorize::is_believed(downstream, &downstream.waypoint().snapshots.load());
+    forward::introduce(&mut head.headers, &downstream.client.introduction, is_gateway);
     Ok(())
 }
 

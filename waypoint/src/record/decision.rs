@@ -108,6 +108,7 @@ pub struct Origin {
     client: Address,
     dialled: Address,
     source: Option<Arc<Workload>>,
+    address: String,
     identity: String,
     authority: String,
 }
@@ -120,6 +121,7 @@ impl Origin {
             client: client.address.into(),
             dialled: client.local.into(),
             source,
+            address: client.address.to_string(),
             identity: client.identity.to_string(),
             authority: authority.to_string(),
         }
@@ -128,6 +130,21 @@ impl Origin {
     /// The CONNECT's trace, which the client's ztunnel knows it by.
     pub fn trace(&self) -> u128 {
         self.trace
+    }
+
+    /// The client's address and port.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The client's identity.
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    /// What the CONNECT asked for.
+    pub fn authority(&self) -> &str {
+        &self.authority
     }
 
     fn record(&self, hop: Hop) -> Record {

@@ -81,7 +81,7 @@ impl Request {
         received: Arc<Received>,
         under_way: UnderWay,
     ) -> Self {
-        let short = |text: &str| text.chars().take(LONGEST).collect::<String>();
+        let short = |text: &str| text.get(..text.floor_char_boundary(LONGEST)).unwrap_or_default().to_owned();
         under_way.progress().receives(&received);
         let waypoint = downstream.waypoint();
         let service = downstream.target.service().map(|service| &service.key);
@@ -322,11 +322,11 @@ impl Request {
         tracing::event!(
             target: "access",
             tracing::Level::INFO,
-            src.addr = %source.client.address,
+            src.addr = %source.origin.address(),
             src.workload = source.party.workload.as_deref(),
             src.namespace = source.party.namespace.as_deref(),
-            src.identity = %source.client.identity,
-            dst.hbone_addr = %source.authority,
+            src.identity = %source.origin.identity(),
+            dst.hbone_addr = %source.origin.authority(),
             dst.service = self.service.as_ref().map(|service| &*service.key.hostname),
             dst.workload = self.endpoint.as_ref().map(|workload| &*workload.name),
             dst.namespace = self.endpoint.as_ref().map(|workload| &*workload.namespace),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use foldhash::quality::RandomState;
 use parking_lot::{Mutex, RwLock};
 use stillmesh_core::decide::retry::Outcome;
 use stillmesh_core::decide::{Live, Target};
@@ -24,7 +25,7 @@ use super::outliers::{Health, Why, may_eject};
 /// All of a waypoint.
 #[derive(Debug, Default)]
 pub struct Clusters {
-    all: Mutex<HashMap<Key, Arc<Cluster>>>,
+    all: Mutex<HashMap<Key, Arc<Cluster>, RandomState>>,
 }
 
 /// `None`: everything that is dialled by its own address.
@@ -49,7 +50,7 @@ impl Key {
 /// Endpoints that are treated alike.
 #[derive(Debug, Default)]
 pub struct Cluster {
-    members: RwLock<HashMap<WorkloadUid, Arc<Member>>>,
+    members: RwLock<HashMap<WorkloadUid, Arc<Member>, RandomState>>,
     turn: AtomicU64,
     requests: AtomicUsize,
     retries: AtomicUsize,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use foldhash::quality::RandomState;
 use futures::task::AtomicWaker;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper::rt::Executor;
@@ -64,7 +65,7 @@ pub struct Kept {
 /// All of them.
 #[derive(Debug)]
 pub struct Connections {
-    slots: Mutex<HashMap<Key, Arc<Slot>>>,
+    slots: Mutex<HashMap<Key, Arc<Slot>, RandomState>>,
     limits: Limits,
     tasks: Tasks,
 }

@@ -5,6 +5,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use foldhash::quality::RandomState;
+
 use super::shards::Shards;
 use super::streams::StreamTable;
 use crate::model::http::{HttpRoute, PathMatch, RequestMatch, RouteKey, RouteKind, RouteRule};
@@ -75,14 +77,15 @@ impl Routes {
 }
 
 /// By whose clients they are for (`None`: everybody's), then by port (`None`: every other port).
-type Tables<T> = HashMap<Option<Str>, HashMap<Option<u16>, T>>;
+type Tables<T> = HashMap<Option<Str>, HashMap<Option<u16>, T, RandomState>, RandomState>;
 
 fn of_client<'a, T>(tables: &'a Tables<T>, port: u16, client_namespace: Option<&str>) -> Option<&'a T> {
     let of = |consumer: &Option<Str>| {
         let ports = tables.get(consumer)?;
         ports.get(&Some(port)).or_else(|| ports.get(&None))
     };
-    let own = client_namespace.and_then(|namespace| of(&Some(namespace.into())));
+    let is_for_some = tables.keys().any(Option::is_some);
+    let own = client_namespace.filter(|_| is_for_some).and_then(|namespace| of(&Some(namespace.into())));
     own.or_else(|| of(&None))
 }
 
@@ -146,8 +149,8 @@ fn joined<'a, T>(
 #[derive(Debug, Default)]
 pub struct RouteTable {
     entries: Vec<Entry>,
-    exact: HashMap<Str, Vec<usize>>,
-    prefixes: HashMap<Str, Vec<usize>>,
+    exact: HashMap<Str, Vec<usize>, RandomState>,
+    prefixes: HashMap<Str, Vec<usize>, RandomState>,
     /// Of the prefixes; ascending.
     lengths: Vec<usize>,
     /// Entries whose path is not indexed.

@@ -5,14 +5,15 @@
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
+
+use foldhash::quality::FixedState;
 
 /// 10,000 entries make shards of about 40: what one change copies.
 const SHARDS: usize = 256;
 
-type Shard<K, V> = HashMap<K, V, BuildHasherDefault<DefaultHasher>>;
+type Shard<K, V> = HashMap<K, V, FixedState>;
 
 /// The map. Cloning it costs one reference count.
 #[derive(Debug)]
@@ -111,9 +112,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Shards<K, V> {
 
 /// Below [`SHARDS`] by its type. The middle bits: the map inside a shard goes by the lowest and the highest ones.
 fn shard_of<Q: Hash + ?Sized>(key: &Q) -> usize {
-    let mut hasher = DefaultHasher::new();
-    key.hash(&mut hasher);
-    usize::from(hasher.finish().to_le_bytes()[4])
+    usize::from(FixedState::default().hash_one(key).to_le_bytes()[4])
 }
 
 #[cfg(test)]

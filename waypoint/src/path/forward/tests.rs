@@ -82,7 +82,7 @@ fn only_gateways_are_believed_about_others() {
         (true, "192.0.2.1,10.0.0.1", format!("URI=x,By={own};URI={client}"), "https"),
     ] {
         let mut headers = map(&told);
-        introduce(&mut headers, From { address: [10, 0, 0, 1].into(), identity: &client, is_gateway, own: &own });
+        introduce(&mut headers, &Introduction::new([10, 0, 0, 1].into(), &client, &own), is_gateway);
         assert_eq!(headers[FORWARDED_FOR], addresses);
         assert_eq!(headers[FORWARDED_CERTIFICATE], certificates.as_str());
         assert_eq!(headers[FORWARDED_PROTO], proto);
