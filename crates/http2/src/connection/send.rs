@@ -15,7 +15,7 @@ impl Connection {
     /// Whether a client may open a stream now. Errors say why not; those that pass: [`SendError::Full`] when a stream ends or
     /// with [`crate::Event::Settings`], [`SendError::OutputFull`] when output is taken.
     pub fn may_open(&self) -> Result<(), SendError> {
-        let limit = self.config.max_streams.min(self.peer.max_streams);
+        let limit = self.most_streams();
         if self.role != Role::Client {
             Err(SendError::Role)
         } else if self.failed.is_some() {
@@ -31,6 +31,11 @@ impl Connection {
         } else {
             Ok(())
         }
+    }
+
+    /// How many streams a client may have open at a time: the lesser of both ends' limits.
+    pub fn most_streams(&self) -> u32 {
+        self.config.max_streams.min(self.peer.max_streams)
     }
 
     /// The stream that a client opens next.
@@ -106,6 +111,15 @@ impl Connection {
     ///
     /// A client may send before its request is answered, where it knows that the peer takes that.
     pub fn room(&mut self, stream: u32) -> Room {
+        match self.allowance(stream) {
+            Room::Bytes(window) => Room::Bytes(window.min(self.peer.max_frame).min(self.config.max_data)),
+            none => none,
+        }
+    }
+
+    /// What the next DATA frames of a stream may carry together: bounded by its window and the connection's. As for
+    /// [`Connection::room`] else.
+    pub fn allowance(&mut self, stream: u32) -> Room {
         let may_send = |stream: &&mut Stream| stream.sends && (stream.answered || self.role == Role::Client);
         let Some(stream) = self.streams.get_mut(stream).filter(may_send).filter(|_| self.failed.is_none()) else {
             return Room::Never;
@@ -118,8 +132,7 @@ impl Connection {
             self.waits = true;
             return Room::Connection;
         }
-        let window = stream.send_window.min(self.send_window).unsigned_abs();
-        Room::Bytes(window.min(self.peer.max_frame).min(self.config.max_data))
+        Room::Bytes(stream.send_window.min(self.send_window).unsigned_abs())
     }
 
     /// The head of a DATA frame of `length` bytes, which are to be written right behind it; with `end`, it is the stream's last.
