@@ -1,50 +1,39 @@
-//! Received bytes that wait for their reader: large pieces as they came, small ones put together.
+//! Received bytes that wait for their reader.
 //!
 //! A peer may send a thousand frames of one byte each; what waits here costs about as much memory as it has bytes.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
-use bytes::{Buf, Bytes, BytesMut};
+/// The largest block that is made for more to come, bytes.
+const BLOCK: usize = 32 << 10;
 
-/// Pieces below this size are copied into their neighbour while a reader is behind, bytes.
-const SMALL: usize = 2 << 10;
-
-/// Room made at once for small pieces, bytes.
-const BLOCK: usize = 8 << 10;
-
-/// A queue of bytes.
+/// A queue of bytes, in blocks: each as large as all that waits when it is made.
 #[derive(Debug, Default)]
 pub(crate) struct Chunks {
-    pieces: VecDeque<Bytes>,
-    /// Small pieces put together; behind all others.
-    tail: BytesMut,
+    blocks: VecDeque<Vec<u8>>,
+    /// Of the first block, taken already.
+    taken: usize,
     bytes: usize,
 }
 
 impl Chunks {
-    pub(crate) fn push(&mut self, piece: Bytes) {
+    pub(crate) fn push(&mut self, mut piece: &[u8]) {
         if piece.is_empty() {
             return;
         }
-        self.bytes += piece.len();
-        if self.bytes == piece.len() && self.tail.is_empty() {
-            // Nothing waits: the usual case, and without a copy.
-            self.pieces.push_back(piece);
-            return;
+        if let Some(last) = self.blocks.back_mut() {
+            let (now, later) = piece.split_at(piece.len().min(last.capacity() - last.len()));
+            last.extend_from_slice(now);
+            self.bytes += now.len();
+            piece = later;
         }
-        if piece.len() >= SMALL {
-            self.close_tail();
-            self.pieces.push_back(piece);
-            return;
+        if !piece.is_empty() {
+            let mut block = Vec::with_capacity(piece.len().max(self.bytes.min(BLOCK)));
+            block.extend_from_slice(piece);
+            self.blocks.push_back(block);
+            self.bytes += piece.len();
         }
-        if self.tail.len() + piece.len() > BLOCK {
-            self.close_tail();
-        }
-        if self.tail.is_empty() {
-            self.tail.reserve(BLOCK);
-        }
-        self.tail.extend_from_slice(&piece);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -53,14 +42,15 @@ impl Chunks {
 
     /// The first bytes that lie together.
     pub(crate) fn front(&self) -> &[u8] {
-        self.pieces.front().map_or(&self.tail, |piece| piece)
+        self.blocks.front().and_then(|block| block.get(self.taken..)).unwrap_or_default()
     }
 
     /// Points `slices` at the first bytes; says how many slices there are.
     pub(crate) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
-        let all = self.pieces.iter().map(Bytes::as_ref).chain(std::iter::once(self.tail.as_ref()));
+        let others = self.blocks.iter().skip(1).map(Vec::as_slice);
+        let all = std::iter::once(self.front()).chain(others).filter(|piece| !piece.is_empty());
         let mut count = 0;
-        for (slot, piece) in slices.iter_mut().zip(all.filter(|piece| !piece.is_empty())) {
+        for (slot, piece) in slices.iter_mut().zip(all) {
             *slot = IoSlice::new(piece);
             count += 1;
         }
@@ -70,31 +60,20 @@ impl Chunks {
     /// Drops the first bytes; says how many there were.
     pub(crate) fn advance(&mut self, count: usize) -> usize {
         let dropped = count.min(self.bytes);
-        let mut count = dropped;
-        self.bytes -= count;
-        while count > 0 {
-            let Some(piece) = self.pieces.front_mut() else {
-                self.tail.advance(count.min(self.tail.len()));
-                break;
-            };
-            if piece.len() > count {
-                piece.advance(count);
-                break;
-            }
-            count -= piece.len();
-            self.pieces.pop_front();
-        }
+        self.bytes -= dropped;
         if self.bytes == 0 {
             // An idle stream holds no buffer.
             *self = Self::default();
+            return dropped;
         }
+        let mut count = dropped;
+        while let Some(left) = self.blocks.front().map(|block| block.len() - self.taken).filter(|left| *left <= count) {
+            count -= left;
+            self.taken = 0;
+            self.blocks.pop_front();
+        }
+        self.taken += count;
         dropped
-    }
-
-    fn close_tail(&mut self) {
-        if !self.tail.is_empty() {
-            self.pieces.push_back(std::mem::take(&mut self.tail).freeze());
-        }
     }
 }
 
@@ -113,7 +92,7 @@ mod tests {
             for (number, (length, take)) in pieces.iter().enumerate() {
                 let piece: Vec<u8> = (0..*length).map(|place| (place + number) as u8).collect();
                 sent.extend_from_slice(&piece);
-                chunks.push(piece.into());
+                chunks.push(&piece);
                 let mut slices = [IoSlice::new(&[]); 4];
                 let count = chunks.slices(&mut slices);
                 let seen: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).collect();
@@ -135,9 +114,10 @@ mod tests {
     fn thousands_of_tiny_pieces_lie_in_a_few_blocks() {
         let mut chunks = Chunks::default();
         for _ in 0..10_000 {
-            chunks.push(Bytes::from_static(b"0123456789abcdef"));
+            chunks.push(b"0123456789abcdef");
         }
         assert_eq!(chunks.bytes, 160_000);
-        assert!(chunks.pieces.len() <= 21, "{}", chunks.pieces.len());
+        let capacity: usize = chunks.blocks.iter().map(Vec::capacity).sum();
+        assert!(chunks.blocks.len() <= 21 && capacity < 200_000, "{} {capacity}", chunks.blocks.len());
     }
 }

@@ -4,18 +4,23 @@
 //! timeout: a healthy connection may be silent for ever.
 
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut, Read as _};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
+use crate::carrier::Outlet;
 use crate::memory::{Holding, UNCOUNTED};
-use crate::stream::COLLECT;
+use crate::stream::Filled;
 use crate::{Memory, Stream};
 
 /// Bytes moved so far; may be read while they move.
@@ -53,13 +58,91 @@ const BULK: usize = 128 << 10;
 /// What a quiet socket is read into first, bytes: on the stack, so that a connection that waits holds no buffer.
 const SMALL: usize = UNCOUNTED;
 
+/// A socket that is copied to and from a tunnel.
+pub trait Socket {
+    /// Reads into slices, in order; 0 is the end.
+    fn poll_read(&mut self, cx: &mut Context<'_>, slices: &mut [IoSliceMut<'_>]) -> Poll<io::Result<usize>>;
+    /// Writes from slices, in order.
+    fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>>;
+    /// Ends the sending direction.
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    /// The same socket for the connection's task, which may write to it without waiting.
+    fn shared(&self) -> Option<Arc<TcpStream>> {
+        None
+    }
+}
+
+impl Socket for Arc<TcpStream> {
+    fn poll_read(&mut self, cx: &mut Context<'_>, slices: &mut [IoSliceMut<'_>]) -> Poll<io::Result<usize>> {
+        let room: usize = slices.iter().map(|slice| slice.len()).sum();
+        loop {
+            ready!(self.poll_read_ready(cx))?;
+            let mut length = None;
+            let outcome = self.try_io(Interest::READABLE, || {
+                let read = readv(self, slices)?;
+                length = Some(read);
+                // Less than there is room for: nothing is left, and nobody has to ask again to know it.
+                if read > 0 && read < room { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            match (length, outcome) {
+                (Some(length), _) => return Poll::Ready(Ok(length)),
+                (None, Err(error)) if error.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(error)),
+                _ => {}
+            }
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.poll_write_ready(cx))?;
+            match write_now(self, slices) {
+                Ok(0) => {}
+                done => return Poll::Ready(done),
+            }
+        }
+    }
+
+    fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(SockRef::from(&**self).shutdown(Shutdown::Write))
+    }
+
+    fn shared(&self) -> Option<Arc<TcpStream>> {
+        Some(Arc::clone(self))
+    }
+}
+
+fn readv(socket: &TcpStream, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    match slices {
+        [one] => (&*SockRef::from(socket)).read(one),
+        several => (&*SockRef::from(socket)).read_vectored(several),
+    }
+}
+
+/// Writes what a socket takes now: 0 when it takes nothing.
+pub(crate) fn write_now(socket: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
+    let mut written = 0;
+    let outcome = socket.try_io(Interest::WRITABLE, || {
+        written = match slices {
+            [one] => SockRef::from(socket).send(one)?,
+            several => SockRef::from(socket).send_vectored(several)?,
+        };
+        // Less than all: it takes no more for now, and nobody has to ask again to know it.
+        if written < wanted { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+    });
+    match outcome {
+        Err(error) if written == 0 && error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        _ => Ok(written),
+    }
+}
+
 /// Moves bytes between a socket (first) and a tunnel (second). On an error both are broken: the tunnel is reset here, the
 /// socket by the caller, who drops it.
-pub async fn tunnel<S>(socket: &mut S, stream: &mut Stream, counters: &Counters) -> Result<(), CopyError>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let (mut forward, mut backward) = (Forward::new(stream.holding()), Backward::default());
+pub async fn tunnel<S: Socket>(socket: &mut S, stream: &mut Stream, counters: &Arc<Counters>) -> Result<(), CopyError> {
+    if let Some(socket) = socket.shared() {
+        stream.set_outlet(Outlet { socket, counters: Arc::clone(counters) });
+    }
+    let (mut forward, mut backward) = (Forward::default(), Backward::default());
     let copied = poll_fn(|cx| {
         let there = forward.poll(cx, socket, stream, &counters.forward)?;
         let back = backward.poll(cx, socket, stream, &counters.backward)?;
@@ -91,11 +174,11 @@ where
 /// How far a direction is; ready when it has ended.
 type Progress<E = CopyError> = Result<Poll<()>, E>;
 
-fn first(source: io::Error) -> CopyError {
+pub(crate) fn first(source: io::Error) -> CopyError {
     CopyError { side: Side::First, source }
 }
 
-fn second(source: io::Error) -> CopyError {
+pub(crate) fn second(source: io::Error) -> CopyError {
     CopyError { side: Side::Second, source }
 }
 
@@ -113,11 +196,6 @@ struct Reader {
 impl Reader {
     fn new(holding: Holding) -> Self {
         Self { buffer: BytesMut::new(), busy: false, holding }
-    }
-
-    /// Whether more may be read before what was read is gone.
-    fn may_collect(&self) -> bool {
-        self.buffer.is_empty() || (self.buffer.len() < COLLECT && !self.holding.is_short())
     }
 
     /// Tells how much is left; called when a turn is over.
@@ -156,55 +234,43 @@ impl Reader {
     }
 }
 
-/// Socket to tunnel. The buffer that was read into becomes the DATA frame.
+/// Socket to tunnel: read straight into records.
+#[derive(Default)]
 struct Forward {
-    reader: Reader,
+    /// The last read brought all that it had room for.
+    busy: bool,
     /// The socket has no more.
     ended: bool,
-    /// Nothing is left to send, or nobody wants it.
+    /// The tunnel knows, or does not want more.
     done: bool,
 }
 
 impl Forward {
-    fn new(holding: Holding) -> Self {
-        Self { reader: Reader::new(holding), ended: false, done: false }
-    }
-
-    fn poll<S>(&mut self, cx: &mut Context<'_>, socket: &mut S, stream: &mut Stream, counter: &AtomicU64) -> Progress
-    where
-        S: AsyncRead + Unpin,
-    {
-        let progress = self.turn(cx, socket, stream, counter);
-        self.reader.count();
-        progress
-    }
-
-    fn turn<S>(&mut self, cx: &mut Context<'_>, socket: &mut S, stream: &mut Stream, counter: &AtomicU64) -> Progress
-    where
-        S: AsyncRead + Unpin,
-    {
+    fn poll<S: Socket>(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: &mut S,
+        stream: &mut Stream,
+        counter: &AtomicU64,
+    ) -> Progress {
         while !self.done {
-            while !self.reader.buffer.is_empty() {
-                // Not ready: there is no room yet. A small piece may be joined by more below.
-                if stream.poll_send(cx, &mut self.reader.buffer, self.ended).map_err(second)?.is_pending() {
-                    break;
-                }
-            }
-            if self.ended && self.reader.buffer.is_empty() {
-                stream.finish().map_err(second)?;
+            if self.ended {
+                let Poll::Ready(finished) = stream.poll_finish(cx) else { return Ok(Poll::Pending) };
+                finished.map_err(second)?;
                 self.done = true;
                 break;
             }
-            if self.ended || !self.reader.may_collect() {
+            let Poll::Ready(filled) = stream.poll_fill(cx, socket, self.busy) else {
+                self.busy = false;
                 return Ok(Poll::Pending);
-            }
-            match self.reader.poll(cx, socket).map_err(first)? {
-                Poll::Pending => match stream.poll_unwanted(cx).map_err(second)? {
-                    Poll::Ready(()) => self.done = true,
-                    Poll::Pending => return Ok(Poll::Pending),
-                },
-                Poll::Ready(0) => self.ended = true,
-                Poll::Ready(length) => count(counter, length),
+            };
+            match filled? {
+                Filled::Bytes(length, more) => {
+                    count(counter, length);
+                    self.busy = more;
+                }
+                Filled::End => self.ended = true,
+                Filled::Unwanted => self.done = true,
             }
         }
         Ok(Poll::Ready(()))
@@ -214,50 +280,36 @@ impl Forward {
 /// Tunnel to socket. The peer gets its credit back when the socket has taken the bytes.
 #[derive(Default)]
 struct Backward {
+    drained: bool,
     shut: bool,
 }
 
-/// Why a connection is broken when memory is short.
-const STUCK: &str = "it does not read, and memory for tunnels is used up";
-
-/// Pieces written by one call.
-const VECTORED: usize = 16;
-
 impl Backward {
-    fn poll<S>(&mut self, cx: &mut Context<'_>, socket: &mut S, stream: &mut Stream, counter: &AtomicU64) -> Progress
-    where
-        S: AsyncWrite + Unpin,
-    {
-        while !self.shut {
-            let Poll::Ready(received) = stream.poll_unread(cx) else { return Ok(Poll::Pending) };
-            received.map_err(second)?;
-            if stream.unread().is_empty() {
-                let Poll::Ready(()) = shutdown(cx, socket).map_err(first)? else { return Ok(Poll::Pending) };
-                self.shut = true;
-                break;
-            }
-            let mut slices = [IoSlice::new(&[]); VECTORED];
-            let used = stream.unread().slices(&mut slices);
-            let slices = slices.get(..used).unwrap_or_default();
-            let Poll::Ready(written) = Pin::new(&mut *socket).poll_write_vectored(cx, slices).map_err(first)? else {
-                if stream.is_overdrawn() {
-                    return Err(first(io::Error::new(io::ErrorKind::OutOfMemory, STUCK)));
-                }
+    fn poll<S: Socket>(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: &mut S,
+        stream: &mut Stream,
+        counter: &AtomicU64,
+    ) -> Progress {
+        if !self.drained {
+            let Poll::Ready(drained) = stream.poll_drain(cx, socket, counter) else { return Ok(Poll::Pending) };
+            drained?;
+            self.drained = true;
+        }
+        if !self.shut {
+            let Poll::Ready(()) = gone_is_shut(socket.poll_shutdown(cx)).map_err(first)? else {
                 return Ok(Poll::Pending);
             };
-            if written == 0 {
-                return Err(first(io::ErrorKind::WriteZero.into()));
-            }
-            count(counter, written);
-            stream.take(written);
+            self.shut = true;
         }
         Ok(Poll::Ready(()))
     }
 }
 
-/// Closes the sending half; a peer that is gone already has it closed.
-fn shutdown<S: AsyncWrite + Unpin>(cx: &mut Context<'_>, socket: &mut S) -> io::Result<Poll<()>> {
-    match Pin::new(socket).poll_shutdown(cx) {
+/// A peer that is gone already has the sending half closed.
+fn gone_is_shut(shut: Poll<io::Result<()>>) -> io::Result<Poll<()>> {
+    match shut {
         Poll::Pending => Ok(Poll::Pending),
         Poll::Ready(Err(error)) if error.kind() != io::ErrorKind::NotConnected => Err(error),
         Poll::Ready(_) => Ok(Poll::Ready(())),
@@ -322,7 +374,8 @@ impl OneWay {
             }
             if self.ended {
                 if !self.shut {
-                    self.shut = shutdown(cx, to).map_err(WayError::Writing)?.is_ready();
+                    self.shut =
+                        gone_is_shut(Pin::new(&mut *to).poll_shutdown(cx)).map_err(WayError::Writing)?.is_ready();
                 }
                 return Ok(if self.shut { Poll::Ready(()) } else { Poll::Pending });
             }

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use http::StatusCode;
 use stillmesh_core::diagnose::{Diagnose, Fault};
+use stillmesh_http2::SendError;
 use stillmesh_identity::{SecretError, TlsError};
+
+use crate::Ending;
 
 /// Why a CONNECT stream did not open. Cheap to clone: all who wait for one dial learn the same.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -48,7 +51,7 @@ pub enum TunnelError {
         destination: SocketAddr,
         /// Why.
         #[source]
-        source: Arc<h2::Error>,
+        source: Ending,
     },
     /// The peer answered, and not with 200.
     #[error("{destination} refused the tunnel with status {status}")]
@@ -65,7 +68,7 @@ pub enum TunnelError {
         destination: SocketAddr,
         /// Why.
         #[source]
-        source: Arc<h2::Error>,
+        source: Ending,
     },
     /// No answer in time.
     #[error("{destination} did not answer the CONNECT within {limit:?}")]
@@ -88,7 +91,7 @@ pub enum TunnelError {
         destination: SocketAddr,
         /// What is wrong.
         #[source]
-        source: Arc<http::Error>,
+        source: SendError,
     },
 }
 
@@ -106,9 +109,7 @@ impl TunnelError {
     /// worth another try.
     pub fn was_stale(&self) -> bool {
         match self {
-            Self::Reset { source, .. } => {
-                source.is_go_away() || source.is_io() || source.reason() == Some(h2::Reason::REFUSED_STREAM)
-            }
+            Self::Reset { source, .. } => source.is_stale(),
             _ => false,
         }
     }

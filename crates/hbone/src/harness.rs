@@ -1,10 +1,12 @@
 //! Two ends of real tunnels in one process: real TLS and HTTP/2 over pipes, so that time can be paused.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -16,11 +18,13 @@ use stillmesh_identity::fixtures::{LocalCa, identity};
 use stillmesh_identity::{Leaf, Secrets};
 use stillmesh_runtime::drain;
 use stillmesh_runtime::tasks::Tasks;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex, split};
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, ReadHalf, WriteHalf, duplex, split,
+};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::copy::{self, CopyError, Counters};
+use crate::copy::{self, CopyError, Socket};
 use crate::headers::ConnectHeaders;
 use crate::pool::{Dial, Dialling, Key, Opened, Pool, Transport};
 use crate::server::{Incoming, ServeError, accept_tls, serve};
@@ -33,6 +37,32 @@ const PIPE: usize = 256 << 10;
 const SOCKET: usize = 8 << 10;
 
 pub(crate) const PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)), 15008);
+
+impl Socket for DuplexStream {
+    fn poll_read(&mut self, cx: &mut Context<'_>, slices: &mut [IoSliceMut<'_>]) -> Poll<io::Result<usize>> {
+        let mut read = 0;
+        for slice in slices {
+            let mut free = ReadBuf::new(slice);
+            match Pin::new(&mut *self).poll_read(cx, &mut free)? {
+                Poll::Ready(()) => read += free.filled().len(),
+                Poll::Pending if read == 0 => return Poll::Pending,
+                Poll::Pending => {}
+            }
+            if free.remaining() > 0 {
+                break;
+            }
+        }
+        Poll::Ready(Ok(read))
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(self).poll_write_vectored(cx, slices)
+    }
+
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        AsyncWrite::poll_shutdown(Pin::new(self), cx)
+    }
+}
 
 /// Both ends.
 pub(crate) struct World {
@@ -246,7 +276,7 @@ impl Apps {
                 let (mut near, far) = duplex(SOCKET);
                 self.sockets.lock().push(far);
                 self.held.notify_one();
-                let copied = copy::tunnel(&mut near, &mut stream, &Counters::default()).await;
+                let copied = copy::tunnel(&mut near, &mut stream, &Arc::default()).await;
                 drop(near);
                 self.copied.lock().push(copied);
                 self.held.notify_one();

@@ -2,23 +2,25 @@
 //!
 //! [`Pool`] opens tunnels and streams, [`server`] accepts them, [`Stream`] is what either end holds, [`copy`] moves bytes between
 //! a stream and a socket, [`headers`] are what a CONNECT says of itself. Knows identities, nothing of policies.
-//! The HTTP/2 library is used in `limits`, `pool`, `pulse`, `server` and `stream` only, so that another can take its place.
+//! What moves bytes is `carrier`, over the crates `tls` and `http2`.
 #![cfg_attr(not(test), warn(clippy::indexing_slicing, clippy::cast_possible_truncation))]
 
+mod carrier;
 mod chunks;
 pub mod copy;
+mod ending;
 mod error;
 #[cfg(test)]
 mod harness;
 pub mod headers;
 mod limits;
-mod link;
 mod memory;
 pub mod pool;
 mod pulse;
 pub mod server;
 mod stream;
 
+pub use ending::Ending;
 pub use error::TunnelError;
 pub use limits::Limits;
 pub use memory::{DEFAULT_BYTES as DEFAULT_MEMORY_BYTES, Memory};

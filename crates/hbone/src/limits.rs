@@ -1,8 +1,6 @@
-//! The bounds of tunnels, in one place, and how they are told to the HTTP/2 library.
+//! The bounds of tunnels, in one place.
 
 use std::time::Duration;
-
-use h2::{client, server};
 
 use crate::Memory;
 
@@ -19,8 +17,6 @@ pub struct Limits {
     pub connection_window: u32,
     /// Largest DATA frame accepted, bytes.
     pub frame: u32,
-    /// What a stream may have waiting to be sent, bytes.
-    pub send_buffer: usize,
     /// What all tunnels hold together.
     pub memory: Memory,
     /// Streams of one connection that a client opens; the peer's own limit applies too.
@@ -50,7 +46,6 @@ impl Default for Limits {
             stream_window: 4 << 20,
             connection_window: 16 << 20,
             frame: 1 << 20,
-            send_buffer: 400 << 10,
             memory: Memory::of_process(),
             client_streams: 100,
             server_streams: 200,
@@ -65,39 +60,7 @@ impl Default for Limits {
     }
 }
 
-/// How much framing overhead of small unread DATA frames a connection may hold, bytes. The library's own default ends the
-/// whole connection on a slow reader with a chatty writer. Streams take frames out as they come and put small ones
-/// together, so this bounds only what arrives between two turns of a reader's task.
-const DATA_FRAME_BUDGET: usize = 64 << 20;
-
 impl Limits {
-    pub(crate) fn client(&self) -> client::Builder {
-        let mut builder = client::Builder::new();
-        builder
-            .initial_window_size(self.first_window())
-            .initial_connection_window_size(self.connection_window)
-            .max_frame_size(self.frame)
-            .max_header_list_size(self.client_headers)
-            .max_send_buffer_size(self.send_buffer)
-            .initial_max_send_streams(self.client_streams)
-            .data_frame_budget(DATA_FRAME_BUDGET)
-            .enable_push(false);
-        builder
-    }
-
-    pub(crate) fn server(&self) -> server::Builder {
-        let mut builder = server::Builder::new();
-        builder
-            .initial_window_size(self.first_window())
-            .initial_connection_window_size(self.connection_window)
-            .max_frame_size(self.frame)
-            .max_header_list_size(self.server_headers)
-            .max_concurrent_streams(self.server_streams)
-            .max_send_buffer_size(self.send_buffer)
-            .data_frame_budget(DATA_FRAME_BUDGET);
-        builder
-    }
-
     /// The window that a new connection begins with.
     pub(crate) fn first_window(&self) -> u32 {
         self.first_window.min(self.stream_window)

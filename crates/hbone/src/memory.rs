@@ -2,10 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::task::{Context, Poll};
-
-use bytes::{Buf, Bytes};
-use futures::task::AtomicWaker;
 
 /// What a process may hold when nobody says otherwise, bytes.
 pub const DEFAULT_BYTES: usize = 256 << 20;
@@ -17,8 +13,8 @@ pub(crate) const UNCOUNTED: usize = 2 << 10;
 /// handed over. A few KiB of each connection are not counted.
 ///
 /// From a quarter of the bound on, windows do not grow. From half of it on, new streams are refused, windows shrink,
-/// and each open stream has its share of the other half: more is not sent for it until what it sent has left, and when
-/// more arrives than its share while its reader takes nothing, it is broken. A stream within its share goes on, so nothing
+/// connections take little to be sent, and only when nothing waits, and each open stream has its share of the other half:
+/// when more arrives than that while its reader takes nothing, it is broken. A stream within its share goes on, so nothing
 /// waits for memory that others hold. Thus the count stays below the bound, but for what one turn of a task brings.
 /// Clones share the count.
 #[derive(Clone, Debug)]
@@ -93,8 +89,7 @@ impl Memory {
     /// An account of one stream, empty.
     pub(crate) fn account(&self) -> Account {
         self.shared.streams.fetch_add(1, Ordering::Relaxed);
-        let sent = Arc::new(Sent { memory: self.clone(), bytes: AtomicUsize::new(0), waker: AtomicWaker::new() });
-        Account { memory: self.clone(), received: 0, sent }
+        Account { memory: self.clone(), received: 0 }
     }
 
     /// What a buffer holds; nothing yet.
@@ -113,10 +108,8 @@ impl Memory {
         ((self.shared.limit - self.free_for_all()) / 2 / streams).max(1)
     }
 
-    /// Adds; says whether that is free for all.
-    fn add(&self, bytes: usize) -> bool {
-        let before = self.shared.held.fetch_add(bytes, Ordering::Relaxed);
-        before.saturating_add(bytes) <= self.free_for_all()
+    fn add(&self, bytes: usize) {
+        self.shared.held.fetch_add(bytes, Ordering::Relaxed);
     }
 
     fn remove(&self, bytes: usize) {
@@ -129,7 +122,6 @@ impl Memory {
 pub(crate) struct Account {
     memory: Memory,
     received: usize,
-    sent: Arc<Sent>,
 }
 
 impl Account {
@@ -155,99 +147,12 @@ impl Account {
         self.received -= bytes;
         self.memory.remove(bytes);
     }
-
-    /// Makes room for `wanted` bytes to be sent, or for some of them; waits while the stream's share is on its way. What
-    /// is not used is given back by dropping it.
-    pub(crate) fn poll_room(&self, cx: &mut Context<'_>, wanted: usize) -> Poll<Room> {
-        let room = |bytes| Poll::Ready(Room { sent: Arc::clone(&self.sent), bytes });
-        if self.memory.add(wanted) {
-            self.sent.bytes.fetch_add(wanted, Ordering::AcqRel);
-            return room(wanted);
-        }
-        self.memory.remove(wanted);
-        let share = self.memory.share();
-        let free = || share.saturating_sub(self.sent.bytes.load(Ordering::Acquire));
-        let mut bytes = free().min(wanted);
-        if bytes == 0 {
-            self.sent.waker.register(cx.waker());
-            // Looked at again: something may have left before the waker was there.
-            bytes = free().min(wanted);
-        }
-        if bytes == 0 {
-            return Poll::Pending;
-        }
-        self.memory.add(bytes);
-        self.sent.bytes.fetch_add(bytes, Ordering::AcqRel);
-        room(bytes)
-    }
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
         self.take(self.received);
         self.memory.shared.streams.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// What one stream has handed over and the connection has not sent.
-#[derive(Debug)]
-struct Sent {
-    memory: Memory,
-    bytes: AtomicUsize,
-    waker: AtomicWaker,
-}
-
-/// Room for bytes on their way out; given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Room {
-    sent: Arc<Sent>,
-    bytes: usize,
-}
-
-impl Room {
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// Puts bytes into it, at most as many as it has room for.
-    pub(crate) fn fill(self, bytes: Bytes) -> Frame {
-        Frame { bytes, _room: Some(self) }
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        self.sent.memory.remove(self.bytes);
-        self.sent.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
-        self.sent.waker.wake();
-    }
-}
-
-/// What a DATA frame carries. The HTTP/2 library drops it once it is written.
-#[derive(Debug)]
-pub(crate) struct Frame {
-    bytes: Bytes,
-    _room: Option<Room>,
-}
-
-impl Frame {
-    /// Carries nothing: for an end.
-    pub(crate) fn empty() -> Self {
-        Self { bytes: Bytes::new(), _room: None }
-    }
-}
-
-impl Buf for Frame {
-    fn remaining(&self) -> usize {
-        self.bytes.remaining()
-    }
-
-    fn chunk(&self) -> &[u8] {
-        self.bytes.chunk()
-    }
-
-    fn advance(&mut self, count: usize) {
-        self.bytes.advance(count);
     }
 }
 
@@ -288,23 +193,19 @@ mod tests {
 
     use super::*;
 
-    fn poll_room(account: &Account, wanted: usize) -> Poll<Room> {
-        account.poll_room(&mut Context::from_waker(futures::task::noop_waker_ref()), wanted)
-    }
-
     #[test]
     fn what_a_stream_holds_is_given_back_with_it() {
         let memory = Memory::new(200);
-        let mut account = memory.account();
+        let (mut account, mut holding) = (memory.account(), memory.holding());
         account.receive(60);
         assert!(!memory.is_ample() && !memory.is_short());
-        let Poll::Ready(room) = poll_room(&account, 40) else { panic!("there is room") };
+        holding.set(UNCOUNTED + 40);
         assert!(memory.is_short() && memory.refuses());
         account.take(10);
         assert_eq!((memory.held(), memory.refused()), (90, 1));
         drop(account);
         assert_eq!(memory.held(), 40);
-        drop(room.fill(Bytes::from_static(b"x")));
+        drop(holding);
         assert_eq!(memory.held(), 0);
     }
 
@@ -327,11 +228,6 @@ mod tests {
         modest.receive(125);
         assert_eq!((greedy.is_overdrawn(), modest.is_overdrawn()), (true, false));
         assert_eq!((memory.held(), memory.broken()), (525, 1));
-        let Poll::Ready(first) = poll_room(&modest, 1000) else { panic!("his share is free") };
-        assert_eq!(first.bytes(), 125);
-        assert!(poll_room(&modest, 1).is_pending(), "until what he sent has left");
-        drop(first);
-        assert!(poll_room(&modest, 1).is_ready());
     }
 
     #[derive(Clone, Debug)]
@@ -340,8 +236,6 @@ mod tests {
         Close(usize),
         Receive(usize, usize),
         Take(usize, usize),
-        Send(usize, usize),
-        Leave(usize),
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -350,9 +244,7 @@ mod tests {
             Just(Step::Open),
             which.clone().prop_map(Step::Close),
             (which.clone(), bytes.clone()).prop_map(|(which, bytes)| Step::Receive(which, bytes)),
-            (which.clone(), bytes.clone()).prop_map(|(which, bytes)| Step::Take(which, bytes)),
-            (which.clone(), bytes).prop_map(|(which, bytes)| Step::Send(which, bytes)),
-            which.prop_map(Step::Leave),
+            (which, bytes).prop_map(|(which, bytes)| Step::Take(which, bytes)),
         ]
     }
 
@@ -360,7 +252,7 @@ mod tests {
         #[test]
         fn whatever_streams_do_the_bound_holds(steps in proptest::collection::vec(step(), 0..300)) {
             let memory = Memory::new(200_000);
-            let (mut open, mut frames) = (Vec::new(), Vec::new());
+            let mut open = Vec::new();
             for step in steps {
                 match step {
                     Step::Open if !memory.refuses() => open.push(memory.account()),
@@ -372,19 +264,11 @@ mod tests {
                         }
                     }
                     Step::Take(which, bytes) if which < open.len() => open[which].take(bytes),
-                    Step::Send(which, bytes) if which < open.len() => {
-                        if let Poll::Ready(room) = poll_room(&open[which], bytes) {
-                            prop_assert!((1..=bytes).contains(&room.bytes()));
-                            frames.push(room);
-                        }
-                    }
-                    Step::Leave(which) if which < frames.len() => drop(frames.swap_remove(which)),
                     _ => {}
                 }
-                // Frames that outlive their stream are the connection's: dropped with it, or sent.
-                prop_assert!(memory.held() <= memory.limit() + frames.iter().map(Room::bytes).sum::<usize>());
+                prop_assert!(memory.held() <= memory.limit());
             }
-            drop((open, frames));
+            drop(open);
             prop_assert_eq!(memory.held(), 0);
         }
     }

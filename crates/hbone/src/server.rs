@@ -1,37 +1,35 @@
 //! The accepting end: TLS, HTTP/2, and one [`Incoming`] per CONNECT.
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use h2::server::{Connection, SendResponse};
-use h2::{Reason, RecvStream};
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use stillmesh_core::attrs::Authority;
 use stillmesh_core::model::Identity;
 use stillmesh_core::{Diagnose, Fault};
+use stillmesh_http2::{Reason, Request, Role};
 use stillmesh_identity::revocation::{CertificateIds, Revocations, Side};
 use stillmesh_identity::{Leaf, TlsError, expiry, peer_identity, server_config};
 use stillmesh_runtime::drain;
 use stillmesh_runtime::tasks::Tasks;
+use stillmesh_tls::Established;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::carrier::{Carrier, Next};
 use crate::headers::{self, ConnectHeaders};
-use crate::link::Link;
-use crate::memory::Frame;
 use crate::pulse::{Beat, Pulse, drain_at};
 use crate::stream::Slot;
-use crate::{Limits, Stream};
+use crate::{Ending, Limits, Stream, Transport};
 
 /// An accepted TLS session and who is at its other end.
 #[derive(Debug)]
 pub struct Session<IO> {
-    tls: TlsStream<IO>,
+    io: IO,
+    tls: Established,
     peer: Identity,
     ids: CertificateIds,
     revocations: Arc<Revocations>,
@@ -59,18 +57,25 @@ impl<IO> Session<IO> {
 /// Does the handshake as the holder of `leaf`. Errors: see [`TlsError`]; a peer that is silent or slow ends at `deadline`.
 ///
 /// `now` is the wall time: before the first of both certificates expires, the session stops to take new streams.
-pub async fn accept_tls<IO>(io: IO, leaf: &Leaf, now: SystemTime, deadline: Duration) -> Result<Session<IO>, TlsError>
+pub async fn accept_tls<IO>(
+    mut io: IO,
+    leaf: &Leaf,
+    now: SystemTime,
+    deadline: Duration,
+) -> Result<Session<IO>, TlsError>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let config = server_config(leaf)?;
-    let tls = timeout(deadline, TlsAcceptor::from(config).accept(io)).await;
-    let tls = tls.map_err(|_| TlsError::Slow { limit: deadline })?.map_err(TlsError::from_handshake)?;
-    let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
+    let tls = timeout(deadline, stillmesh_tls::accept(&mut io, config)).await;
+    let tls = tls.map_err(|_| TlsError::Slow { limit: deadline })?;
+    let tls = tls.map_err(|error| TlsError::from_handshake(error.into()))?;
+    let chain = &tls.peer_certificates;
     let peer = peer_identity(chain).ok_or(TlsError::NoIdentity)?;
     let drain_at = drain_at(expiry(chain).into_iter().chain([leaf.not_after()]), now)?;
     let ids = CertificateIds::of(chain);
     Ok(Session {
+        io,
         tls,
         peer,
         ids,
@@ -94,7 +99,7 @@ pub enum ServeError {
     Revoked,
     /// The peer broke the protocol, or the connection broke.
     #[error("the tunnel's connection broke")]
-    Broken(#[from] h2::Error),
+    Broken(#[source] Ending),
 }
 
 impl Diagnose for ServeError {
@@ -124,43 +129,55 @@ impl Diagnose for ServeError {
 /// One CONNECT, waiting for its answer. Dropping it unanswered resets the stream.
 #[derive(Debug)]
 pub struct Incoming {
-    request: Request<RecvStream>,
-    respond: SendResponse<Frame>,
-    slot: Slot,
+    id: u32,
+    request: Request,
+    /// Taken when it is answered.
+    slot: Option<Slot>,
 }
 
 impl Incoming {
     /// What is asked for; `None`: not a CONNECT, or a malformed authority, to be refused with 400.
     pub fn authority(&self) -> Option<Authority> {
-        let authority = self.request.uri().authority()?.as_str();
-        (self.request.method() == Method::CONNECT).then(|| headers::parse_authority(authority))?
+        (self.request.method == Method::CONNECT).then(|| headers::parse_authority(self.authority_text()))?
     }
 
     /// The authority as it was sent, for logs.
     pub fn authority_text(&self) -> &str {
-        self.request.uri().authority().map_or("", |authority| authority.as_str())
+        self.request.authority.as_deref().unwrap_or_default()
     }
 
     /// What else it says.
     pub fn headers(&self) -> ConnectHeaders {
-        ConnectHeaders::read(self.request.headers())
+        ConnectHeaders::read(&self.request.headers)
     }
 
     /// Opens the tunnel: answers 200 with these headers. Errors: the peer is gone.
     pub fn accept(mut self, headers: &ConnectHeaders) -> io::Result<Stream> {
-        let mut response = Response::new(());
-        headers.write(response.headers_mut());
-        let send = self.respond.send_response(response, false).map_err(io::Error::other)?;
-        Ok(Stream::new(send, self.request.into_body(), self.slot))
+        let mut response = HeaderMap::new();
+        headers.write(&mut response);
+        let slot = self.slot.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        let responded = slot.carrier().lock().respond(self.id, StatusCode::OK, &response);
+        // From here on the stream gives back what it has.
+        let stream = Stream::new(self.id, true, slot);
+        responded?;
+        Ok(stream)
     }
 
     /// Refuses with a status. A peer that is gone does not mind.
     pub fn refuse(mut self, status: StatusCode) {
-        let mut response = Response::new(());
-        *response.status_mut() = status;
-        // Nothing of the request's body is wanted: dropping the stream after its end resets it with NO_ERROR once the
-        // answer is sent (RFC 9113 section 8.1). A reset from here would take the place of the answer.
-        let _ = self.respond.send_response(response, true);
+        if let Some(slot) = self.slot.take() {
+            let mut carrier = slot.carrier().lock();
+            let _ = carrier.respond(self.id, status, &HeaderMap::new());
+            carrier.forget(self.id, Reason::NO_ERROR);
+        }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if let Some(slot) = &self.slot {
+            slot.carrier().lock().forget(self.id, Reason::CANCEL);
+        }
     }
 }
 
@@ -176,23 +193,27 @@ pub async fn serve<IO, F, Fut>(
     handle: F,
 ) -> Result<(), ServeError>
 where
-    IO: AsyncRead + AsyncWrite + Unpin,
+    IO: Transport + 'static,
     F: Fn(Incoming) -> Fut,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    let started = timeout(limits.handshake, limits.server().handshake::<_, Frame>(session.tls)).await;
-    let mut connection = started.map_err(|_| ServeError::SlowStart(limits.handshake))??;
-    let link = Arc::new(Link::new(limits));
-    let mut pulse = Pulse::new(connection.ping_pong(), Arc::clone(&link), limits);
+    let (carrier, turns) = Carrier::new(Role::Server, limits, session.tls, Box::new(session.io));
+    tasks.spawn("hbone-connection", turns);
+    let carrier = Held(carrier);
+    if timeout(limits.handshake, carrier.0.greeted()).await.is_err() {
+        return Err(ServeError::SlowStart(limits.handshake));
+    }
+    let carrier = &carrier.0;
+    let mut pulse = Pulse::new(limits);
     let mut idle = Idle { since: Instant::now(), limit: limits.idle * 2 };
     let (mut draining, mut deadline) = (false, None);
     let mut revoked = std::pin::pin!(session.revocations.revoked(&session.ids, Side::Destination));
     loop {
         tokio::select! {
-            accepted = connection.accept() => match accepted {
-                Some(Ok((request, respond))) => {
+            next = carrier.next() => match next {
+                Next::Request(id, request) => {
                     idle.since = Instant::now();
-                    let incoming = Incoming { request, respond, slot: Slot::take(&link) };
+                    let incoming = Incoming { id, request, slot: Some(Slot::take(carrier)) };
                     if limits.memory.refuses() {
                         tracing::warn!(held = limits.memory.held(), "stream refused: no memory");
                         incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
@@ -200,51 +221,55 @@ where
                         tasks.spawn("hbone-stream", handle(incoming));
                     }
                 }
-                Some(Err(error)) => return how_it_ended(error, link.streams()),
-                None => return Ok(()),
+                // A client that goes away opens nothing more; it closes the connection when it is done.
+                Next::GoneAway => {}
+                Next::Ended(ending) => {
+                    let streams = carrier.places();
+                    carrier.finish().await;
+                    return how_it_ended(ending, streams);
+                }
             },
-            beat = pulse.beat() => match beat {
+            beat = pulse.beat(carrier) => match beat {
                 Beat::Lost => {
-                    close(&mut connection).await;
+                    carrier.close().await;
                     return Err(ServeError::Silent(limits.ping_patience));
                 }
-                Beat::Window(window) => {
-                    // Not now: the last change is still on its way. It is asked again.
-                    if connection.set_initial_window_size(window).is_ok() {
-                        link.window_changed(window);
-                    }
-                }
-                Beat::Connection(window) => {
-                    connection.set_target_window_size(window);
-                    link.connection_window_changed(window);
-                }
                 Beat::Present => {
-                    if idle.is_over(link.streams()) {
-                        connection.graceful_shutdown();
+                    if idle.is_over(carrier.places()) {
+                        carrier.leave();
                     }
                 }
             },
             signal = drain.signaled(), if deadline.is_none() => {
-                connection.graceful_shutdown();
+                carrier.leave();
                 deadline = Some(signal.deadline);
             }
             () = sleep_until(session.drain_at), if !draining => {
                 draining = true;
-                connection.graceful_shutdown();
+                carrier.leave();
             }
             () = session.leave.cancelled(), if !draining => {
                 draining = true;
-                connection.graceful_shutdown();
+                carrier.leave();
             }
             () = &mut revoked => {
-                close(&mut connection).await;
+                carrier.close().await;
                 return Err(ServeError::Revoked);
             }
             () = until(deadline) => {
-                close(&mut connection).await;
+                carrier.close().await;
                 return Ok(());
             }
         }
+    }
+}
+
+/// Ends its connection when it is dropped.
+struct Held(Arc<Carrier>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -257,9 +282,14 @@ async fn until(deadline: Option<Instant>) {
 }
 
 /// A peer that leaves when nothing is open has done nothing wrong, however it closed.
-fn how_it_ended(error: h2::Error, streams: usize) -> Result<(), ServeError> {
-    let left = error.is_io() || (error.is_go_away() && error.reason() == Some(Reason::NO_ERROR));
-    if left && streams == 0 { Ok(()) } else { Err(error.into()) }
+fn how_it_ended(ending: Ending, streams: usize) -> Result<(), ServeError> {
+    let left = match &ending {
+        Ending::Here => return Ok(()),
+        Ending::Io(_) => true,
+        Ending::GoneAway { reason, .. } => *reason == Reason::NO_ERROR,
+        _ => false,
+    };
+    if left && streams == 0 { Ok(()) } else { Err(ServeError::Broken(ending)) }
 }
 
 /// How long a connection has had no streams.
@@ -275,19 +305,6 @@ impl Idle {
         }
         self.since.elapsed() >= self.limit
     }
-}
-
-/// How long the last frames of a connection may take.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// Ends a connection now. What is left to write may go out; nobody waits long for it.
-async fn close<IO>(connection: &mut Connection<IO, Frame>)
-where
-    IO: AsyncRead + AsyncWrite + Unpin,
-{
-    connection.abrupt_shutdown(Reason::NO_ERROR);
-    // An error here is the end as well.
-    let _ = timeout(LAST_WORDS, poll_fn(|cx| connection.poll_closed(cx))).await;
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ pub enum TlsError {
 }
 
 impl TlsError {
-    /// Reads the error of a handshake done by `tokio_rustls`.
+    /// Reads the error of a handshake, as `tokio_rustls` tells it.
     pub fn from_handshake(error: io::Error) -> Self {
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
         match tls {

@@ -53,6 +53,7 @@ pub fn client_config(leaf: &Leaf, expected: &[Identity]) -> Result<Arc<ClientCon
     config.enable_sni = false;
     config.enable_early_data = false;
     config.resumption = Resumption::disabled();
+    stillmesh_tls::prepare_client(&mut config);
     Ok(Arc::new(config))
 }
 
@@ -67,7 +68,9 @@ pub fn server_config(leaf: &Leaf) -> Result<Arc<ServerConfig>, TlsError> {
             .with_protocol_versions(&[&TLS13])?
             .with_client_cert_verifier(Arc::new(verifier))
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(leaf.certified())));
-        Ok(Arc::new(without_resumption(config)))
+        let mut config = without_resumption(config);
+        stillmesh_tls::prepare_server(&mut config);
+        Ok(Arc::new(config))
     })
 }
 

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use http::StatusCode;
 use stillmesh_core::attrs::Authority;
 use stillmesh_core::model::{Identity, Workload};
-use stillmesh_hbone::copy::{Counters, tunnel};
+use stillmesh_hbone::copy::tunnel;
 use stillmesh_hbone::headers::ConnectHeaders;
 use stillmesh_hbone::server::{Incoming, accept_tls, serve};
 use stillmesh_hbone::{Limits, Memory};
@@ -69,7 +69,7 @@ impl Endpoint {
 async fn deliver(incoming: Incoming, address: IpAddr) {
     let Some(Authority::Address(to)) = incoming.authority() else { return incoming.refuse(StatusCode::BAD_REQUEST) };
     assert_eq!(to.ip(), address, "a tunnel is asked for its own workload");
-    let Ok(mut app) = TcpStream::connect(to).await else { return incoming.refuse(StatusCode::SERVICE_UNAVAILABLE) };
+    let Ok(app) = TcpStream::connect(to).await else { return incoming.refuse(StatusCode::SERVICE_UNAVAILABLE) };
     let Ok(mut stream) = incoming.accept(&ConnectHeaders::default()) else { return };
-    drop(tunnel(&mut app, &mut stream, &Counters::default()).await);
+    drop(tunnel(&mut Arc::new(app), &mut stream, &Arc::default()).await);
 }

@@ -1,6 +1,7 @@
 //! Moves bytes until both sides have ended, or somebody ends the connection from outside.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use stillmesh_hbone::Stream;
 use stillmesh_hbone::copy::{self, CopyError};
@@ -13,12 +14,13 @@ use crate::record::{Bytes, Live};
 /// Carries bytes between a socket and a tunnel, with half-close each way. Ends early when the connection is cut or the
 /// drain's time is over.
 pub async fn tunnel(
-    mut socket: TcpStream,
+    socket: TcpStream,
     mut stream: Stream,
     bytes: &Bytes,
     live: &Live,
     watch: &Watch,
 ) -> Result<(), PathError> {
+    let mut socket = Arc::new(socket);
     let carried = bounded(copy::tunnel(&mut socket, &mut stream, &bytes.counters), live, watch).await;
     if carried.is_err() {
         // What broke must not look like an end to the application (RFC 9113 section 8.5). A socket that is gone

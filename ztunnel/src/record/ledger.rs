@@ -33,14 +33,14 @@ pub enum First {
 #[derive(Debug)]
 pub struct Bytes {
     /// Counted while copying.
-    pub counters: Counters,
+    pub counters: Arc<Counters>,
     first: First,
 }
 
 impl Bytes {
     /// None yet.
     pub fn new(first: First) -> Self {
-        Self { counters: Counters::default(), first }
+        Self { counters: Arc::default(), first }
     }
 
     /// From the client's side.

@@ -1,48 +1,48 @@
 //! One TLS connection: places for streams on it, the CONNECT, and the task that drives it.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
+use std::task::Poll;
 use std::time::Duration;
 
-use h2::client::{Connection, SendRequest};
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, StatusCode};
 use stillmesh_core::attrs::Authority;
+use stillmesh_http2::{Reason, SendError};
 use stillmesh_identity::Leaf;
 use stillmesh_identity::revocation::{CertificateIds, Revocations, Side};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{Key, Opened, Shared};
+use crate::carrier::{Carrier, Next};
 use crate::headers::{self, ConnectHeaders};
-use crate::link::Link;
-use crate::memory::Frame;
 use crate::pulse::{Beat, Pulse};
 use crate::stream::Slot as StreamSlot;
-use crate::{Limits, Stream, TunnelError};
+use crate::{Ending, Limits, Stream, TunnelError};
 
 /// One TLS connection.
 pub(super) struct Tunnel {
-    sender: SendRequest<Frame>,
+    carrier: Arc<Carrier>,
     leaf: Arc<Leaf>,
-    link: Arc<Link>,
     /// No more new streams.
     retired: AtomicBool,
-    /// What broke it.
-    broke: OnceLock<Arc<h2::Error>>,
 }
 
 impl Tunnel {
-    pub(super) fn new(sender: SendRequest<Frame>, leaf: Arc<Leaf>, link: Arc<Link>) -> Self {
-        Self { sender, leaf, link, retired: AtomicBool::new(false), broke: OnceLock::new() }
+    pub(super) fn new(carrier: Arc<Carrier>, leaf: Arc<Leaf>) -> Self {
+        Self { carrier, leaf, retired: AtomicBool::new(false) }
     }
 
     pub(super) fn leaf(&self) -> &Arc<Leaf> {
         &self.leaf
     }
 
+    /// Takes no new streams but those that have a place; ends when it has none.
     pub(super) fn retire(&self) {
-        self.retired.store(true, Ordering::Release);
+        if !self.retired.swap(true, Ordering::AcqRel) {
+            self.carrier.leave();
+        }
     }
 
     pub(super) fn is_retired(&self) -> bool {
@@ -51,22 +51,23 @@ impl Tunnel {
 
     /// Why it took no stream although it was just dialled.
     pub(super) fn stillborn(&self, destination: SocketAddr) -> TunnelError {
-        let refused = || Arc::new(h2::Reason::REFUSED_STREAM.into());
-        TunnelError::Reset { destination, source: self.broke.get().cloned().unwrap_or_else(refused) }
+        let ended = self.carrier.lock().ended().cloned();
+        TunnelError::Reset { destination, source: ended.unwrap_or(Ending::NotProcessed) }
     }
 
     /// Takes a place, if there is one. The caller holds the lock under which places are taken.
     pub(super) fn place(self: &Arc<Self>, limits: &Limits) -> Option<Place> {
-        let limit = limits.client_streams.min(self.sender.current_max_send_streams());
-        let free = self.link.streams() < limit;
-        free.then(|| Place { tunnel: Arc::clone(self), slot: StreamSlot::take(&self.link) })
+        let limit = limits.client_streams.min(self.carrier.lock().most_streams());
+        let free = self.carrier.places() < limit;
+        free.then(|| Place { tunnel: Arc::clone(self), slot: Some(StreamSlot::take(&self.carrier)) })
     }
 }
 
 /// The right to have one stream on a connection; given back when dropped.
 pub(super) struct Place {
     tunnel: Arc<Tunnel>,
-    slot: StreamSlot,
+    /// The stream's, once it is open.
+    slot: Option<StreamSlot>,
 }
 
 /// Why a stream did not open.
@@ -88,45 +89,76 @@ impl Place {
         limit: Duration,
     ) -> Result<Opened, Attempt> {
         let destination = key.destination;
-        let request = Request::builder().method(Method::CONNECT).uri(headers::authority_text(authority)).body(());
-        let mut request = request
-            .map_err(|source| Attempt::Failed(TunnelError::Request { destination, source: Arc::new(source) }))?;
-        headers.write(request.headers_mut());
-        let answered = timeout_at(deadline, self.exchange(request)).await;
+        let mut request = HeaderMap::new();
+        headers.write(&mut request);
+        let opening = Opening { place: self, id: None };
+        let answered = timeout_at(deadline, opening.exchange(&headers::authority_text(authority), &request)).await;
         let answered = answered.map_err(|_| Attempt::Failed(TunnelError::Slow { destination, limit }))?;
-        let (send, response) = answered.map_err(|source| {
-            let stale = source.is_go_away() || source.is_io() || source.reason() == Some(h2::Reason::REFUSED_STREAM);
-            if stale {
-                self.tunnel.retire();
-            }
-            let error = TunnelError::Reset { destination, source: Arc::new(source) };
-            if stale { Attempt::Stale(error) } else { Attempt::Failed(error) }
-        })?;
-        let (head, body) = response.into_parts();
-        if head.status != StatusCode::OK {
-            return Err(Attempt::Failed(TunnelError::Refused { destination, status: head.status }));
+        match answered {
+            Ok((StatusCode::OK, response, stream)) => Ok(Opened { stream, response }),
+            Ok((status, ..)) => Err(Attempt::Failed(TunnelError::Refused { destination, status })),
+            Err(Ending::Send(
+                source @ (SendError::Authority | SendError::Head | SendError::HeadersTooLarge { .. }),
+            )) => Err(Attempt::Failed(TunnelError::Request { destination, source })),
+            Err(source) if source.is_stale() => Err(Attempt::Stale(TunnelError::Reset { destination, source })),
+            Err(source) => Err(Attempt::Failed(TunnelError::Reset { destination, source })),
         }
-        Ok(Opened { stream: Stream::new(send, body, self.slot), response: head.headers })
-    }
-
-    async fn exchange(
-        &self,
-        request: Request<()>,
-    ) -> Result<(h2::SendStream<Frame>, Response<h2::RecvStream>), h2::Error> {
-        let mut sender = self.tunnel.sender.clone().ready().await?;
-        let (response, send) = sender.send_request(request, false)?;
-        drop(sender);
-        Ok((send, response.await?))
     }
 }
 
-/// Drives one connection and looks after it.
+/// A place whose stream is being opened; dropped before it is open, the stream is cancelled.
+struct Opening {
+    place: Place,
+    id: Option<u32>,
+}
+
+impl Opening {
+    async fn exchange(
+        mut self,
+        authority: &str,
+        headers: &HeaderMap,
+    ) -> Result<(StatusCode, HeaderMap, Stream), Ending> {
+        let answer = poll_fn(|cx| {
+            let mut carrier = self.place.tunnel.carrier.lock();
+            let id = match self.id {
+                Some(id) => id,
+                None => *self.id.insert(carrier.connect(authority, headers).map_err(Ending::Send)?),
+            };
+            let Some(entry) = carrier.entry(id) else { return Poll::Ready(Err(Ending::Here)) };
+            entry.reader.clone_from(cx.waker());
+            match (entry.response.take(), &entry.received) {
+                (Some(response), _) => Poll::Ready(Ok((id, response))),
+                (None, Some(Err(ending))) => Poll::Ready(Err(ending.clone())),
+                // A reset without a complaint is none the less no answer.
+                (None, Some(Ok(()))) => Poll::Ready(Err(entry.stopped.clone().unwrap_or(Ending::NotProcessed))),
+                (None, None) => Poll::Pending,
+            }
+        });
+        let answer = answer.await;
+        if answer.as_ref().is_err_and(Ending::is_stale) {
+            self.place.tunnel.retire();
+        }
+        let (id, answer) = answer?;
+        let (status, response) = *answer;
+        self.id = None;
+        let slot = self.place.slot.take().ok_or(Ending::Here)?;
+        Ok((status, response, Stream::new(id, false, slot)))
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.place.tunnel.carrier.lock().forget(id, Reason::CANCEL);
+        }
+    }
+}
+
+/// Looks after one connection.
 pub(super) struct Driver {
     pub(super) pool: Weak<Shared>,
     pub(super) key: Key,
-    /// Weak: the connection ends by itself when nobody holds its sender.
-    pub(super) tunnel: Weak<Tunnel>,
-    pub(super) link: Arc<Link>,
+    pub(super) tunnel: Arc<Tunnel>,
     /// From here on it takes no new streams.
     pub(super) drain_at: Instant,
     pub(super) idle: Duration,
@@ -136,38 +168,26 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// Runs until the connection has ended. Dropping the connection resets its streams.
-    pub(super) async fn run<IO>(self, mut connection: Connection<IO, Frame>, mut pulse: Pulse)
-    where
-        IO: AsyncRead + AsyncWrite + Unpin,
-    {
+    /// Runs until the connection has ended.
+    pub(super) async fn run(self, mut pulse: Pulse) {
+        let carrier = Arc::clone(&self.tunnel.carrier);
         let (mut idle_since, mut draining) = (None, false);
         let mut revoked = std::pin::pin!(self.revocations.revoked(&self.ids, Side::Source));
         loop {
             tokio::select! {
-                ended = &mut connection => {
-                    if let Err(error) = ended {
-                        tracing::debug!(%error, destination = %self.key.destination, "tunnel broke");
-                        if let Some(tunnel) = self.tunnel.upgrade() {
-                            let _ = tunnel.broke.set(Arc::new(error));
-                        }
+                next = carrier.next() => match next {
+                    // Only servers are asked for something.
+                    Next::Request(..) => {}
+                    Next::GoneAway => self.retire(),
+                    Next::Ended(ending) => {
+                        tracing::debug!(%ending, destination = %self.key.destination, "tunnel ended");
+                        break;
                     }
-                    break;
-                }
-                beat = pulse.beat() => match beat {
+                },
+                beat = pulse.beat(&carrier) => match beat {
                     Beat::Lost => {
                         tracing::warn!(destination = %self.key.destination, "tunnel closed: its peer is silent");
                         break;
-                    }
-                    Beat::Window(window) => {
-                        // Not now: the last change is still on its way. It is asked again.
-                        if connection.set_initial_window_size(window).is_ok() {
-                            self.link.window_changed(window);
-                        }
-                    }
-                    Beat::Connection(window) => {
-                        connection.set_target_window_size(window);
-                        self.link.connection_window_changed(window);
                     }
                     Beat::Present => idle_since = self.look(idle_since),
                 },
@@ -182,11 +202,12 @@ impl Driver {
             }
         }
         self.retire();
+        carrier.close().await;
     }
 
     /// Lets the connection go when it has been idle for long, or when its pool is gone. Says since when it is idle.
     fn look(&self, idle_since: Option<Instant>) -> Option<Instant> {
-        if self.link.streams() > 0 {
+        if self.tunnel.carrier.places() > 0 {
             return None;
         }
         let since = idle_since.unwrap_or_else(Instant::now);
@@ -198,15 +219,17 @@ impl Driver {
 
     /// Takes the connection out of its pool.
     fn retire(&self) {
-        let tunnel = self.tunnel.upgrade();
-        if let Some(tunnel) = &tunnel {
-            tunnel.retire();
-        }
+        self.tunnel.retire();
         let Some(pool) = self.pool.upgrade() else { return };
-        if let Some(tunnel) = &tunnel {
-            let slot = pool.slots.lock().get(&self.key).cloned();
-            slot.iter().for_each(|slot| slot.remove(tunnel));
-        }
+        let slot = pool.slots.lock().get(&self.key).cloned();
+        slot.iter().for_each(|slot| slot.remove(&self.tunnel));
+        drop(slot);
         pool.tidy(&self.key);
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.tunnel.carrier.abort();
     }
 }

@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use futures::future::join_all;
 use h2::client::SendRequest;
-use http::{HeaderValue, Version};
+use http::{HeaderValue, Request, Version};
 use stillmesh_identity::fixtures::identity;
 use stillmesh_identity::{client_config, tls};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
