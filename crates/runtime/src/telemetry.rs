@@ -84,7 +84,7 @@ pub fn on_lost(tell: impl Fn(u64) + Send + Sync + 'static) {
     drop(COUNT_LOST.set(Box::new(tell)));
 }
 
-/// Waits for the lines that were [`defer`]red when it is dropped, at most [`LAST_LINES`].
+/// Waits for the lines that were [`defer`]red when it is dropped, at most a second.
 #[derive(Debug)]
 pub struct LastLines;
 
