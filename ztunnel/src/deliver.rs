@@ -3,3 +3,4 @@
 pub mod connect;
 pub mod copy;
 pub mod proxy_header;
+pub mod sockets;

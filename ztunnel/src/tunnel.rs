@@ -70,7 +70,7 @@ pub async fn open(request: &Request<'_>, pod: &Pod, node: &Node, worker: usize) 
     };
     let upstream = match &plan.protocol {
         OutboundProtocol::Passthrough | OutboundProtocol::Tcp => {
-            Upstream::Tcp(connect::plain(&pod.thread, node, next_hop, *deadline).await?)
+            Upstream::Tcp(connect::plain(&pod.connecting, node, next_hop, *deadline).await?)
         }
         OutboundProtocol::Hbone { authority, expected, .. } => {
             Upstream::Hbone(pod.pools.open(request, node, worker, next_hop, authority, expected).await?)

@@ -25,7 +25,7 @@ use crate::path::probe::Had;
 use crate::path::{PathError, inbound, outbound, passthrough};
 use crate::tunnel::Pools;
 use crate::workers::Place;
-use crate::{dns, lookup};
+use crate::{deliver, dns, lookup};
 
 /// A pod that this ztunnel serves.
 #[derive(Debug)]
@@ -36,6 +36,8 @@ pub struct Pod {
     pub info: PodInfo,
     /// Makes sockets in its namespace.
     pub thread: Arc<NetnsThread>,
+    /// What it connects with.
+    pub connecting: deliver::sockets::Sockets,
     /// Its tunnels to others.
     pub pools: Pools,
     /// When it was taken up.
@@ -82,7 +84,9 @@ impl Pod {
         inherited: Vec<(Passed, OwnedFd)>,
     ) -> Result<Arc<Self>, StartError> {
         let thread = Arc::new(NetnsThread::spawn(thread_name(&info), netns).map_err(StartError::Namespace)?);
-        let inherited = Inherited::check(inherited, thread.netns(), Mark(node.config.mark.get()));
+        let mark = Mark(node.config.mark.get());
+        let connecting = deliver::sockets::Sockets::new(thread.clone(), mark);
+        let inherited = Inherited::check(inherited, thread.netns(), mark);
         let has_inherited = !inherited.is_empty();
         let listeners = listeners::listen(&thread, &node.config, inherited).await?;
         let home = node.workers.of(&uid).handle.clone();
@@ -91,7 +95,8 @@ impl Pod {
         let limit = node.config.limits.connections_per_pod;
         let tasks = tasks.child(format!("pod {}/{}", info.namespace, info.name));
         let pod = Arc::new(Self {
-            pools: Pools::new(node, &thread, &tasks),
+            pools: Pools::new(node, &connecting, &tasks),
+            connecting,
             tasks,
             uid,
             info,

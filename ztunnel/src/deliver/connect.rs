@@ -1,26 +1,26 @@
-//! Connections that ztunnel opens itself: made by the thread that lives in the pod's namespace, marked so that they
+//! Connections that ztunnel opens itself: with sockets of the pod's namespace, marked so that they
 //! are not captured again, from the client's address where that is permitted.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use stillmesh_runtime::sys::netns::NetnsThread;
-use stillmesh_runtime::sys::socket::{self, Mark};
-use tokio::net::{TcpSocket, TcpStream};
+use stillmesh_runtime::sys::socket;
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
+use super::sockets::Sockets;
 use crate::node::Node;
 use crate::path::PathError;
 
 /// Connects to `destination` from the pod's namespace with the pod's own address.
 pub async fn plain(
-    thread: &NetnsThread,
+    sockets: &Sockets,
     node: &Node,
     destination: SocketAddr,
     deadline: Instant,
 ) -> Result<TcpStream, PathError> {
-    from(thread, node, destination, None, deadline).await
+    from(sockets, node, destination, None, deadline).await
 }
 
 /// Connects to `destination`, an address of the pod itself, from `client`'s address.
@@ -28,7 +28,7 @@ pub async fn plain(
 /// Not where the pod calls itself: a connection from an address to itself would be ambiguous. Where the kernel does not
 /// permit it, from the pod's own address.
 pub async fn keeping_source(
-    thread: &NetnsThread,
+    sockets: &Sockets,
     node: &Node,
     destination: SocketAddr,
     client: IpAddr,
@@ -39,20 +39,20 @@ pub async fn keeping_source(
         && client.is_ipv4() == destination.is_ipv4()
         && !destination.ip().is_loopback();
     if !keep {
-        return plain(thread, node, destination, deadline).await;
+        return plain(sockets, node, destination, deadline).await;
     }
     for _ in 0..PORT_TRIES {
         let source = SocketAddr::new(client, rand::random_range(SOURCE_PORTS));
-        match from(thread, node, destination, Some(source), deadline).await {
+        match from(sockets, node, destination, Some(source), deadline).await {
             Err(PathError::Connect { source, .. }) if is_taken(&source) => {}
             Err(PathError::Connect { source, .. }) if is_refused(&source) && node.source_address_refused() => {
-                return plain(thread, node, destination, deadline).await;
+                return plain(sockets, node, destination, deadline).await;
             }
             connected => return connected,
         }
     }
     tracing::debug!(%client, %destination, "no free source port was found in some tries; the kernel looks for one");
-    from(thread, node, destination, Some(SocketAddr::new(client, 0)), deadline).await
+    from(sockets, node, destination, Some(SocketAddr::new(client, 0)), deadline).await
 }
 
 /// Source ports of connections that come from a client's address: below those that the client's own kernel gives to its
@@ -74,28 +74,18 @@ fn is_taken(error: &io::Error) -> bool {
 }
 
 async fn from(
-    thread: &NetnsThread,
+    sockets: &Sockets,
     node: &Node,
     destination: SocketAddr,
     source: Option<SocketAddr>,
     deadline: Instant,
 ) -> Result<TcpStream, PathError> {
-    let mark = Mark(node.config.mark.get());
     let failed = |source| PathError::Connect { to: destination, source };
     let slow = |_| PathError::Slow { to: destination, limit: node.config.limits.connect };
-    let socket = timeout_at(deadline, open(thread, destination, mark, source)).await.map_err(slow)?.map_err(failed)?;
+    let socket = timeout_at(deadline, sockets.to(destination, source)).await.map_err(slow)?.map_err(failed)?;
     let stream = timeout_at(deadline, socket.connect(destination)).await.map_err(slow)?.map_err(failed)?;
     tune(&stream, node);
     Ok(stream)
-}
-
-async fn open(
-    thread: &NetnsThread,
-    destination: SocketAddr,
-    mark: Mark,
-    source: Option<SocketAddr>,
-) -> io::Result<TcpSocket> {
-    thread.run(move || socket::tcp_connect_socket(destination, Some(mark), source)).await?
 }
 
 /// TCP_NODELAY and keepalive. A socket that refuses them still carries bytes.

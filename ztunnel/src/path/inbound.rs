@@ -175,10 +175,10 @@ impl Tunnel {
         let (node, peer) = (&self.node, self.ends.peer);
         let deadline = Instant::now() + node.config.limits.connect;
         let Some(asked) = plan.proxy_protocol else {
-            return connect::keeping_source(&self.pod.thread, node, plan.connect, peer.ip(), deadline).await;
+            return connect::keeping_source(&self.pod.connecting, node, plan.connect, peer.ip(), deadline).await;
         };
         let target = if node.config.localhost_app_tunnel { plan.connect } else { plan.upstream };
-        let mut stream = connect::plain(&self.pod.thread, node, target, deadline).await?;
+        let mut stream = connect::plain(&self.pod.connecting, node, target, deadline).await?;
         let header = proxy_header::encode(peer, asked, Some(&self.source));
         let slow = |_| PathError::Slow { to: target, limit: node.config.limits.connect };
         let written = timeout_at(deadline, stream.write_all(&header)).await.map_err(slow)?;

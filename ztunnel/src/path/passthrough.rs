@@ -67,7 +67,8 @@ async fn carry(
         },
     }
     let deadline = Instant::now() + node.config.limits.connect;
-    let upstream = deliver::connect::keeping_source(&pod.thread, node, conn.original, conn.peer.ip(), deadline).await?;
+    let upstream =
+        deliver::connect::keeping_source(&pod.connecting, node, conn.original, conn.peer.ip(), deadline).await?;
     record.opened();
     deliver::copy::sockets(conn.stream, upstream, record.bytes(), &live, &held.watch).await
 }

@@ -8,12 +8,12 @@ use stillmesh_core::model::Identity;
 use stillmesh_hbone::headers::{ConnectHeaders, Forwarded};
 use stillmesh_hbone::{Dial, Dialling, Key, Limits, Pool, Stream, Transport};
 pub use stillmesh_proxy::labels::baggage;
-use stillmesh_runtime::sys::netns::NetnsThread;
-use stillmesh_runtime::sys::socket::{self, Mark};
+use stillmesh_runtime::sys::socket;
 use stillmesh_runtime::tasks::Tasks;
 
 use super::Request;
 use crate::config::Keepalive;
+use crate::deliver::sockets::Sockets;
 use crate::node::Node;
 use crate::path::PathError;
 use crate::record::span;
@@ -25,13 +25,9 @@ pub struct Pools {
 }
 
 impl Pools {
-    /// Empty pools that dial with the namespace's thread; their tasks are owned by `tasks`.
-    pub fn new(node: &Node, thread: &Arc<NetnsThread>, tasks: &Tasks) -> Self {
-        let dial: Arc<dyn Dial> = Arc::new(PodDial {
-            thread: thread.clone(),
-            mark: Mark(node.config.mark.get()),
-            keepalive: node.config.keepalive,
-        });
+    /// Empty pools that dial with these sockets; their tasks are owned by `tasks`.
+    pub fn new(node: &Node, sockets: &Sockets, tasks: &Tasks) -> Self {
+        let dial: Arc<dyn Dial> = Arc::new(PodDial { sockets: sockets.clone(), keepalive: node.config.keepalive });
         let secrets = node.identities.secrets();
         let pool = |_| Pool::new(limits(node), secrets.clone(), dial.clone(), tasks.clone());
         Self { pools: (0..node.workers.count()).map(pool).collect() }
@@ -93,17 +89,15 @@ pub fn limits(node: &Node) -> Limits {
 
 /// Dials from inside a pod's namespace, from the pod's own address.
 struct PodDial {
-    thread: Arc<NetnsThread>,
-    mark: Mark,
+    sockets: Sockets,
     keepalive: Option<Keepalive>,
 }
 
 impl Dial for PodDial {
     fn dial<'a>(&'a self, key: &'a Key) -> Dialling<'a> {
-        let (destination, mark) = (key.destination, self.mark);
+        let destination = key.destination;
         Box::pin(async move {
-            let made = self.thread.run(move || socket::tcp_connect_socket(destination, Some(mark), None));
-            let stream = made.await??.connect(destination).await?;
+            let stream = self.sockets.to(destination, None).await?.connect(destination).await?;
             if let Err(error) = socket::tune(&stream, self.keepalive.map(Into::into)) {
                 tracing::debug!(%error, "socket options not set");
             }

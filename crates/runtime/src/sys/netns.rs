@@ -222,17 +222,30 @@ impl NetnsThread {
         result.await.map_err(|_| gone())?.map_err(|panic| panicked(panic.as_ref()))
     }
 
+    /// Has `work` run in the namespace, some time, and does not wait for it. `WouldBlock` when 64 jobs are queued.
+    pub fn begin(&self, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let job: Job = Box::new(move || {
+            // Who waits for it notices what it did not do.
+            let _ = std::panic::catch_unwind(AssertUnwindSafe(work));
+        });
+        self.try_send(job)
+    }
+
     /// [`NetnsThread::run`] for code that is not async. `WouldBlock` when 64 jobs are queued.
     pub fn run_blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
         let (done, result) = std::sync::mpsc::sync_channel(1);
         let job: Job = Box::new(move || {
             let _ = done.send(std::panic::catch_unwind(AssertUnwindSafe(work)));
         });
+        self.try_send(job)?;
+        result.recv().map_err(|_| gone())?.map_err(|panic| panicked(panic.as_ref()))
+    }
+
+    fn try_send(&self, job: Job) -> io::Result<()> {
         self.jobs.try_send(job).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => io::ErrorKind::WouldBlock.into(),
             mpsc::error::TrySendError::Closed(_) => gone(),
-        })?;
-        result.recv().map_err(|_| gone())?.map_err(|panic| panicked(panic.as_ref()))
+        })
     }
 }
 

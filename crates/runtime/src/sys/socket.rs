@@ -96,11 +96,25 @@ pub fn tcp_connect_socket(
     mark: Option<Mark>,
     source: Option<SocketAddr>,
 ) -> io::Result<TcpSocket> {
-    let kind = Type::STREAM.nonblocking().cloexec();
-    let socket = Socket::new(Domain::for_address(destination), kind, Some(Protocol::TCP))?;
+    connect_socket_from(tcp_socket(destination.is_ipv4(), mark)?, destination, source)
+}
+
+/// A nonblocking TCP socket, marked and nothing else.
+pub fn tcp_socket(is_ipv4: bool, mark: Option<Mark>) -> io::Result<Socket> {
+    let domain = if is_ipv4 { Domain::IPV4 } else { Domain::IPV6 };
+    let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     if let Some(mark) = mark {
         socket.set_mark(mark.0)?;
     }
+    Ok(socket)
+}
+
+/// The rest of [`tcp_connect_socket`], with a socket of [`tcp_socket`]. On any thread: a socket stays in the namespace where it was made.
+pub fn connect_socket_from(
+    socket: Socket,
+    destination: SocketAddr,
+    source: Option<SocketAddr>,
+) -> io::Result<TcpSocket> {
     if let Some(source) = source.map(|source| SocketAddr::new(source.ip().to_canonical(), source.port())) {
         if source.is_ipv4() != destination.is_ipv4() {
             return Err(io::Error::new(
