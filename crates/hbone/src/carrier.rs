@@ -392,7 +392,8 @@ impl Inner {
         }
     }
 
-    /// Makes windows smaller when there are more streams or less memory. Not now: the last change is still on its way. Then again, when it has come.
+    /// Makes windows smaller when there are more streams or less memory. Not while the last change is on its way: it is looked at
+    /// again in every turn.
     fn resize_streams(&mut self) {
         if let Some(window) = self.windows.smaller()
             && self.http2.set_initial_window(window)

@@ -79,7 +79,8 @@ impl Stream {
         }
     }
 
-    /// Writes what was received to a socket, until all was and the peer has ended its direction. Credit goes back for what the socket has taken. Cancel-safe.
+    /// Writes what was received to a socket, until all was and the peer has ended its direction. Credit goes back for what the
+    /// socket has taken. Cancel-safe.
     pub(crate) fn poll_drain<S: Socket>(
         &mut self,
         cx: &mut Context<'_>,

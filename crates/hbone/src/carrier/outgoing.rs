@@ -91,6 +91,9 @@ impl Outgoing {
             return Ok(0);
         }
         self.begin();
+        if tls.due() {
+            self.seal(tls)?;
+        }
         while !bytes.is_empty() {
             let start = self.content();
             let room = self.limit().saturating_sub(start);
@@ -98,7 +101,7 @@ impl Outgoing {
                 if self.end == self.sealed {
                     break;
                 }
-                self.seal(tls)?;
+                self.seal_record(tls)?;
                 continue;
             }
             let (now, later) = bytes.split_at(bytes.len().min(room));
