@@ -42,6 +42,8 @@ const LIMIT: &str = "1: Sends HEADERS frames that causes their advertised concur
 /// as it comes; without it, at the other place, they have to hold.
 const RACES: &[&str] = &[
     LIMIT,
+    // As large as SETTINGS_MAX_FRAME_SIZE allows, which is more than the window.
+    "1: Sends a DATA frame with 2^14 octets in length",
     "1: Sends a HEADERS frame with the \"content-length\" header field which does not equal the DATA frame payload length",
     "1: Sends a second HEADERS frame without the END_STREAM flag",
     "2: Sends a HEADERS frame with the \"content-length\" header field which does not equal the sum of the multiple DATA \
