@@ -1,9 +1,12 @@
+use std::future::poll_fn;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::join_all;
 use stillmesh_core::Diagnose;
 use stillmesh_identity::fixtures::{LocalCa, identity};
+use stillmesh_identity::server_config;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
@@ -12,7 +15,7 @@ use stillmesh_runtime::drain;
 
 use super::*;
 use crate::Memory;
-use crate::harness::{World, echoes, key, key_to, open, settle, stream};
+use crate::harness::{World, echoes, key, key_to, open, pattern, settle, stream};
 use crate::headers::{Baggage, Forwarded, Traceparent};
 use crate::server::accept_tls;
 
@@ -334,4 +337,53 @@ async fn who_asked_before_a_renewal_does_not_drain_the_newer_connection() {
     let late = pool.place(&key(), &old, Instant::now() + SECOND).await;
     assert!(late.is_ok());
     assert_eq!((world.net.dials(), pool.tunnels()), (1, 1));
+}
+
+/// Answers each request with what it carries, by the `h2` crate.
+async fn echo_by_h2(request: http::Request<h2::RecvStream>, mut respond: h2::server::SendResponse<Bytes>) {
+    let mut from = request.into_body();
+    let mut to = respond.send_response(http::Response::new(()), false).unwrap();
+    while let Some(piece) = from.data().await {
+        let mut piece = piece.unwrap();
+        while !piece.is_empty() {
+            to.reserve_capacity(piece.len());
+            let room = poll_fn(|cx| to.poll_capacity(cx)).await.unwrap().unwrap();
+            let now = piece.split_to(room.min(piece.len()));
+            from.flow_control().release_capacity(now.len()).unwrap();
+            to.send_data(now, false).unwrap();
+        }
+    }
+    to.send_data(Bytes::new(), true).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_of_another_make_carries_many_streams_and_their_ends() {
+    let world = World::new();
+    let mut connections = world.net.listen();
+    let config = server_config(&world.ca.leaf(&identity("details"))).unwrap();
+    let tasks = world.tasks.clone();
+    world.tasks.spawn("peer", async move {
+        let io = connections.recv().await.unwrap();
+        let tls = tokio_rustls::TlsAcceptor::from(config).accept(io).await.unwrap();
+        let mut connection = h2::server::handshake(tls).await.unwrap();
+        while let Some(Ok((request, respond))) = connection.accept().await {
+            tasks.spawn("echo", echo_by_h2(request, respond));
+        }
+    });
+    let pool = world.pool();
+    let sent = pattern(300_000);
+    let talk = async |_| {
+        let (mut from, mut to) = tokio::io::split(stream(&pool, "echo").await);
+        let sending = async {
+            to.write_all(&sent).await.unwrap();
+            to.shutdown().await.unwrap();
+        };
+        let mut received = Vec::new();
+        let ((), read) = tokio::join!(sending, from.read_to_end(&mut received));
+        read.unwrap();
+        assert!(received == sent);
+    };
+    join_all((0..20).map(talk)).await;
+    settle().await;
+    assert_eq!((world.net.dials(), world.limits.memory.held()), (1, 0));
 }
