@@ -105,7 +105,7 @@ impl Tunnel {
             self.node.metrics.refuse("not_connect");
             return self.failed_early(&error);
         };
-        let destination = match self.pod.workload(&self.node).await {
+        let destination = match Box::pin(self.pod.workload(&self.node)).await {
             Ok(destination) => destination,
             Err(error) => {
                 incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
@@ -156,7 +156,8 @@ impl Tunnel {
             record.decided(decide::authorize(&self.node.snapshots.load(), &attrs, &self.node)?);
             Ok::<_, PathError>((permit, self.deliver(&plan).await?))
         };
-        let (_permit, upstream) = match opened.await {
+        // What opening needs is not held for as long as the connection lasts.
+        let (_permit, upstream) = match Box::pin(opened).await {
             Ok(opened) => opened,
             Err(error) => {
                 incoming.refuse(status(&error));

@@ -42,8 +42,8 @@ pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: SocketAddr
                 return record::failed_early(&node.ledger, &early, &error);
             }
         };
-        let first = decide(&conn, &source, &node, &[]);
-        let place = match &first {
+        let first = Box::new(decide(&conn, &source, &node, &[]));
+        let place = match &*first {
             Ok(plan) => node.workers.of(&(source.identity(), plan.dial.address())),
             Err(_) => node.workers.next(),
         };
@@ -76,11 +76,12 @@ impl Trip<'_> {
     async fn carry(
         &self,
         conn: Captured,
-        first: Result<OutboundPlan, PathError>,
+        first: Box<Result<OutboundPlan, PathError>>,
         held: &Held,
         record: &mut Record,
     ) -> Result<(), PathError> {
-        let upstream = self.open(&conn, first, record).await?;
+        // What opening needs is not held for as long as the connection lasts.
+        let upstream = Box::pin(self.open(&conn, *first, record)).await?;
         let live = record.opened();
         // One that came between the decision and the listing has not seen this connection.
         if let Some(reason) = stillmesh_core::decide::cut_off(&self.node.snapshots.load(), self.source) {
@@ -88,7 +89,7 @@ impl Trip<'_> {
         }
         match upstream {
             Upstream::Tcp(stream) => {
-                deliver::copy::sockets(conn.stream, stream, record.bytes(), &live, &held.watch).await
+                Box::pin(deliver::copy::sockets(conn.stream, stream, record.bytes(), &live, &held.watch)).await
             }
             Upstream::Hbone(stream) => {
                 deliver::copy::tunnel(conn.stream, stream, record.bytes(), &live, &held.watch).await
