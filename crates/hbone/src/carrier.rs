@@ -428,11 +428,16 @@ impl Inner {
         self.requests.clear();
         self.ended = Some(ending);
         self.watcher.wake_by_ref();
+        // There may be last words.
+        self.wake();
     }
 
     /// Nothing is written any more.
     fn done(&mut self) {
-        self.outgoing.abandon();
+        // Streams may be held for long after.
+        self.outgoing = Outgoing::default();
+        self.partial = Vec::new();
+        self.holding.set(0);
         self.closing = Closing::Done;
         self.watcher.wake_by_ref();
     }
