@@ -357,6 +357,7 @@ impl Inner {
     pub(crate) fn forget(&mut self, stream: u32, reason: Reason) {
         self.reset(stream, reason);
         self.streams.remove(&stream);
+        self.starved.retain(|starved| *starved != stream);
         if self.streams.is_empty() {
             // What many streams needed is not kept.
             self.streams = HashMap::default();

@@ -143,7 +143,10 @@ impl Inner {
             Room::Bytes(window) => Poll::Ready(Ok(room.min(window as usize))),
             Room::Stream => Poll::Pending,
             Room::Connection => {
-                self.starved.push(stream);
+                // Once, however often it is asked meanwhile.
+                if !self.starved.contains(&stream) {
+                    self.starved.push(stream);
+                }
                 Poll::Pending
             }
             Room::Never => Poll::Ready(Err(Ending::Send(SendError::NoStream(stream)))),
