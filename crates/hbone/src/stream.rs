@@ -95,11 +95,7 @@ impl Stream {
                 return Poll::Ready(Err(first(error)));
             }
             if entry.unread.is_empty() {
-                return match &entry.received {
-                    None => Poll::Pending,
-                    Some(Ok(())) => Poll::Ready(Ok(())),
-                    Some(Err(ending)) => Poll::Ready(Err(second(ending.clone().into()))),
-                };
+                return entry.poll_received().map_err(|ending| second(ending.into()));
             }
             let mut slices = [IoSlice::new(&[]); VECTORED];
             let used = entry.unread.slices(&mut slices);
@@ -200,11 +196,7 @@ impl AsyncRead for Stream {
         let Some(entry) = inner.entry(this.id) else { return Poll::Ready(Ok(())) };
         if entry.unread.is_empty() {
             entry.reader.clone_from(cx.waker());
-            return match &entry.received {
-                None => Poll::Pending,
-                Some(Ok(())) => Poll::Ready(Ok(())),
-                Some(Err(ending)) => Poll::Ready(Err(ending.clone().into())),
-            };
+            return entry.poll_received().map_err(Into::into);
         }
         let front = entry.unread.front();
         let length = front.len().min(buffer.remaining());

@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 
 use http::{HeaderMap, StatusCode};
 use tokio::net::TcpStream;
@@ -94,6 +94,11 @@ impl Entry {
             self.reader.wake_by_ref();
         }
         passed
+    }
+
+    /// How the receiving direction ended; pending while more may come.
+    pub(crate) fn poll_received(&self) -> Poll<Result<(), Ending>> {
+        self.received.clone().map_or(Poll::Pending, Poll::Ready)
     }
 
     /// The peer has ended its direction, or something has.
