@@ -28,9 +28,9 @@ use crate::enforce::Enforcer;
 use crate::lookup::Snapshots;
 use crate::node::{Node, Parts};
 use crate::quarantine::{self, CutOff};
-use crate::record::Ledger;
 use crate::record::metrics::Metrics;
 use crate::record::span::{self, Hops};
+use crate::record::{ACCESS, Ledger};
 use crate::tunnel::Identities;
 use crate::workers::Workers;
 
@@ -44,6 +44,8 @@ const LAST_SPANS: std::time::Duration = std::time::Duration::from_secs(2);
 /// The whole program: environment, log, runtime, signals, [`run`]. Blocks until it has drained.
 pub fn main() -> anyhow::Result<()> {
     telemetry::init("ztunnel")?;
+    // Before the runtime: what ends with it still has its line.
+    let _last_lines = telemetry::defer(ACCESS).context("no thread for the access log")?;
     let config = Config::from_env()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -83,6 +85,10 @@ pub async fn run(config: Config, watch: Watch) -> anyhow::Result<()> {
     let registered = Registered::new();
     let budget = Budget::new(config.max_series);
     let metrics = registered.register(|registry| Metrics::new(registry, &config.version, &budget));
+    let counted = metrics.clone();
+    telemetry::on_lost(move |lines| {
+        counted.lines_lost.inc_by(lines);
+    });
     let ledger = Ledger::new(metrics.clone(), recorder(&config));
     let initial = Snapshot::empty(config.network.as_str());
     let snapshots = Arc::new(Snapshots::new(initial.clone()));

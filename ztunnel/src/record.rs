@@ -23,6 +23,7 @@ use stillmesh_records::Draft;
 
 use labels::{LabelParts, Party, TrafficLabels, Word};
 pub use ledger::{Bytes, Cut, First, Ledger, Live};
+pub use log::ACCESS;
 pub use metrics::Metrics;
 use metrics::Reporter;
 
@@ -305,7 +306,7 @@ impl Record {
             live.open(&self.ledger.metrics);
             let facts = &self.facts;
             tracing::event!(
-                target: "access",
+                target: ACCESS,
                 tracing::Level::DEBUG,
                 conn.id = %facts.id,
                 src.addr = %facts.source_addr,

@@ -1,8 +1,8 @@
 //! The threads that carry connections: one single-threaded runtime each. A connection lives on one of them from its
 //! decision to its end, so that nothing in the data path wakes another thread.
 //!
-//! Which worker: by source identity and next hop, so that the pooled tunnels between two ends are one worker's. A
-//! worker that has clearly more to do than another passes new connections on to it.
+//! Which worker: the pod's, where its connections are accepted; nothing moves then. One that has clearly more to do than another
+//! passes new connections on, by source identity and next hop, so that the tunnels between two ends are few workers'.
 
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::io;
@@ -37,6 +37,13 @@ pub struct Place {
     load: Arc<AtomicUsize>,
 }
 
+impl Place {
+    /// Whether this runs there.
+    pub fn is_here(&self) -> bool {
+        self.handle.id() == Handle::current().id()
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         self.load.fetch_sub(1, Ordering::Relaxed);
@@ -68,17 +75,38 @@ impl Workers {
         self.place(home)
     }
 
+    /// The worker that this runs on, unless it is clearly more loaded than another or none of these: then that of `key`.
+    pub fn here_or_of(&self, key: &impl Hash) -> Place {
+        let current = Handle::current().id();
+        match self.workers.iter().position(|worker| worker.handle.id() == current) {
+            Some(here) if !self.is_overloaded(here) => self.take(here),
+            _ => self.of(key),
+        }
+    }
+
     /// The next worker in turn.
     pub fn next(&self) -> Place {
         self.place(self.next.fetch_add(1, Ordering::Relaxed) % self.workers.len())
     }
 
     fn place(&self, home: usize) -> Place {
-        let load = |worker: &Worker| worker.load.load(Ordering::Relaxed);
-        let least =
-            self.workers.iter().enumerate().min_by_key(|(_, worker)| load(worker)).map_or(0, |(index, _)| index);
-        let loads = [home, least].map(|index| self.workers.get(index).map_or(0, load));
-        let index = if is_overloaded(loads[0], loads[1]) { least } else { home };
+        self.take(if self.is_overloaded(home) { self.least() } else { home })
+    }
+
+    fn load(&self, index: usize) -> usize {
+        self.workers.get(index).map_or(0, |worker| worker.load.load(Ordering::Relaxed))
+    }
+
+    fn least(&self) -> usize {
+        (0..self.workers.len()).min_by_key(|index| self.load(*index)).unwrap_or(0)
+    }
+
+    /// Whether a worker has so much more to do than the least loaded one that its tunnels are worth splitting.
+    fn is_overloaded(&self, index: usize) -> bool {
+        self.load(index) > self.load(self.least()).saturating_mul(2).saturating_add(3)
+    }
+
+    fn take(&self, index: usize) -> Place {
         // Both indices are below the count; were they not, the first worker would do.
         let worker = self.workers.get(index).unwrap_or_else(|| &self.workers[0]);
         worker.load.fetch_add(1, Ordering::Relaxed);
@@ -106,11 +134,6 @@ impl Worker {
         })?;
         Ok(Self { handle, load: Arc::default() })
     }
-}
-
-/// Whether a worker has so much more to do than the least loaded one that its tunnels are worth splitting.
-fn is_overloaded(load: usize, least: usize) -> bool {
-    load > least.saturating_mul(2).saturating_add(3)
 }
 
 #[cfg(test)]

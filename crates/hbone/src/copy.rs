@@ -137,7 +137,7 @@ pub(crate) fn write_now(socket: &TcpStream, slices: &[IoSlice<'_>]) -> io::Resul
 }
 
 /// Moves bytes between a socket (first) and a tunnel (second). On an error both are broken: the tunnel is reset here, the
-/// socket by the caller, who drops it.
+/// socket by the caller, who drops it. So he does when both directions have ended: what ends last is not told to the socket otherwise.
 pub async fn tunnel<S: Socket>(socket: &mut S, stream: &mut Stream, counters: &Arc<Counters>) -> Result<(), CopyError> {
     if let Some(socket) = socket.shared() {
         stream.set_outlet(Outlet { socket, counters: Arc::clone(counters) });
@@ -145,7 +145,7 @@ pub async fn tunnel<S: Socket>(socket: &mut S, stream: &mut Stream, counters: &A
     let (mut forward, mut backward) = (Forward::default(), Backward::default());
     let copied = poll_fn(|cx| {
         let there = forward.poll(cx, socket, stream, &counters.forward)?;
-        let back = backward.poll(cx, socket, stream, &counters.backward)?;
+        let back = backward.poll(cx, socket, stream, &counters.backward, forward.ended)?;
         if there.is_ready() && back.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
     })
     .await;
@@ -291,13 +291,15 @@ impl Backward {
         socket: &mut S,
         stream: &mut Stream,
         counter: &AtomicU64,
+        last: bool,
     ) -> Progress {
         if !self.drained {
             let Poll::Ready(drained) = stream.poll_drain(cx, socket, counter) else { return Ok(Poll::Pending) };
             drained?;
             self.drained = true;
         }
-        if !self.shut {
+        // A socket that has ended as well is closed next, which says the same.
+        if !self.shut && !last {
             let Poll::Ready(()) = gone_is_shut(socket.poll_shutdown(cx)).map_err(first)? else {
                 return Ok(Poll::Pending);
             };

@@ -13,11 +13,11 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use stillmesh_core::diagnose::{Diagnose, Fault};
 use stillmesh_core::model::Identity;
+use stillmesh_runtime::tasks::CutOnDrop;
 use stillmesh_runtime::{Backoff, Tasks};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_util::sync::DropGuard;
 
 use crate::clock::until;
 use crate::{Clock, Leaf, LeafError, Revocations, csr};
@@ -89,7 +89,7 @@ struct Shared {
 struct Entry {
     state: watch::Receiver<State>,
     demand: Arc<Demand>,
-    _task: DropGuard,
+    _task: CutOnDrop,
 }
 
 /// Whether somebody waits.

@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -87,9 +87,7 @@ impl Tasks {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let (future, task) = self.wrap(name, future);
-        runtime.spawn(future);
-        task
+        Task { handle: runtime.spawn(self.wrap(name, future)) }
     }
 
     /// Runs a future that is not `Send` on the current thread's [`tokio::task::LocalSet`].
@@ -100,48 +98,42 @@ impl Tasks {
         F: Future + 'static,
         F::Output: 'static,
     {
-        let (future, task) = self.wrap(name, future);
-        tokio::task::spawn_local(future);
-        task
+        Task { handle: tokio::task::spawn_local(self.wrap(name, future)) }
     }
 
     /// Everything that surrounds a task: counting here and in all parents, cancellation, catching its panic.
-    fn wrap<F: Future>(&self, name: &'static str, future: F) -> (impl Future<Output = ()> + use<F>, Task<F::Output>) {
-        let cut = self.group.cut.child_token();
-        let (done, result) = oneshot::channel();
-        let task = Task { cut: cut.clone(), result };
+    fn wrap<F: Future>(&self, name: &'static str, future: F) -> impl Future<Output = Option<F::Output>> + use<F> {
+        // Not within: what an async block captures keeps its place there, beside the box.
+        let future = CatchPanic(Box::pin(future));
+        let cut = self.group.cut.clone();
         // The tokens keep the groups waiting; the groups themselves are held weakly, so that a task that never ends
         // does not keep its own owner alive.
-        let mut tokens = Vec::new();
+        let mut tokens = Vec::with_capacity(2);
         let mut group = Some(self);
         while let Some(tasks) = group {
             tokens.push(tasks.group.tracker.token());
             group = tasks.group.parent.as_ref();
         }
         let owner = Arc::downgrade(&self.group);
-        let owner_name = Arc::clone(&self.group.name);
-        let future = async move {
+        async move {
             let _tokens = tokens;
             let outcome = tokio::select! {
                 biased;
-                () = cut.cancelled() => return,
-                outcome = CatchPanic(Box::pin(future)) => outcome,
+                () = cut.cancelled() => return None,
+                outcome = future => outcome,
             };
-            match outcome {
-                Ok(value) => {
-                    // Nobody may be waiting for the value.
-                    let _ = done.send(value);
-                }
-                Err(message) => {
+            outcome
+                .inspect_err(|message| {
                     PANICS.fetch_add(1, Ordering::Relaxed);
-                    if let Some(group) = owner.upgrade() {
+                    let group = owner.upgrade();
+                    let owner = group.as_ref().map_or("one that is gone", |group| {
                         group.panics.fetch_add(1, Ordering::Relaxed);
-                    }
-                    tracing::error!(task = name, owner = %owner_name, panic = %message, "task panicked");
-                }
-            }
-        };
-        (future, task)
+                        &*group.name
+                    });
+                    tracing::error!(task = name, owner, panic = %message, "task panicked");
+                })
+                .ok()
+        }
     }
 
     /// Asks all tasks to end: those that watch [`Tasks::cancelled`] do.
@@ -207,31 +199,40 @@ pub fn panics() -> u64 {
 /// A running task. Dropping it leaves the task to its group.
 #[derive(Debug)]
 pub struct Task<T> {
-    cut: CancellationToken,
-    result: oneshot::Receiver<T>,
+    handle: JoinHandle<Option<T>>,
 }
 
 impl<T> Task<T> {
     /// Drops the task at its next await point.
     pub fn cut(&self) {
-        self.cut.cancel();
+        self.handle.abort();
     }
 
-    /// Cuts the task when the returned guard is dropped.
+    /// Cuts the task when what is returned is dropped.
     #[must_use]
-    pub fn cut_on_drop(&self) -> tokio_util::sync::DropGuard {
-        self.cut.clone().drop_guard()
+    pub fn cut_on_drop(&self) -> CutOnDrop {
+        CutOnDrop(self.handle.abort_handle())
     }
 
-    /// Waits for the value; `None` when the task panicked or was cut. Cancel-safe.
+    /// Waits for the value; `None` when the task panicked or was cut. Cancel-safe; not to be called again after it has returned.
     pub async fn join(&mut self) -> Option<T> {
-        (&mut self.result).await.ok()
+        (&mut self.handle).await.ok().flatten()
     }
 
     /// Whether the task has ended, in whatever way.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.result.is_terminated() || !self.result.is_empty()
+        self.handle.is_finished()
+    }
+}
+
+/// Cuts a task when dropped.
+#[derive(Debug)]
+pub struct CutOnDrop(AbortHandle);
+
+impl Drop for CutOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

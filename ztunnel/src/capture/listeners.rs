@@ -32,6 +32,22 @@ pub struct Listeners {
     pub dns: Vec<(UdpSocket, TcpListener)>,
 }
 
+impl Listeners {
+    /// TCP_NODELAY, and keepalive to peers: what is accepted has the options of its listener. A socket that refuses them still carries
+    /// bytes.
+    fn tune(&self, config: &Config) {
+        let keepalive = config.keepalive.map(Into::into);
+        // Who is captured is answered for by this kernel.
+        for (listener, keepalive) in
+            [(&self.outbound, None), (&self.inbound_plain, keepalive), (&self.inbound_hbone, keepalive)]
+        {
+            if let Err(error) = socket::tune(listener, keepalive) {
+                tracing::debug!(%error, "socket options not set");
+            }
+        }
+    }
+}
+
 /// A listener that could not be made.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {what} in the pod's namespace: {source}")]
@@ -139,7 +155,9 @@ pub async fn listen(thread: &NetnsThread, config: &Config, mut inherited: Inheri
                 .collect::<Result<_, _>>()?,
         })
     });
-    made.await.map_err(|source| ListenError { what: "any port".to_owned(), source })?
+    let listeners = made.await.map_err(|source| ListenError { what: "any port".to_owned(), source })??;
+    listeners.tune(config);
+    Ok(listeners)
 }
 
 /// Where two ztunnels listen on one port, connections that wait for the one that closes its listener go to the other;

@@ -234,8 +234,7 @@ impl Pod {
     ) where
         F: Future<Output = ()> + Send + 'static,
     {
-        let handle = place.handle.clone();
-        if handle.id() == Handle::current().id() {
+        if place.is_here() {
             self.tasks.spawn(name, async move {
                 let _place = place;
                 carry(stream).await;
@@ -244,6 +243,7 @@ impl Pod {
         }
         // From here on its readiness is polled by the worker that carries it.
         let detached = stream.into_std();
+        let handle = place.handle.clone();
         self.tasks.spawn_on(&handle, name, async move {
             let _place = place;
             match detached.and_then(TcpStream::from_std) {

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use super::sockets::Sockets;
+use crate::config::Keepalive;
 use crate::node::Node;
 use crate::path::PathError;
 
@@ -20,10 +21,13 @@ pub async fn plain(
     destination: SocketAddr,
     deadline: Instant,
 ) -> Result<TcpStream, PathError> {
-    from(sockets, node, destination, None, deadline).await
+    let stream = from(sockets, node, destination, None, deadline).await?;
+    keep_alive(&stream, node.config.keepalive);
+    Ok(stream)
 }
 
-/// Connects to `destination`, an address of the pod itself, from `client`'s address.
+/// Connects to `destination`, an address of the pod itself, from `client`'s address. No keepalive probes: it is this kernel that
+/// would answer them.
 ///
 /// Not where the pod calls itself: a connection from an address to itself would be ambiguous. Where the kernel does not
 /// permit it, from the pod's own address.
@@ -39,14 +43,14 @@ pub async fn keeping_source(
         && client.is_ipv4() == destination.is_ipv4()
         && !destination.ip().is_loopback();
     if !keep {
-        return plain(sockets, node, destination, deadline).await;
+        return from(sockets, node, destination, None, deadline).await;
     }
     for _ in 0..PORT_TRIES {
         let source = SocketAddr::new(client, rand::random_range(SOURCE_PORTS));
         match from(sockets, node, destination, Some(source), deadline).await {
             Err(PathError::Connect { source, .. }) if is_taken(&source) => {}
             Err(PathError::Connect { source, .. }) if is_refused(&source) && node.source_address_refused() => {
-                return plain(sockets, node, destination, deadline).await;
+                return from(sockets, node, destination, None, deadline).await;
             }
             connected => return connected,
         }
@@ -82,15 +86,12 @@ async fn from(
 ) -> Result<TcpStream, PathError> {
     let failed = |source| PathError::Connect { to: destination, source };
     let slow = |_| PathError::Slow { to: destination, limit: node.config.limits.connect };
-    let socket = timeout_at(deadline, sockets.to(destination, source)).await.map_err(slow)?.map_err(failed)?;
-    let stream = timeout_at(deadline, socket.connect(destination)).await.map_err(slow)?.map_err(failed)?;
-    tune(&stream, node);
-    Ok(stream)
+    timeout_at(deadline, sockets.connect(destination, source)).await.map_err(slow)?.map_err(failed)
 }
 
-/// TCP_NODELAY and keepalive. A socket that refuses them still carries bytes.
-pub fn tune(stream: &TcpStream, node: &Node) {
-    if let Err(error) = socket::tune(stream, node.config.keepalive.map(Into::into)) {
+/// TCP keepalive as configured. A socket that refuses it still carries bytes.
+pub fn keep_alive(stream: &TcpStream, keepalive: Option<Keepalive>) {
+    if let Err(error) = socket::tune(stream, keepalive.map(Into::into)) {
         tracing::debug!(%error, "socket options not set");
     }
 }

@@ -1,6 +1,7 @@
 //! Moves bytes until both sides have ended, or somebody ends the connection from outside.
 
 use std::future::Future;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 
 use stillmesh_hbone::Stream;
@@ -9,40 +10,73 @@ use stillmesh_runtime::drain::Watch;
 use tokio::net::TcpStream;
 
 use crate::path::PathError;
-use crate::record::{Bytes, Live};
+use crate::record::{Live, Record};
+use crate::tunnel::Upstream;
 
-/// Carries bytes between a socket and a tunnel, with half-close each way. Ends early when the connection is cut or the
-/// drain's time is over.
-pub async fn tunnel(
-    socket: TcpStream,
-    mut stream: Stream,
-    bytes: &Bytes,
-    live: &Live,
-    watch: &Watch,
-) -> Result<(), PathError> {
-    let mut socket = Arc::new(socket);
-    let carried = bounded(copy::tunnel(&mut socket, &mut stream, &bytes.counters), live, watch).await;
-    if carried.is_err() {
-        // What broke must not look like an end to the application (RFC 9113 section 8.5). A socket that is gone
-        // already cannot be told.
-        let _ = socket.set_zero_linger();
-    }
-    carried
+/// A connection whose both ends are open, and its record. It keeps `K` for as long as it lives.
+pub struct Carried<K> {
+    /// Between what it is carried.
+    pub sides: Sides,
+    /// Becomes its line in the log.
+    pub record: Record,
+    /// Ended by others.
+    pub live: Arc<Live>,
+    /// Tells of a drain.
+    pub watch: Watch,
+    /// Given back at its end.
+    pub keeps: K,
 }
 
-/// Carries bytes between two sockets likewise.
-pub async fn sockets(
-    mut client: TcpStream,
-    mut server: TcpStream,
-    bytes: &Bytes,
-    live: &Live,
-    watch: &Watch,
-) -> Result<(), PathError> {
-    bounded(copy::sockets(&mut client, &mut server, &bytes.counters), live, watch).await
+/// The first side and the second ([`crate::record::First`]).
+pub enum Sides {
+    /// The application's socket, and the mesh.
+    Tunnel(Arc<TcpStream>, Stream),
+    /// Two sockets.
+    Sockets(Box<[TcpStream; 2]>),
+}
+
+impl Sides {
+    /// A socket and what was opened for it.
+    pub fn of(socket: TcpStream, upstream: Upstream) -> Self {
+        match upstream {
+            Upstream::Tcp(upstream) => Self::Sockets(Box::new([socket, upstream])),
+            Upstream::Hbone(stream) => Self::Tunnel(Arc::new(socket), stream),
+        }
+    }
+}
+
+impl<K> Carried<K> {
+    /// Carries bytes until both directions have ended, each by itself, or until somebody ends it from outside.
+    pub async fn run(mut self) {
+        let counters = &self.record.bytes().counters;
+        let carried = match &mut self.sides {
+            Sides::Tunnel(socket, stream) => {
+                let copying = pin!(copy::tunnel(socket, stream, counters));
+                bounded(copying, &self.live, &self.watch).await
+            }
+            Sides::Sockets(sides) => {
+                let [first, second] = &mut **sides;
+                // Boxed: a tunnel needs less.
+                let mut copying = Box::pin(copy::sockets(first, second, counters));
+                bounded(copying.as_mut(), &self.live, &self.watch).await
+            }
+        };
+        match carried {
+            Ok(()) => self.record.complete(),
+            Err(error) => {
+                if let Sides::Tunnel(socket, _) = &self.sides {
+                    // What broke must not look like an end to the application (RFC 9113 section 8.5). A socket that is gone
+                    // already cannot be told.
+                    let _ = socket.set_zero_linger();
+                }
+                self.record.fail(&error);
+            }
+        }
+    }
 }
 
 async fn bounded(
-    copying: impl Future<Output = Result<(), CopyError>>,
+    copying: Pin<&mut impl Future<Output = Result<(), CopyError>>>,
     live: &Live,
     watch: &Watch,
 ) -> Result<(), PathError> {

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use socket2::Socket;
 use stillmesh_runtime::sys::netns::NetnsThread;
 use stillmesh_runtime::sys::socket::{self, Mark};
-use tokio::net::TcpSocket;
+use tokio::net::TcpStream;
 
 /// Sockets of one family that are kept ready, once one was needed.
 const READY: usize = 8;
@@ -39,16 +39,16 @@ impl Sockets {
         Self { thread, mark, stocks: Arc::default() }
     }
 
-    /// A socket for a connection to `destination`, from `source` if that is given: see [`socket::tcp_connect_socket`].
-    pub async fn to(&self, destination: SocketAddr, source: Option<SocketAddr>) -> io::Result<TcpSocket> {
+    /// Connects to `destination`, from `source` if that is given: see [`socket::connect`]. With TCP_NODELAY.
+    pub async fn connect(&self, destination: SocketAddr, source: Option<SocketAddr>) -> io::Result<TcpStream> {
         let socket = match self.take(destination.is_ipv4()) {
             Some(socket) => socket,
             None => {
                 let (is_ipv4, mark) = (destination.is_ipv4(), self.mark);
-                self.thread.run(move || socket::tcp_socket(is_ipv4, Some(mark))).await??
+                self.thread.run(move || make(is_ipv4, mark)).await??
             }
         };
-        socket::connect_socket_from(socket, destination, source)
+        socket::connect(socket, destination, source).await
     }
 
     /// One that is ready; has others made in time.
@@ -73,8 +73,14 @@ impl Sockets {
 /// Makes what is missing. Where the kernel makes none, whoever needs one is told why.
 fn fill(stock: &Mutex<Stock>, is_ipv4: bool, mark: Mark) {
     let missing = READY.saturating_sub(stock.lock().ready.len());
-    let made: Vec<Socket> = (0..missing).map_while(|_| socket::tcp_socket(is_ipv4, Some(mark)).ok()).collect();
+    let made: Vec<Socket> = (0..missing).map_while(|_| make(is_ipv4, mark).ok()).collect();
     let mut stock = stock.lock();
     stock.ready.extend(made);
     stock.filling = false;
+}
+
+fn make(is_ipv4: bool, mark: Mark) -> io::Result<Socket> {
+    let socket = socket::tcp_socket(is_ipv4, Some(mark))?;
+    socket.set_tcp_nodelay(true)?;
+    Ok(socket)
 }

@@ -19,11 +19,12 @@ use tokio::time::{Instant, timeout_at};
 use super::PathError;
 use crate::capture::pod::Held;
 use crate::capture::{self, Pod};
-use crate::deliver::{self, connect, proxy_header};
+use crate::deliver::copy::{Carried, Sides};
+use crate::deliver::{connect, proxy_header};
 use crate::node::Node;
 use crate::record::labels::Party;
-use crate::record::{self, Direction, Early, Ending, Facts, Protocol, Record};
-use crate::tunnel::pools;
+use crate::record::{self, Direction, Early, Ending, Facts, Live, Protocol, Record};
+use crate::tunnel::{Upstream, pools};
 use crate::{decide, lookup};
 
 /// Takes an accepted connection over. Never fails silently: what cannot be carried is written down.
@@ -70,7 +71,6 @@ async fn terminate(
     held: Held,
     handshake: OwnedSemaphorePermit,
 ) -> Result<(), PathError> {
-    connect::tune(&stream, &node);
     let identity = pod.workload(&node).await?.identity();
     let leaf = node.identities.secrets().leaf(&identity).await.map_err(|source| PathError::Identity { source })?;
     let failed = |source| PathError::Handshake { source };
@@ -81,8 +81,13 @@ async fn terminate(
     let (tasks, watch) = (pod.tasks().clone(), held.watch.clone());
     let tunnel = Arc::new(Tunnel { pod, node, ends, source: session.peer().clone(), held });
     let served = serve(session, &limits, &tasks, watch, move |incoming| {
-        let tunnel = tunnel.clone();
-        async move { tunnel.take(incoming).await }
+        // Boxed: what opening needs is not held for as long as the connection lasts.
+        let opening = Box::pin(tunnel.clone().open(incoming));
+        async move {
+            if let Some(carried) = opening.await {
+                carried.run().await;
+            }
+        }
     });
     served.await.map_err(|source| PathError::Serve { source })
 }
@@ -97,19 +102,21 @@ struct Tunnel {
 }
 
 impl Tunnel {
-    /// One CONNECT, from request to end.
-    async fn take(&self, incoming: Incoming) {
+    /// Does what a CONNECT asks for. `None`: it is refused, or has failed, which is written down.
+    async fn open(self: Arc<Self>, incoming: Incoming) -> Option<Carried<impl Send>> {
         let Some(authority) = incoming.authority() else {
             let error = PathError::NotConnect { authority: incoming.authority_text().chars().take(256).collect() };
             incoming.refuse(StatusCode::BAD_REQUEST);
             self.node.metrics.refuse("not_connect");
-            return self.failed_early(&error);
+            self.failed_early(&error);
+            return None;
         };
-        let destination = match Box::pin(self.pod.workload(&self.node)).await {
+        let destination = match self.pod.workload(&self.node).await {
             Ok(destination) => destination,
             Err(error) => {
                 incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
-                return self.failed_early(&error);
+                self.failed_early(&error);
+                return None;
             }
         };
         let snapshot = self.node.snapshots.load();
@@ -118,17 +125,23 @@ impl Tunnel {
         let plan = decide::inbound(&snapshot, &attrs);
         let mut record = Record::new(&self.node.ledger, self.facts(&incoming, &destination, plan.as_ref().ok()));
         drop(snapshot);
-        let carried = match plan {
-            Ok(plan) => self.carry(incoming, &destination, plan, &mut record).await,
+        let answered = match plan {
+            Ok(plan) => self.answer(incoming, &destination, plan, &mut record).await,
             Err(refusal) => {
                 let error = PathError::refused(self.ends.local, refusal);
                 incoming.refuse(status(&error));
                 Err(error)
             }
         };
-        match carried {
-            Ok(()) => record.complete(),
-            Err(error) => record.fail(&error),
+        match answered {
+            Ok((permit, live, sides)) => {
+                let watch = self.held.watch.clone();
+                Some(Carried { sides, record, live, watch, keeps: (permit, self) })
+            }
+            Err(error) => {
+                record.fail(&error);
+                None
+            }
         }
     }
 
@@ -136,13 +149,14 @@ impl Tunnel {
         failed_early(&self.pod, &self.node, self.ends, error);
     }
 
-    async fn carry(
+    /// Connects where it is permitted, and answers.
+    async fn answer(
         &self,
         incoming: Incoming,
         destination: &Arc<Workload>,
         plan: InboundPlan,
         record: &mut Record,
-    ) -> Result<(), PathError> {
+    ) -> Result<(OwnedSemaphorePermit, Arc<Live>, Sides), PathError> {
         // Listed before it is decided: a policy that comes between the two finds it.
         let live = record.enlist();
         let opened = async {
@@ -156,8 +170,7 @@ impl Tunnel {
             record.decided(decide::authorize(&self.node.snapshots.load(), &attrs, &self.node)?);
             Ok::<_, PathError>((permit, self.deliver(&plan).await?))
         };
-        // What opening needs is not held for as long as the connection lasts.
-        let (_permit, upstream) = match Box::pin(opened).await {
+        let (permit, upstream) = match opened.await {
             Ok(opened) => opened,
             Err(error) => {
                 incoming.refuse(status(&error));
@@ -168,7 +181,7 @@ impl Tunnel {
         let accepted = incoming.accept(&ConnectHeaders { baggage, ..ConnectHeaders::default() });
         let stream = accepted.map_err(|source| PathError::Connect { to: self.ends.peer, source })?;
         record.opened();
-        deliver::copy::tunnel(upstream, stream, record.bytes(), &live, &self.held.watch).await
+        Ok((permit, live, Sides::of(upstream, Upstream::Hbone(stream))))
     }
 
     /// Connects to the application, and tells it who comes where it wants to know.

@@ -7,99 +7,121 @@ use stillmesh_core::attrs::OutboundAttrs;
 use stillmesh_core::decide::OutboundPlan;
 use stillmesh_core::model::{Workload, WorkloadUid};
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::PathError;
 use crate::capture::pod::Held;
 use crate::capture::{self, Captured, Pod};
+use crate::decide;
+use crate::deliver::copy::{Carried, Sides};
 use crate::node::Node;
 use crate::record::labels::Party;
 use crate::record::{self, Direction, Early, Facts, Protocol, Record};
 use crate::tunnel::{self, Upstream};
-use crate::{decide, deliver};
+use crate::workers::Place;
 
 /// How many endpoints a connection is offered to before it fails (design: data path).
 pub const MOST_TRIES: usize = 3;
 
 /// Takes an accepted connection over. Never fails silently: what cannot be carried is written down.
 ///
-/// The first decision is made where the connection was accepted, since it says which worker carries it.
+/// The first decision is made where the connection was accepted. It stays on that worker, unless there is too much to do.
 pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: SocketAddr, held: Held) {
     let owner = pod.clone();
-    let accepted = std::time::Instant::now();
+    // Boxed, here and below: what opening needs is not held for as long as the connection lasts.
+    let beginning = Box::pin(begin(pod, node, stream, peer, held));
     owner.spawn("outbound", async move {
-        let began = async {
-            let permit = pod.place()?;
-            let conn = capture::captured(stream, peer)?;
-            let source = pod.workload(&node).await?;
-            Ok::<_, PathError>((permit, conn, source))
-        };
-        let (permit, conn, source) = match began.await {
-            Ok(began) => began,
-            Err(error) => {
-                let (direction, protocol) = (Direction::Outbound, Protocol::Tcp);
-                let early = Early { pod: &pod, direction, protocol, source: peer, destination: peer };
-                return record::failed_early(&node.ledger, &early, &error);
-            }
-        };
-        let first = Box::new(decide(&conn, &source, &node, &[]));
-        let place = match &*first {
-            Ok(plan) => node.workers.of(&(source.identity(), plan.dial.address())),
-            Err(_) => node.workers.next(),
-        };
-        let worker = place.index;
-        let carrier = pod.clone();
-        let Captured { stream, peer, original } = conn;
-        carrier.adopt(place, "outbound", stream, move |stream| async move {
-            let _permit = permit;
-            let conn = Captured { stream, peer, original };
-            let mut record = Record::new(&node.ledger, facts(&conn, &source));
-            record.began(accepted);
-            let trip = Trip { source: &source, pod: &pod, node: &node, worker };
-            match trip.carry(conn, first, &held, &mut record).await {
-                Ok(()) => record.complete(),
-                Err(error) => record.fail(&error),
-            }
-        });
+        let Some((place, conn, trip)) = beginning.await else { return };
+        if place.is_here() {
+            let _place = place;
+            carry(conn, trip).await;
+        } else {
+            let (pod, Captured { stream, peer, original }) = (trip.pod.clone(), conn);
+            pod.adopt(place, "outbound", stream, move |stream| carry(Captured { stream, peer, original }, trip));
+        }
     });
 }
 
 /// What one connection's journey needs.
-struct Trip<'a> {
-    source: &'a Arc<Workload>,
-    pod: &'a Pod,
-    node: &'a Node,
+struct Trip {
+    pod: Arc<Pod>,
+    node: Arc<Node>,
+    source: Arc<Workload>,
+    first: Result<OutboundPlan, PathError>,
     worker: usize,
+    accepted: std::time::Instant,
+    held: Held,
+    permit: OwnedSemaphorePermit,
 }
 
-impl Trip<'_> {
-    async fn carry(
-        &self,
-        conn: Captured,
-        first: Box<Result<OutboundPlan, PathError>>,
-        held: &Held,
-        record: &mut Record,
-    ) -> Result<(), PathError> {
-        // What opening needs is not held for as long as the connection lasts.
-        let upstream = Box::pin(self.open(&conn, *first, record)).await?;
+/// Decides, and says on which worker it goes on.
+async fn begin(
+    pod: Arc<Pod>,
+    node: Arc<Node>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    held: Held,
+) -> Option<(Place, Captured, Trip)> {
+    let accepted = std::time::Instant::now();
+    let began = async {
+        let permit = pod.place()?;
+        let conn = capture::captured(stream, peer)?;
+        let source = pod.workload(&node).await?;
+        Ok::<_, PathError>((permit, conn, source))
+    };
+    let (permit, conn, source) = match began.await {
+        Ok(began) => began,
+        Err(error) => {
+            let (direction, protocol) = (Direction::Outbound, Protocol::Tcp);
+            let early = Early { pod: &pod, direction, protocol, source: peer, destination: peer };
+            record::failed_early(&node.ledger, &early, &error);
+            return None;
+        }
+    };
+    let first = decide(&conn, &source, &node, &[]);
+    let next_hop = first.as_ref().ok().and_then(|plan| plan.dial.address());
+    let place = node.workers.here_or_of(&(source.identity(), next_hop));
+    let worker = place.index;
+    Some((place, conn, Trip { pod, node, source, first, worker, accepted, held, permit }))
+}
+
+/// The rest, on the worker that it stays on.
+fn carry(conn: Captured, trip: Trip) -> impl Future<Output = ()> + Send {
+    let opening = Box::pin(trip.open(conn));
+    async move {
+        if let Some(carried) = opening.await {
+            carried.run().await;
+        }
+    }
+}
+
+impl Trip {
+    /// Opens the way to the destination, and lists the connection. `None`: it has failed, which is written down.
+    async fn open(mut self, conn: Captured) -> Option<Carried<impl Send>> {
+        let mut record = Record::new(&self.node.ledger, facts(&conn, &self.source));
+        record.began(self.accepted);
+        let first = std::mem::replace(&mut self.first, Err(PathError::Drained));
+        let upstream = match self.reach(&conn, first, &mut record).await {
+            Ok(upstream) => upstream,
+            Err(error) => {
+                record.fail(&error);
+                return None;
+            }
+        };
         let live = record.opened();
         // One that came between the decision and the listing has not seen this connection.
-        if let Some(reason) = stillmesh_core::decide::cut_off(&self.node.snapshots.load(), self.source) {
-            return Err(PathError::Denied { reason });
+        if let Some(reason) = stillmesh_core::decide::cut_off(&self.node.snapshots.load(), &self.source) {
+            record.fail(&PathError::Denied { reason });
+            return None;
         }
-        match upstream {
-            Upstream::Tcp(stream) => {
-                Box::pin(deliver::copy::sockets(conn.stream, stream, record.bytes(), &live, &held.watch)).await
-            }
-            Upstream::Hbone(stream) => {
-                deliver::copy::tunnel(conn.stream, stream, record.bytes(), &live, &held.watch).await
-            }
-        }
+        let (sides, watch) = (Sides::of(conn.stream, upstream), self.held.watch.clone());
+        Some(Carried { sides, record, live, watch, keeps: (self.held, self.permit, self.pod) })
     }
 
     /// Opens the way to the destination; what fails before the peer has taken the connection is tried at another
     /// endpoint, within one deadline for all.
-    async fn open(
+    async fn reach(
         &self,
         conn: &Captured,
         first: Result<OutboundPlan, PathError>,
@@ -112,8 +134,8 @@ impl Trip<'_> {
             record.learn(|facts| learn(facts, &plan));
             record.decided(plan.reason.clone());
             tried.extend(plan.upstream.as_ref().map(|workload| workload.uid.clone()));
-            let other_way = || decide(conn, self.source, self.node, &tried).ok().filter(|next| is_new(next, &tried));
-            let request = tunnel::Request { plan: &plan, source: self.source, conn, facts: record.facts(), deadline };
+            let other_way = || decide(conn, &self.source, &self.node, &tried).ok().filter(|next| is_new(next, &tried));
+            let request = tunnel::Request { plan: &plan, source: &self.source, conn, facts: record.facts(), deadline };
             let tried_once = self.try_once(&request, tries_left, || other_way().is_some()).await;
             let error = match tried_once {
                 Ok(opened) => {
@@ -151,7 +173,7 @@ impl Trip<'_> {
         };
         let left = request.deadline.saturating_duration_since(Instant::now());
         let share = left / u32::try_from(tries_left + 1).unwrap_or(1);
-        let mut opening = std::pin::pin!(tunnel::open(request, self.pod, self.node, self.worker));
+        let mut opening = std::pin::pin!(tunnel::open(request, &self.pod, &self.node, self.worker));
         match timeout(share, &mut opening).await {
             Ok(opened) => opened,
             Err(_) if tries_left > 0 && !is_other_way() => {

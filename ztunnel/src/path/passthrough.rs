@@ -12,10 +12,13 @@ use tokio::time::Instant;
 use super::{PathError, probe};
 use crate::capture::pod::Held;
 use crate::capture::{self, Captured, Pod};
+use crate::deliver::connect;
+use crate::deliver::copy::{Carried, Sides};
 use crate::node::Node;
 use crate::record::labels::Party;
-use crate::record::{self, Direction, Early, Facts, Protocol, Record};
-use crate::{decide, deliver, lookup};
+use crate::record::{self, Direction, Early, Facts, Live, Protocol, Record};
+use crate::tunnel::Upstream;
+use crate::{decide, lookup};
 
 /// Takes an accepted connection over. Never fails silently: what cannot be carried is written down.
 pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: std::net::SocketAddr, held: Held) {
@@ -28,7 +31,7 @@ pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: std::net::
             let destination = pod.workload(&node).await?;
             Ok::<_, PathError>((permit, conn, destination))
         };
-        let (_permit, conn, destination) = match began.await {
+        let (permit, conn, destination) = match began.await {
             Ok(began) => began,
             Err(error) => {
                 let (direction, protocol) = (Direction::Inbound, Protocol::Tcp);
@@ -37,21 +40,27 @@ pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: std::net::
             }
         };
         let mut record = Record::new(&node.ledger, facts(&conn, &destination, &node));
-        match carry(conn, &destination, &pod, &node, &held, &mut record).await {
-            Ok(()) => record.complete(),
+        let opened = open(&conn, &destination, &pod, &node, &mut record).await;
+        match opened {
+            Ok(Some((upstream, live))) => {
+                let (watch, keeps) = (held.watch.clone(), (permit, held));
+                let sides = Sides::of(conn.stream, Upstream::Tcp(upstream));
+                Carried { sides, record, live, watch, keeps }.run().await;
+            }
+            Ok(None) => record.complete(),
             Err(error) => record.fail(&error),
         }
     });
 }
 
-async fn carry(
-    conn: Captured,
+/// Connects to the application, where it is permitted. `None`: a probe that has what it wanted.
+async fn open(
+    conn: &Captured,
     destination: &Arc<Workload>,
     pod: &Pod,
     node: &Node,
-    held: &Held,
     record: &mut Record,
-) -> Result<(), PathError> {
+) -> Result<Option<(TcpStream, Arc<Live>)>, PathError> {
     // Listed before it is decided: a policy that comes between the two finds it.
     let live = record.enlist();
     decide::inbound_plaintext(conn.original)?;
@@ -59,18 +68,17 @@ async fn carry(
     let authorized = decide::authorize(&node.snapshots.load(), &attrs, node);
     match authorized {
         Ok(because) => record.decided(because),
-        Err(denied) => match probe::verdict(&conn, pod, node, record.facts()).await {
+        Err(denied) => match probe::verdict(conn, pod, node, record.facts()).await {
             Verdict::Probe => {}
             // A TCP probe: the kubelet has what it wanted.
-            Verdict::Closed if probe::is_silent(&conn.stream).await => return Ok(()),
+            Verdict::Closed if probe::is_silent(&conn.stream).await => return Ok(None),
             Verdict::Closed | Verdict::Other => return Err(denied),
         },
     }
     let deadline = Instant::now() + node.config.limits.connect;
-    let upstream =
-        deliver::connect::keeping_source(&pod.connecting, node, conn.original, conn.peer.ip(), deadline).await?;
+    let upstream = connect::keeping_source(&pod.connecting, node, conn.original, conn.peer.ip(), deadline).await?;
     record.opened();
-    deliver::copy::sockets(conn.stream, upstream, record.bytes(), &live, &held.watch).await
+    Ok(Some((upstream, live)))
 }
 
 fn facts(conn: &Captured, destination: &Arc<Workload>, node: &Node) -> Facts {

@@ -8,6 +8,9 @@ use stillmesh_core::explain::Reason;
 
 use super::{Bytes, Direction, Facts, Outcome};
 
+/// The scope.
+pub const ACCESS: &str = "access";
+
 /// The event of a connection that is over.
 pub(super) fn complete(facts: &Facts, bytes: &Bytes, duration: Duration, outcome: &Outcome) {
     let tls = facts.mutual_tls();
@@ -26,7 +29,7 @@ pub(super) fn complete(facts: &Facts, bytes: &Bytes, duration: Duration, outcome
     macro_rules! emit {
         ($level:ident) => {
             tracing::event!(
-                target: "access",
+                target: ACCESS,
                 tracing::Level::$level,
                 src.addr = %facts.source_addr,
                 src.workload = facts.source.as_ref().map(|workload| &*workload.name),
@@ -61,7 +64,7 @@ pub(super) fn complete(facts: &Facts, bytes: &Bytes, duration: Duration, outcome
 /// The event of a connection that was refused before much was known of it.
 pub(super) fn failed(direction: Direction, source: SocketAddr, destination: SocketAddr, error: &dyn std::fmt::Display) {
     tracing::event!(
-        target: "access",
+        target: ACCESS,
         tracing::Level::WARN,
         src.addr = %source,
         dst.addr = %destination,

@@ -144,6 +144,7 @@ pub struct Metrics {
     pub crl_untracked: Family<Reporter, Counter>,
     pub panics: Counter,
     pub spans_lost: Counter,
+    pub lines_lost: Counter,
 }
 
 fn dns_histogram() -> Histogram {
@@ -186,6 +187,7 @@ impl Metrics {
             crl_untracked: Family::default(),
             panics: Counter::default(),
             spans_lost: Counter::default(),
+            lines_lost: Counter::default(),
         };
         metrics.register(registry, version);
         budget.register(registry);
@@ -270,6 +272,11 @@ impl Metrics {
             "stillmesh_ztunnel_spans_lost",
             "Spans that found no place or no taker",
             self.spans_lost.clone(),
+        );
+        registry.register(
+            "stillmesh_ztunnel_lines_lost",
+            "Lines of the access log that found no place",
+            self.lines_lost.clone(),
         );
         registry.register("stillmesh_ztunnel_panics", "Connections ended by a fault of ours", self.panics.clone());
         registry.register(

@@ -8,11 +8,11 @@ use stillmesh_core::model::Identity;
 use stillmesh_hbone::headers::{ConnectHeaders, Forwarded};
 use stillmesh_hbone::{Dial, Dialling, Key, Limits, Pool, Stream, Transport};
 pub use stillmesh_proxy::labels::baggage;
-use stillmesh_runtime::sys::socket;
 use stillmesh_runtime::tasks::Tasks;
 
 use super::Request;
 use crate::config::Keepalive;
+use crate::deliver::connect;
 use crate::deliver::sockets::Sockets;
 use crate::node::Node;
 use crate::path::PathError;
@@ -97,10 +97,8 @@ impl Dial for PodDial {
     fn dial<'a>(&'a self, key: &'a Key) -> Dialling<'a> {
         let destination = key.destination;
         Box::pin(async move {
-            let stream = self.sockets.to(destination, None).await?.connect(destination).await?;
-            if let Err(error) = socket::tune(&stream, self.keepalive.map(Into::into)) {
-                tracing::debug!(%error, "socket options not set");
-            }
+            let stream = self.sockets.connect(destination, None).await?;
+            connect::keep_alive(&stream, self.keepalive);
             Ok(Box::new(stream) as Box<dyn Transport>)
         })
     }

@@ -9,10 +9,10 @@ use std::time::Duration;
 use futures::Stream;
 use prost::Message as _;
 use stillmesh_core::model::Str;
-use stillmesh_runtime::tasks::Tasks;
+use stillmesh_runtime::tasks::{CutOnDrop, Tasks};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::method::Method;
@@ -132,7 +132,7 @@ impl AggregatedDiscoveryService for Service {
 /// The responses of one stream. Dropping it ends the session.
 pub struct Responses {
     receiver: mpsc::Receiver<Sent>,
-    _task: DropGuard,
+    _task: CutOnDrop,
 }
 
 impl Stream for Responses {

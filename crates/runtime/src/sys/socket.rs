@@ -86,7 +86,7 @@ fn bound(address: SocketAddr, kind: Type, options: Options) -> io::Result<Socket
 }
 
 /// An unconnected nonblocking TCP socket for a connection to `destination`: marked before anything else, and with
-/// `source` as its address even if that is not ours (IP_TRANSPARENT, IP_FREEBIND). Its port is chosen at connect time
+/// `source` as its address even if that is not ours (IP_TRANSPARENT). Its port is chosen at connect time
 /// where it is 0; another one is shared with connections to other destinations, and connecting fails with
 /// `AddrNotAvailable` where one to this destination has it.
 ///
@@ -96,7 +96,9 @@ pub fn tcp_connect_socket(
     mark: Option<Mark>,
     source: Option<SocketAddr>,
 ) -> io::Result<TcpSocket> {
-    connect_socket_from(tcp_socket(destination.is_ipv4(), mark)?, destination, source)
+    let socket = tcp_socket(destination.is_ipv4(), mark)?;
+    bind_source(&socket, destination, source)?;
+    Ok(TcpSocket::from_std_stream(socket.into()))
 }
 
 /// A nonblocking TCP socket, marked and nothing else.
@@ -109,12 +111,31 @@ pub fn tcp_socket(is_ipv4: bool, mark: Option<Mark>) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// The rest of [`tcp_connect_socket`], with a socket of [`tcp_socket`]. On any thread: a socket stays in the namespace where it was made.
-pub fn connect_socket_from(
+/// Connects a socket of [`tcp_socket`], from `source` as [`tcp_connect_socket`] says. On any thread: a socket stays in the namespace
+/// where it was made. Who is at the same machine, as an application in its namespace is, has answered at once: then nothing is waited for.
+pub async fn connect(
     socket: Socket,
     destination: SocketAddr,
     source: Option<SocketAddr>,
-) -> io::Result<TcpSocket> {
+) -> io::Result<tokio::net::TcpStream> {
+    bind_source(&socket, destination, source)?;
+    match socket.connect(&destination.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
+        _ => {}
+    }
+    // There is none while it is under way, nor where it has failed.
+    let is_connected = socket.peer_addr().is_ok();
+    let stream = tokio::net::TcpStream::from_std(socket.into())?;
+    if !is_connected {
+        stream.writable().await?;
+        if let Some(error) = stream.take_error()? {
+            return Err(error);
+        }
+    }
+    Ok(stream)
+}
+
+fn bind_source(socket: &Socket, destination: SocketAddr, source: Option<SocketAddr>) -> io::Result<()> {
     if let Some(source) = source.map(|source| SocketAddr::new(source.ip().to_canonical(), source.port())) {
         if source.is_ipv4() != destination.is_ipv4() {
             return Err(io::Error::new(
@@ -122,19 +143,16 @@ pub fn connect_socket_from(
                 "source and destination are of different families",
             ));
         }
-        set_transparent(&socket, source.ip())?;
-        match source.ip() {
-            IpAddr::V4(_) => socket.set_freebind_v4(true)?,
-            IpAddr::V6(_) => socket.set_freebind_v6(true)?,
-        }
+        // Permits an address that is not ours as well.
+        set_transparent(socket, source.ip())?;
         if source.port() == 0 {
-            nix::sys::socket::setsockopt(&socket, IpBindAddressNoPort, &true)?;
+            nix::sys::socket::setsockopt(socket, IpBindAddressNoPort, &true)?;
         } else {
             socket.set_reuse_address(true)?;
         }
         socket.bind(&source.into())?;
     }
-    Ok(TcpSocket::from_std_stream(socket.into()))
+    Ok(())
 }
 
 fn set_transparent(socket: &Socket, family: IpAddr) -> io::Result<()> {
