@@ -316,3 +316,20 @@ async fn stuck_connections_hold_no_more_than_the_budget_and_stop_nobody_else() {
     assert_eq!(client.held(), 0);
     assert_eq!(world.apps.asked.load(Ordering::Relaxed), 81);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_has_arrived_is_still_read_when_its_connection_has_ended() {
+    let world = World::with(Limits { memory: Memory::new(64 << 20), first_window: 2 << 20, ..Limits::default() });
+    let mut server = world.server();
+    let pool = world.pool();
+    let mut late = stream(&pool, "source:1").await;
+    late.shutdown().await.unwrap();
+    server.drain.start(stillmesh_runtime::drain::Mode::Graceful, 30 * SECOND);
+    server.endings.recv().await.unwrap().unwrap();
+    settle().await;
+    assert!(pool.tunnels() == 0 && world.limits.memory.held() >= 1 << 20);
+    let mut received = Vec::new();
+    late.read_to_end(&mut received).await.unwrap();
+    assert!(received == pattern(1 << 20));
+    assert_eq!(world.limits.memory.held(), 0);
+}
