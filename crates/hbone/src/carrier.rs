@@ -47,8 +47,12 @@ const ALIVE: [u8; 8] = *b"alive???";
 /// The PING that measures a round trip.
 const MEASURE: [u8; 8] = *b"measure?";
 
-/// How long the last frames of a connection may take.
+/// How long the last frames of a connection may take that is ended here.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How long a connection that has ended by itself waits for its peer's end. What it sent last may still be on its way, and would
+/// be lost with a socket that is closed before the peer has said its last.
+pub(crate) const LINGER: Duration = Duration::from_secs(5);
 
 /// A connection, as its streams and whoever looks after it hold it.
 pub(crate) struct Carrier {
@@ -97,6 +101,8 @@ enum Closing {
     No,
     /// What is left, and the alert, are on their way.
     Said,
+    /// They are gone, and our end behind them. What comes until the peer's end is thrown away.
+    Shut,
     /// Nothing more is written.
     Done,
 }
@@ -198,9 +204,11 @@ impl Carrier {
         .await;
     }
 
-    /// Sends a PING; says how many were answered before.
+    /// Sends a PING; says how many were answered before. Since the last one at least [`Limits::ping_every`] has passed.
     pub(crate) fn ping(&self) -> u64 {
         let mut inner = self.lock();
+        let passed = u32::try_from(inner.limits.ping_every.as_secs()).unwrap_or(u32::MAX);
+        inner.http2.elapsed(passed);
         inner.http2.ping(ALIVE);
         inner.wake();
         inner.pongs
@@ -233,17 +241,17 @@ impl Carrier {
             inner.end(Ending::Here);
             inner.wake();
         }
-        self.finish().await;
+        self.finish(LAST_WORDS).await;
     }
 
-    /// Waits until what says that it is over is written, but not for long.
-    pub(crate) async fn finish(&self) {
+    /// Waits until what says that it is over is written and the peer has ended as well, but not for longer than this.
+    pub(crate) async fn finish(&self, limit: Duration) {
         let done = poll_fn(|cx| {
             let mut inner = self.lock();
             inner.watch(cx);
             if inner.closing == Closing::Done { Poll::Ready(()) } else { Poll::Pending }
         });
-        if timeout(LAST_WORDS, done).await.is_err() {
+        if timeout(limit, done).await.is_err() {
             self.abort();
         }
     }

@@ -208,7 +208,8 @@ impl Reader {
         if !self.busy || self.holding.is_short() {
             let mut small = [MaybeUninit::uninit(); SMALL];
             let mut lent = ReadBuf::uninit(&mut small);
-            ready!(Pin::new(socket).poll_read(cx, &mut lent))?;
+            let Poll::Ready(read) = Pin::new(socket).poll_read(cx, &mut lent) else { return self.wait() };
+            read?;
             self.busy = lent.remaining() == 0;
             self.buffer.extend_from_slice(lent.filled());
             return Poll::Ready(Ok(lent.filled().len()));
@@ -222,15 +223,17 @@ impl Reader {
                 Poll::Ready(Ok(length))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending => {
-                self.busy = false;
-                if self.buffer.is_empty() {
-                    // A connection that waits holds no buffer.
-                    self.buffer = BytesMut::new();
-                }
-                Poll::Pending
-            }
+            Poll::Pending => self.wait(),
         }
+    }
+
+    /// A connection that waits holds no buffer.
+    fn wait<T>(&mut self) -> Poll<T> {
+        self.busy = false;
+        if self.buffer.is_empty() {
+            self.buffer = BytesMut::new();
+        }
+        Poll::Pending
     }
 }
 

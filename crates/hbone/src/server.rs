@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::carrier::{Carrier, Next};
+use crate::carrier::{Carrier, LINGER, Next};
 use crate::headers::{self, ConnectHeaders};
 use crate::pulse::{Beat, Pulse, drain_at};
 use crate::stream::Slot;
@@ -225,7 +225,7 @@ where
                 Next::GoneAway => {}
                 Next::Ended(ending) => {
                     let streams = carrier.places();
-                    carrier.finish().await;
+                    carrier.finish(LINGER).await;
                     return how_it_ended(ending, streams);
                 }
             },

@@ -90,6 +90,7 @@
 //! | answers that are not taken from the output: PING, SETTINGS, RST_STREAM (CVE-2019-9512, 9514, 9515) | 16 KiB |
 //! | WINDOW_UPDATEs that are not taken from the output | none is added beyond 16 KiB |
 //! | our own heads in the output | 256 KiB; [`SendError::OutputFull`] |
+//! | resets of ours that are not taken from the output | 256 KiB more |
 //! | requests reset before they were answered (CVE-2023-44487), streams that the peer broke or opened beyond the limit (CVE-2025-8671) | 1000; 1 comes back with each stream that ends well, 100 with each second of [`Connection::elapsed`] |
 //! | frames in a row that bring nothing: empty or only padded DATA, unknown types, PRIORITY, what is for closed streams (CVE-2019-9518) | 10000 |
 //! | informational responses to a request | 8; the stream is reset, PROTOCOL_ERROR |

@@ -47,6 +47,8 @@ pub(crate) struct Entry {
     pub(crate) outlet_broke: Option<io::Error>,
     /// It is in the connection's queue.
     pub(super) queued: bool,
+    /// What it may send before it queues up again, bytes, as others wait too.
+    pub(super) share: Option<usize>,
     pub(crate) reader: Waker,
     pub(crate) writer: Waker,
 }
@@ -63,6 +65,7 @@ impl Entry {
             outlet: None,
             outlet_broke: None,
             queued: false,
+            share: None,
             reader: Waker::noop().clone(),
             writer: Waker::noop().clone(),
         }

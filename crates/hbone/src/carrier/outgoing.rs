@@ -73,14 +73,18 @@ impl Outgoing {
         if self.is_held_up(tls) || (!self.buffer.is_empty() && self.buffer.len() < SIZE) {
             return 0;
         }
-        let free = (SIZE - KEPT).saturating_sub(self.content());
+        // What TLS has to say comes first, and takes of the same room.
+        let due = if tls.due() { MAX_DUE } else { 0 };
+        let free = (SIZE - KEPT - due).saturating_sub(self.content());
         let overhead = HEADER + HEAD + TRAILER;
         free.saturating_sub(overhead * (2 + free / MAX_CONTENT))
     }
 
+    /// Has a buffer of the full size. What waits stays where it is.
     fn begin(&mut self) {
-        if self.buffer.is_empty() {
-            self.buffer = buffers::take();
+        if self.buffer.len() < SIZE {
+            let small = std::mem::replace(&mut self.buffer, buffers::take());
+            self.put(0, &small);
         }
     }
 
@@ -255,6 +259,56 @@ mod tests {
             TrafficSecret::new(Suite::Aes128GcmSha256, bytes.into()).unwrap()
         };
         Session::new(role, secret(1), secret(2), 0).unwrap()
+    }
+
+    #[tokio::test]
+    async fn tls_has_its_say_behind_what_was_shrunk() {
+        for last in [false, true] {
+            let (mut ours, mut theirs) = (session(Role::Client), session(Role::Server));
+            let (near, mut far) = duplex(10);
+            let mut near: Box<dyn Transport> = Box::new(near);
+            let mut context = Context::from_waker(std::task::Waker::noop());
+            let mut outgoing = Outgoing::default();
+            assert_eq!(outgoing.append(&mut ours, &[7; 100]).unwrap(), 100);
+            outgoing.seal(&mut ours).unwrap();
+            assert!(outgoing.poll_write(&mut context, &mut *near).is_pending());
+            outgoing.shrink();
+            if last {
+                outgoing.abandon();
+                ours.close_notify();
+            } else {
+                ours.update_keys(stillmesh_tls::session::KeyUpdateRequest::NotRequested);
+            }
+            outgoing.seal(&mut ours).unwrap();
+            let writing = std::future::poll_fn(|cx| outgoing.poll_write(cx, &mut *near));
+            let mut wire = vec![0; 122 + if last { 24 } else { 27 }];
+            let (written, read) = tokio::join!(writing, far.read_exact(&mut wire));
+            (written.unwrap(), read.unwrap());
+            assert!(matches!(theirs.open(&mut wire).unwrap(), Received::Data { length: 122, .. }));
+            let said = theirs.open(&mut wire[122..]).unwrap();
+            assert!(if last { said == Received::Closed } else { said == Received::Other { length: 27 } }, "{said:?}");
+        }
+    }
+
+    #[test]
+    fn room_is_there_for_what_it_is_said_to_be_also_when_tls_has_to_say_something() {
+        for wanted in 1..200 {
+            let mut ours = session(Role::Client);
+            let mut outgoing = Outgoing::default();
+            while outgoing.room(&ours) > 300 {
+                let piece = vec![0; outgoing.room(&ours) - 300];
+                outgoing.append(&mut ours, &piece).unwrap();
+            }
+            while outgoing.room(&ours) > wanted {
+                outgoing.append(&mut ours, &[0]).unwrap();
+            }
+            ours.update_keys(stillmesh_tls::session::KeyUpdateRequest::NotRequested);
+            let room = outgoing.room(&ours);
+            // An empty frame that ends a stream needs its head, whatever room there is said to be.
+            if room > 0 {
+                assert_eq!(outgoing.append(&mut ours, &[0; HEAD]).unwrap(), HEAD, "{room}");
+            }
+        }
     }
 
     #[derive(Clone, Debug)]

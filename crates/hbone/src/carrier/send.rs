@@ -7,9 +7,11 @@ use std::task::{Context, Poll, ready};
 
 use stillmesh_http2::{Role, Room, SendError};
 use stillmesh_tls::SealError;
+use tokio::io::ReadBuf;
 
+use super::buffers::SIZE;
 use super::outgoing::{PIECES, Place};
-use super::{Closing, Inner};
+use super::{Closing, Inner, buffers};
 use crate::memory::UNCOUNTED;
 use crate::{Ending, Transport};
 
@@ -22,8 +24,10 @@ const TOLD: usize = 4;
 impl Inner {
     /// Writes all that may be written now. Ready when it is over and said.
     pub(super) fn flush(&mut self, cx: &mut Context<'_>, io: &mut dyn Transport) -> Poll<()> {
-        if self.closing == Closing::Done {
-            return Poll::Ready(());
+        match self.closing {
+            Closing::Done => return Poll::Ready(()),
+            Closing::Shut => return self.linger(cx, io),
+            Closing::No | Closing::Said => {}
         }
         self.put_output();
         self.end_if_done();
@@ -55,13 +59,15 @@ impl Inner {
         if self.closing == Closing::Said {
             // Whether the peer hears the end does not matter any more.
             let _ = ready!(Pin::new(&mut *io).poll_shutdown(cx));
-            self.done();
-            return Poll::Ready(());
+            self.closing = Closing::Shut;
+            return self.linger(cx, io);
         }
+        let share = self.share();
         for _ in 0..TOLD {
             let Some(stream) = self.queue.pop_front() else { break };
             if let Some(entry) = self.streams.get_mut(&stream) {
                 entry.queued = false;
+                entry.share = share;
                 entry.writer.wake_by_ref();
             }
         }
@@ -73,6 +79,32 @@ impl Inner {
             self.wake();
         }
         Poll::Pending
+    }
+
+    /// Waits for the peer's end. A socket that is closed while something comes is reset, and what the peer has not read of it
+    /// is lost.
+    fn linger(&mut self, cx: &mut Context<'_>, io: &mut dyn Transport) -> Poll<()> {
+        let mut buffer = buffers::take();
+        let ended = loop {
+            let mut free = ReadBuf::new(&mut buffer);
+            match Pin::new(&mut *io).poll_read(cx, &mut free) {
+                Poll::Pending => break Poll::Pending,
+                Poll::Ready(Ok(())) if !free.filled().is_empty() => {}
+                Poll::Ready(_) => break Poll::Ready(()),
+            }
+        };
+        buffers::give(buffer);
+        if ended.is_ready() {
+            self.done();
+        }
+        ended
+    }
+
+    /// What each of those who are told of room may take of it, bytes: whoever runs first leaves some to the others. `None`: there
+    /// is nobody else, or no window that could be shared.
+    fn share(&self) -> Option<usize> {
+        let (waiting, window) = (self.queue.len(), self.http2.connection_room() as usize);
+        (waiting > 1 && window > 0).then(|| (SIZE / waiting.min(TOLD)).min(window / waiting).max(UNCOUNTED))
     }
 
     /// Whether nothing is left to be done.
@@ -133,7 +165,8 @@ impl Inner {
         if let Some(ending) = &entry.stopped {
             return Poll::Ready(Err(ending.clone()));
         }
-        let room = if self.put_output() { self.room(bulk) } else { 0 };
+        let share = entry.share.unwrap_or(usize::MAX);
+        let room = if self.put_output() { self.room(bulk).min(share) } else { 0 };
         if room == 0 {
             self.enqueue(stream);
             self.wake();
@@ -190,6 +223,9 @@ impl Inner {
 
     /// The first `length` bytes in the places are DATA of a stream.
     pub(crate) fn send(&mut self, stream: u32, places: &Places, mut length: usize) -> Result<(), Ending> {
+        if let Some(entry) = self.streams.get_mut(&stream) {
+            entry.share = entry.share.map(|share| share.saturating_sub(length));
+        }
         for place in places.all() {
             let now = place.length.min(length);
             if now == 0 {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::harness::{World, checksum, pattern, stream};
+use stillmesh_identity::{fixtures::identity, server_config};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
 #[tokio::test]
@@ -109,4 +110,77 @@ async fn an_application_that_breaks_while_it_is_sent_to_breaks_the_tunnel() {
     };
     let (copied, ()) = tokio::join!(copying, breaking);
     assert_eq!(copied.unwrap_err().side, Side::First);
+}
+
+/// What each of two applications got rid of that send as fast as they can on one connection.
+async fn shares(world: &World, pool: &crate::Pool, name: &str, total: u64) -> [u64; 2] {
+    let mut counters = Vec::new();
+    for _ in 0..2 {
+        let mut stream = stream(pool, name).await;
+        let (mut app, near) = connected().await;
+        let counted: Arc<Counters> = Arc::default();
+        counters.push(Arc::clone(&counted));
+        world.tasks.spawn("copy", async move { tunnel(&mut Arc::new(near), &mut stream, &counted).await });
+        world.tasks.spawn("app", async move {
+            let piece = vec![7; 1 << 20];
+            while app.write_all(&piece).await.is_ok() {}
+        });
+    }
+    loop {
+        let now = [0, 1].map(|which: usize| counters[which].forward.load(Ordering::Relaxed));
+        if now.iter().sum::<u64>() >= total {
+            return now;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A peer of another make whose connection has a smaller window than its streams.
+fn narrow_sink(world: &World) {
+    let mut connections = world.net.listen();
+    let (config, tasks) = (server_config(&world.ca.leaf(&identity("details"))).unwrap(), world.tasks.clone());
+    world.tasks.spawn("peer", async move {
+        let io = connections.recv().await.unwrap();
+        let tls = tokio_rustls::TlsAcceptor::from(config).accept(io).await.unwrap();
+        let mut builder = h2::server::Builder::new();
+        builder.initial_window_size(1 << 20).initial_connection_window_size(64 << 10);
+        let mut connection = builder.handshake::<_, bytes::Bytes>(tls).await.unwrap();
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            tasks.spawn("sink", async move {
+                let _sender = respond.send_response(http::Response::new(()), false).unwrap();
+                let mut body = request.into_body();
+                while let Some(Ok(piece)) = body.data().await {
+                    body.flow_control().release_capacity(piece.len()).unwrap();
+                }
+            });
+        }
+    });
+}
+
+#[tokio::test]
+async fn those_who_share_a_connections_window_get_about_the_same() {
+    let world = World::new();
+    narrow_sink(&world);
+    let shares = shares(&world, &world.pool(), "any", 16 << 20).await;
+    assert!(shares[0].min(shares[1]) * 3 >= shares[0].max(shares[1]), "{shares:?}");
+}
+
+#[tokio::test]
+async fn a_reader_that_waits_holds_no_buffer_however_its_last_read_went() {
+    let mut context = Context::from_waker(std::task::Waker::noop());
+    for last in [100, 10_000] {
+        let (mut app, mut near) = duplex(1 << 20);
+        let mut reader = Reader::new(Memory::new(1 << 30).holding());
+        for piece in [200_000, last] {
+            app.write_all(&pattern(piece)).await.unwrap();
+            let mut read = 0;
+            while read < piece {
+                let Poll::Ready(Ok(length)) = reader.poll(&mut context, &mut near) else { panic!("{read}") };
+                reader.buffer.advance(length);
+                read += length;
+            }
+        }
+        assert!(reader.poll(&mut context, &mut near).is_pending());
+        assert_eq!(reader.buffer.capacity(), 0, "after {last}");
+    }
 }

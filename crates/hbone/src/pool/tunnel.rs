@@ -15,7 +15,7 @@ use stillmesh_identity::revocation::{CertificateIds, Revocations, Side};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{Key, Opened, Shared};
-use crate::carrier::{Carrier, Next};
+use crate::carrier::{Carrier, LINGER, Next};
 use crate::headers::{self, ConnectHeaders};
 use crate::pulse::{Beat, Pulse};
 use crate::stream::Slot as StreamSlot;
@@ -181,6 +181,8 @@ impl Driver {
                     Next::GoneAway => self.retire(),
                     Next::Ended(ending) => {
                         tracing::debug!(%ending, destination = %self.key.destination, "tunnel ended");
+                        self.retire();
+                        carrier.finish(LINGER).await;
                         break;
                     }
                 },

@@ -217,3 +217,65 @@ async fn an_unknown_or_expired_client_gets_no_session() {
     assert_eq!(accept_tls(far, &leaf, now, 10 * SECOND).await.unwrap_err().code(), "TLS013");
     assert_eq!(PEER.port(), 15008);
 }
+
+/// Dials a real socket that takes little at a time.
+struct Narrow(std::net::SocketAddr);
+
+impl Dial for Narrow {
+    fn dial<'a>(&'a self, _: &'a crate::Key) -> crate::Dialling<'a> {
+        Box::pin(async move {
+            let socket = tokio::net::TcpSocket::new_v4()?;
+            socket.set_recv_buffer_size(8 << 10)?;
+            Ok(Box::new(socket.connect(self.0).await?) as Box<dyn crate::Transport>)
+        })
+    }
+}
+
+#[tokio::test]
+async fn what_was_sent_before_a_drained_connection_ends_still_arrives() {
+    let world = World::new();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dial = Arc::new(Narrow(listener.local_addr().unwrap()));
+    let (drain, watch) = drain::channel();
+    let (leaf, limits, tasks) = (world.ca.leaf(&identity("details")), world.limits.clone(), world.tasks.clone());
+    let (now, sent) = (world.ca.clock().now(), Arc::new(crate::harness::pattern(1 << 20)));
+    let answer = Arc::clone(&sent);
+    world.tasks.spawn("server", async move {
+        let (io, _) = listener.accept().await.unwrap();
+        let session = accept_tls(io, &leaf, now, limits.handshake).await.unwrap();
+        let handle = move |incoming: Incoming| {
+            let answer = Arc::clone(&answer);
+            async move {
+                let mut stream = incoming.accept(&ConnectHeaders::default()).unwrap();
+                stream.read_to_end(&mut Vec::new()).await.unwrap();
+                stream.write_all(&answer).await.unwrap();
+                stream.shutdown().await.unwrap();
+            }
+        };
+        serve(session, &limits, &tasks, watch, handle).await.unwrap();
+    });
+    let pool = crate::Pool::new(world.limits.clone(), world.secrets.clone(), dial, world.tasks.clone());
+    let mut stream = stream(&pool, "any").await;
+    drain.start(drain::Mode::Graceful, 30 * SECOND);
+    while pool.tunnels() > 0 {
+        tokio::task::yield_now().await;
+    }
+    stream.shutdown().await.unwrap();
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).await.unwrap();
+    assert!(received == *sent);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_given_up_now_and_then_do_not_end_the_connection_in_the_end() {
+    let world = World::new();
+    let _server = world.server();
+    let pool = world.pool();
+    let mut open = stream(&pool, "echo").await;
+    // More than a server takes at once, one a second.
+    for _ in 0..1100 {
+        assert!(timeout(SECOND, crate::harness::open(&pool, "silent")).await.is_err());
+    }
+    echoes(&mut open, b"still carried").await;
+    assert_eq!(world.net.dials(), 1);
+}

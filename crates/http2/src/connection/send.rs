@@ -97,10 +97,14 @@ impl Connection {
         Ok(())
     }
 
-    /// Ends both directions of a stream. What is not open (any more) is left alone.
+    /// Ends both directions of a stream. What is not open (any more) is left alone. A peer that reads nothing of it, again and
+    /// again, loses the connection.
     pub fn reset(&mut self, stream: u32, reason: Reason) {
         if self.failed.is_none() && self.forget(stream) {
             self.put_reset(stream, reason);
+            if self.output.len() > 2 * HEADS {
+                self.close(Reason::ENHANCE_YOUR_CALM, "streams are opened, and nothing is read of their ends");
+            }
         }
     }
 
@@ -133,6 +137,11 @@ impl Connection {
             return Room::Connection;
         }
         Room::Bytes(stream.send_window.min(self.send_window).unsigned_abs())
+    }
+
+    /// What all streams together may send: the connection's window, bytes.
+    pub fn connection_room(&self) -> u32 {
+        self.send_window.max(0).unsigned_abs()
     }
 
     /// The head of a DATA frame of `length` bytes, which are to be written right behind it; with `end`, it is the stream's last.

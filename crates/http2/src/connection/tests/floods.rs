@@ -161,3 +161,17 @@ fn credit_is_not_told_to_who_does_not_read_it() {
     }
     assert!(server_.output().len() < ANSWERS + 100);
 }
+
+#[test]
+fn requests_whose_refusals_nobody_reads_come_to_an_end() {
+    let mut server_ = server(Config::server());
+    for stream in (1..).step_by(2) {
+        assert!(server_.output().len() < 2 * HEADS + 100);
+        if feed(&mut server_, &connect(stream, false)).is_err() {
+            break;
+        }
+        let _ = server_.respond(stream, StatusCode::BAD_REQUEST, &HeaderMap::new(), true);
+        server_.reset(stream, Reason::NO_ERROR);
+    }
+    assert_eq!(server_.failure().map(|error| error.reason), CALM);
+}
