@@ -283,7 +283,8 @@ mod tests {
             let writing = std::future::poll_fn(|cx| outgoing.poll_write(cx, &mut *near));
             let mut wire = vec![0; 122 + if last { 24 } else { 27 }];
             let (written, read) = tokio::join!(writing, far.read_exact(&mut wire));
-            (written.unwrap(), read.unwrap());
+            written.unwrap();
+            read.unwrap();
             assert!(matches!(theirs.open(&mut wire).unwrap(), Received::Data { length: 122, .. }));
             let said = theirs.open(&mut wire[122..]).unwrap();
             assert!(if last { said == Received::Closed } else { said == Received::Other { length: 27 } }, "{said:?}");
