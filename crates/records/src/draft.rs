@@ -104,7 +104,7 @@ impl Recorded for Draft {
 }
 
 /// The groups before the last one, which is the path alone.
-const SHARED: usize = Field::GROUPS.len() - 1;
+pub(crate) const SHARED: usize = Field::GROUPS.len() - 1;
 
 /// The texts of a record without its path, ready to be held.
 #[derive(Debug)]

@@ -25,7 +25,7 @@ pub const SMALLEST_FLOWS: usize = 256 << 10;
 
 const HOUR_US: u64 = 3_600_000_000;
 /// What a row takes beside its texts, bytes: counts, table, allocation.
-const ROW_BYTES: usize = 96;
+const ROW_BYTES: usize = 128;
 const FIELDS: usize = 11;
 /// What most rows' texts take, bytes.
 const USUAL_KEY: usize = 192;
@@ -124,10 +124,42 @@ impl Counts {
 
 #[derive(Clone, Debug, Default)]
 struct Hour {
-    rows: HashMap<Box<str>, Counts, RandomState>,
+    /// Where each row's counts are.
+    places: HashMap<Arc<str>, usize, RandomState>,
+    rows: Vec<(Arc<str>, Counts)>,
     /// Carried, refused.
     overflow: [Counts; 2],
     bytes: usize,
+}
+
+impl Hour {
+    fn rows(&self) -> impl Iterator<Item = (&str, Counts)> {
+        self.rows.iter().map(|(key, counts)| (&**key, *counts))
+    }
+
+    /// Adds a row that is not there.
+    fn add(&mut self, key: &str, counts: Counts) -> Arc<str> {
+        let key: Arc<str> = key.into();
+        self.bytes += key.len() + ROW_BYTES;
+        self.places.insert(key.clone(), self.rows.len());
+        self.rows.push((key.clone(), counts));
+        key
+    }
+}
+
+/// Where a row is, for who counts it again and again.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    hour: u64,
+    index: usize,
+    key: Arc<str>,
+}
+
+impl Place {
+    /// Whether it is one of that time.
+    pub(crate) fn is_of(&self, at_us: u64) -> bool {
+        self.hour == at_us / HOUR_US
+    }
 }
 
 /// The rows of a day.
@@ -258,21 +290,40 @@ impl Flows {
         Self { hours: BTreeMap::new(), hour_bytes: budget.max(SMALLEST_FLOWS) / hours, since_us: now_us, changes: 0 }
     }
 
-    /// Counts one that has ended.
-    pub fn count(&mut self, row: &Row) {
+    /// Counts one that has ended; says where, unless there was no room for its row.
+    pub(crate) fn count(&mut self, row: &Row) -> Option<Place> {
         let Row { key, at_us, is_refused } = row;
         let hour = at_us / HOUR_US;
         self.forget(hour);
         self.changes += 1;
         let of_hour = Arc::make_mut(self.hours.entry(hour).or_default());
-        if let Some(counts) = of_hour.rows.get_mut(key.as_str()) {
-            counts.add(*at_us);
-        } else if of_hour.bytes + key.len() + ROW_BYTES <= self.hour_bytes {
-            of_hour.bytes += key.len() + ROW_BYTES;
-            of_hour.rows.entry(key.as_str().into()).or_default().add(*at_us);
-        } else if let Some(counts) = of_hour.overflow.get_mut(usize::from(*is_refused)) {
+        let known = of_hour.places.get_key_value(key.as_str()).map(|(key, index)| (key.clone(), *index));
+        let (key, index) = match known {
+            Some(known) => known,
+            None if of_hour.bytes + key.len() + ROW_BYTES <= self.hour_bytes => {
+                (of_hour.add(key, Counts::default()), of_hour.rows.len() - 1)
+            }
+            None => {
+                if let Some(counts) = of_hour.overflow.get_mut(usize::from(*is_refused)) {
+                    counts.add(*at_us);
+                }
+                return None;
+            }
+        };
+        if let Some((_, counts)) = of_hour.rows.get_mut(index) {
             counts.add(*at_us);
         }
+        Some(Place { hour, index, key })
+    }
+
+    /// Counts one whose row is known. False: it is not there.
+    pub(crate) fn count_at(&mut self, place: &Place, at_us: u64) -> bool {
+        let Some(of_hour) = self.hours.get_mut(&place.hour) else { return false };
+        let known = Arc::make_mut(of_hour).rows.get_mut(place.index);
+        let Some((_, counts)) = known.filter(|(key, _)| Arc::ptr_eq(key, &place.key)) else { return false };
+        counts.add(at_us);
+        self.changes += 1;
+        true
     }
 
     fn forget(&mut self, now: u64) {
@@ -301,10 +352,10 @@ impl Flows {
         for saved in saved.hours.into_iter().filter(|saved| is_kept(saved.hour)) {
             let mut hour = Hour { overflow: saved.overflow, ..Hour::default() };
             for (key, counts) in saved.rows {
-                if key.matches(SEPARATOR).count() + 1 == FIELDS && hour.bytes + key.len() + ROW_BYTES <= self.hour_bytes
-                {
-                    hour.bytes += key.len() + ROW_BYTES;
-                    hour.rows.insert(key.into(), counts);
+                let has_room = hour.bytes + key.len() + ROW_BYTES <= self.hour_bytes;
+                let is_new = !hour.places.contains_key(key.as_str());
+                if key.matches(SEPARATOR).count() + 1 == FIELDS && has_room && is_new {
+                    hour.add(&key, counts);
                 }
             }
             self.hours.entry(saved.hour).or_insert_with(|| Arc::new(hour));
@@ -322,7 +373,7 @@ impl Moment {
         let hours = self.hours.iter().map(|(hour, of_hour)| SavedHour {
             hour: *hour,
             overflow: of_hour.overflow,
-            rows: of_hour.rows.iter().map(|(key, counts)| (key.to_string(), *counts)).collect(),
+            rows: of_hour.rows().map(|(key, counts)| (key.to_owned(), counts)).collect(),
         });
         serde_json::to_vec(&Saved { version: VERSION, since_us: self.since_us, hours: hours.collect() })
     }
@@ -342,12 +393,11 @@ impl Moment {
         for (hour, of_hour) in now.hours.iter().rev() {
             let is_now = *hour == now_us / HOUR_US;
             let mut rows: Vec<Flow> = of_hour
-                .rows
-                .iter()
+                .rows()
                 .filter(|(_, counts)| counts.last_us >= since_us)
                 .map(|(key, counts)| {
-                    let open = if is_now { open.get(&**key).copied().unwrap_or_default() } else { 0 };
-                    Flow { open, ..read_row(key, *hour, *counts) }
+                    let open = if is_now { open.get(key).copied().unwrap_or_default() } else { 0 };
+                    Flow { open, ..read_row(key, *hour, counts) }
                 })
                 .collect();
             rows.sort_by(|one, other| other.count.cmp(&one.count).then_with(|| one.source.cmp(&other.source)));

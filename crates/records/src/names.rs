@@ -27,6 +27,13 @@ struct Slot {
     uses: u32,
 }
 
+/// Where a text was found last, for who holds it again and again. It belongs to that text alone.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    handle: Handle,
+    text: Option<Arc<str>>,
+}
+
 /// Texts with how often each is used.
 #[derive(Debug, Default)]
 pub struct Names {
@@ -70,6 +77,20 @@ impl Names {
         self.bytes += cost(&kept);
         self.index.insert(kept, number);
         Handle(number)
+    }
+
+    /// Likewise, where it is known where the text was found last.
+    pub(crate) fn hold_again(&mut self, text: &str, found: &mut Found) -> Handle {
+        let handle = found.handle;
+        // Another text may have its place by now.
+        let is_same = |slot: &&mut Slot| found.text.as_ref().is_some_and(|known| Arc::ptr_eq(known, &slot.text));
+        if let Some(slot) = self.slot(handle).filter(is_same) {
+            slot.uses = slot.uses.saturating_add(1);
+            return handle;
+        }
+        let handle = self.hold(text);
+        *found = Found { handle, text: self.slot(handle).map(|slot| slot.text.clone()) };
+        handle
     }
 
     /// Lets go of a text once. With its last use it is gone.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use crate::draft::{Draft, held};
-use crate::flows::{Flows, Moment};
+use crate::flows::{Flows, Moment, RowShape};
 use crate::query::Query;
 use crate::record::{Field, Record, Recorded as _};
 use crate::ring::{CHUNK_BYTES, Ring};
@@ -75,23 +75,36 @@ impl Recorder {
 
     /// Keeps a record, and counts it.
     pub fn put(&self, draft: &Draft) {
-        if self.kept.is_some() {
-            self.put_shaped(draft.record, draft.text(Field::Path), &Shape::of(draft));
+        let Some(kept) = &self.kept else { return };
+        let (path, groups) = (held(draft.text(Field::Path)), draft.groups());
+        let row = self.has_flows.then(|| RowShape::of(draft).row(&path, draft.record.at_us));
+        let mut kept = kept.lock();
+        if let Some(ring) = &mut kept.ring {
+            ring.push_ready(draft.record, &path, &groups);
+        }
+        if let (Some(flows), Some(row)) = (&mut kept.flows, &row) {
+            flows.count(row);
         }
     }
 
     /// Likewise, of a request that has this shape: it has the numbers of `record` and the shape's verdict.
-    pub fn put_shaped(&self, record: Record, path: &str, shape: &Shape) {
+    pub fn put_shaped(&self, record: Record, path: &str, shape: &mut Shape) {
         let Some(kept) = &self.kept else { return };
         let record = Record { reason: shape.reason, remedy: shape.remedy, ..record };
         let path = &*held(path);
-        let row = self.has_flows.then(|| shape.row.row(path, record.at_us));
+        let Some((groups, of_shape, found, of_path)) = shape.remembered(path) else { return };
+        let is_known = of_path.place.as_ref().is_some_and(|place| place.is_of(record.at_us));
+        let row = (self.has_flows && !is_known).then(|| of_shape.row(path, record.at_us));
         let mut kept = kept.lock();
         if let Some(ring) = &mut kept.ring {
-            ring.push_ready(record, path, &shape.groups);
+            ring.push_again(record, (path, groups), (found, &mut of_path.found));
         }
-        if let (Some(flows), Some(row)) = (&mut kept.flows, &row) {
-            flows.count(row);
+        if let Some(flows) = &mut kept.flows {
+            let is_counted =
+                is_known && of_path.place.as_ref().is_some_and(|place| flows.count_at(place, record.at_us));
+            if !is_counted {
+                of_path.place = flows.count(&row.unwrap_or_else(|| of_shape.row(path, record.at_us)));
+            }
         }
     }
 

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use crate::draft::{Draft, Groups, held};
-use crate::names::Names;
+use crate::draft::{Draft, Groups, SHARED, held};
+use crate::names::{Found, Handle, Names};
 use crate::record::{Entry, Field, Kept, Record, Recorded as _};
 
 /// Records of one chunk: what is allocated, and given back, at once.
@@ -39,7 +39,25 @@ impl Ring {
     /// Likewise, of texts that were joined before and a path as it is held.
     pub(crate) fn push_ready(&mut self, record: Record, path: &str, groups: &Groups) {
         let names = groups.texts(path).map(|text| self.names.hold(text));
-        let entry = Entry { record, names };
+        self.add(Entry { record, names });
+    }
+
+    /// Likewise, where it is known where the texts were found last: those of the groups, and the path.
+    pub(crate) fn push_again(
+        &mut self,
+        record: Record,
+        (path, groups): (&str, &Groups),
+        (found, path_found): (&mut [Found; SHARED], &mut Found),
+    ) {
+        let mut names = [Handle::NONE; Field::GROUPS.len()];
+        let found = found.iter_mut().chain([path_found]);
+        for ((name, text), found) in names.iter_mut().zip(groups.texts(path)).zip(found) {
+            *name = self.names.hold_again(text, found);
+        }
+        self.add(Entry { record, names });
+    }
+
+    fn add(&mut self, entry: Entry) {
         match self.chunks.back_mut().filter(|chunk| chunk.len() < CHUNK) {
             Some(chunk) => chunk.push(entry),
             None => {

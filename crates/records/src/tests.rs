@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use crate::names::Found;
 use crate::ring::CHUNK_BYTES;
 use crate::*;
 
@@ -52,11 +53,16 @@ proptest! {
     }
 
     #[test]
-    fn names_are_held_as_often_as_they_are_used(steps in proptest::collection::vec((any::<bool>(), 0..12_usize), 0..300)) {
+    fn names_are_held_as_often_as_they_are_used(
+        steps in proptest::collection::vec((any::<bool>(), any::<bool>(), 0..12_usize), 0..300),
+    ) {
         let (mut names, mut model) = (Names::default(), BTreeMap::<usize, Vec<Handle>>::new());
-        for (holds, which) in steps {
+        let mut found: [Found; 12] = Default::default();
+        for (holds, again, which) in steps {
             if holds {
-                model.entry(which).or_default().push(names.hold(&format!("name {which}")));
+                let name = format!("name {which}");
+                let held = if again { names.hold_again(&name, &mut found[which]) } else { names.hold(&name) };
+                model.entry(which).or_default().push(held);
             } else if let Some(handle) = model.get_mut(&which).and_then(Vec::pop) {
                 names.release(handle);
             }
@@ -204,13 +210,13 @@ fn a_record_of_a_shape_is_what_its_draft_would_be() {
             like.name(Field::SourceIdentity, "spiffe://td/ns/shop/sa/page");
             like.name(Field::Authority, "stock.shop:80");
             like.name(Field::Object, "HTTPRoute shop/stock, rule 0");
-            let shape = Shape::of(&like);
+            let mut shape = Shape::of(&like);
             let numbers = Record { at_us: 7, id: 9, status: 200, sent: 5, ..like.record };
             like.record = numbers;
             like.name(Field::Path, path);
             let [drafted, shaped] = [(); 2].map(|()| Recorder::with_flows(DEFAULT_BUDGET, DEFAULT_FLOWS, 0));
             drafted.put(&like);
-            shaped.put_shaped(Record { reason: "", remedy: "", ..numbers }, path, &shape);
+            shaped.put_shaped(Record { reason: "", remedy: "", ..numbers }, path, &mut shape);
             let told = |recorder: &Recorder| {
                 let flows = recorder.flows().map(|flows| flows.tell(0, &[] as &[Draft], 7).flows);
                 (recorder.find(&Query::all(), 7), flows)
@@ -219,6 +225,41 @@ fn a_record_of_a_shape_is_what_its_draft_would_be() {
             assert_eq!(told(&drafted).0.len(), 1);
         }
     }
+}
+
+#[test]
+fn requests_of_a_shape_are_counted_where_they_belong_whatever_came_between() {
+    const HOUR_US: u64 = 3_600_000_000;
+    let [drafted, shaped] = [(); 2].map(|()| Recorder::with_flows(SMALLEST_BUDGET, SMALLEST_FLOWS, 0));
+    let mut shapes = ["page", "cart"].map(|source| Shape::of(&draft(0, source, "/")));
+    // Hours pass, there are more paths than a shape remembers, and more records than are kept.
+    for number in 0..20_000_u64 {
+        let (which, path) =
+            (number % 2, format!("/{}", ["a", "b", "c"][(number % 3) as usize].repeat(number as usize % 40)));
+        let at_us = number * 30 * HOUR_US / 20_000;
+        let source = ["page", "cart"][which as usize];
+        drafted.put(&draft(at_us, source, &path));
+        let record = draft(at_us, source, &path).record;
+        shaped.put_shaped(record, &path, &mut shapes[which as usize]);
+        if number % 1000 == 0 {
+            // Whoever looks meanwhile has a copy.
+            assert!(shaped.flows().is_some());
+        }
+    }
+    let told = |recorder: &Recorder| {
+        let now = 30 * HOUR_US;
+        let flows = recorder.flows().map(|flows| flows.tell(0, &[] as &[Draft], now));
+        (recorder.find(&Query { limit: MOST_ANSWERS, ..Query::all() }, now), flows, recorder.size())
+    };
+    assert_eq!(told(&drafted), told(&shaped));
+    // A shape that was counted elsewhere is counted here all the same.
+    let other = Recorder::with_flows(DEFAULT_BUDGET, DEFAULT_FLOWS, 0);
+    for _ in 0..3 {
+        other.put_shaped(draft(30 * HOUR_US - 1, "page", "/a").record, "/a", &mut shapes[0]);
+    }
+    let flows = other.flows().map(|flows| flows.tell(0, &[] as &[Draft], 30 * HOUR_US).flows).unwrap_or_default();
+    assert_eq!(flows.iter().map(|flow| flow.count).collect::<Vec<_>>(), [3]);
+    assert_eq!(other.size().0, 3);
 }
 
 #[test]

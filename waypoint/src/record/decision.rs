@@ -1,11 +1,12 @@
 //! What is kept of a request or connection for whoever asks why. A request's record has the trace of the CONNECT that
 //! brought it and of the one that carried it on, so that both ways lead on from it.
 
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasher as _, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, mem};
 
+use foldhash::fast::FixedState;
 use http::Method;
 use stillmesh_core::Diagnose as _;
 use stillmesh_core::attrs::Authority;
@@ -111,19 +112,23 @@ pub struct Origin {
     address: String,
     identity: String,
     authority: String,
+    /// Of its texts.
+    hash: u64,
 }
 
 impl Origin {
     /// Of a client's CONNECT of this trace; `source` is its workload, where it is known for sure.
     pub fn new(client: &Client, trace: u128, source: Option<Arc<Workload>>, authority: &Authority) -> Self {
+        let (identity, authority) = (client.identity.to_string(), authority.to_string());
         Self {
             trace,
             client: client.address.into(),
             dialled: client.local.into(),
             source,
             address: client.address.to_string(),
-            identity: client.identity.to_string(),
-            authority: authority.to_string(),
+            hash: FixedState::default().hash_one((&identity, &authority)),
+            identity,
+            authority,
         }
     }
 
@@ -162,6 +167,7 @@ impl Origin {
     /// Whether records of both have the same texts.
     fn is_like(&self, other: &Self) -> bool {
         is_same(self.source.as_ref(), other.source.as_ref())
+            && self.hash == other.hash
             && self.identity == other.identity
             && self.authority == other.authority
     }
@@ -184,11 +190,19 @@ pub(super) struct Ended {
     service: Option<Arc<Service>>,
     endpoint: Option<Arc<Workload>>,
     method: Method,
-    host: String,
-    path: String,
     flags: Flags,
+    /// How many bytes its host and its path have.
+    host_length: u16,
+    path_length: u16,
     error: Option<String>,
     why: Option<Why>,
+}
+
+/// Host and path of a request that has ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Texts<'a> {
+    pub(super) host: &'a str,
+    pub(super) path: &'a str,
 }
 
 impl Ended {
@@ -222,21 +236,36 @@ impl Ended {
             service: request.service.take(),
             endpoint: request.endpoint.take(),
             method: if is_cut { cut() } else { method },
-            host: short(mem::take(&mut request.host)),
-            path: short(mem::take(&mut request.path)),
             flags,
+            host_length: 0,
+            path_length: 0,
             error: request.error.take(),
             why: why.or_else(|| request.why.take()),
         }
     }
 
-    /// Takes its path, which is no part of its shape.
-    pub(super) fn take_path(&mut self) -> String {
-        mem::take(&mut self.path)
+    /// Puts its texts, as much as records keep of them, to those of others that wait.
+    pub(super) fn put_texts(&mut self, of: Texts<'_>, texts: &mut String) {
+        let put = |text: &str| {
+            let text = shortened(text);
+            texts.push_str(text);
+            u16::try_from(text.len()).unwrap_or_default()
+        };
+        [self.host_length, self.path_length] = [of.host, of.path].map(put);
+    }
+
+    /// Its texts, which `texts` begins with; they are taken away.
+    pub(super) fn take_texts<'a>(&self, texts: &mut &'a str) -> Texts<'a> {
+        let mut take = |length: u16| {
+            let (text, rest) = texts.split_at_checked(length.into()).unwrap_or_default();
+            *texts = rest;
+            text
+        };
+        Texts { host: take(self.host_length), path: take(self.path_length) }
     }
 
     /// Its shape, by way of a draft.
-    pub(super) fn shape(&self, draft: &mut Draft) -> Shape {
+    pub(super) fn shape(&self, host: &str, draft: &mut Draft) -> Shape {
         draft.begin(self.record);
         self.origin.write(draft);
         draft.name_some(Field::Service, self.service.as_ref().map(|service| &service.key));
@@ -244,7 +273,7 @@ impl Ended {
             draft.name_str(Field::Endpoint, &endpoint.uid.0);
         }
         draft.name_str(Field::Method, self.method.as_str());
-        draft.name_str(Field::Host, &self.host);
+        draft.name_str(Field::Host, host);
         draft.name(Field::Flags, self.flags);
         draft.name_some(Field::Error, self.error.as_ref());
         match &self.why {
@@ -259,15 +288,14 @@ impl Ended {
         self.error.is_none() && matches!(self.why, None | Some(Why::Route(_)))
     }
 
-    /// Whether both have one shape.
+    /// Whether both have one shape, their hosts being the same.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         self.flags == other.flags
             && self.record.is_refused == other.record.is_refused
             && is_same(self.service.as_ref(), other.service.as_ref())
             && is_same(self.endpoint.as_ref(), other.endpoint.as_ref())
-            && self.origin.is_like(&other.origin)
+            && (Arc::ptr_eq(&self.origin, &other.origin) || self.origin.is_like(&other.origin))
             && self.method == other.method
-            && self.host == other.host
             && self.error == other.error
             && match (&self.why, &other.why) {
                 (None, None) => true,
@@ -277,16 +305,14 @@ impl Ended {
     }
 }
 
-/// What is alike has one hash; it need not be otherwise.
+/// What is alike has one hash; it need not be otherwise. Hosts are left out.
 impl Hash for Ended {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.service.as_ref().map(Arc::as_ptr).hash(state);
         self.endpoint.as_ref().map(Arc::as_ptr).hash(state);
         self.origin.source.as_ref().map(Arc::as_ptr).hash(state);
-        self.origin.identity.hash(state);
-        self.origin.authority.hash(state);
+        self.origin.hash.hash(state);
         self.method.hash(state);
-        self.host.hash(state);
         self.flags.hash(state);
         if let Some(Why::Route(rule)) = &self.why {
             rule.route.name.hash(state);
@@ -299,7 +325,8 @@ impl Hash for Ended {
 pub(super) fn keep_request(request: &mut Request, total: Duration, flags: Flags) {
     if request.downstream.waypoint().records.is_on() {
         let ended = Ended::of(request, total, flags);
-        request.downstream.waypoint().records.later(ended);
+        let texts = Texts { host: &request.host, path: &request.path };
+        request.downstream.waypoint().records.later(ended, texts);
     }
 }
 
@@ -327,7 +354,7 @@ pub(super) fn keep_connection(connection: &Connection, flags: Flags) {
         Some(why) => why.write(&mut draft),
         None => carried(&mut draft),
     }
-    waypoint.records.later(draft);
+    waypoint.records.later_drafted(draft);
 }
 
 /// Keeps what was refused before much was known of it.
@@ -350,7 +377,7 @@ pub(super) fn keep_early(waypoint: &Waypoint, early: &Early<'_>, error: &PathErr
     draft.name(Field::Flags, Flags::default().with(error.flag()));
     draft.name(Field::Error, error.text());
     Why::of_error(error).write(&mut draft);
-    waypoint.records.later(draft);
+    waypoint.records.later_drafted(draft);
 }
 
 /// What refused a request, if something did.
@@ -361,11 +388,6 @@ pub(super) fn denied(judged: Option<&Judged>) -> Option<&Judged> {
 fn carried(draft: &mut Draft) {
     draft.record.reason = CARRIED;
     draft.name_str(Field::Because, "no route is attached: carried to what was dialled");
-}
-
-/// As much of a text as records keep: what waits takes little.
-fn short(text: String) -> String {
-    if text.len() > LONGEST_NAME { shortened(&text).to_owned() } else { text }
 }
 
 /// Whether it is the same object, or none both times.

@@ -8,15 +8,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use stillmesh_proxy::decisions::now_us;
 use stillmesh_records::{Draft, Record, Recorder, Shape};
 
-use super::decision::Ended;
+use super::decision::{Ended, Texts};
 use crate::config::Config;
 
 /// As many wait until the writer is woken: waking it costs as much as writing several.
-const BATCH: usize = 64;
+const BATCH: usize = 256;
 
 /// Places of shapes; two that come by one place take turns there.
 const SHAPES: usize = 256;
@@ -25,7 +25,10 @@ const SHAPES: usize = 256;
 const IDLE: Duration = Duration::from_secs(60);
 
 /// As many may wait, the writer having no time; then who comes next writes them all.
-const WAITING: usize = 1024;
+const WAITING: usize = 2048;
+
+/// What most requests' hosts and paths take, bytes.
+const USUAL: usize = 64;
 
 /// What was decided about what has ended.
 #[derive(Debug)]
@@ -38,53 +41,58 @@ pub struct Records {
 #[derive(Debug)]
 struct Kept {
     recorder: Recorder,
-    /// Ended and not written yet, at most [`WAITING`].
-    ended: Mutex<Vec<Waiting>>,
+    /// Not written yet.
+    ended: Mutex<Queue>,
     /// Held by who writes, and taken before `ended` is: nothing is on its way unseen.
     writing: Mutex<Writing>,
 }
 
+/// What has ended, at most [`WAITING`].
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Vec<Waiting>,
+    /// Hosts and paths of requests, in order: one buffer, so that nobody gives back what another thread has allocated.
+    texts: String,
+}
+
 /// What has ended.
 #[derive(Debug)]
-pub(super) enum Waiting {
+#[expect(clippy::large_enum_variant, reason = "nearly all are requests")]
+enum Waiting {
     /// A request.
     Request(Ended),
     /// What there are few of, drafted already.
-    Drafted(Draft),
-}
-
-impl From<Ended> for Waiting {
-    fn from(request: Ended) -> Self {
-        Self::Request(request)
-    }
-}
-
-impl From<Draft> for Waiting {
-    fn from(draft: Draft) -> Self {
-        Self::Drafted(draft)
-    }
+    Drafted(Box<Draft>),
 }
 
 #[derive(Debug)]
 struct Writing {
     shapes: Shapes,
     /// What is written now; kept for its room.
-    batch: Vec<Waiting>,
+    batch: Queue,
 }
 
 /// The shapes of requests that came lately, each at the place that its hash says.
 #[derive(Debug)]
 struct Shapes {
-    known: Box<[Option<(Ended, Shape)>]>,
+    known: Box<[Option<Box<Known>>]>,
     hasher: RandomState,
     draft: Draft,
+}
+
+/// A request that had a shape first.
+#[derive(Debug)]
+struct Known {
+    like: Ended,
+    host: Box<str>,
+    shape: Shape,
 }
 
 impl Records {
     /// None yet, within the budgets that are configured.
     pub fn new(config: &Config) -> Self {
         let recorder = Recorder::with_flows(config.records_bytes, config.flows_bytes, now_us());
-        let writing = Mutex::new(Writing { shapes: Shapes::default(), batch: Vec::new() });
+        let writing = Mutex::new(Writing { shapes: Shapes::default(), batch: Queue::default() });
         let kept = Arc::new(Kept { recorder, ended: Mutex::default(), writing });
         let wake = kept.recorder.has_budget().then(|| {
             let (wake, woken) = sync_channel(1);
@@ -109,11 +117,24 @@ impl Records {
         &self.kept.recorder
     }
 
-    /// Keeps what has ended, sooner or later.
-    pub(super) fn later(&self, what: impl Into<Waiting>) {
+    /// Keeps a request that has ended, sooner or later.
+    pub(super) fn later(&self, mut request: Ended, texts: Texts<'_>) {
         let mut ended = self.kept.ended.lock();
-        ended.push(what.into());
-        let waiting = ended.len();
+        request.put_texts(texts, &mut ended.texts);
+        ended.waiting.push(Waiting::Request(request));
+        self.look(ended);
+    }
+
+    /// Likewise, what there are few of.
+    pub(super) fn later_drafted(&self, draft: Draft) {
+        let mut ended = self.kept.ended.lock();
+        ended.waiting.push(Waiting::Drafted(Box::new(draft)));
+        self.look(ended);
+    }
+
+    /// Has what waits written if that is much.
+    fn look(&self, ended: MutexGuard<'_, Queue>) {
+        let waiting = ended.waiting.len();
         drop(ended);
         if waiting >= WAITING {
             self.kept.write();
@@ -130,13 +151,20 @@ impl Kept {
         let mut writing = self.writing.lock();
         let Writing { shapes, batch } = &mut *writing;
         std::mem::swap(&mut *self.ended.lock(), batch);
-        for what in batch.drain(..) {
+        let Queue { waiting, texts } = batch;
+        let mut left = texts.as_str();
+        for what in waiting.drain(..) {
             match what {
-                Waiting::Request(request) => shapes.keep(request, &self.recorder),
+                Waiting::Request(request) => {
+                    let texts = request.take_texts(&mut left);
+                    shapes.keep(request, texts, &self.recorder);
+                }
                 Waiting::Drafted(draft) => self.recorder.put(&draft),
             }
         }
-        batch.shrink_to(2 * BATCH);
+        texts.clear();
+        waiting.shrink_to(2 * BATCH);
+        texts.shrink_to(2 * BATCH * USUAL);
     }
 }
 
@@ -152,17 +180,19 @@ impl Default for Shapes {
 
 impl Shapes {
     /// Writes a request down.
-    fn keep(&mut self, mut request: Ended, records: &Recorder) {
-        let place = usize::try_from(self.hasher.hash_one(&request) % SHAPES as u64).unwrap_or_default();
+    fn keep(&mut self, request: Ended, Texts { host, path }: Texts<'_>, records: &Recorder) {
+        let place = usize::try_from(self.hasher.hash_one((&request, host)) % SHAPES as u64).unwrap_or_default();
         let Some(place) = self.known.get_mut(place) else { return };
-        let (record, path) = (request.record, request.take_path());
+        let record = request.record;
         match place {
-            Some((like, shape)) if like.is_like(&request) => records.put_shaped(record, &path, shape),
+            Some(known) if *known.host == *host && known.like.is_like(&request) => {
+                records.put_shaped(record, path, &mut known.shape);
+            }
             _ => {
-                let shape = request.shape(&mut self.draft);
-                records.put_shaped(record, &path, &shape);
+                let mut shape = request.shape(host, &mut self.draft);
+                records.put_shaped(record, path, &mut shape);
                 if request.is_usual() {
-                    *place = Some((request, shape));
+                    *place = Some(Box::new(Known { like: request, host: host.into(), shape }));
                 }
             }
         }
