@@ -49,7 +49,7 @@ fn same<T>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
 }
 
 /// What requests of one kind add to.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Series {
     requests: Held<Counter>,
     duration: Held<Histogram>,
@@ -110,36 +110,41 @@ type Family<M> = stillmesh_proxy::series::Series<Edited<RequestLabels>, M>;
 impl Known {
     /// Counts a request; `labels` are those of its kind.
     pub fn count(&self, metrics: &Metrics, kind: Kind, labels: impl FnOnce(&Kind) -> RequestLabels, counted: Counted) {
-        let series = self.series(metrics, kind, labels);
-        series.requests.inc();
-        series.duration.observe(counted.milliseconds);
-        series.received.observe(counted.received as f64);
-        series.sent.observe(counted.sent as f64);
-        if let Some((request, response)) = &series.messages {
-            request.inc_by(counted.messages.0);
-            response.inc_by(counted.messages.1);
-        }
-    }
-
-    fn series(&self, metrics: &Metrics, kind: Kind, labels: impl FnOnce(&Kind) -> RequestLabels) -> Series {
         let mut known = self.0.lock();
         if let Some((_, series)) = known.iter().find(|(known, _)| known.is(&kind)) {
-            return series.clone();
+            return series.count(counted);
         }
-        let labels = Edited::from(labels(&kind));
-        let series = Series {
-            requests: metrics.requests.get(&labels),
-            duration: metrics.request_duration.get(&labels),
-            received: metrics.request_bytes.get(&labels),
-            sent: metrics.response_bytes.get(&labels),
-            messages: kind
-                .is_grpc
-                .then(|| (metrics.request_messages.get(&labels), metrics.response_messages.get(&labels))),
-        };
+        let series = Series::new(metrics, &Edited::from(labels(&kind)), kind.is_grpc);
+        series.count(counted);
         if known.len() >= MOST {
             known.remove(0);
         }
-        known.push((kind, series.clone()));
-        series
+        // Most clients have requests of one kind only.
+        known.reserve_exact(1);
+        known.push((kind, series));
+    }
+}
+
+impl Series {
+    fn new(metrics: &Metrics, labels: &Edited<RequestLabels>, is_grpc: bool) -> Self {
+        let messages = || (metrics.request_messages.get(labels), metrics.response_messages.get(labels));
+        Self {
+            requests: metrics.requests.get(labels),
+            duration: metrics.request_duration.get(labels),
+            received: metrics.request_bytes.get(labels),
+            sent: metrics.response_bytes.get(labels),
+            messages: is_grpc.then(messages),
+        }
+    }
+
+    fn count(&self, counted: Counted) {
+        self.requests.inc();
+        self.duration.observe(counted.milliseconds);
+        self.received.observe(counted.received as f64);
+        self.sent.observe(counted.sent as f64);
+        if let Some((request, response)) = &self.messages {
+            request.inc_by(counted.messages.0);
+            response.inc_by(counted.messages.1);
+        }
     }
 }
