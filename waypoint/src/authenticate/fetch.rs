@@ -1,7 +1,7 @@
 //! One GET of an issuer's keys, over HTTP or HTTPS: bounded in time and size, no redirects. Many issuers know no TLS 1.3,
 //! so that 1.2 is permitted here and nowhere else.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
@@ -24,14 +25,24 @@ const LONGEST: usize = 1 << 20;
 
 /// Fetches.
 pub(super) struct Fetcher {
-    /// What went wrong, where TLS cannot be spoken.
-    tls: Result<TlsConnector, String>,
+    extra_root: Option<PathBuf>,
+    /// Made when it is needed first, since roots take room that most waypoints have no use for. What went wrong, where TLS cannot be spoken.
+    tls: OnceCell<Result<TlsConnector, String>>,
 }
 
 impl Fetcher {
     /// Trusts the system's roots, and those of a file beside them.
     pub fn new(extra_root: Option<&Path>) -> Self {
-        Self { tls: connector(extra_root) }
+        Self { extra_root: extra_root.map(Into::into), tls: OnceCell::new() }
+    }
+
+    async fn tls(&self) -> Result<&TlsConnector, String> {
+        let make = async || {
+            let extra_root = self.extra_root.clone();
+            let made = tokio::task::spawn_blocking(move || connector(extra_root.as_deref())).await;
+            made.unwrap_or_else(|error| Err(error.to_string()))
+        };
+        self.tls.get_or_init(make).await.as_ref().map_err(Clone::clone)
     }
 
     /// The body at `uri`, or why there is none.
@@ -65,7 +76,7 @@ impl Fetcher {
         if !is_tls {
             return exchange(stream, &uri).await;
         }
-        let connector = self.tls.as_ref().map_err(Clone::clone)?;
+        let connector = self.tls().await?;
         let name = ServerName::try_from(bare).map_err(|_| "not a server's name".to_owned())?;
         let stream = connector.connect(name, stream).await.map_err(|error| error.to_string())?;
         exchange(stream, &uri).await
