@@ -11,6 +11,7 @@ use stillmesh_core::attrs::{Authority, ConnectAttrs};
 use stillmesh_core::decide::{self, Target};
 use stillmesh_core::explain::Reason;
 use stillmesh_core::model::{Identity, NetworkAddress, Workload};
+use stillmesh_hbone::Stream;
 use stillmesh_hbone::server::{Incoming, accept_tls, serve};
 use stillmesh_proxy::labels::Party;
 use stillmesh_runtime::accept::{Acceptor, Permit};
@@ -22,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clients::Peer;
 use crate::path::forward::Introduction;
-use crate::path::{self, PathError};
+use crate::path::{self, PathError, Rewound, Seen};
 use crate::record::series::Known;
 use crate::record::{self, Early, Origin};
 use crate::waypoint::Waypoint;
@@ -85,10 +86,8 @@ async fn session(
         leave.cancel();
         pending::<Infallible>().await
     };
-    let served = serve(session, &limits, &waypoint.tasks, waypoint.watch.clone(), move |incoming| {
-        let client = client.clone();
-        async move { client.take(incoming).await }
-    });
+    let take = move |incoming| client.clone().take(incoming);
+    let served = serve(session, &limits, &waypoint.tasks, waypoint.watch.clone(), take);
     tokio::select! {
         served = served => Ok(served?),
         refusal = entered.refused() => Err(refusal.into()),
@@ -114,29 +113,42 @@ pub struct Client {
 }
 
 impl Client {
-    /// One CONNECT, from request to end.
-    async fn take(self: Arc<Self>, incoming: Incoming) {
-        let Some(authority) = incoming.authority() else {
-            let error = PathError::NotConnect { authority: incoming.authority_text().chars().take(256).collect() };
-            let early = self.early(&incoming, None);
-            incoming.refuse(StatusCode::BAD_REQUEST);
-            self.waypoint.metrics.refuse(error.word());
-            return record::failed_early(&self.waypoint, early, &error);
-        };
-        let stream = match self.downstream(&incoming, &authority).await {
-            Ok(stream) => stream,
-            Err(error) => {
-                let early = self.early(&incoming, Some(&authority));
-                incoming.refuse(status(&error));
-                self.waypoint.metrics.refuse(error.word());
-                return record::failed_early(&self.waypoint, early, &error);
+    /// One CONNECT, from request to end. Opening it has a place of its own, which is given back when it is open.
+    fn take(self: Arc<Self>, incoming: Incoming) -> impl Future<Output = ()> + Send + 'static {
+        let opening = Box::pin(self.open(incoming));
+        async move {
+            if let Some((downstream, stream, seen)) = opening.await {
+                path::go_on(&downstream, stream, seen).await;
             }
-        };
-        path::carry(Arc::new(stream), incoming).await;
+        }
     }
 
-    fn early<'a>(&'a self, incoming: &Incoming, authority: Option<&'a Authority>) -> Early<'a> {
-        Early { client: Some(self.address), identity: Some(&self.identity), trace: trace(incoming), authority }
+    /// Takes or refuses one, and looks what its bytes are; `None`: it has come to its end already.
+    async fn open(self: Arc<Self>, incoming: Incoming) -> Option<(Arc<Downstream>, Rewound<Stream>, Seen)> {
+        let Some(authority) = incoming.authority() else {
+            let error = PathError::NotConnect { authority: incoming.authority_text().chars().take(256).collect() };
+            self.refuse(incoming, None, StatusCode::BAD_REQUEST, &error);
+            return None;
+        };
+        match self.downstream(&incoming, &authority).await {
+            Ok(downstream) => {
+                let downstream = Arc::new(downstream);
+                let (stream, seen) = path::begin(&downstream, incoming).await?;
+                Some((downstream, stream, seen))
+            }
+            Err(error) => {
+                self.refuse(incoming, Some(&authority), status(&error), &error);
+                None
+            }
+        }
+    }
+
+    fn refuse(&self, incoming: Incoming, authority: Option<&Authority>, status: StatusCode, error: &PathError) {
+        let trace = trace(&incoming);
+        incoming.refuse(status);
+        self.waypoint.metrics.refuse(error.word());
+        let early = Early { client: Some(self.address), identity: Some(&self.identity), trace, authority };
+        record::failed_early(&self.waypoint, early, error);
     }
 
     /// What a CONNECT is for.

@@ -109,8 +109,8 @@ pub struct Limits {
     pub detection: Duration,
     /// How long a client's HTTP connection may be idle.
     pub idle: Duration,
-    /// How long a request's head may take from its first byte; HTTP/1.1. On a connection that has carried requests it is up to
-    /// three times that, and of one that begins right behind another request only what comes later is seen.
+    /// How long a request's head may take from its first byte; HTTP/1.1. The first one of a connection has as long for its first
+    /// line, and again for the rest.
     pub head: Duration,
     /// How long nothing may pass on a client's HTTP connection while requests are under way, on one stream of HTTP/2, or on what
     /// was upgraded: what is stuck, or held back by a client that does not read, ends.

@@ -1,4 +1,4 @@
-//! What a CONNECT's bytes are, and how they are carried: [`http`] request by request, [`tcp`] as they are.
+//! What a CONNECT's bytes are ([`begin`]), and how they are carried ([`go_on`]): [`http`] request by request, [`tcp`] as they are.
 
 mod authorize;
 mod carried;
@@ -9,6 +9,7 @@ mod fault;
 pub mod forward;
 mod hello;
 pub mod http;
+mod keep_alive;
 mod last_words;
 mod mirror;
 mod pace;
@@ -22,6 +23,7 @@ mod streams;
 pub mod tcp;
 mod upgrade;
 
+use std::future::poll_fn;
 use std::sync::Arc;
 
 use stillmesh_core::decide::Target;
@@ -32,7 +34,6 @@ use stillmesh_hbone::Stream;
 use stillmesh_hbone::headers::ConnectHeaders;
 use stillmesh_hbone::server::Incoming;
 use stillmesh_proxy::labels::baggage;
-use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 
 use crate::capture::Downstream;
@@ -46,7 +47,7 @@ pub use pace::UnderWay;
 pub use replay::{Received, RequestBody};
 pub use response::ResponseBody;
 pub use rewound::{Bytes, Rewound};
-use sniff::Seen;
+pub use sniff::Seen;
 
 /// How HTTP is spoken, with the client and with the endpoint alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,9 +58,9 @@ pub enum Version {
     Two,
 }
 
-/// Carries one CONNECT to its end. Never fails silently.
-pub async fn carry(downstream: Arc<Downstream>, incoming: Incoming) {
-    let asked = asked(&downstream);
+/// Opens one CONNECT and finds out what its bytes are; `None`: it has come to its end already. Never fails silently.
+pub async fn begin(downstream: &Arc<Downstream>, incoming: Incoming) -> Option<(Rewound<Stream>, Seen)> {
+    let asked = asked(downstream);
     let spoken = {
         let snapshot = downstream.waypoint().snapshots.load();
         spoken(&snapshot, &downstream.target, &downstream.client.identity.namespace)
@@ -67,29 +68,30 @@ pub async fn carry(downstream: Arc<Downstream>, incoming: Incoming) {
     let is_tcp = spoken == Spoken::Stream;
     // Bytes are carried only once there is somebody to carry them to: until the 200 the client's side may choose anew.
     if is_tcp && asked != Asked::Opening {
-        return tcp::carry(&downstream, incoming).await;
+        tcp::carry(downstream, incoming).await;
+        return None;
     }
-    let Some(stream) = accept(&downstream, incoming) else { return };
-    if is_tcp {
-        return tcp::after_accept(&downstream, Rewound::new(stream)).await;
-    }
-    let mut stream = Rewound::new(stream);
-    let limit = downstream.waypoint().config.limits.detection;
+    let mut stream = Rewound::new(accept(downstream, incoming)?);
+    let limits = &downstream.waypoint().config.limits;
     let seen = match spoken {
-        Spoken::Unclear => match timeout(limit, look(&mut stream)).await {
+        Spoken::Stream => Seen::Other,
+        Spoken::Unclear => match timeout(limits.detection, look(&mut stream)).await {
             Ok(seen) => seen,
             // Silent so far: it may be the server that speaks first.
-            Err(_) if stream.seen().is_empty() => return tcp::or_http(&downstream, stream).await,
+            Err(_) if stream.seen().is_empty() => {
+                tcp::or_http(downstream, stream).await;
+                return None;
+            }
             Err(_) => Seen::Other,
         },
         // The port says that it is HTTP: there is time, and what is no HTTP is answered as such.
-        _ => match begins(&mut stream, &downstream.waypoint().config.limits).await {
-            Some(Seen::Two) => Seen::Two,
-            Some(Seen::Gone) | None => return,
-            Some(_) => Seen::One,
+        Spoken::Http => match begins(&mut stream, limits).await? {
+            Seen::Two => Seen::Two,
+            Seen::Gone => return None,
+            _ => Seen::One,
         },
     };
-    go_on(&downstream, stream, seen).await;
+    Some((stream, seen))
 }
 
 /// What of a connection decides where it goes, where it is no HTTP.
@@ -132,12 +134,12 @@ async fn begins(stream: &mut Rewound<Stream>, limits: &Limits) -> Option<Seen> {
     timeout(limits.head, look(stream)).await.ok()
 }
 
-/// Carries what was seen for what it is.
-async fn go_on(downstream: &Arc<Downstream>, stream: Rewound<Stream>, seen: Seen) {
+/// Carries what was seen for what it is. What takes much room has a place of its own: most connections are HTTP/1.1, and idle.
+pub async fn go_on(downstream: &Arc<Downstream>, stream: Rewound<Stream>, seen: Seen) {
     match seen {
-        Seen::One => http::serve(downstream.clone(), stream, Version::One).await,
-        Seen::Two => http::serve(downstream.clone(), stream, Version::Two).await,
-        Seen::Other | Seen::Gone | Seen::Unclear => tcp::after_accept(downstream, stream).await,
+        Seen::One => http::one(downstream, stream).await,
+        Seen::Two => Box::pin(http::two(downstream, stream)).await,
+        Seen::Other | Seen::Gone | Seen::Unclear => Box::pin(tcp::after_accept(downstream, stream)).await,
     }
 }
 
@@ -191,12 +193,6 @@ async fn greeting(stream: &mut Rewound<Stream>) -> Hello {
 
 /// Reads a piece; `None`: there is no more. Cancel-safe.
 async fn read(stream: &mut Rewound<Stream>) -> Option<()> {
-    let mut piece = bytes::BytesMut::with_capacity(sniff::LONGEST_LINE);
-    match stream.get_mut().read_buf(&mut piece).await {
-        Ok(0) | Err(_) => None,
-        Ok(_) => {
-            stream.keep(&piece);
-            Some(())
-        }
-    }
+    let is_more = poll_fn(|cx| stream.poll_more(cx)).await;
+    is_more.ok().filter(|is_more| *is_more).map(drop)
 }

@@ -1,8 +1,7 @@
 //! HTTP: each request is planned, sent to an endpoint, to another one where the first has not taken it, and answered.
 //! Bodies stream both ways; neither side is read faster than the other takes.
 
-use std::convert::Infallible;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +9,7 @@ use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, StatusCode};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
-use hyper::service::service_fn;
+use hyper::server::conn::http2;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use stillmesh_core::decide::Target;
@@ -26,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::authorize::Admitted;
 use super::cors::Crossed;
 use super::exchange::{Answered, Exchange};
-use super::last_words::LastWords;
+use super::keep_alive::{KeepAlive, Requests};
 use super::pace::Pace;
 use super::plan::{self, Action, Plan, Taken};
 use super::replay::Replay;
@@ -40,67 +38,56 @@ use crate::record::request::Request as Record;
 use crate::upstream::Upstream;
 use crate::upstream::connections::{CONNECTION_WINDOW, InUse, SEND_BUFFER, STREAM_WINDOW};
 
-/// Serves one client's HTTP connection to its end.
-pub async fn serve(downstream: Arc<Downstream>, stream: Rewound<Stream>, version: Version) {
-    let waypoint = downstream.waypoint().clone();
-    let (limits, watch) = (waypoint.config.limits, &waypoint.watch);
+/// Serves one client's HTTP/1.1 connection to its end.
+pub async fn one(downstream: &Arc<Downstream>, stream: Rewound<Stream>) {
     let pace = Pace::new(stream.bytes());
-    let moves = downstream.client.leave.clone();
-    let service = service_fn({
-        let pace = pace.clone();
-        move |request: Request<Incoming>| {
-            let (downstream, pace) = (downstream.clone(), pace.clone());
-            async move { Ok::<_, Infallible>(answer(downstream, request, version, &pace).await) }
-        }
-    });
-    let ended = match version {
-        Version::One => {
-            let (stream, clean) = LastWords::new(stream, pace.clone(), limits.head);
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(limits.idle)
-                .max_buf_size(limits.head_bytes)
-                .serve_connection(TokioIo::new(stream), service)
-                .with_upgrades();
-            let leave = async {
-                tokio::select! {
-                    () = quiet(watch, limits.quiet) => {}
-                    () = last_answer(&pace, limits.client_age(), &moves) => {}
-                }
-            };
-            let ended =
-                run(std::pin::pin!(connection), |one| one.graceful_shutdown(), leave, &pace, &limits, version).await;
-            if ended.as_ref().is_err_and(hyper::Error::is_parse) {
-                // It was answered: what was wrong is the client's to know.
-                clean.set();
-            }
-            ended
-        }
-        Version::Two => {
-            let streams = Streams { tasks: waypoint.tasks.clone(), idle: limits.stream_idle };
-            let connection = http2::Builder::new(streams)
-                .timer(TokioTimer::new())
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
-                .max_frame_size(FRAME)
-                .max_send_buf_size(SEND_BUFFER)
-                .max_concurrent_streams(limits.concurrent)
-                .max_pending_accept_reset_streams(MOST_RESET)
-                .max_local_error_reset_streams(MOST_ERRORS)
-                .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
-                .enable_connect_protocol()
-                .serve_connection(TokioIo::new(stream), service);
-            let leave = async {
-                tokio::select! {
-                    _ = watch.signaled() => {}
-                    () = pace.idle(limits.idle) => {}
-                    () = sleep(limits.client_age()) => {}
-                    () = moves.cancelled() => {}
-                }
-            };
-            run(std::pin::pin!(connection), |two| two.graceful_shutdown(), leave, &pace, &limits, version).await
+    let limits = &downstream.waypoint().config.limits;
+    let connection = KeepAlive::new(stream, requests(downstream, Version::One, &pace), pace.clone(), limits);
+    let leave = async {
+        tokio::select! {
+            () = quiet(&downstream.waypoint().watch, limits.quiet) => {}
+            () = last_answer(&pace, limits.client_age(), &downstream.client.leave) => {}
         }
     };
+    let graceful = |one: Pin<&mut KeepAlive<Stream>>| one.get_mut().graceful_shutdown();
+    told(run(pin!(connection), graceful, pin!(leave), &pace, limits).await);
+}
+
+/// Serves one client's HTTP/2 connection to its end.
+pub async fn two(downstream: &Arc<Downstream>, stream: Rewound<Stream>) {
+    let pace = Pace::new(stream.bytes());
+    let waypoint = downstream.waypoint();
+    let limits = &waypoint.config.limits;
+    let streams = Streams { tasks: waypoint.tasks.clone(), idle: limits.stream_idle };
+    let connection = http2::Builder::new(streams)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_concurrent_streams(limits.concurrent)
+        .max_pending_accept_reset_streams(MOST_RESET)
+        .max_local_error_reset_streams(MOST_ERRORS)
+        .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+        .enable_connect_protocol()
+        .serve_connection(TokioIo::new(stream), requests(downstream, Version::Two, &pace));
+    let leave = async {
+        tokio::select! {
+            _ = waypoint.watch.signaled() => {}
+            () = pace.idle(limits.idle) => {}
+            () = sleep(limits.client_age()) => {}
+            () = downstream.client.leave.cancelled() => {}
+        }
+    };
+    told(run(pin!(connection), |two| two.graceful_shutdown(), pin!(leave), &pace, limits).await);
+}
+
+fn requests(downstream: &Arc<Downstream>, version: Version, pace: &Arc<Pace>) -> Requests {
+    let (downstream, pace) = (downstream.clone(), pace.clone());
+    Requests::new(move |request| answer(downstream.clone(), request, version, pace.clone()))
+}
+
+fn told(ended: hyper::Result<()>) {
     if let Err(error) = ended {
         tracing::debug!(%error, "a client's HTTP connection ended early");
     }
@@ -123,15 +110,14 @@ const LAST_WORDS: Duration = Duration::from_secs(10);
 async fn run<C>(
     mut connection: Pin<&mut C>,
     graceful: impl Fn(Pin<&mut C>),
-    leave: impl Future<Output = ()>,
+    mut leave: Pin<&mut impl Future<Output = ()>>,
     pace: &Pace,
     limits: &Limits,
-    version: Version,
 ) -> hyper::Result<()>
 where
     C: Future<Output = hyper::Result<()>>,
 {
-    let (mut leave, mut is_leaving) = (std::pin::pin!(leave), false);
+    let mut is_leaving = false;
     loop {
         tokio::select! {
             ended = connection.as_mut() => return ended,
@@ -141,10 +127,6 @@ where
             }
             () = pace.stalled(limits.stream_idle) => {
                 pace.cut();
-                return Ok(());
-            }
-            () = pace.slow_head(limits.head), if version == Version::One => {
-                tracing::debug!("the head of a client's request did not come");
                 return Ok(());
             }
             () = pace.idle(LAST_WORDS), if is_leaving => return Ok(()),
@@ -174,7 +156,7 @@ async fn answer(
     downstream: Arc<Downstream>,
     mut request: Request<Incoming>,
     version: Version,
-    pace: &Arc<Pace>,
+    pace: Arc<Pace>,
 ) -> Response<ResponseBody> {
     let under_way = pace.begin();
     let asked = match version {

@@ -9,7 +9,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use stillmesh_hbone::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
@@ -18,8 +17,8 @@ use super::pace::Pace;
 
 /// The stream. Dropped as it is, it is reset; after [`Clean::set`] it is ended instead.
 #[derive(Debug)]
-pub struct LastWords {
-    stream: Rewound<Stream>,
+pub struct LastWords<IO: AsyncRead + AsyncWrite + Unpin> {
+    stream: Rewound<IO>,
     clean: Clean,
     pace: Arc<Pace>,
     /// How long a head may take.
@@ -39,17 +38,31 @@ impl Clean {
     }
 }
 
-impl LastWords {
+impl<IO: AsyncRead + AsyncWrite + Unpin> LastWords<IO> {
     /// Over a stream.
-    pub fn new(stream: Rewound<Stream>, pace: Arc<Pace>, limit: Duration) -> (Self, Clean) {
+    pub fn new(stream: Rewound<IO>, pace: Arc<Pace>, limit: Duration) -> (Self, Clean) {
         let clean = Clean::default();
         (Self { stream, clean: clean.clone(), pace, limit, head: None }, clean)
     }
 
+    /// Reads a piece, which will be read again; false: there is no more.
+    pub fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        self.stream.poll_more(cx)
+    }
+
+    /// This was read, and will be read again.
+    pub fn put_back(&mut self, bytes: &[u8]) {
+        self.stream.put_back(bytes);
+    }
+
     /// What is read between requests is a head.
     fn began(&mut self) {
+        if self.pace.is_busy() {
+            return;
+        }
+        self.pace.server().began_head();
         let begun = self.pace.begun();
-        if !self.pace.is_busy() && self.head.as_ref().is_none_or(|(before, _)| *before != begun) {
+        if self.head.as_ref().is_none_or(|(before, _)| *before != begun) {
             self.head = Some((begun, Box::pin(sleep(self.limit))));
         }
     }
@@ -66,7 +79,7 @@ impl LastWords {
     }
 }
 
-impl Drop for LastWords {
+impl<IO: AsyncRead + AsyncWrite + Unpin> Drop for LastWords<IO> {
     fn drop(&mut self) {
         if self.clean.0.load(Ordering::Relaxed) {
             // What there is no room for is lost with the stream, which is then reset.
@@ -75,7 +88,7 @@ impl Drop for LastWords {
     }
 }
 
-impl AsyncRead for LastWords {
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for LastWords<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         match Pin::new(&mut self.stream).poll_read(cx, buffer) {
@@ -90,8 +103,9 @@ impl AsyncRead for LastWords {
     }
 }
 
-impl AsyncWrite for LastWords {
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for LastWords<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.pace.server().sends(true);
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -100,6 +114,7 @@ impl AsyncWrite for LastWords {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.pace.server().sends(true);
         Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 
@@ -108,7 +123,11 @@ impl AsyncWrite for LastWords {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        if matches!(flushed, Poll::Ready(Ok(()))) {
+            self.pace.server().sends(false);
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::Bytes;
+use super::keep_alive::Server;
 use super::streams::Progress;
 
 /// Waits until what `look` shows has been the same for as long as `limit`, and less than twice that. While it shows nothing,
@@ -27,25 +28,24 @@ pub struct Pace {
     passed: Arc<Bytes>,
     begun: AtomicU64,
     under_way: AtomicU64,
-    /// Bytes that had come when the last request ended.
-    at_end: AtomicU64,
     is_cut: AtomicBool,
     is_leaving: AtomicBool,
+    server: Server,
 }
 
 impl Pace {
     /// Of a connection whose bytes are counted here.
     pub fn new(passed: Arc<Bytes>) -> Arc<Self> {
-        let at_end = AtomicU64::new(passed.received());
         let (begun, under_way) = (AtomicU64::new(0), AtomicU64::new(0));
         let (is_cut, is_leaving) = (AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { passed, begun, under_way, at_end, is_cut, is_leaving })
+        Arc::new(Self { passed, begun, under_way, is_cut, is_leaving, server: Server::default() })
     }
 
     /// A request begins; it ends when what is returned is dropped.
     pub fn begin(self: &Arc<Self>) -> UnderWay {
         self.begun.fetch_add(1, Ordering::Relaxed);
         self.under_way.fetch_add(1, Ordering::Relaxed);
+        self.server.took_head();
         UnderWay { pace: self.clone(), progress: Progress::of_stream() }
     }
 
@@ -57,6 +57,11 @@ impl Pace {
     /// Whether requests are under way.
     pub fn is_busy(&self) -> bool {
         self.under_way.load(Ordering::Relaxed) > 0
+    }
+
+    /// What its server shows of itself; HTTP/1.1.
+    pub fn server(&self) -> &Server {
+        &self.server
     }
 
     /// The connection is to end with its next answer.
@@ -88,22 +93,6 @@ impl Pace {
     pub async fn stalled(&self, limit: Duration) {
         unchanged(limit, || self.is_busy().then(|| (self.passed.received(), self.passed.sent(), self.begun()))).await;
     }
-
-    /// Waits until the head of a request has been coming for as long as `limit`, and less than three times that. Of one that
-    /// begins right behind another request only what comes later is seen.
-    pub async fn slow_head(&self, limit: Duration) {
-        let begins = || !self.is_busy() && self.passed.received() > self.at_end.load(Ordering::Relaxed);
-        loop {
-            sleep(limit).await;
-            let before = self.begun();
-            if begins() {
-                sleep(limit).await;
-                if begins() && before == self.begun() {
-                    return;
-                }
-            }
-        }
-    }
 }
 
 /// A request that is under way.
@@ -127,7 +116,6 @@ impl UnderWay {
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.pace.at_end.store(self.pace.passed.received(), Ordering::Relaxed);
         self.pace.under_way.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -152,24 +140,5 @@ mod tests {
         pace.idle(limit).await;
         assert_eq!(began.elapsed(), limit);
         tokio::time::timeout(limit * 10, pace.stalled(limit)).await.unwrap_err();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_head_that_is_slow_is_seen_and_neither_an_idle_connection_nor_a_request() {
-        let (passed, limit) = (Arc::new(Bytes::default()), Duration::from_secs(10));
-        let pace = Pace::new(passed.clone());
-        let never = || tokio::time::timeout(limit * 10, pace.slow_head(limit));
-        never().await.unwrap_err();
-        let busy = pace.begin();
-        passed.add_received(100);
-        never().await.unwrap_err();
-        drop(busy);
-        never().await.unwrap_err();
-        passed.add_received(1);
-        let began = Instant::now();
-        pace.slow_head(limit).await;
-        assert_eq!(began.elapsed(), limit * 2);
-        drop(pace.begin());
-        never().await.unwrap_err();
     }
 }

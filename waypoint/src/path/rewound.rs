@@ -1,6 +1,7 @@
 //! A stream whose first bytes were read already and are read again, and which counts what passes.
 
 use std::io::{self, IoSlice};
+use std::mem::{self, MaybeUninit};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -61,6 +62,13 @@ impl<IO> Rewound<IO> {
         self.seen.extend_from_slice(bytes);
     }
 
+    /// These bytes were read by way of this, and will be read again before all others. They count once.
+    pub fn put_back(&mut self, bytes: &[u8]) {
+        let rest = mem::replace(&mut self.seen, bytes.into());
+        self.seen.extend_from_slice(&rest);
+        self.bytes.received.fetch_sub(bytes.len() as u64, Ordering::Relaxed);
+    }
+
     /// What passes.
     pub fn bytes(&self) -> Arc<Bytes> {
         self.bytes.clone()
@@ -74,6 +82,20 @@ impl<IO> Rewound<IO> {
     }
 }
 
+impl<IO: AsyncRead + Unpin> Rewound<IO> {
+    /// Reads a piece, which is kept; false: there is no more. Who waits so holds no buffer.
+    pub fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut piece = [MaybeUninit::uninit(); PIECE];
+        let mut piece = ReadBuf::uninit(&mut piece);
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut piece))?;
+        self.keep(piece.filled());
+        Poll::Ready(Ok(!piece.filled().is_empty()))
+    }
+}
+
+/// What is read ahead at once, bytes: on the stack.
+const PIECE: usize = 2 << 10;
+
 impl<IO: AsyncRead + Unpin> AsyncRead for Rewound<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
@@ -83,6 +105,9 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Rewound<IO> {
             let length = self.seen.len().min(buffer.remaining());
             buffer.put_slice(self.seen.get(..length).unwrap_or_default());
             self.seen.advance(length);
+            if self.seen.is_empty() {
+                self.seen = BytesMut::new();
+            }
         }
         let length = buffer.filled().len().saturating_sub(before);
         self.bytes.add_received(length);
@@ -120,6 +145,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Rewound<IO> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
@@ -137,5 +164,23 @@ mod tests {
         near.read_to_string(&mut text).await.unwrap();
         assert_eq!(text, "GET / HTTP");
         assert_eq!((near.bytes().received(), near.bytes().sent()), (10, 3));
+    }
+
+    #[tokio::test]
+    async fn what_is_put_back_comes_before_what_was_seen_and_counts_once() {
+        let (mut far, near) = tokio::io::duplex(64);
+        let mut near = Rewound::new(near);
+        far.write_all(b"GET / HTTP").await.unwrap();
+        assert!(poll_fn(|cx| near.poll_more(cx)).await.unwrap());
+        let mut begin = [0; 6];
+        near.read_exact(&mut begin).await.unwrap();
+        near.put_back(b"/ ");
+        far.write_all(b"/1.1").await.unwrap();
+        drop(far);
+        let mut text = String::new();
+        near.read_to_string(&mut text).await.unwrap();
+        assert_eq!((&begin, text.as_str()), (b"GET / ", "/ HTTP/1.1"));
+        assert_eq!(near.bytes().received(), 14);
+        assert!(!poll_fn(|cx| near.poll_more(cx)).await.unwrap(), "there is no more");
     }
 }

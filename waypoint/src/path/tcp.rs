@@ -1,22 +1,22 @@
 //! TCP, and TLS that is passed through: routes say to which service (core's [`stillmesh_core::decide::stream`]), an endpoint
 //! is picked, another one where it does not take the connection, and bytes are carried until both sides have ended.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use stillmesh_core::attrs::{Opening, StreamAttrs};
 use stillmesh_core::decide::stream::Asked;
 use stillmesh_core::decide::{self, Target};
 use stillmesh_core::model::AppProtocol;
 use stillmesh_hbone::Stream;
 use stillmesh_hbone::server::Incoming;
-use tokio::io::{AsyncReadExt as _, copy_bidirectional_with_sizes};
+use tokio::io::copy_bidirectional_with_sizes;
 use tokio::time::{sleep, timeout};
 
 use super::hello::Hello;
 use super::pace::unchanged;
-use super::sniff::{self, Seen};
+use super::sniff::Seen;
 use super::{Bytes, Carried, PathError, Rewound, authorize, go_on};
 use crate::capture::{Downstream, status};
 use crate::clients::Entered;
@@ -72,29 +72,24 @@ pub async fn or_http(downstream: &Arc<Downstream>, mut stream: Rewound<Stream>) 
         Ok(opened) => opened,
         Err(error) => return fail(stream, record, &error),
     };
-    let mut greeting = BytesMut::with_capacity(PIECE);
-    let mut first = BytesMut::with_capacity(sniff::LONGEST_LINE);
     let client_first = tokio::select! {
         refusal = opened.carried.refused() => {
             record.fail(&PathError::Closed(refusal));
             return Box::pin(or_requests(downstream, stream)).await;
         }
-        greeted = opened.endpoint.way.read_buf(&mut greeting) => {
+        greeted = poll_fn(|cx| opened.endpoint.way.poll_more(cx)) => {
             if let Err(source) = greeted {
                 let error = PathError::Broken { source: Arc::new(source) };
                 return fail(stream, record, &error);
             }
             false
         }
-        began = stream.get_mut().read_buf(&mut first) => {
-            if let Err(source) = began {
-                return record.fail(&PathError::ClientGone { source: Arc::new(source) });
-            }
-            true
-        }
+        began = poll_fn(|cx| stream.poll_more(cx)) => match began {
+            Ok(has_begun) => has_begun,
+            Err(source) => return record.fail(&PathError::ClientGone { source: Arc::new(source) }),
+        },
     };
-    if client_first && !first.is_empty() {
-        stream.keep(&first);
+    if client_first {
         let limit = downstream.waypoint().config.limits.detection;
         let seen = timeout(limit, super::look(&mut stream)).await.unwrap_or(Seen::Other);
         if matches!(seen, Seen::One | Seen::Two) {
@@ -103,7 +98,6 @@ pub async fn or_http(downstream: &Arc<Downstream>, mut stream: Rewound<Stream>) 
             return Box::pin(go_on(downstream, stream, seen)).await;
         }
     }
-    opened.endpoint.way.keep(&greeting);
     copy(stream, opened, record).await;
 }
 

@@ -71,6 +71,43 @@ fn a_request_reaches_an_endpoint_of_the_service_with_its_host_and_who_sent_it() 
 }
 
 #[test]
+fn requests_of_one_connection_come_in_pieces_together_and_after_silence() {
+    isolated_async(|| async {
+        let mut world = World::new().await;
+        let workload = world.workload("web");
+        let web = world.service("web", "10.1.0.1", 1, &[&workload]);
+        let app = world.endpoint(&workload).await.app("web").await;
+        world.start(&[]).await;
+
+        let mut stream = world.client("page", 1).stream(web).await;
+        let request = b"GET /name HTTP/1.1\r\nhost: web\r\n\r\n";
+        let mut text = String::new();
+        for (cut, requests) in (0..=request.len()).zip([1, 3, 17].into_iter().cycle()) {
+            let all = request.repeat(requests);
+            text.clear();
+            // All but the last one, and a piece of that.
+            let cut = all.len() - request.len() + cut;
+            for (piece, answers) in [(&all[..cut], cut / request.len()), (&all[cut..], requests)] {
+                stream.write_all(piece).await.unwrap();
+                stream.flush().await.unwrap();
+                while text.matches("HTTP/1.1 200 OK").count() < answers || !text.is_empty() && !text.ends_with("web") {
+                    let mut read = [0; 4096];
+                    let length = stream.read(&mut read).await.unwrap();
+                    assert!(length > 0, "{text}");
+                    text += std::str::from_utf8(&read[..length]).unwrap();
+                }
+            }
+            assert_eq!(text.matches("HTTP/1.1 200 OK").count(), requests);
+        }
+        stream.shutdown().await.unwrap();
+        text.clear();
+        stream.read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "", "it ends with its client");
+        assert_eq!(app.connections(), 1);
+    });
+}
+
+#[test]
 fn http2_requests_share_connections_on_both_sides() {
     isolated_async(|| async {
         let mut world = World::new().await;
