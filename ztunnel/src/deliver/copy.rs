@@ -64,10 +64,11 @@ impl<K> Carried<K> {
         match carried {
             Ok(()) => self.record.complete(),
             Err(error) => {
-                if let Sides::Tunnel(socket, _) = &self.sides {
-                    // What broke must not look like an end to the application (RFC 9113 section 8.5). A socket that is gone
-                    // already cannot be told.
+                if let Sides::Tunnel(socket, stream) = &mut self.sides {
+                    // What broke must not look like an end to either side (RFC 9113 section 8.5). A socket that is gone already
+                    // cannot be told.
                     let _ = socket.set_zero_linger();
+                    stream.reset();
                 }
                 self.record.fail(&error);
             }
