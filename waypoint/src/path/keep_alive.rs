@@ -1,5 +1,5 @@
-//! A client's HTTP/1.1 connection. hyper serves it while a request is under way or has begun to come; while it waits for the next
-//! one nothing of it is held but its stream, and no buffers: hyper's part is taken apart, and what that has read goes back to the
+//! A client's HTTP/1.1 connection. hyper serves it while requests come; once it has waited for the next one for a while ([`CALM`])
+//! nothing of it is held but its stream, and no buffers: hyper's part is taken apart, and what that has read goes back to the
 //! stream, so that nothing is lost.
 
 use std::convert::Infallible;
@@ -61,10 +61,17 @@ pub struct KeepAlive<IO: AsyncRead + AsyncWrite + Unpin> {
     clean: Clean,
     idle: Duration,
     /// When the head of the next request has been waited for too long.
+    ends: Instant,
+    /// It has been waited for longer than requests follow one another.
+    calm: bool,
+    /// Until it is calm, then until it ends.
     late: Pin<Box<Sleep>>,
     /// After how many requests that is.
     answered: u64,
 }
+
+/// How long the next request is waited for before hyper's part goes: to make it anew for each of many would cost more than it takes.
+const CALM: Duration = Duration::from_millis(100);
 
 enum State<IO: AsyncRead + AsyncWrite + Unpin> {
     /// hyper's turn.
@@ -85,8 +92,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> KeepAlive<IO> {
         let (stream, clean) = LastWords::new(stream, pace.clone(), limits.head);
         let mut builder = http1::Builder::new();
         builder.timer(Heads(pace.clone())).header_read_timeout(limits.idle).max_buf_size(limits.head_bytes);
-        let (idle, late) = (limits.idle, Box::pin(sleep(limits.idle)));
-        let mut this = Self { state: State::Ended, builder, requests, pace, clean, idle, late, answered: 0 };
+        let (idle, ends, late) = (limits.idle, Instant::now() + limits.idle, Box::pin(sleep(limits.idle)));
+        let (state, calm, answered) = (State::Ended, false, 0);
+        let mut this = Self { state, builder, requests, pace, clean, idle, ends, calm, late, answered };
         this.serve(stream);
         this
     }
@@ -122,16 +130,23 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> KeepAlive<IO> {
         }
     }
 
-    /// Ends when the head of the next request has been waited for too long.
+    /// Ends when the head of the next request has been waited for too long; sees when it is calm.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let begun = self.pace.begun();
         if mem::replace(&mut self.answered, begun) != begun {
-            let until = Instant::now() + self.idle;
-            self.late.as_mut().reset(until);
+            let now = Instant::now();
+            (self.ends, self.calm) = (now + self.idle, false);
+            self.late.as_mut().reset(now + CALM.min(self.idle));
         }
-        ready!(self.late.as_mut().poll(cx));
-        tracing::debug!("no request came for too long");
-        Poll::Ready(())
+        loop {
+            ready!(self.late.as_mut().poll(cx));
+            if Instant::now() >= self.ends {
+                tracing::debug!("no request came for too long");
+                return Poll::Ready(());
+            }
+            self.calm = true;
+            self.late.as_mut().reset(self.ends);
+        }
     }
 }
 
@@ -158,8 +173,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Future for KeepAlive<I
                     if this.pace.is_busy() || !this.pace.server().waits() {
                         return Poll::Pending;
                     }
-                    if !this.pace.server().rests() {
-                        return this.poll_late(cx).map(Ok);
+                    if this.poll_late(cx).is_ready() {
+                        return Poll::Ready(Ok(()));
+                    }
+                    if !this.calm || !this.pace.server().rests() {
+                        return Poll::Pending;
                     }
                     this.rest();
                 }

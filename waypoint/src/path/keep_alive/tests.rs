@@ -45,11 +45,18 @@ impl Both {
     }
 
     /// One whose first request is answered.
-    fn open() -> Self {
+    fn busy() -> Self {
         let mut both = Self::new(64 << 10);
         both.turn();
         assert_eq!(both.answers(), ["/first"]);
-        assert!(both.rests());
+        assert!(matches!(both.server.state, State::Serving(_)), "others may follow");
+        both
+    }
+
+    /// One that rests after its first request.
+    async fn open() -> Self {
+        let mut both = Self::busy();
+        assert!(both.rests().await);
         both
     }
 
@@ -82,8 +89,10 @@ impl Both {
         text.lines().filter_map(|line| line.strip_prefix("x-path: ")).map(str::to_owned).collect()
     }
 
-    fn rests(&self) -> bool {
-        matches!(self.server.state, State::Waiting(_))
+    /// Whether it rests after a while.
+    async fn rests(&mut self) -> bool {
+        advance(CALM + Duration::from_millis(2)).await;
+        self.turn().is_none() && matches!(self.server.state, State::Waiting(_))
     }
 }
 
@@ -116,64 +125,64 @@ fn get(path: &str) -> Vec<u8> {
 async fn wherever_two_requests_are_cut_both_are_answered_and_then_nothing_is_held() {
     let post = b"POST /one HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbody";
     let all = [&post[..], &get("/two")].concat();
-    for cut in 0..=all.len() {
-        let mut both = Both::open();
+    for (cut, rested) in (0..=all.len()).flat_map(|cut| [(cut, false), (cut, true)]) {
+        let mut both = if rested { Both::open().await } else { Both::busy() };
         both.send(&all[..cut]);
         assert!(both.turn().is_none());
         both.send(&all[cut..]);
         assert!(both.turn().is_none());
         assert_eq!(both.answers(), ["/one", "/two"], "cut at {cut}");
-        assert!(both.rests(), "cut at {cut}");
+        assert!(both.rests().await, "cut at {cut}");
         assert_eq!(both.pace.begun(), 3);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_may_come_byte_by_byte_and_many_at_once() {
-    let mut both = Both::open();
+    let mut both = Both::open().await;
     for byte in get("/slowly") {
         assert!(both.answers().is_empty());
         both.send(&[byte]);
         assert!(both.turn().is_none());
     }
     assert_eq!(both.answers(), ["/slowly"]);
-    assert!(both.rests());
+    assert!(both.rests().await);
     both.send(&get("/together").repeat(100));
     assert!(both.turn().is_none());
     assert_eq!(both.answers().len(), 100);
-    assert!(both.rests());
+    assert!(both.rests().await);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_body_is_asked_for_and_waited_for() {
-    let mut both = Both::open();
+    let mut both = Both::open().await;
     both.send(b"POST /body HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\nexpect: 100-continue\r\n\r\n");
     assert!(both.turn().is_none());
     assert!(both.read().starts_with("HTTP/1.1 100 "));
-    assert!(!both.rests());
+    assert!(!both.rests().await);
     both.send(b"whol");
     assert!(both.turn().is_none());
     assert!(both.read().contains("x-body: whol"));
-    assert!(both.rests());
+    assert!(both.rests().await);
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_its_client_does_not_read_is_held_until_it_does() {
     let mut both = Both::new(16);
     both.turn();
-    assert!(!both.rests());
+    assert!(!both.rests().await);
     let mut text = String::new();
     while !text.ends_with("\r\n\r\n") {
         text += &both.read();
         assert!(both.turn().is_none());
     }
     assert!(text.contains("x-path: /first"));
-    assert!(both.rests());
+    assert!(both.rests().await);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_ends_when_it_was_idle_for_so_long_after_its_last_request() {
-    let mut both = Both::open();
+    let mut both = Both::open().await;
     for _ in 0..2 {
         advance(IDLE - Duration::from_secs(1)).await;
         assert!(both.turn().is_none());
@@ -188,7 +197,7 @@ async fn a_connection_ends_when_it_was_idle_for_so_long_after_its_last_request()
 #[tokio::test(start_paused = true)]
 async fn a_head_that_has_begun_comes_in_time_or_ends_its_connection() {
     for begin in [b"G".as_slice(), b"GET /part HTTP/1.1\r\nho"] {
-        let mut both = Both::open();
+        let mut both = Both::open().await;
         both.send(begin);
         assert!(both.turn().is_none());
         advance(HEAD - Duration::from_secs(1)).await;
@@ -197,10 +206,11 @@ async fn a_head_that_has_begun_comes_in_time_or_ends_its_connection() {
         assert!(both.turn().is_some(), "{begin:?}");
     }
     // Also one that came right behind another request.
-    let mut both = Both::open();
+    let mut both = Both::open().await;
     both.send(&[&get("/whole")[..], b"GET /pa"].concat());
     assert!(both.turn().is_none());
     assert_eq!(both.answers(), ["/whole"]);
+    assert!(!both.rests().await, "it has begun, which is seen after a while");
     advance(HEAD + Duration::from_millis(2)).await;
     assert!(both.turn().is_some());
 }
@@ -208,7 +218,7 @@ async fn a_head_that_has_begun_comes_in_time_or_ends_its_connection() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_ends_is_ended_with() {
     for begin in ["", "GET /half HTTP/1.1\r\n"] {
-        let mut both = Both::open();
+        let mut both = Both::open().await;
         both.send(begin.as_bytes());
         assert!(both.turn().is_none());
         both.client.shutdown().await.unwrap();
@@ -222,15 +232,17 @@ async fn a_client_that_ends_is_ended_with() {
 
 #[tokio::test(start_paused = true)]
 async fn told_to_end_one_that_waits_ends_and_another_one_after_its_answer() {
-    let mut both = Both::open();
-    both.server.graceful_shutdown();
-    assert!(both.turn().expect("an end").is_ok());
-    let mut rest = String::new();
-    both.client.read_to_string(&mut rest).await.unwrap();
-    assert_eq!(rest, "", "the client sees an end");
+    for mut both in [Both::open().await, Both::busy()] {
+        both.server.graceful_shutdown();
+        assert!(both.turn().expect("an end").is_ok());
+        drop(both.server);
+        let mut rest = String::new();
+        both.client.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest, "", "the client sees an end");
+    }
 
     // A head that has begun is one of a request that is on its way.
-    let mut both = Both::open();
+    let mut both = Both::open().await;
     both.send(b"GET /last HTTP/1.1\r\n");
     assert!(both.turn().is_none());
     both.server.graceful_shutdown();
@@ -240,7 +252,7 @@ async fn told_to_end_one_that_waits_ends_and_another_one_after_its_answer() {
     let answer = both.read();
     assert!(answer.contains("x-path: /last") && answer.contains("connection: close"), "{answer}");
 
-    let mut both = Both::open();
+    let mut both = Both::open().await;
     both.send(b"POST /last HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\n");
     assert!(both.turn().is_none());
     both.server.graceful_shutdown();
@@ -252,7 +264,7 @@ async fn told_to_end_one_that_waits_ends_and_another_one_after_its_answer() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_no_http_is_answered_as_such() {
-    let mut both = Both::open();
+    let mut both = Both::open().await;
     both.send(b"\x16\x03\x01 not HTTP\r\n\r\n");
     assert!(both.turn().expect("an end").is_err());
     assert!(both.read().starts_with("HTTP/1.1 400 "));
@@ -261,7 +273,7 @@ async fn what_is_no_http_is_answered_as_such() {
 
 #[tokio::test(start_paused = true)]
 async fn an_upgraded_connection_goes_on_with_what_came_right_behind_its_request() {
-    let mut both = Both::open();
+    let mut both = Both::open().await;
     both.send(b"GET /other HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: other\r\n\r\nearly");
     assert!(both.turn().expect("its end as HTTP").is_ok());
     let upgraded = both.upgraded.lock().take().expect("an upgrade");
