@@ -110,7 +110,7 @@ pub struct Limits {
     /// How long a client's HTTP connection may be idle.
     pub idle: Duration,
     /// How long a request's head may take from its first byte; HTTP/1.1. The first one of a connection has as long for its first
-    /// line, and again for the rest; one that begins right behind another request has a tenth of a second more.
+    /// line, and again for the rest; one that begins right behind another request has 25 ms more.
     pub head: Duration,
     /// How long nothing may pass on a client's HTTP connection while requests are under way, on one stream of HTTP/2, or on what
     /// was upgraded: what is stuck, or held back by a client that does not read, ends.

@@ -71,7 +71,7 @@ pub struct KeepAlive<IO: AsyncRead + AsyncWrite + Unpin> {
 }
 
 /// How long the next request is waited for before hyper's part goes: to make it anew for each of many would cost more than it takes.
-const CALM: Duration = Duration::from_millis(100);
+const CALM: Duration = Duration::from_millis(25);
 
 enum State<IO: AsyncRead + AsyncWrite + Unpin> {
     /// hyper's turn.
