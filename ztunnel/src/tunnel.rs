@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 pub use identities::Identities;
 pub use pools::Pools;
-pub use stillmesh_hbone::{Stream, TunnelError};
+pub use stillmesh_hbone::{Early, Stream, TunnelError};
 
 use crate::capture::{Captured, Pod};
 use crate::deliver::connect;
@@ -52,6 +52,8 @@ pub struct Request<'a> {
     pub conn: &'a Captured,
     /// What is known of it.
     pub facts: &'a Facts,
+    /// Its first bytes, for a peer that takes them early.
+    pub early: &'a Early<'a>,
     /// For all tries together.
     pub deadline: Instant,
 }

@@ -34,8 +34,9 @@ use http::{HeaderMap, StatusCode};
 use parking_lot::{Mutex, MutexGuard};
 use stillmesh_http2::{Config, Connection, Reason, Request, Role, SendError};
 use stillmesh_tls::{Established, Session};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
+use crate::early;
 use crate::memory::Holding;
 use crate::{Ending, Limits, Transport};
 pub(crate) use entry::{Entry, Outlet};
@@ -69,6 +70,8 @@ pub(crate) struct Inner {
     windows: Windows,
     limits: Limits,
     // What comes.
+    /// When something came last.
+    heard: Instant,
     /// A part of a record.
     partial: Vec<u8>,
     // What goes.
@@ -137,6 +140,8 @@ impl Carrier {
                 Role::Client => limits.client_headers,
                 Role::Server => limits.server_headers,
             },
+            // A server's streams are read by nobody before they are accepted.
+            early_data: early::MOST,
             ..Config::client()
         };
         let http2 = match role {
@@ -150,6 +155,7 @@ impl Carrier {
             requests: VecDeque::new(),
             windows: Windows::new(limits),
             limits: limits.clone(),
+            heard: Instant::now(),
             partial: established.leftover,
             outgoing: Outgoing::default(),
             queue: VecDeque::new(),
@@ -318,6 +324,11 @@ impl Inner {
         if self.leaving && self.windows.places == 0 {
             self.wake();
         }
+    }
+
+    /// What the peer takes of a stream before it has answered, bytes; 0 where it was not heard for so long.
+    pub(crate) fn early_data(&self, fresh: Duration) -> usize {
+        if self.heard.elapsed() <= fresh { self.http2.early_data().min(early::MOST) as usize } else { 0 }
     }
 
     /// Opens a stream.

@@ -62,6 +62,11 @@ impl Ending {
         }
     }
 
+    /// Whether the peer surely did not look at the request.
+    pub(crate) fn is_unseen(&self) -> bool {
+        matches!(self, Self::NotProcessed | Self::Send(_) | Self::Reset(Reason::REFUSED_STREAM))
+    }
+
     /// A reset without a complaint is an end (contract 3.2).
     pub(crate) fn is_calm(&self) -> bool {
         matches!(self, Self::Reset(Reason::NO_ERROR | Reason::CANCEL))

@@ -78,6 +78,13 @@ pub enum TunnelError {
         /// The deadline.
         limit: Duration,
     },
+    /// It failed in a way that does not say whether the peer delivered the first bytes, which were sent behind the CONNECT.
+    #[error("the first bytes were sent already, so that no other endpoint may be tried")]
+    Sent {
+        /// How it failed.
+        #[source]
+        source: Box<TunnelError>,
+    },
     /// Tunnels hold as much memory as they may.
     #[error("no memory for one more stream to {destination}")]
     Full {
@@ -100,7 +107,7 @@ impl TunnelError {
     pub fn may_repick(&self) -> bool {
         match self {
             Self::Refused { status, .. } => !is_denial(*status),
-            Self::Identity(_) | Self::Request { .. } | Self::Full { .. } => false,
+            Self::Identity(_) | Self::Request { .. } | Self::Full { .. } | Self::Sent { .. } => false,
             _ => true,
         }
     }
@@ -123,6 +130,7 @@ impl TunnelError {
             Self::Tls { .. } => "TLS_FAILURE",
             Self::Http2 { .. } => "H2_HANDSHAKE_FAILURE",
             Self::Refused { status, .. } if is_denial(*status) => "DENY",
+            Self::Sent { source } => source.response_flag(),
             _ => "CONNECT",
         }
     }
@@ -141,6 +149,7 @@ impl Diagnose for TunnelError {
             Self::Slow { .. } => "TUN006",
             Self::Request { .. } => "TUN007",
             Self::Full { .. } => "TUN008",
+            Self::Sent { .. } => "TUN009",
         }
     }
 
@@ -148,6 +157,7 @@ impl Diagnose for TunnelError {
         match self {
             Self::Identity(source) => source.fault(),
             Self::Request { .. } | Self::Full { .. } => Fault::Internal,
+            Self::Sent { source } => source.fault(),
             _ => Fault::Upstream,
         }
     }
@@ -161,6 +171,7 @@ impl Diagnose for TunnelError {
             Self::Http2 { .. } => "check what listens on the destination's port 15008",
             Self::Refused { .. } => "the destination's ztunnel logged the reason: look for the same trace id",
             Self::Reset { .. } => "check whether the destination's ztunnel or pod was just restarted",
+            Self::Sent { source } => source.remedy(),
             Self::Slow { .. } => "check whether the application accepts connections and its node is not overloaded",
             Self::Full { .. } => {
                 "applications on this node do not read what they are sent: look for those, or give the node more memory"

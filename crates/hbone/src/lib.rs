@@ -8,6 +8,7 @@
 mod carrier;
 mod chunks;
 pub mod copy;
+mod early;
 mod ending;
 mod error;
 #[cfg(test)]
@@ -20,6 +21,7 @@ mod pulse;
 pub mod server;
 mod stream;
 
+pub use early::Early;
 pub use ending::Ending;
 pub use error::TunnelError;
 pub use limits::Limits;

@@ -26,7 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout_at};
 
 use crate::headers::ConnectHeaders;
-use crate::{Limits, Stream, TunnelError};
+use crate::{Early, Limits, Stream, TunnelError};
 use slot::{Slot, Vacancy};
 use tunnel::{Attempt, Place};
 
@@ -97,6 +97,29 @@ impl Pool {
         authority: &Authority,
         headers: &ConnectHeaders,
     ) -> Result<Opened, TunnelError> {
+        self.open_with(key, authority, headers, None).await
+    }
+
+    /// As [`Pool::open`], and sends the first bytes of the application's connection behind the CONNECT where the peer takes that.
+    /// [`Early::sent`] of them are gone from the socket once it is open. Errors: with [`TunnelError::Sent`] they may have been
+    /// delivered; who gives up while they are on their way does not know either.
+    pub async fn open_early(
+        &self,
+        key: &Key,
+        authority: &Authority,
+        headers: &ConnectHeaders,
+        early: &Early<'_>,
+    ) -> Result<Opened, TunnelError> {
+        self.open_with(key, authority, headers, Some(early)).await
+    }
+
+    async fn open_with(
+        &self,
+        key: &Key,
+        authority: &Authority,
+        headers: &ConnectHeaders,
+        early: Option<&Early<'_>>,
+    ) -> Result<Opened, TunnelError> {
         let limits = &self.shared.limits;
         let (destination, limit) = (key.destination, limits.connect);
         if limits.memory.refuses() {
@@ -108,7 +131,7 @@ impl Pool {
         let mut last = None;
         for _ in 0..TRIES {
             let attempt = match self.place(key, &leaf, deadline).await {
-                Ok(place) => place.connect(key, authority, headers, deadline, limit).await,
+                Ok(place) => place.connect(key, authority, headers, early, (deadline, limit)).await,
                 Err(attempt) => Err(attempt),
             };
             match attempt {

@@ -15,7 +15,7 @@ use crate::frame::{self, DEFAULT_WINDOW, LARGEST, LARGEST_MAX_FRAME, PREFACE, SM
 use crate::hpack::Decoder;
 use crate::streams::Streams;
 use crate::window::Window;
-use crate::{Event, Reason};
+use crate::{EARLY_DATA, Event, Reason};
 
 use receive::Reading;
 
@@ -44,6 +44,9 @@ pub struct Config {
     pub max_header_list: u32,
     /// Largest DATA frame that is sent, without its head, bytes.
     pub max_data: u32,
+    /// What a server takes of a stream's DATA before it has answered, and keeps until then, bytes; told by [`EARLY_DATA`]. 0: it says
+    /// nothing of it.
+    pub early_data: u32,
 }
 
 impl Config {
@@ -56,6 +59,7 @@ impl Config {
             max_streams: 100,
             max_header_list: 16 << 10,
             max_data: (1 << 14) - 9,
+            early_data: 0,
         }
     }
 
@@ -72,6 +76,7 @@ impl Config {
             max_streams: self.max_streams,
             max_header_list: self.max_header_list,
             max_data: self.max_data.clamp(1, LARGEST_MAX_FRAME),
+            early_data: self.early_data.min(LARGEST),
         }
     }
 }
@@ -83,6 +88,7 @@ struct Peer {
     max_frame: u32,
     max_streams: u32,
     max_header_list: u32,
+    early_data: u32,
 }
 
 /// How far a GOAWAY of ours has gone.
@@ -189,7 +195,10 @@ impl Connection {
     /// A server's end. Its SETTINGS are in [`Connection::output`].
     pub fn server(config: Config) -> Self {
         let mut connection = Self::new(Role::Server, config);
-        connection.greet(&[(setting::MAX_CONCURRENT_STREAMS, config.max_streams)]);
+        let Config { max_streams, early_data, .. } = connection.config;
+        let early = (early_data > 0).then_some((EARLY_DATA, early_data));
+        let settings = [(setting::MAX_CONCURRENT_STREAMS, max_streams)].into_iter().chain(early);
+        connection.greet(&settings.collect::<Vec<_>>());
         connection
     }
 
@@ -214,6 +223,7 @@ impl Connection {
                 // Until it says otherwise: what it ought to allow at least (RFC 9113 section 6.5.2).
                 max_streams: 100,
                 max_header_list: u32::MAX,
+                early_data: 0,
             },
             greeted: false,
             initial_window: config.initial_window.max(DEFAULT_WINDOW),
@@ -276,6 +286,11 @@ impl Connection {
     /// Whether the peer's own SETTINGS, the first thing that it sends, have come.
     pub fn is_greeted(&self) -> bool {
         self.greeted
+    }
+
+    /// What the peer says that it takes of a stream's DATA before it has answered, bytes; 0 where it says nothing.
+    pub fn early_data(&self) -> u32 {
+        self.peer.early_data
     }
 
     /// Whether nothing can happen any more but what is in [`Connection::output`]: it failed or was closed, or one end goes

@@ -115,5 +115,11 @@ pub use event::{Event, Request, Room};
 pub use frame::HEAD;
 pub use reason::Reason;
 
+/// The identifier of a setting that is not in the registry: what a server takes of a CONNECT's DATA before it has answered, bytes.
+/// It keeps that until its answer is 200, and throws it away with any other; so does one that says nothing of it, perhaps, or it ends
+/// the connection. From the range that RFC 7540 section 11.3 leaves to experiments; RFC 9113 section 6.5.2: who does not know it
+/// ignores it.
+pub const EARLY_DATA: u16 = 0xfed0;
+
 /// What is kept of what a GOAWAY says for people, bytes.
 pub const DEBUG: u32 = 64;

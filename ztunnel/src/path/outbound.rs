@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use stillmesh_core::attrs::OutboundAttrs;
 use stillmesh_core::decide::OutboundPlan;
@@ -130,16 +131,28 @@ impl Trip {
         let deadline = Instant::now() + self.node.config.limits.connect;
         let mut tried: Vec<WorkloadUid> = Vec::new();
         let mut plan = first?;
+        let early = tunnel::Early::new(&conn.stream);
         for tries_left in (0..MOST_TRIES).rev() {
             record.learn(|facts| learn(facts, &plan));
             record.decided(plan.reason.clone());
             tried.extend(plan.upstream.as_ref().map(|workload| workload.uid.clone()));
             let other_way = || decide(conn, &self.source, &self.node, &tried).ok().filter(|next| is_new(next, &tried));
-            let request = tunnel::Request { plan: &plan, source: &self.source, conn, facts: record.facts(), deadline };
+            let request = tunnel::Request {
+                plan: &plan,
+                source: &self.source,
+                conn,
+                facts: record.facts(),
+                early: &early,
+                deadline,
+            };
             let tried_once = self.try_once(&request, tries_left, || other_way().is_some()).await;
             let error = match tried_once {
                 Ok(opened) => {
                     record.learn(|facts| facts.destination_addr = opened.next_hop);
+                    if early.sent() > 0 {
+                        record.bytes().counters.forward.fetch_add(early.sent() as u64, Ordering::Relaxed);
+                        self.node.metrics.early.inc();
+                    }
                     return Ok(opened.upstream);
                 }
                 Err(error) => error,
@@ -176,7 +189,8 @@ impl Trip {
         let mut opening = std::pin::pin!(tunnel::open(request, &self.pod, &self.node, self.worker));
         match timeout(share, &mut opening).await {
             Ok(opened) => opened,
-            Err(_) if tries_left > 0 && !is_other_way() => {
+            // Nor may there be another try once something may have been delivered.
+            Err(_) if tries_left > 0 && (request.early.sent() > 0 || !is_other_way()) => {
                 timeout_at(request.deadline, opening).await.unwrap_or_else(|_| Err(slow()))
             }
             Err(_) => Err(slow()),

@@ -133,6 +133,7 @@ pub struct Metrics {
     pub refused: Family<Refused, Counter>,
     pub probes: Family<Probed, Counter>,
     pub repicked: Counter,
+    pub early: Counter,
     pub policy_closed: Counter,
     pub policy_skipped: Counter,
     pub certificates: CertificateMetrics,
@@ -176,6 +177,7 @@ impl Metrics {
             refused: Family::default(),
             probes: Family::default(),
             repicked: Counter::default(),
+            early: Counter::default(),
             policy_closed: Counter::default(),
             policy_skipped: Counter::default(),
             certificates: CertificateMetrics::default(),
@@ -240,6 +242,11 @@ impl Metrics {
             "stillmesh_ztunnel_repicked",
             "Connections sent to a further endpoint",
             self.repicked.clone(),
+        );
+        registry.register(
+            "stillmesh_ztunnel_early",
+            "Connections whose first bytes were sent behind the CONNECT",
+            self.early.clone(),
         );
         registry.register(
             "stillmesh_ztunnel_policy_closed",

@@ -60,7 +60,7 @@ impl Pools {
                 .map(|trace| span::traceparent(&node.ledger, trace)),
             network: None,
         };
-        let opened = pool.open(&key, authority, &headers).await;
+        let opened = pool.open_early(&key, authority, &headers, request.early).await;
         opened.map(|opened| opened.stream).map_err(|source| PathError::Tunnel { source })
     }
 

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use stillmesh_http2::{ConnectionError, Event};
 use stillmesh_tls::Received;
 use tokio::io::ReadBuf;
+use tokio::time::Instant;
 
 use super::{Entry, Inner, buffers};
 use crate::{Ending, Transport};
@@ -41,6 +42,7 @@ impl Inner {
                 Poll::Ready(Err(error)) => Err(Ending::Io(Arc::new(error))),
                 Poll::Ready(Ok(())) if free.filled().is_empty() => Err(self.end_of_stream()),
                 Poll::Ready(Ok(())) => {
+                    self.heard = Instant::now();
                     have += free.filled().len();
                     self.open(&mut buffer, &mut have).map(|()| read + 1 == READS)
                 }

@@ -19,7 +19,7 @@ use crate::carrier::{Carrier, LINGER, Next};
 use crate::headers::{self, ConnectHeaders};
 use crate::pulse::{Beat, Pulse};
 use crate::stream::Slot as StreamSlot;
-use crate::{Ending, Limits, Stream, TunnelError};
+use crate::{Early, Ending, Limits, Stream, TunnelError};
 
 /// One TLS connection.
 pub(super) struct Tunnel {
@@ -79,29 +79,43 @@ pub(super) enum Attempt {
 }
 
 impl Place {
-    /// Sends the CONNECT and waits for its answer. `limit` is what the deadline came from.
+    /// Sends the CONNECT, and early bytes behind it, and waits for its answer. `limit` is what the deadline came from.
     pub(super) async fn connect(
         self,
         key: &Key,
         authority: &Authority,
         headers: &ConnectHeaders,
-        deadline: Instant,
-        limit: Duration,
+        early: Option<&Early<'_>>,
+        (deadline, limit): (Instant, Duration),
     ) -> Result<Opened, Attempt> {
         let destination = key.destination;
         let mut request = HeaderMap::new();
         headers.write(&mut request);
+        early.inspect(|early| early.begin());
         let opening = Opening { place: self, id: None };
-        let answered = timeout_at(deadline, opening.exchange(&headers::authority_text(authority), &request)).await;
-        let answered = answered.map_err(|_| Attempt::Failed(TunnelError::Slow { destination, limit }))?;
+        let authority = headers::authority_text(authority);
+        let answered = timeout_at(deadline, opening.exchange(&authority, &request, early)).await;
+        let sent = early.is_some_and(|early| early.sent() > 0);
+        let failed = |error| if sent { TunnelError::Sent { source: Box::new(error) } } else { error };
+        let answered = answered.map_err(|_| Attempt::Failed(failed(TunnelError::Slow { destination, limit })))?;
         match answered {
-            Ok((StatusCode::OK, response, stream)) => Ok(Opened { stream, response }),
+            Ok((StatusCode::OK, response, stream)) => {
+                early.inspect(|early| early.take());
+                Ok(Opened { stream, response })
+            }
             Ok((status, ..)) => Err(Attempt::Failed(TunnelError::Refused { destination, status })),
             Err(Ending::Send(
                 source @ (SendError::Authority | SendError::Head | SendError::HeadersTooLarge { .. }),
             )) => Err(Attempt::Failed(TunnelError::Request { destination, source })),
-            Err(source) if source.is_stale() => Err(Attempt::Stale(TunnelError::Reset { destination, source })),
-            Err(source) => Err(Attempt::Failed(TunnelError::Reset { destination, source })),
+            Err(source) => {
+                let (is_stale, is_unsure) = (source.is_stale(), sent && !source.is_unseen());
+                let error = TunnelError::Reset { destination, source };
+                Err(match (is_stale, is_unsure) {
+                    (_, true) => Attempt::Failed(failed(error)),
+                    (true, false) => Attempt::Stale(error),
+                    (false, false) => Attempt::Failed(error),
+                })
+            }
         }
     }
 }
@@ -117,6 +131,7 @@ impl Opening {
         mut self,
         authority: &str,
         headers: &HeaderMap,
+        early: Option<&Early<'_>>,
     ) -> Result<(StatusCode, HeaderMap, Stream), Ending> {
         let answer = poll_fn(|cx| {
             let mut carrier = self.place.tunnel.carrier.lock();
@@ -126,12 +141,17 @@ impl Opening {
             };
             let Some(entry) = carrier.entry(id) else { return Poll::Ready(Err(Ending::Here)) };
             entry.reader.clone_from(cx.waker());
-            match (entry.response.take(), &entry.received) {
-                (Some(response), _) => Poll::Ready(Ok((id, response))),
-                (None, Some(Err(ending))) => Poll::Ready(Err(ending.clone())),
+            if let Some(response) = entry.response.take() {
+                return Poll::Ready(Ok((id, response)));
+            }
+            match &entry.received {
+                Some(Err(ending)) => Poll::Ready(Err(ending.clone())),
                 // A reset without a complaint is none the less no answer.
-                (None, Some(Ok(()))) => Poll::Ready(Err(entry.stopped.clone().unwrap_or(Ending::NotProcessed))),
-                (None, None) => Poll::Pending,
+                Some(Ok(())) => Poll::Ready(Err(entry.stopped.clone().unwrap_or(Ending::NotProcessed))),
+                None => {
+                    early.inspect(|early| early.send(cx, &mut carrier, id));
+                    Poll::Pending
+                }
             }
         });
         let answer = answer.await;

@@ -11,7 +11,7 @@ use crate::error::{ExportError, ImportError};
 use crate::frame::{HEAD, LARGEST, PREFACE};
 
 /// Changes with the format.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 impl Connection {
     /// The whole state. What was received and not given to [`Connection::receive`] yet, and what was taken of [`Connection::output`] and
@@ -26,9 +26,10 @@ impl Connection {
         let mut out = Writer(Vec::with_capacity(256 + self.streams.len() * 48));
         out.byte(VERSION);
         out.byte(u8::from(self.role == Role::Server));
-        let Config { initial_window, connection_window, max_frame, max_streams, max_header_list, max_data } =
+        let Config { initial_window, connection_window, max_frame, max_streams, max_header_list, max_data, early_data } =
             self.config;
-        out.numbers(&[initial_window, connection_window, max_frame, max_streams, max_header_list, max_data]);
+        out.numbers(&[initial_window, connection_window, max_frame, max_streams, max_header_list]);
+        out.numbers(&[max_data, early_data]);
         out.reading(self.reading);
         out.bytes(&self.partial);
         match &self.block {
@@ -49,8 +50,8 @@ impl Connection {
             out.bytes(value);
         }
         out.numbers(&[self.empty_frames.into(), self.patience]);
-        let Peer { initial_window, max_frame, max_streams, max_header_list } = self.peer;
-        out.numbers(&[initial_window, max_frame, max_streams, max_header_list]);
+        let Peer { initial_window, max_frame, max_streams, max_header_list, early_data } = self.peer;
+        out.numbers(&[initial_window, max_frame, max_streams, max_header_list, early_data]);
         out.byte(u8::from(self.greeted));
         out.number(self.initial_window);
         out.optional(self.unacknowledged);
@@ -95,6 +96,7 @@ impl Connection {
             max_streams: from.number()?,
             max_header_list: from.number()?,
             max_data: from.number()?,
+            early_data: from.number()?,
         };
         check(config == config.checked(), "a configuration out of bounds")?;
         let reading = from.reading(config.max_frame)?;

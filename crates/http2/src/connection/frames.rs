@@ -8,7 +8,7 @@ use crate::error::Fault;
 use crate::frame::{self, Head, LARGEST, LARGEST_MAX_FRAME, SMALLEST_MAX_FRAME, flag, kind, setting};
 use crate::head::{Fields, Part};
 use crate::streams::Stream;
-use crate::{Event, Reason};
+use crate::{EARLY_DATA, Event, Reason};
 
 /// Informational responses to one request; more are too many.
 pub(crate) const INFORMATIONAL: u8 = 8;
@@ -186,6 +186,7 @@ impl Connection {
                 }
                 setting::MAX_FRAME_SIZE => return Err(Fault::protocol("a SETTINGS_MAX_FRAME_SIZE that cannot be")),
                 setting::MAX_HEADER_LIST_SIZE => self.peer.max_header_list = value,
+                EARLY_DATA if self.role == Role::Client => self.peer.early_data = value,
                 // Nor does SETTINGS_HEADER_TABLE_SIZE matter: we use no table.
                 _ => {}
             }

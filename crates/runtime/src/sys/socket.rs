@@ -2,9 +2,10 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
+use nix::sys::socket::MsgFlags;
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::TcpSocket;
@@ -198,6 +199,12 @@ impl Default for Keepalive {
     fn default() -> Self {
         Self { time: Duration::from_secs(180), interval: Duration::from_secs(180), retries: 9 }
     }
+}
+
+/// Reads what is there without taking it out of the socket. Never waits: `WouldBlock` where there is nothing.
+pub fn peek(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    Ok(nix::sys::socket::recv(socket.as_fd().as_raw_fd(), buffer, flags)?)
 }
 
 /// Makes closing the socket reset the connection (SO_LINGER with zero).

@@ -151,6 +151,31 @@ fn many_bytes_arrive_whole_in_both_directions_at_once() {
 }
 
 #[test]
+fn first_bytes_sent_behind_the_connect_arrive_once_and_are_counted_once() {
+    isolated_async(|| async {
+        let mut mesh = Mesh::new().await;
+        let (one, two) = (mesh.node().await, mesh.node().await);
+        let (page, details) = (mesh.pod(&one, "shop/page").await, mesh.pod(&two, "shop/details").await);
+        details.echo(8080).await;
+        // Whether the first bytes are there in time, and the tunnel was used a moment ago, is the machine's to say: often enough.
+        let mut asked = 0;
+        while one.metric("stillmesh_ztunnel_early_total", &[]).await < 10 {
+            assert!(asked < 10_000, "nothing is sent early");
+            for _ in 0..20 {
+                let (_, echo) = page.ask(details.at(8080), "hello").await.unwrap();
+                assert_eq!(echo, "hello");
+                asked += 1;
+            }
+        }
+        for node in [&one, &two] {
+            node.counts("istio_tcp_received_bytes_total", &[], asked * 5).await;
+        }
+        // Nobody listens there: they were refused, and nothing of them is sent.
+        assert!(page.ask(details.at(8081), "hello").await.is_err());
+    });
+}
+
+#[test]
 fn many_connections_at_once_share_tunnels() {
     const CONNECTIONS: usize = 1000;
     isolated_async(|| async {

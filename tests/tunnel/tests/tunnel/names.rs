@@ -60,6 +60,14 @@ fn endpoints_that_cannot_be_reached_are_passed_over_before_the_first_byte() {
             assert_eq!(echo, "hello", "connection {n}");
         }
         assert!(one.metric("stillmesh_ztunnel_repicked_total", &[]).await > 0);
+        // Also with first bytes that were sent already, to who refused: they are sent again.
+        let mut n = 0;
+        while one.metric("stillmesh_ztunnel_early_total", &[]).await < 20 {
+            assert!(n < 10_000, "nothing is sent early");
+            n += 1;
+            let (_, echo) = page.ask("10.96.0.1:80".parse().unwrap(), "hello").await.unwrap();
+            assert_eq!(echo, "hello", "connection {n}");
+        }
         one.counts("istio_tcp_connections_failed_total", &[], 0).await;
     });
 }

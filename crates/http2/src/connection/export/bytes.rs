@@ -234,6 +234,7 @@ impl<'a> Reader<'a> {
             max_frame: self.at_most(LARGEST_MAX_FRAME)?,
             max_streams: self.number()?,
             max_header_list: self.number()?,
+            early_data: self.number()?,
         };
         check(peer.max_frame >= SMALLEST_MAX_FRAME, "a SETTINGS_MAX_FRAME_SIZE that cannot be")?;
         Ok(peer)

@@ -54,6 +54,32 @@ fn both_ends_begin_as_they_must() {
 }
 
 #[test]
+fn a_server_says_what_it_takes_before_it_answers() {
+    let mut server_ = Connection::server(Config { early_data: 5, ..Config::server() });
+    let settings: Vec<_> = frame::settings(&frames(&output(&mut server_))[0].3).collect();
+    assert_eq!(settings.last(), Some(&(crate::EARLY_DATA, 5)));
+    let said = frame(kind::SETTINGS, 0, 0, &[&crate::EARLY_DATA.to_be_bytes()[..], &[0, 0, 0, 5]].concat());
+    let mut client_ = client(Config { early_data: 7, ..Config::client() });
+    assert_eq!(client_.early_data(), 0, "a peer that says nothing of it");
+    feed(&mut client_, &said).unwrap();
+    assert_eq!(client_.early_data(), 5);
+    assert_eq!(Connection::import(&client_.export().unwrap()).unwrap().early_data(), 5);
+    // A client that says so is not sent anything before it asks.
+    feed(&mut server_, &[&PREFACE[..], &said].concat()).unwrap();
+    assert_eq!(server_.early_data(), 0);
+
+    // It comes before the answer, and is credited whatever the answer is.
+    let told = feed(&mut server_, &[connect(1, false), frame(kind::DATA, 0, 1, b"early")].concat()).unwrap();
+    assert_eq!(told[1..], [Told::Data(1, b"early".to_vec())]);
+    assert_eq!(server_.room(1), Room::Never);
+    server_.respond(1, StatusCode::SERVICE_UNAVAILABLE, &HeaderMap::new(), true).unwrap();
+    server_.reset(1, Reason::NO_ERROR);
+    server_.release(1, 5);
+    assert_eq!(server_.unread(), 0);
+    assert_eq!(feed(&mut server_, &frame(kind::DATA, 0, 1, b"more")).unwrap(), []);
+}
+
+#[test]
 fn what_is_no_http2_is_told_at_the_first_wrong_byte() {
     let mut server_ = Connection::server(Config::server());
     assert_eq!(feed(&mut server_, b"PRI * HTTP/2.0\r\n"), Ok(vec![]));
@@ -354,7 +380,7 @@ fn a_state_that_cannot_be_is_refused() {
         assert_eq!(Connection::import(&state[..length]).err(), Some(crate::ImportError::Short), "{length}");
     }
     assert_eq!(Connection::import(&[&state[..], &[0]].concat()).err(), Some(crate::ImportError::Long));
-    assert_eq!(Connection::import(&[2]).err(), Some(crate::ImportError::Version(2)));
+    assert_eq!(Connection::import(&[1]).err(), Some(crate::ImportError::Version(1)));
     server_.close(Reason::NO_ERROR, "enough");
     assert_eq!(server_.export().err(), Some(crate::ExportError::Over));
 }
