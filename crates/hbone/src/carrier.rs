@@ -445,7 +445,9 @@ impl Inner {
         for entry in self.streams.values_mut() {
             entry.break_off(&ending);
         }
-        self.requests.clear();
+        for (stream, _) in self.requests.drain(..) {
+            self.streams.remove(&stream);
+        }
         self.ended = Some(ending);
         self.watcher.wake_by_ref();
         // There may be last words.

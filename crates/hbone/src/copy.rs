@@ -155,7 +155,7 @@ pub async fn tunnel<S: Socket>(socket: &mut S, stream: &mut Stream, counters: &A
     copied
 }
 
-/// Moves bytes between two sockets.
+/// Moves bytes between two sockets, or what else has two directions. While nothing moves, no buffer is held.
 pub async fn sockets<A, B>(first: &mut A, second: &mut B, counters: &Counters) -> Result<(), CopyError>
 where
     A: AsyncRead + AsyncWrite + Unpin,
@@ -324,6 +324,8 @@ fn gone_is_shut(shut: Poll<io::Result<()>>) -> io::Result<Poll<()>> {
 /// One direction between sockets.
 struct OneWay {
     reader: Reader,
+    /// Something was written that may wait within what it was written to.
+    unflushed: bool,
     ended: bool,
     shut: bool,
 }
@@ -346,7 +348,7 @@ impl WayError {
 
 impl OneWay {
     fn new(holding: Holding) -> Self {
-        Self { reader: Reader::new(holding), ended: false, shut: false }
+        Self { reader: Reader::new(holding), unflushed: false, ended: false, shut: false }
     }
 
     fn poll<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W, counter: &AtomicU64) -> Progress<WayError>
@@ -375,6 +377,7 @@ impl OneWay {
                     return Err(WayError::Writing(io::ErrorKind::WriteZero.into()));
                 }
                 waiting.advance(written);
+                self.unflushed = true;
                 continue;
             }
             if self.ended {
@@ -385,7 +388,12 @@ impl OneWay {
                 return Ok(if self.shut { Poll::Ready(()) } else { Poll::Pending });
             }
             match self.reader.poll(cx, from).map_err(WayError::Reading)? {
-                Poll::Pending => return Ok(Poll::Pending),
+                Poll::Pending => {
+                    if self.unflushed {
+                        self.unflushed = Pin::new(&mut *to).poll_flush(cx).map_err(WayError::Writing)?.is_pending();
+                    }
+                    return Ok(Poll::Pending);
+                }
                 Poll::Ready(0) => {
                     self.ended = true;
                     self.reader.buffer = BytesMut::new();

@@ -278,11 +278,6 @@ impl Connection {
         self.window.unread
     }
 
-    /// Whether the peer has acknowledged our SETTINGS. How long to wait for that is the caller's to say.
-    pub fn is_settled(&self) -> bool {
-        self.unacknowledged.is_none()
-    }
-
     /// Whether the peer's own SETTINGS, the first thing that it sends, have come.
     pub fn is_greeted(&self) -> bool {
         self.greeted

@@ -21,8 +21,8 @@
 //! - One stream's window is changed by giving or withholding credit ([`Connection::set_stream_window`]), all of them by SETTINGS
 //!   ([`Connection::set_initial_window`]). Readers that do not read stop their neighbours unless the connection's window grows by what they
 //!   hold: [`Connection::set_connection_window`] with [`Connection::unread`] on top.
-//! - Time is the caller's: how long SETTINGS may stay unacknowledged ([`Connection::is_settled`]), a PING unanswered
-//!   ([`Event::Pong`]), a graceful end unfinished ([`Connection::is_done`]). [`Connection::elapsed`] tells that time passes.
+//! - Time is the caller's: how long SETTINGS may stay unacknowledged ([`Event::SettingsAcknowledged`]), a PING
+//!   unanswered ([`Event::Pong`]), a graceful end unfinished ([`Connection::is_done`]). [`Connection::elapsed`] tells that time passes.
 //! - [`Connection::export`] is the whole state as bytes, at any moment, also within a frame or a header block; [`Connection::import`]
 //!   goes on from there in another process.
 //!

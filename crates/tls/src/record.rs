@@ -195,28 +195,6 @@ impl Sealer {
         Ok(HEADER + length + TRAILER)
     }
 
-    /// Seals contents of these lengths, each where [`seal`](Self::seal) wants it, one record right behind the other.
-    /// Returns how long they are together. Errors: as for one, and before any is sealed where lengths, room or the limit are to blame.
-    pub fn seal_all(&mut self, slots: &mut [u8], kind: ContentType, lengths: &[usize]) -> Result<usize, SealError> {
-        let total = lengths.iter().try_fold(0, |total: usize, &length| {
-            if length > MAX_CONTENT { Err(SealError::TooLong(length)) } else { Ok(total + HEADER + length + TRAILER) }
-        })?;
-        if total > slots.len() {
-            return Err(SealError::Room(slots.len()));
-        }
-        let count = u64::try_from(lengths.len()).map_err(|_| SealError::Internal)?;
-        let after = self.protection.number.checked_add(count).ok_or(SealError::Internal)?;
-        if kind == ContentType::ApplicationData && after > self.limits.refuse {
-            return Err(SealError::KeyUpdateDue);
-        }
-        let mut rest = slots;
-        for &length in lengths {
-            let sealed = self.seal(rest, kind, length)?;
-            (_, rest) = rest.split_at_mut_checked(sealed).ok_or(SealError::Internal)?;
-        }
-        Ok(total)
-    }
-
     /// Whether the key has protected as many records as a key should.
     pub fn update_due(&self) -> bool {
         self.protection.number >= self.limits.update

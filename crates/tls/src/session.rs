@@ -218,12 +218,6 @@ impl Session {
         self.sealer.seal(slot, ContentType::ApplicationData, length)
     }
 
-    /// Seals application data in several records, as [`Sealer::seal_all`] does.
-    pub fn seal_all(&mut self, slots: &mut [u8], lengths: &[usize]) -> Result<usize, SealError> {
-        self.may_seal()?;
-        self.sealer.seal_all(slots, ContentType::ApplicationData, lengths)
-    }
-
     fn may_seal(&self) -> Result<(), SealError> {
         if self.state.sent_last || self.state.due_alert.is_some() {
             return Err(SealError::Ended);

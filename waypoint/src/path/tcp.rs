@@ -10,8 +10,8 @@ use stillmesh_core::decide::stream::Asked;
 use stillmesh_core::decide::{self, Target};
 use stillmesh_core::model::AppProtocol;
 use stillmesh_hbone::Stream;
+use stillmesh_hbone::copy::{CopyError, Counters, sockets};
 use stillmesh_hbone::server::Incoming;
-use tokio::io::copy_bidirectional_with_sizes;
 use tokio::time::{sleep, timeout};
 
 use super::hello::Hello;
@@ -23,9 +23,6 @@ use crate::clients::Entered;
 use crate::record::Flag;
 use crate::record::connection::Connection;
 use crate::upstream::{self, Opened, Upstream};
-
-/// What is read at once, bytes; twice this is held by a connection that is busy.
-const PIECE: usize = 16 << 10;
 
 /// A port that is TCP: the client's tunnel is opened when the endpoint is reached.
 pub async fn carry(downstream: &Arc<Downstream>, incoming: Incoming) {
@@ -163,19 +160,21 @@ async fn copy(mut stream: Rewound<Stream>, opened: Open, mut record: Connection)
             None => std::future::pending().await,
         }
     };
+    // What passed is counted by the stream.
+    let counters = Counters::default();
     let ended = tokio::select! {
-        ended = copy_bidirectional_with_sizes(&mut stream, &mut endpoint.way, PIECE, PIECE) => Some(ended),
+        ended = sockets(&mut stream, &mut endpoint.way, &counters) => Some(ended),
         () = quiet(&bytes, idle) => None,
         () = too_old => None,
         refusal = carried.refused() => return fail(stream, record, &PathError::Closed(refusal)),
     };
     match ended {
-        Some(Ok(_)) => record.complete(),
+        Some(Ok(())) => record.complete(),
         None => {
             stream.get_mut().reset();
             record.cut(Flag::StreamIdle);
         }
-        Some(Err(source)) => {
+        Some(Err(CopyError { source, .. })) => {
             // Both are broken for both: a peer must not take a cut for an end.
             stream.get_mut().reset();
             record.fail(&PathError::Broken { source: Arc::new(source) });

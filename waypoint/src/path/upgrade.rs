@@ -2,13 +2,14 @@
 //! RFC 8441). From then on bytes are carried as they are.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::copy_bidirectional;
+use stillmesh_hbone::copy::{CopyError, Counters, sockets};
 
 use super::{Carried, PathError, ResponseBody, Rewound, Version, forward, tcp};
 use crate::capture::Downstream;
@@ -78,16 +79,18 @@ async fn tunnel(
     };
     let (mut client, mut endpoint) = (Rewound::new(TokioIo::new(client)), TokioIo::new(endpoint));
     let (bytes, idle) = (client.bytes(), carried.what().waypoint().config.limits.stream_idle);
+    let counters = Counters::default();
     let ended = tokio::select! {
-        ended = copy_bidirectional(&mut client, &mut endpoint) => ended,
+        ended = sockets(&mut client, &mut endpoint, &counters) => ended,
         refusal = carried.refused() => return record.failed(&PathError::Closed(refusal)),
         () = tcp::quiet(&bytes, Some(idle)) => return record.cut(Flag::StreamIdle),
     };
     match ended {
-        Ok((_, sent)) => {
+        Ok(()) => {
+            let sent = counters.backward.load(Ordering::Relaxed);
             record.sent(usize::try_from(sent).unwrap_or(usize::MAX));
             record.complete();
         }
-        Err(error) => record.failed(&PathError::Broken { source: Arc::new(error) }),
+        Err(CopyError { source, .. }) => record.failed(&PathError::Broken { source: Arc::new(source) }),
     }
 }

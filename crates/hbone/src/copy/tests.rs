@@ -1,7 +1,7 @@
 use super::*;
 use crate::harness::{World, checksum, pattern, stream};
 use stillmesh_identity::{fixtures::identity, server_config};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufStream, duplex};
 
 #[tokio::test]
 async fn each_direction_between_sockets_ends_by_itself() {
@@ -183,4 +183,27 @@ async fn a_reader_that_waits_holds_no_buffer_however_its_last_read_went() {
         assert!(reader.poll(&mut context, &mut near).is_pending());
         assert_eq!(reader.buffer.capacity(), 0, "after {last}");
     }
+}
+
+/// As TLS does, and whatever else collects what it writes.
+#[tokio::test]
+async fn what_a_writer_keeps_is_flushed_when_nothing_more_comes() {
+    let (mut near, mut first) = duplex(64);
+    let (second, mut far) = duplex(64);
+    let mut second = BufStream::new(second);
+    let counters = Counters::default();
+    let asking = async {
+        for n in 0..3_u8 {
+            near.write_all(&[n; 5]).await.unwrap();
+            let mut came = [0; 5];
+            far.read_exact(&mut came).await.unwrap();
+            assert_eq!(came, [n; 5]);
+        }
+        drop(near);
+        drop(far);
+    };
+    let both = async { tokio::join!(sockets(&mut first, &mut second, &counters), asking) };
+    let (copied, ()) = tokio::time::timeout(std::time::Duration::from_secs(60), both).await.expect("it is flushed");
+    copied.unwrap();
+    assert_eq!(counters.forward.load(Ordering::Relaxed), 15);
 }

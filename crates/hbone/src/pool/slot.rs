@@ -92,7 +92,7 @@ impl Dialled {
     }
 }
 
-/// Owed to those who wait for a dial. Dropping it unkept makes them dial themselves.
+/// Owed to those who wait for a dial. Dropped unkept, as when all tasks are ended, it has them fail.
 pub(super) struct Promise {
     slot: Arc<Slot>,
     sender: watch::Sender<Option<Outcome>>,

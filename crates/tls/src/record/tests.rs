@@ -99,26 +99,6 @@ proptest! {
     }
 
     #[test]
-    fn a_batch_is_the_same_as_one_record_after_the_other(
-        suite in suites(),
-        lengths in vec(lengths(), 0..6),
-    ) {
-        let contents: Vec<Vec<u8>> = lengths.iter().map(|length| vec![7; *length]).collect();
-        let mut batch: Vec<u8> = contents.iter().flat_map(|content| slot(content)).collect();
-        let expected: Vec<u8> = {
-            let mut sealer = sealer(suite);
-            contents.iter().flat_map(|content| {
-                let mut buffer = slot(content);
-                sealer.seal(&mut buffer, ContentType::ApplicationData, content.len()).unwrap();
-                buffer
-            }).collect()
-        };
-        let all = batch.len();
-        prop_assert_eq!(sealer(suite).seal_all(&mut batch, ContentType::ApplicationData, &lengths), Ok(all));
-        prop_assert_eq!(batch, expected);
-    }
-
-    #[test]
     fn padding_is_taken_off_whatever_its_length(
         suite in suites(),
         content in vec(any::<u8>(), 1..200),
@@ -256,8 +236,6 @@ fn what_does_not_fit_is_not_sealed() {
     let mut buffer = vec![0; MAX_RECORD + 1];
     assert_eq!(sealer.seal(&mut buffer, data, MAX_CONTENT + 1), Err(SealError::TooLong(MAX_CONTENT + 1)));
     assert_eq!(sealer.seal(&mut buffer, ContentType::Alert, 0), Err(SealError::Empty));
-    assert_eq!(sealer.seal_all(&mut buffer, data, &[1, MAX_CONTENT]), Err(SealError::Room(MAX_RECORD + 1)));
-    assert_eq!(sealer.seal_all(&mut buffer, data, &[MAX_CONTENT + 1]), Err(SealError::TooLong(MAX_CONTENT + 1)));
     assert_eq!(sealer.protection.number, 0);
     assert_eq!(sealer.seal(&mut buffer, data, MAX_CONTENT), Ok(MAX_RECORD));
 }
@@ -276,7 +254,6 @@ fn a_key_protects_so_many_records_and_no_more() {
     }
     let mut wire = slot(b"xx");
     assert_eq!(sealer.seal(&mut wire, ContentType::ApplicationData, 2), Err(SealError::KeyUpdateDue));
-    assert_eq!(sealer.seal_all(&mut wire, ContentType::ApplicationData, &[2]), Err(SealError::KeyUpdateDue));
     // A KeyUpdate and an alert can always be sealed.
     assert_eq!(sealer.seal(&mut wire, ContentType::Handshake, 2), Ok(24));
     assert!(opener.open(&mut wire).unwrap().is_some());
@@ -287,10 +264,6 @@ fn a_key_protects_so_many_records_and_no_more() {
     sealer.seal(&mut wire, ContentType::ApplicationData, 2).unwrap();
     assert_eq!(opener.open(&mut wire).unwrap().unwrap().content, 5..7);
     assert_eq!(&wire[5..7], b"xx");
-    // A batch that would go beyond is refused as a whole.
-    let mut batch = [slot(b"a"), slot(b"b"), slot(b"c"), slot(b"d")].concat();
-    assert_eq!(sealer.seal_all(&mut batch, ContentType::ApplicationData, &[1; 4]), Err(SealError::KeyUpdateDue));
-    assert_eq!(sealer.seal_all(&mut batch, ContentType::ApplicationData, &[1; 3]), Ok(69));
 }
 
 #[test]
@@ -304,6 +277,5 @@ fn numbers_do_not_wrap() {
     let last = wire.clone();
     assert!(opener.open(&mut wire).unwrap().is_some());
     assert_eq!(sealer.seal(&mut wire, ContentType::Alert, 1), Err(SealError::Internal));
-    assert_eq!(sealer.seal_all(&mut wire, ContentType::Alert, &[1]), Err(SealError::Internal));
     assert_eq!(opener.open(&mut last.clone()), Err(RecordError::Exhausted));
 }
