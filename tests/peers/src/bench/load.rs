@@ -14,6 +14,8 @@ use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// By then all workers wait for what is due: the first request is as any other.
+const SETTLED: Duration = Duration::from_millis(2);
 
 /// A backend that answers every request with the same 100 bytes, after a while.
 pub async fn backend(at: SocketAddr, delay: Duration, tasks: &Tasks) -> anyhow::Result<()> {
@@ -156,7 +158,7 @@ pub async fn drive(
     time: Duration,
     tasks: &Tasks,
 ) -> anyhow::Result<Measured> {
-    let begin = Instant::now();
+    let begin = Instant::now() + if rate.is_some() { SETTLED } else { Duration::ZERO };
     let end = begin + time;
     let next = Arc::new(AtomicUsize::new(0));
     let workers: Vec<_> = opened
