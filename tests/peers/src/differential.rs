@@ -4,7 +4,7 @@
 //! Routes, policies and requests are made by chance from a seed that is printed; the same seed makes them again.
 
 mod asked;
-mod chance;
+pub mod chance;
 mod compare;
 pub mod envoy;
 pub mod table;

@@ -24,17 +24,27 @@ pub fn resident_mib(pid: u32) -> anyhow::Result<[f64; 2]> {
     Ok([field("VmRSS:")?, field("RssAnon:")?])
 }
 
-/// CPU seconds so far that no CPU was idle, added up; what a hypervisor gave to others is in it.
-pub fn busy_seconds() -> anyhow::Result<f64> {
-    let text = std::fs::read_to_string("/proc/stat")?;
-    let mut words = text.lines().next().context("no line in /proc/stat")?.split_whitespace().skip(1);
-    let mut ticks = 0;
-    for column in 0..8 {
-        let number: u64 = words.next().context("a column of /proc/stat")?.parse()?;
-        // The fourth and fifth are idle, and idle with I/O under way.
-        ticks += if matches!(column, 3 | 4) { 0 } else { number };
+/// How long the machine's CPUs were idle so far. The kernel knows that to the microsecond and tells it in hundredths of a second; who was busy it only
+/// samples.
+#[derive(Clone, Copy, Debug)]
+pub struct Idle {
+    /// CPU seconds of all CPUs, with those that waited for I/O.
+    pub seconds: f64,
+    /// How many CPUs there are.
+    pub cpus: usize,
+}
+
+impl Idle {
+    /// Until now.
+    pub fn now() -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string("/proc/stat")?;
+        let mut lines = text.lines().take_while(|line| line.starts_with("cpu"));
+        // user, nice, system, idle, idle with I/O under way.
+        let mut words = lines.next().context("no line in /proc/stat")?.split_whitespace().skip(4);
+        let mut column = || anyhow::Ok(words.next().context("a column of /proc/stat")?.parse::<u64>()?);
+        let ticks = column()? + column()?;
+        Ok(Self { seconds: ticks as f64 / TICKS, cpus: lines.count() })
     }
-    Ok(ticks as f64 / TICKS)
 }
 
 /// Ticks of a second, as `/proc/stat` has them on every architecture that this runs on.
