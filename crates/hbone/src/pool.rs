@@ -16,6 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 
+use foldhash::quality::RandomState;
 use http::HeaderMap;
 use parking_lot::Mutex;
 use stillmesh_core::attrs::Authority;
@@ -77,7 +78,7 @@ struct Shared {
     secrets: Secrets,
     dial: Arc<dyn Dial>,
     tasks: Tasks,
-    slots: Mutex<HashMap<Key, Arc<Slot>>>,
+    slots: Mutex<HashMap<Key, Arc<Slot>, RandomState>>,
 }
 
 /// How often one opening is tried when shared connections end just as they are chosen.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
+use foldhash::quality::RandomState;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use stillmesh_core::diagnose::{Diagnose, Fault};
@@ -82,7 +83,7 @@ struct Shared {
     fetcher: Arc<Fetcher>,
     tasks: Tasks,
     runtime: Handle,
-    entries: Mutex<HashMap<Identity, Entry>>,
+    entries: Mutex<HashMap<Identity, Entry, RandomState>>,
 }
 
 /// One identity's place in the cache. Dropping it ends its task.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use foldhash::quality::RandomState;
 use parking_lot::RwLock;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -78,7 +79,7 @@ impl Budget {
             make,
             overflowed: self.overflowed.get_or_create_owned(&label),
             held: self.held.get_or_create_owned(&label),
-            known: RwLock::new(Known { series: HashMap::new(), overflow: HashMap::new(), searched: None }),
+            known: RwLock::new(Known { series: HashMap::default(), overflow: HashMap::default(), searched: None }),
         }))
     }
 }
@@ -96,9 +97,9 @@ struct Inner<L, M> {
 }
 
 struct Known<L, M> {
-    series: HashMap<L, Arc<One<M>>>,
+    series: HashMap<L, Arc<One<M>>, RandomState>,
     /// As many as the closed sets have combinations.
-    overflow: HashMap<L, Arc<One<M>>>,
+    overflow: HashMap<L, Arc<One<M>>, RandomState>,
     /// When label sets that may go were last looked for.
     searched: Option<Duration>,
 }
