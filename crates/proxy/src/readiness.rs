@@ -3,27 +3,30 @@
 use std::sync::Arc;
 
 use http::{Method, StatusCode};
-use parking_lot::Mutex;
 use stillmesh_runtime::admin::{Request, Response, Server};
+use tokio::sync::watch;
 
 /// Open points; ready when none is left.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness {
-    pending: Arc<Mutex<Vec<&'static str>>>,
+    pending: Arc<watch::Sender<Vec<&'static str>>>,
 }
 
 impl Readiness {
     /// Not ready before `task` is done.
     pub fn wait_for(&self, task: &'static str) {
-        let mut pending = self.pending.lock();
-        if !pending.contains(&task) {
-            pending.push(task);
-        }
+        self.pending.send_if_modified(|pending| {
+            let is_new = !pending.contains(&task);
+            if is_new {
+                pending.push(task);
+            }
+            is_new
+        });
     }
 
     /// `task` is done.
     pub fn done(&self, task: &'static str) {
-        self.pending.lock().retain(|other| *other != task);
+        self.pending.send_modify(|pending| pending.retain(|other| *other != task));
     }
 
     /// `task` is done or not.
@@ -33,7 +36,13 @@ impl Readiness {
 
     /// What is not done yet.
     pub fn pending(&self) -> Vec<&'static str> {
-        self.pending.lock().clone()
+        self.pending.borrow().clone()
+    }
+
+    /// Waits until nothing is left. Cancel-safe.
+    pub async fn ready(&self) {
+        // It fails only without a sender, which is held here.
+        let _ = self.pending.subscribe().wait_for(Vec::is_empty).await;
     }
 }
 
@@ -56,15 +65,20 @@ pub fn server(readiness: Readiness) -> Server {
 mod tests {
     use super::*;
 
-    #[test]
-    fn ready_means_nothing_is_left() {
+    #[tokio::test]
+    async fn ready_means_nothing_is_left() {
         let readiness = Readiness::default();
         readiness.wait_for("state manager");
         readiness.wait_for("workload proxy manager");
         readiness.wait_for("state manager");
         readiness.done("state manager");
         assert_eq!(readiness.pending(), ["workload proxy manager"]);
-        readiness.set("workload proxy manager", true);
+        tokio::select! {
+            biased;
+            () = readiness.ready() => panic!("ready although something is left"),
+            () = std::future::ready(()) => {}
+        }
+        tokio::join!(readiness.ready(), async { readiness.set("workload proxy manager", true) });
         assert!(readiness.pending().is_empty());
         readiness.set("workload proxy manager", false);
         assert_eq!(readiness.pending().len(), 1);

@@ -3,6 +3,7 @@
 
 pub mod fds;
 pub mod inotify;
+pub mod memory;
 pub mod netns;
 pub mod packet;
 pub mod process;
