@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::memory::resident;
+use super::memory::{own, resident};
 use super::place::{Place, Stage, pod_is_up};
 use super::report::Point;
 use super::run::once;
@@ -34,13 +34,13 @@ impl Crowd {
         for (system, mesh) in &stage.meshes {
             crate::output::note(&format!("… {pods} pods on each node, {system}"));
             let place = stage.places.iter().find(|place| place.name == *system).context("a mesh carries a system")?;
-            let before = resident(&place.proxies)?;
+            let before = own(&place.proxies)?;
             mesh.apply(FILE, &manifest(pods, &mesh.exe()))?;
             let all = usize::try_from(pods)? * 2;
             far.insert(mesh.name().to_owned(), all_ready(mesh, all).with_context(|| format!("{all} pods, {system}"))?);
-            let with = resident(&place.proxies)?;
+            let with = own(&place.proxies)?;
             let values = [
-                ("rss-mib", with / super::memory::MIB),
+                ("rss-mib", resident(&place.proxies)? / super::memory::MIB),
                 ("bytes-per-pod", (with - before).max(0.0) / f64::from(pods.max(1))),
             ];
             points.push(once("crowd", system, values.into()));

@@ -14,21 +14,29 @@ use crate::driver::{Mesh, until};
 
 pub(super) const MIB: f64 = 1024.0 * 1024.0;
 /// How long memory of closed connections may take to be given back before it is said what is left.
-const GIVEN_BACK: Duration = Duration::from_secs(10);
+const GIVEN_BACK: Duration = Duration::from_secs(15);
+/// How long proxies are left alone before they count as unused, and how long they are looked at then.
+const AT_REST: Duration = Duration::from_secs(10);
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// Resident memory per proxy, bytes, by system.
 pub(super) type Fresh = BTreeMap<String, f64>;
 
-/// Measures it before there was any traffic but a request or two.
+/// Measures it before there was any traffic but a request or two: the most within a while in which nobody uses them.
 pub(super) fn fresh(stage: &Stage, points: &mut Vec<Point>) -> anyhow::Result<Fresh> {
+    crate::output::note("… proxies that nobody uses");
+    std::thread::sleep(AT_REST);
     let mut fresh = Fresh::new();
-    for place in with_proxies(stage) {
-        let bytes = resident(&place.proxies)?;
-        fresh.insert(place.name.clone(), bytes);
-        points.push(once("fresh", &place.name, [("rss-mib", bytes / MIB)].into()));
+    let end = Instant::now() + AT_REST;
+    while Instant::now() < end {
+        for place in with_proxies(stage) {
+            let most = fresh.entry(place.name.clone()).or_default();
+            *most = resident(&place.proxies)?.max(*most);
+        }
+        std::thread::sleep(LOOK);
     }
+    points.extend(fresh.iter().map(|(system, bytes)| once("fresh", system, [("rss-mib", bytes / MIB)].into())));
     Ok(fresh)
 }
 
@@ -38,7 +46,16 @@ fn with_proxies(stage: &Stage) -> impl Iterator<Item = &Place> {
 
 /// Bytes per proxy.
 pub(super) fn resident(proxies: &[Process]) -> anyhow::Result<f64> {
-    let sum = proxies.iter().map(|proxy| proxy.resident_bytes()).sum::<anyhow::Result<u64>>()?;
+    mean(proxies, |proxy| proxy.resident_bytes())
+}
+
+/// Bytes per proxy that are its own, not those of its program: these are what connections need.
+pub(super) fn own(proxies: &[Process]) -> anyhow::Result<f64> {
+    mean(proxies, |proxy| proxy.own_bytes())
+}
+
+fn mean(proxies: &[Process], bytes: impl Fn(&Process) -> anyhow::Result<u64>) -> anyhow::Result<f64> {
+    let sum = proxies.iter().map(bytes).sum::<anyhow::Result<u64>>()?;
     Ok(sum as f64 / proxies.len().max(1) as f64)
 }
 
@@ -52,12 +69,12 @@ pub(super) fn idle(
 ) -> anyhow::Result<()> {
     for place in with_proxies(stage) {
         crate::output::note(&format!("… {}, {}", scenario.what, place.name));
-        let before = resident(&place.proxies)?;
+        let before = own(&place.proxies)?;
         let client =
             place.client("idle", connections, 0.0).with_context(|| format!("{}, {}", scenario.what, place.name))?;
-        let held = resident(&place.proxies)?;
+        let (held, resident_then) = (own(&place.proxies)?, resident(&place.proxies)?);
         client.measure()?;
-        let at_rest = fresh.get(&place.name).copied().unwrap_or(before);
+        let at_rest = fresh.get(&place.name).copied().unwrap_or_default();
         let end = Instant::now() + GIVEN_BACK;
         let mut after = resident(&place.proxies)?;
         while after > at_rest && Instant::now() < end {
@@ -65,7 +82,7 @@ pub(super) fn idle(
             after = resident(&place.proxies)?;
         }
         let values = [
-            ("rss-mib", held / MIB),
+            ("rss-mib", resident_then / MIB),
             ("bytes-per-connection", (held - before).max(0.0) / f64::from(connections.max(1))),
             ("rss-after-mib", after / MIB),
             ("rss-after-over-fresh", after / at_rest.max(1.0)),

@@ -70,10 +70,19 @@ impl Process {
 
     /// Resident memory, bytes.
     pub(super) fn resident_bytes(self) -> anyhow::Result<u64> {
+        self.memory("VmRSS")
+    }
+
+    /// Resident memory that is the process's own: not pages of files, as of its program.
+    pub(super) fn own_bytes(self) -> anyhow::Result<u64> {
+        self.memory("RssAnon")
+    }
+
+    fn memory(self, what: &str) -> anyhow::Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0)).context("a proxy ended")?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'));
         let kilobytes = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-        Ok(kilobytes.context("no VmRSS in /proc")? * 1024)
+        Ok(kilobytes.with_context(|| format!("no {what} in /proc"))? * 1024)
     }
 }
 
@@ -199,7 +208,8 @@ mod tests {
     fn this_process_is_in_its_own_family_and_has_used_time() {
         let family = Process::family(std::process::id()).unwrap();
         assert!(family.contains(&Process::own()));
-        assert!(Process::own().resident_bytes().unwrap() > 0);
+        let (resident, own) = (Process::own().resident_bytes().unwrap(), Process::own().own_bytes().unwrap());
+        assert!(0 < own && own < resident);
         assert!(!Process::own().namespace("net").is_empty());
         Usage::now().unwrap();
     }

@@ -38,7 +38,9 @@ pub(super) fn run(bench: &Bench, systems: &[System]) -> anyhow::Result<Report> {
     let mut stage = Stage::set(systems)?;
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut points = Vec::new();
-    let fresh = memory::fresh(&stage, &mut points)?;
+    let compares = |scenario: &&Scenario| scenario.name == "fresh" || matches!(scenario.kind, Kind::Idle { .. });
+    let is_fresh_asked = bench.scenarios.is_empty() || bench.scenarios.iter().any(compares);
+    let fresh = if is_fresh_asked { memory::fresh(&stage, &mut points)? } else { memory::Fresh::new() };
     // What is wrong with this is wrong with everything after it.
     let wires = wire::check_all(&stage)?;
     let with_tunnels = |place: &&Place| place.in_mesh && place.wire == Wire::Encrypted;
