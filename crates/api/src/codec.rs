@@ -12,6 +12,7 @@ pub mod route;
 mod scan;
 #[cfg(test)]
 pub(crate) mod tests;
+mod texts;
 
 use bytes::Bytes;
 use stillmesh_core::diagnose::{Diagnose, Fault};

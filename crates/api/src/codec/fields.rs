@@ -9,9 +9,21 @@ use stillmesh_core::model::{
     Gateway, GatewayDestination, NetworkAddress, NetworkCidr, PortMapping, ServiceKey, ServicePort, Str,
 };
 
-use super::FieldError;
+use super::{FieldError, texts};
 use crate::proto::istio::workload as wire;
 use crate::proto::istio::workload::gateway_address::Destination;
+
+/// Reads each of some, and keeps no room for more.
+pub(super) fn each<T, U>(
+    all: impl ExactSizeIterator<Item = T>,
+    read: impl Fn(T) -> Result<U, FieldError>,
+) -> Result<Vec<U>, FieldError> {
+    let mut each = Vec::with_capacity(all.len());
+    for one in all {
+        each.push(read(one)?);
+    }
+    Ok(each)
+}
 
 /// 4 or 16 bytes. An IPv4 address that came as IPv6 is read as what it is, so that lookups find it.
 pub(super) fn ip(field: &str, bytes: &[u8]) -> Result<IpAddr, FieldError> {
@@ -76,12 +88,13 @@ pub(super) fn identity_part(field: &str, text: &str) -> Result<Str, FieldError> 
             format!("{shown:?}: at most 253 of a-z, A-Z, 0-9, '.', '-', '_' are accepted"),
         ));
     }
-    Ok(text.into())
+    Ok(texts::shared(text))
 }
 
 pub(super) fn service_key(field: &str, namespace: &str, hostname: &str) -> Result<ServiceKey, FieldError> {
     let text = format!("{namespace}/{hostname}");
     ServiceKey::parse(&text)
+        .map(|key| texts::service_key(&key))
         .ok_or_else(|| FieldError::new(field, format!("{text:?}: <namespace>/<hostname> is accepted")))
 }
 
@@ -106,7 +119,7 @@ pub(super) fn gateway(field: &str, wire: &wire::GatewayAddress) -> Result<Gatewa
             GatewayDestination::Hostname(service_key(&format!("{field}.hostname"), &name.namespace, &name.hostname)?)
         }
         Some(Destination::Address(address)) => GatewayDestination::Address(NetworkAddress::new(
-            address.network.as_str(),
+            texts::shared(&address.network),
             ip(&format!("{field}.address"), &address.address)?,
         )),
         None => return Err(FieldError::new(format!("{field}.destination"), "hostname or address is needed")),

@@ -14,13 +14,12 @@ use crate::diagnose::{Diagnose, Fault};
 pub struct TrustDomain(Str);
 
 impl TrustDomain {
+    /// What an empty trust domain means on the wire (contract 4.3).
+    pub const DEFAULT: &str = "cluster.local";
+
     /// Checks and keeps a trust domain's name: 1 to 255 of `a-z 0-9 . - _` (SPIFFE ID specification, section 2.1).
     pub fn new(text: &str) -> Result<Self, IdentityError> {
-        let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-_".contains(&byte);
-        if text.is_empty() || text.len() > 255 || !text.bytes().all(legal) {
-            return Err(IdentityError::TrustDomain(text.into()));
-        }
-        Ok(Self(text.into()))
+        Self::try_from(Str::from(text))
     }
 
     /// The name as text.
@@ -29,10 +28,23 @@ impl TrustDomain {
     }
 }
 
+impl TryFrom<Str> for TrustDomain {
+    type Error = IdentityError;
+
+    /// As [`TrustDomain::new`], with the text shared.
+    fn try_from(text: Str) -> Result<Self, IdentityError> {
+        let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-_".contains(&byte);
+        if text.is_empty() || text.len() > 255 || !text.bytes().all(legal) {
+            return Err(IdentityError::TrustDomain(text.as_ref().into()));
+        }
+        Ok(Self(text))
+    }
+}
+
 impl Default for TrustDomain {
-    /// `cluster.local`, what an empty trust domain means on the wire (contract 4.3).
+    /// [`TrustDomain::DEFAULT`].
     fn default() -> Self {
-        Self("cluster.local".into())
+        Self(Self::DEFAULT.into())
     }
 }
 

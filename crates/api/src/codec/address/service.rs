@@ -5,34 +5,35 @@ use stillmesh_core::model::{
     Visibility,
 };
 
+use super::super::texts::shared;
 use super::super::{FieldError, fields};
 use super::wire;
 use wire::load_balancing as lb;
 
 pub(super) fn decode(wire: wire::Service) -> Result<Service, FieldError> {
     let key = fields::service_key("namespace, hostname", &wire.namespace, &wire.hostname)?;
-    let (mut vips, mut cidr_vips) = (Vec::new(), Vec::new());
+    let (mut vips, mut cidr_vips) = (Vec::with_capacity(wire.addresses.len()), Vec::new());
     for vip in &wire.addresses {
         let address = fields::ip("addresses.address", &vip.address)?;
         match vip.length {
             Some(length) => {
                 let cidr = fields::cidr("addresses", &vip.address, length)?;
                 if cidr.prefix_len() == cidr.max_prefix_len() {
-                    vips.push(NetworkAddress::new(vip.network.as_str(), address));
+                    vips.push(NetworkAddress::new(shared(&vip.network), address));
                 } else {
-                    cidr_vips.push(NetworkCidr { network: vip.network.as_str().into(), cidr });
+                    cidr_vips.push(NetworkCidr { network: shared(&vip.network), cidr });
                 }
             }
-            None => vips.push(NetworkAddress::new(vip.network.as_str(), address)),
+            None => vips.push(NetworkAddress::new(shared(&vip.network), address)),
         }
     }
     Ok(Service {
         key,
         vips,
         cidr_vips,
-        ports: wire.ports.iter().map(|port| fields::service_port("ports", port)).collect::<Result<_, _>>()?,
+        ports: fields::each(wire.ports.iter(), |port| fields::service_port("ports", port))?,
         waypoint: wire.waypoint.as_ref().map(|gateway| fields::gateway("waypoint", gateway)).transpose()?,
-        weighted_waypoints: wire.weighted_waypoints.iter().map(weighted).collect::<Result<_, _>>()?,
+        weighted_waypoints: fields::each(wire.weighted_waypoints.iter(), weighted)?,
         load_balancing: wire.load_balancing.as_ref().map(load_balancing).transpose()?.unwrap_or_default(),
         ip_families: match wire.ip_families {
             1 => IpFamilies::Ipv4Only,
@@ -47,7 +48,7 @@ pub(super) fn decode(wire: wire::Service) -> Result<Service, FieldError> {
             _ => Visibility::Namespace,
         },
         subject_alt_names: wire.subject_alt_names.into_iter().map(Into::into).collect(),
-        name: wire.name.into(),
+        name: shared(&wire.name),
     })
 }
 

@@ -7,6 +7,7 @@ use stillmesh_core::model::{
     TunnelProtocol, Workload, WorkloadType, WorkloadUid,
 };
 
+use super::super::texts::{self, shared};
 use super::super::{FieldError, fields};
 use super::wire;
 use wire::application_tunnel::Protocol;
@@ -16,18 +17,20 @@ pub(super) fn decode(wire: wire::Workload) -> Result<Workload, FieldError> {
         return Err(FieldError::new("uid", "empty: it is the primary key"));
     }
     let trust_domain = match wire.trust_domain.as_str() {
-        "" => TrustDomain::default(),
-        text => TrustDomain::new(text).map_err(|error| FieldError::new("trust_domain", error.to_string()))?,
+        "" => TrustDomain::DEFAULT,
+        text => text,
     };
+    let trust_domain = TrustDomain::try_from(shared(trust_domain))
+        .map_err(|error| FieldError::new("trust_domain", error.to_string()))?;
     let service_account = match wire.service_account.as_str() {
-        "" => "default".into(),
+        "" => shared("default"),
         text => fields::identity_part("service_account", text)?,
     };
     Ok(Workload {
         namespace: fields::identity_part("namespace", &wire.namespace)?,
         trust_domain,
         service_account,
-        addresses: wire.addresses.iter().map(|bytes| fields::ip("addresses", bytes)).collect::<Result<_, _>>()?,
+        addresses: fields::each(wire.addresses.iter(), |bytes| fields::ip("addresses", bytes))?,
         tunnel_protocol: match wire.tunnel_protocol {
             0 | 2 => TunnelProtocol::None,
             // An unknown tunnel is never answered with clear text.
@@ -47,29 +50,25 @@ pub(super) fn decode(wire: wire::Workload) -> Result<Workload, FieldError> {
         },
         application_tunnel: wire.application_tunnel.as_ref().map(application_tunnel).transpose()?,
         services: services(wire.services)?,
-        authorization_policies: wire
-            .authorization_policies
-            .iter()
-            .map(|text| policy(text))
-            .collect::<Result<_, _>>()?,
+        authorization_policies: fields::each(wire.authorization_policies.iter(), |text| policy(text))?,
         health: match wire.status {
             0 => Health::Healthy,
             _ => Health::Unhealthy,
         },
         cluster: match wire.cluster_id.as_str() {
-            "" => "Kubernetes".into(),
-            text => text.into(),
+            "" => shared("Kubernetes"),
+            text => shared(text),
         },
-        locality: wire.locality.map(locality).unwrap_or_default(),
+        locality: locality(&wire.locality.unwrap_or_default()),
         capacity: wire.capacity.map_or(1, |weight| weight.value.max(1)),
         uid: WorkloadUid(wire.uid.into()),
         name: wire.name.into(),
-        hostname: wire.hostname.into(),
-        network: wire.network.into(),
-        node: wire.node.into(),
-        canonical_name: wire.canonical_name.into(),
-        canonical_revision: wire.canonical_revision.into(),
-        workload_name: wire.workload_name.into(),
+        hostname: shared(&wire.hostname),
+        network: shared(&wire.network),
+        node: shared(&wire.node),
+        canonical_name: shared(&wire.canonical_name),
+        canonical_revision: shared(&wire.canonical_revision),
+        workload_name: shared(&wire.workload_name),
         native_tunnel: wire.native_tunnel,
     })
 }
@@ -96,19 +95,20 @@ fn services(wire: BTreeMap<String, wire::PortList>) -> Result<Vec<(ServiceKey, V
         let key = ServiceKey::parse(&text)
             .ok_or_else(|| FieldError::new("services", format!("{text:?}: <namespace>/<hostname> is accepted")))?;
         let field = format!("services[{text}].ports");
-        let ports = list.ports.iter().map(|port| fields::mapping(&field, port)).collect::<Result<_, _>>()?;
-        Ok((key, ports))
+        let ports = fields::each(list.ports.iter(), |port| fields::mapping(&field, port))?;
+        Ok((texts::service_key(&key), ports))
     };
-    wire.into_iter().map(one).collect()
+    fields::each(wire.into_iter(), one)
 }
 
 fn policy(text: &str) -> Result<PolicyKey, FieldError> {
     PolicyKey::parse(text)
+        .map(|key| texts::policy_key(&key))
         .ok_or_else(|| FieldError::new("authorization_policies", format!("{text:?}: <namespace>/<name> is accepted")))
 }
 
-fn locality(wire: wire::Locality) -> Locality {
-    Locality { region: wire.region.into(), zone: wire.zone.into(), subzone: wire.subzone.into() }
+fn locality(wire: &wire::Locality) -> Locality {
+    Locality { region: shared(&wire.region), zone: shared(&wire.zone), subzone: shared(&wire.subzone) }
 }
 
 pub(super) fn encode(workload: &Workload) -> wire::Workload {
