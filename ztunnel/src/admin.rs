@@ -163,7 +163,7 @@ impl From<&Live> for Connection {
             source: End {
                 address: facts.source_addr.to_string(),
                 workload: facts.source.as_ref().map(|workload| workload.name.clone()),
-                namespace: facts.source_party.namespace.clone(),
+                namespace: facts.source_party().namespace,
                 identity: facts.source_identity.as_ref().filter(|_| facts.mutual_tls()).map(ToString::to_string),
             },
             destination: End {

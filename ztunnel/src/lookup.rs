@@ -35,8 +35,8 @@ pub async fn own_workload(
 pub struct Source {
     /// Its workload, where it is known for sure.
     pub workload: Option<Arc<Workload>>,
-    /// What it is called.
-    pub party: Party,
+    /// What it is called where it is not.
+    pub described: Option<Box<Party>>,
 }
 
 /// The client of an inbound connection: the workload at its address, unless its certificate says that it is another;
@@ -50,12 +50,13 @@ pub fn inbound_source(
 ) -> Source {
     let at_address = snapshot.workload_at(&NetworkAddress::new(network, address));
     match (at_address, identity) {
-        (Some(workload), None) => Source { party: Party::from(workload.as_ref()), workload: Some(workload.clone()) },
+        (Some(workload), None) => Source { workload: Some(workload.clone()), described: None },
         (Some(workload), Some(identity)) if workload.identity() == *identity => {
-            Source { party: Party::from(workload.as_ref()), workload: Some(workload.clone()) }
+            Source { workload: Some(workload.clone()), described: None }
         }
         (_, Some(identity)) => {
-            Source { workload: None, party: Party { namespace: Some(identity.namespace.clone()), ..described } }
+            let described = Party { namespace: Some(identity.namespace.clone()), ..described };
+            Source { workload: None, described: Some(Box::new(described)) }
         }
         (None, None) => Source::default(),
     }

@@ -157,8 +157,8 @@ pub struct Facts {
     pub source_addr: SocketAddr,
     /// The client's workload, where it is known for sure.
     pub source: Option<Arc<Workload>>,
-    /// What the client is called in telemetry.
-    pub source_party: Party,
+    /// What a client is called in telemetry that is no known workload.
+    pub described: Option<Box<Party>>,
     /// The client's identity, only where mutual TLS proved it.
     pub source_identity: Option<Identity>,
     /// What the client asked for.
@@ -181,10 +181,16 @@ impl Facts {
         self.protocol == Protocol::Hbone
     }
 
+    /// What the client is called in telemetry.
+    pub fn source_party(&self) -> Party {
+        let described = || self.described.as_deref().cloned().unwrap_or_default();
+        self.source.as_deref().map_or_else(described, Party::from)
+    }
+
     fn labels(&self, flag: Flag) -> TrafficLabels {
         TrafficLabels::from(LabelParts {
             direction: self.direction,
-            source: &self.source_party,
+            source: &self.source_party(),
             source_identity: self.source_identity.as_ref().filter(|_| self.mutual_tls()),
             destination: self.destination.as_ref(),
             service: self.service.as_ref(),
@@ -213,6 +219,13 @@ pub trait Ending: Diagnose {
     fn reason(&self) -> Option<&Reason>;
 }
 
+/// How it ended, and code and remedy of what ended it.
+#[derive(Debug, Default)]
+struct Ended {
+    outcome: Outcome,
+    failure: Option<(&'static str, &'static str)>,
+}
+
 /// One connection's record. Dropping it writes it down.
 #[derive(Debug)]
 pub struct Record {
@@ -222,10 +235,9 @@ pub struct Record {
     live: Option<Arc<Live>>,
     bytes: Arc<Bytes>,
     opened: bool,
-    outcome: Option<Outcome>,
+    /// Nothing until it is over.
+    ended: Option<Box<Ended>>,
     because: Option<Reason>,
-    /// Code and remedy of what ended it.
-    failure: Option<(&'static str, &'static str)>,
     decided: Duration,
     opened_after: Option<Duration>,
     retries: u16,
@@ -245,9 +257,8 @@ impl Record {
             live: None,
             bytes,
             opened: false,
-            outcome: None,
+            ended: None,
             because: None,
-            failure: None,
             decided: Duration::ZERO,
             opened_after: None,
             retries: 0,
@@ -325,31 +336,35 @@ impl Record {
 
     /// The connection ended by itself.
     pub fn complete(mut self) {
-        self.outcome = Some(Outcome::default());
+        self.ended = Some(Box::default());
     }
 
     /// The connection ended by `error`.
     pub fn fail(mut self, error: &impl Ending) {
-        self.failure = Some((error.code(), error.remedy()));
         if error.reason().is_some() && self.opened_after.is_none() {
             self.decided = self.started.elapsed();
         }
-        self.outcome =
-            Some(Outcome { error: Some(error.to_string()), flag: error.flag(), reason: error.reason().cloned() });
+        self.ended = Some(Box::new(Ended {
+            outcome: Outcome { error: Some(error.to_string()), flag: error.flag(), reason: error.reason().cloned() },
+            failure: Some((error.code(), error.remedy())),
+        }));
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let outcome = self.outcome.take().unwrap_or_else(|| {
-            let error = if std::thread::panicking() {
-                self.ledger.metrics.panics.inc();
-                "internal error"
-            } else {
-                "connection closed before it ended"
-            };
-            Outcome { error: Some(error.into()), flag: Flag::None, reason: None }
-        });
+        let Ended { outcome, failure } = self.ended.take().map_or_else(
+            || {
+                let error = if std::thread::panicking() {
+                    self.ledger.metrics.panics.inc();
+                    "internal error"
+                } else {
+                    "connection closed before it ended"
+                };
+                Ended { outcome: Outcome { error: Some(error.into()), flag: Flag::None, reason: None }, failure: None }
+            },
+            |ended| *ended,
+        );
         let metrics = &self.ledger.metrics;
         if !self.opened {
             metrics.connections_opened.get(&self.facts.labels(Flag::None)).inc();
@@ -375,7 +390,7 @@ impl Drop for Record {
         let story = decision::Story {
             because: outcome.reason.as_ref().or(self.because.as_ref()),
             error: outcome.error.as_deref(),
-            failure: self.failure,
+            failure,
             flag: outcome.flag,
             retries: self.retries,
             decided: self.decided,

@@ -64,7 +64,8 @@ pub(crate) struct Carrier {
 pub(crate) struct Inner {
     tls: Session,
     http2: Connection,
-    streams: HashMap<u32, Entry, FixedState>,
+    /// Each in a box: the map has room for up to twice as many.
+    streams: HashMap<u32, Box<Entry>, FixedState>,
     /// Requests that nobody has looked at.
     requests: VecDeque<(u32, Request)>,
     windows: Windows,
@@ -337,7 +338,7 @@ impl Inner {
             return Err(SendError::Over);
         }
         let stream = self.http2.connect(authority, headers)?;
-        self.streams.insert(stream, Entry::new(&self.limits.memory));
+        self.streams.insert(stream, Box::new(Entry::new(&self.limits.memory)));
         self.wake();
         Ok(stream)
     }
@@ -358,7 +359,7 @@ impl Inner {
     }
 
     pub(crate) fn entry(&mut self, stream: u32) -> Option<&mut Entry> {
-        self.streams.get_mut(&stream)
+        self.streams.get_mut(&stream).map(Box::as_mut)
     }
 
     /// The first unread bytes of a stream were passed on: the peer gets its credit back.

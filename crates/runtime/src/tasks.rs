@@ -108,21 +108,16 @@ impl Tasks {
         let cut = self.group.cut.clone();
         // The tokens keep the groups waiting; the groups themselves are held weakly, so that a task that never ends
         // does not keep its own owner alive.
-        let mut tokens = Vec::with_capacity(2);
-        let mut group = Some(self);
-        while let Some(tasks) = group {
-            tokens.push(tasks.group.tracker.token());
-            group = tasks.group.parent.as_ref();
-        }
+        let groups = std::iter::successors(Some(self), |tasks| tasks.group.parent.as_ref());
+        let tokens: Box<[_]> = groups.map(|tasks| tasks.group.tracker.token()).collect();
         let owner = Arc::downgrade(&self.group);
         async move {
-            let _tokens = tokens;
             let outcome = tokio::select! {
                 biased;
                 () = cut.cancelled() => return None,
                 outcome = future => outcome,
             };
-            outcome
+            let outcome = outcome
                 .inspect_err(|message| {
                     PANICS.fetch_add(1, Ordering::Relaxed);
                     let group = owner.upgrade();
@@ -132,7 +127,10 @@ impl Tasks {
                     });
                     tracing::error!(task = name, owner, panic = %message, "task panicked");
                 })
-                .ok()
+                .ok();
+            // Held until here, in the one place that what is captured has.
+            drop(tokens);
+            outcome
         }
     }
 

@@ -47,7 +47,9 @@ impl Sides {
 
 impl<K> Carried<K> {
     /// Carries bytes until both directions have ended, each by itself, or until somebody ends it from outside.
-    pub async fn run(mut self) {
+    ///
+    /// In a box from its making on: whoever takes it by value and waits keeps a place for it besides.
+    pub async fn run(mut self: Box<Self>) {
         let counters = &self.record.bytes().counters;
         let carried = match &mut self.sides {
             Sides::Tunnel(socket, stream) => {

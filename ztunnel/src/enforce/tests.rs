@@ -9,7 +9,6 @@ use stillmesh_records::Recorder;
 use tokio::time::Instant;
 
 use super::*;
-use crate::record::labels::Party;
 use crate::record::{Direction, Metrics, Protocol, Record};
 use crate::testing;
 
@@ -45,7 +44,7 @@ impl World {
                 direction: Direction::Inbound,
                 protocol: Protocol::Hbone,
                 source_addr: "10.0.0.1:4000".parse().unwrap(),
-                source_party: Party::from(&source),
+                described: None,
                 source_identity: Some(source.identity()),
                 source: None,
                 original: "10.0.0.2:8080".parse().unwrap(),

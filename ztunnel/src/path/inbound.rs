@@ -103,7 +103,7 @@ struct Tunnel {
 
 impl Tunnel {
     /// Does what a CONNECT asks for. `None`: it is refused, or has failed, which is written down.
-    async fn open(self: Arc<Self>, incoming: Incoming) -> Option<Carried<impl Send>> {
+    async fn open(self: Arc<Self>, incoming: Incoming) -> Option<Box<Carried<impl Send>>> {
         let Some(authority) = incoming.authority() else {
             let error = PathError::NotConnect { authority: incoming.authority_text().chars().take(256).collect() };
             incoming.refuse(StatusCode::BAD_REQUEST);
@@ -136,7 +136,7 @@ impl Tunnel {
         match answered {
             Ok((permit, live, sides)) => {
                 let watch = self.held.watch.clone();
-                Some(Carried { sides, record, live, watch, keeps: (permit, self) })
+                Some(Box::new(Carried { sides, record, live, watch, keeps: (permit, self) }))
             }
             Err(error) => {
                 record.fail(&error);
@@ -218,7 +218,7 @@ impl Tunnel {
             protocol: Protocol::Hbone,
             source_addr: self.ends.peer,
             source: source.workload,
-            source_party: source.party,
+            described: source.described,
             source_identity: Some(self.source.clone()),
             original: self.ends.local,
             destination_addr: self.ends.local,

@@ -17,7 +17,6 @@ use crate::capture::{self, Captured, Pod};
 use crate::decide;
 use crate::deliver::copy::{Carried, Sides};
 use crate::node::Node;
-use crate::record::labels::Party;
 use crate::record::{self, Direction, Early, Facts, Protocol, Record};
 use crate::tunnel::{self, Upstream};
 use crate::workers::Place;
@@ -99,7 +98,7 @@ fn carry(conn: Captured, trip: Trip) -> impl Future<Output = ()> + Send {
 
 impl Trip {
     /// Opens the way to the destination, and lists the connection. `None`: it has failed, which is written down.
-    async fn open(mut self, conn: Captured) -> Option<Carried<impl Send>> {
+    async fn open(mut self, conn: Captured) -> Option<Box<Carried<impl Send>>> {
         let mut record = Record::new(&self.node.ledger, facts(&conn, &self.source));
         record.began(self.accepted);
         let first = std::mem::replace(&mut self.first, Err(PathError::Drained));
@@ -117,7 +116,7 @@ impl Trip {
             return None;
         }
         let (sides, watch) = (Sides::of(conn.stream, upstream), self.held.watch.clone());
-        Some(Carried { sides, record, live, watch, keeps: (self.held, self.permit, self.pod) })
+        Some(Box::new(Carried { sides, record, live, watch, keeps: (self.held, self.permit, self.pod) }))
     }
 
     /// Opens the way to the destination; what fails before the peer has taken the connection is tried at another
@@ -215,7 +214,7 @@ fn facts(conn: &Captured, source: &Arc<Workload>) -> Facts {
         direction: Direction::Outbound,
         protocol: Protocol::Tcp,
         source_addr: conn.peer,
-        source_party: Party::from(source.as_ref()),
+        described: None,
         source_identity: Some(source.identity()),
         source: Some(source.clone()),
         original: conn.original,

@@ -45,7 +45,7 @@ pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: std::net::
             Ok(Some((upstream, live))) => {
                 let (watch, keeps) = (held.watch.clone(), (permit, held));
                 let sides = Sides::of(conn.stream, Upstream::Tcp(upstream));
-                Carried { sides, record, live, watch, keeps }.run().await;
+                Box::new(Carried { sides, record, live, watch, keeps }).run().await;
             }
             Ok(None) => record.complete(),
             Err(error) => record.fail(&error),
@@ -91,7 +91,7 @@ fn facts(conn: &Captured, destination: &Arc<Workload>, node: &Node) -> Facts {
         protocol: Protocol::Tcp,
         source_addr: conn.peer,
         source: source.workload,
-        source_party: source.party,
+        described: source.described,
         source_identity: None,
         original: conn.original,
         destination_addr: conn.original,

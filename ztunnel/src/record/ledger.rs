@@ -2,18 +2,20 @@
 //! into the byte counters when metrics are read. Sharded plain maps behind short locks.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
+use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use stillmesh_core::explain::Reason;
 use stillmesh_core::model::WorkloadUid;
 use stillmesh_hbone::copy::Counters;
 use stillmesh_proxy::series::Following;
 use stillmesh_records::Recorder;
-use tokio_util::sync::CancellationToken;
 
 use super::labels::Word;
 use super::metrics::{Metrics, Reporter};
@@ -62,26 +64,28 @@ impl Bytes {
 /// Ends a connection from outside.
 #[derive(Debug, Default)]
 pub struct Cut {
-    token: CancellationToken,
-    because: OnceLock<Outcome>,
+    because: OnceLock<Box<Outcome>>,
+    waits: AtomicWaker,
 }
 
 impl Cut {
     /// Ends the connection. The first reason stays.
     pub fn cut(&self, because: Outcome) {
-        let _ = self.because.set(because);
-        self.token.cancel();
+        let _ = self.because.set(Box::new(because));
+        self.waits.wake();
     }
 
     /// Whether it was ended.
     pub fn is_cut(&self) -> bool {
-        self.token.is_cancelled()
+        self.because.get().is_some()
     }
 
-    /// Waits until somebody ends the connection, and says why. Cancel-safe.
-    pub async fn wait(&self) -> Outcome {
-        self.token.cancelled().await;
-        self.because.get().cloned().unwrap_or_default()
+    /// Waits until somebody ends the connection, and says why. For the one task that carries it. Cancel-safe.
+    pub fn wait(&self) -> impl Future<Output = Outcome> {
+        poll_fn(|cx| {
+            self.waits.register(cx.waker());
+            self.because.get().map_or(Poll::Pending, |because| Poll::Ready((**because).clone()))
+        })
     }
 }
 

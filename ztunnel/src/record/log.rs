@@ -23,6 +23,7 @@ pub(super) fn complete(facts: &Facts, bytes: &Bytes, duration: Duration, outcome
         Direction::Outbound => (received, sent),
         Direction::Inbound => (sent, received),
     };
+    let party = facts.source_party();
     let duration = format!("{}ms", duration.as_millis());
     let policy = outcome.reason.as_ref().and_then(Reason::policy).map(ToString::to_string);
 
@@ -33,9 +34,9 @@ pub(super) fn complete(facts: &Facts, bytes: &Bytes, duration: Duration, outcome
                 tracing::Level::$level,
                 src.addr = %facts.source_addr,
                 src.workload = facts.source.as_ref().map(|workload| &*workload.name),
-                src.namespace = facts.source_party.namespace.as_deref(),
+                src.namespace = party.namespace.as_deref(),
                 src.identity = source_identity.as_deref(),
-                src.cluster = facts.source_party.cluster.as_deref(),
+                src.cluster = party.cluster.as_deref(),
                 dst.addr = %facts.destination_addr,
                 dst.hbone_addr = facts.hbone_addr.as_ref().map(tracing::field::display),
                 dst.service = facts.service.as_ref().map(|service| &*service.key.hostname),

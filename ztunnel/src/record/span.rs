@@ -146,7 +146,7 @@ fn attributes(facts: &Facts, story: &Story<'_>) -> Vec<KeyValue> {
     let destination_identity = destination.filter(|_| tls).map(|workload| workload.identity().to_string());
     let texts = [
         ("src.workload", facts.source.as_ref().map(|workload| workload.name.to_string())),
-        ("src.namespace", facts.source_party.namespace.as_deref().map(str::to_owned)),
+        ("src.namespace", facts.source_party().namespace.as_deref().map(str::to_owned)),
         ("src.identity", source_identity),
         ("dst.addr", Some(facts.destination_addr.to_string())),
         ("dst.hbone_addr", facts.hbone_addr.clone()),

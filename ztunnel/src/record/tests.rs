@@ -48,7 +48,7 @@ impl World {
             direction: Direction::Inbound,
             protocol: Protocol::Hbone,
             source_addr: "10.0.0.1:4000".parse().unwrap(),
-            source_party: Party::from(&source),
+            described: None,
             source_identity: Some(source.identity()),
             source: Some(Arc::new(source)),
             original: "10.0.0.2:8080".parse().unwrap(),

@@ -139,7 +139,7 @@ impl Inner {
         match event {
             Event::Data { .. } => {}
             Event::Request { stream, request } => {
-                self.streams.insert(stream, Entry::new(&self.limits.memory));
+                self.streams.insert(stream, Box::new(Entry::new(&self.limits.memory)));
                 self.requests.push_back((stream, request));
                 self.watcher.wake_by_ref();
             }
