@@ -41,7 +41,7 @@ const WORKLOAD_PROXY_MANAGER: &str = "workload proxy manager";
 /// How long a collector of spans is waited for at the end.
 const LAST_SPANS: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// How often it is seen what memory is not used any more: some hundred microseconds each time, and as much for what comes back.
+/// How often it is seen what memory is not used any more.
 const UNUSED: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The whole program: environment, log, runtime, signals, [`run`]. Blocks until it has drained.
@@ -212,14 +212,18 @@ async fn until_cancelled(cancel: CancellationToken, work: impl Future<Output = (
     }
 }
 
-/// Gives back what starting needed, and from then on what is not used any more.
+/// Gives back what starting needed, and from then on what is not used any more. The program's pages only where there was no new
+/// connection lately: who is busy uses them, and would have them back at once.
 async fn let_go(node: Arc<Node>, readiness: Readiness) {
     readiness.ready().await;
     memory::let_go_of_freed();
-    let (mut turns, mut most) = (tokio::time::interval(UNUSED), 0);
+    let (mut turns, mut most, mut before) = (tokio::time::interval(UNUSED), 0, None);
     loop {
         turns.tick().await;
-        if let Err(error) = memory::let_go_of_program() {
+        let listed = node.ledger.listed();
+        if before.replace(listed).is_none_or(|before| before == listed)
+            && let Err(error) = memory::let_go_of_program()
+        {
             tracing::debug!(%error, "the program's pages stay in memory");
         }
         let open = node.ledger.len();

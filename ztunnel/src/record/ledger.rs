@@ -270,6 +270,11 @@ impl Ledger {
         all
     }
 
+    /// How many connections were listed so far.
+    pub fn listed(&self) -> u64 {
+        self.next.load(Ordering::Relaxed) - 1
+    }
+
     /// How many connections are open.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().values().map(HashMap::len).sum::<usize>()).sum()
