@@ -3,6 +3,8 @@
 //! Each direction ends by itself: an end of one becomes a half-close of the other. An error ends both. There is no idle
 //! timeout: a healthy connection may be silent for ever.
 
+mod splice;
+
 use std::future::poll_fn;
 use std::io::{self, IoSlice, IoSliceMut, Read as _};
 use std::mem::MaybeUninit;
@@ -17,6 +19,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
+
+pub use splice::{Pipes, spliced};
 
 use crate::carrier::Outlet;
 use crate::memory::{Holding, UNCOUNTED};

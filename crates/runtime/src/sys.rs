@@ -6,6 +6,7 @@ pub mod inotify;
 pub mod memory;
 pub mod netns;
 pub mod packet;
+pub mod pipe;
 pub mod process;
 pub mod socket;
 pub mod unix;
