@@ -334,6 +334,13 @@ impl Builder {
             }
             Kind::Service => self.take_service(name, content!(Service)),
             Kind::EndpointSlice => self.take_slice(name, content!(EndpointSlice)),
+            Kind::NetworkPolicy => {
+                let new = content!(NetworkPolicy);
+                let old = self.world.network_policies.replace(&name, new.clone());
+                for policy in old.iter().chain(&new) {
+                    self.dirty.pods.extend(self.world.pods_filtered_by(&name.0, policy));
+                }
+            }
             Kind::AuthorizationPolicy => {
                 self.unusable.remove(key);
                 self.take_policy(name, content!(AuthorizationPolicy));

@@ -31,12 +31,13 @@ pub fn lease_of(revision: &str) -> String {
 pub(crate) const MANAGER: &str = "stillmesh-controller";
 
 /// The kinds that resources are built from, besides ConfigMap `istio` of the root namespace.
-pub const KINDS: [Kind; 20] = [
+pub const KINDS: [Kind; 21] = [
     Kind::Namespace,
     Kind::Node,
     Kind::Pod,
     Kind::Service,
     Kind::EndpointSlice,
+    Kind::NetworkPolicy,
     Kind::AuthorizationPolicy,
     Kind::PeerAuthentication,
     Kind::RequestAuthentication,

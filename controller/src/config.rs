@@ -260,6 +260,7 @@ pub fn mesh(reader: &mut Reader) -> Mesh {
         trust_domain: trust_domain.unwrap_or_default(),
         root_namespace: text(reader, "ROOT_NAMESPACE").into(),
         dry_run: reader.flag("AMBIENT_ENABLE_DRY_RUN_AUTHORIZATION_POLICY", false),
+        ..Mesh::default()
     }
 }
 

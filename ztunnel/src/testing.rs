@@ -39,6 +39,7 @@ pub fn workload(namespace: &str, name: &str, address: impl Into<IpAddr>) -> Work
         cluster: "Kubernetes".into(),
         locality: Locality::default(),
         capacity: 1,
+        direct: false,
     }
 }
 

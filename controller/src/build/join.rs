@@ -87,6 +87,7 @@ impl Builder {
         // Which providers there are decides what of a Telemetry holds.
         self.dirty.telemetry.extend(self.world.telemetry.all().map(|(name, _)| name));
         let mut mesh = self.base.clone();
+        mesh.same_node = self.mesh_config.same_node;
         if let Some(root) = &self.mesh_config.root_namespace {
             mesh.root_namespace = root.clone();
         }
@@ -309,6 +310,7 @@ impl Builder {
                 policies: self.policies_of(name, pod, &services, strict),
                 services,
                 waypoint: self.world.bound(Target::Workload, &pod.metadata, &self.mesh).destination(),
+                direct: self.world.is_direct(&name.0, pod, &self.mesh),
             };
             let mut workload = translate::workload(pod, node.map(|node| &**node), attached, &self.mesh)?;
             if self.is_cut_off(name) {

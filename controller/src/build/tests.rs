@@ -123,6 +123,44 @@ fn one_edited_object_sends_what_it_concerns_and_nothing_else() {
     assert_eq!(world.set("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {a: b}}\n"), [""; 0]);
 }
 
+#[test]
+fn who_may_do_without_a_tunnel_is_said_by_its_namespace_the_mesh_and_network_policies() {
+    let mut world = World::new(&shop());
+    let namespace = |label: &str| {
+        format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{stillmesh.io/same-node: {label}}}}}\n"
+        )
+    };
+    let filter = |app: &str| {
+        format!(
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: f, namespace: shop}}\nspec: {{podSelector: \
+             {{matchLabels: {{app: {app}}}}}, ingress: [{{}}]}}\n"
+        )
+    };
+    let direct = |world: &World| ["page-0", "page-1", "details-0"].map(|name| world.workload(name).direct);
+    assert_eq!(direct(&world), [false; 3]);
+    assert_eq!(world.set(&namespace("direct")).len(), 3);
+    assert_eq!(direct(&world), [true; 3]);
+    assert_eq!(world.set(&filter("page")).len(), 2, "whom it selects, and nobody else");
+    assert_eq!(direct(&world), [false, false, true]);
+    assert_eq!(world.set(&filter("details")).len(), 3, "whom it selected, and whom it selects");
+    assert_eq!(direct(&world), [true, true, false]);
+    assert_eq!(world.remove(Kind::NetworkPolicy, "shop", "f"), ["workload Kubernetes//Pod/shop/details-0"]);
+    let mesh = |value: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system, annotations: {{stillmesh.io/same-node: \
+             {value}}}}}\n"
+        )
+    };
+    world.set(&namespace("tunnel"));
+    world.set(&mesh("direct"));
+    assert_eq!(direct(&world), [false; 3], "the namespace has said");
+    world.set("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n");
+    assert_eq!(direct(&world), [true; 3]);
+    world.set(&mesh("tunnel"));
+    assert_eq!(direct(&world), [false; 3]);
+}
+
 fn route(name: &str, parent: &str, backend: &str) -> String {
     format!(
         "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  parentRefs: \

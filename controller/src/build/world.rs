@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use stillmesh_core::model::Str;
 use stillmesh_core::model::access::AccessKind;
@@ -15,6 +16,7 @@ use stillmesh_k8s::istio::telemetry::Telemetry;
 use stillmesh_k8s::istio::{AuthorizationPolicy, PeerAuthentication, RequestAuthentication};
 use stillmesh_k8s::labels::{self, Labels};
 use stillmesh_k8s::object::DEFAULT_NAMESPACE;
+use stillmesh_k8s::same_node;
 use stillmesh_k8s::translate::{self, Mesh, Target as Attached};
 
 use super::accesses::Accesses;
@@ -87,6 +89,7 @@ pub(super) struct World {
     pub pods: Grouped<Pod>,
     pub services: Grouped<Service>,
     pub slices: Grouped<EndpointSlice>,
+    pub network_policies: Grouped<NetworkPolicy>,
     pub policies: Grouped<AuthorizationPolicy>,
     pub peers: Grouped<PeerAuthentication>,
     pub authentications: Grouped<RequestAuthentication>,
@@ -215,6 +218,23 @@ impl World {
             self.pods.get(name).is_some_and(|pod| labels::match_all(wanted, labels::of(&pod.metadata.labels)))
         };
         some.chain(all.into_iter().flatten()).filter(has)
+    }
+
+    /// The pods that a NetworkPolicy of their namespace is about.
+    pub fn pods_filtered_by<'a>(
+        &'a self,
+        namespace: &'a Str,
+        policy: &'a NetworkPolicy,
+    ) -> impl Iterator<Item = Name> + 'a {
+        let filtered = self.pods.of(namespace).filter(|(_, pod)| same_node::is_filtered(policy, pod));
+        filtered.map(|(name, _)| (namespace.clone(), name.clone()))
+    }
+
+    /// Whether a pod may be connected without a tunnel on its node.
+    pub fn is_direct(&self, namespace: &Str, pod: &Pod, mesh: &Mesh) -> bool {
+        let is_filtered = || self.network_policies.of(namespace).any(|(_, policy)| same_node::is_filtered(policy, pod));
+        let namespace = self.namespaces.get(namespace).map(|one| &**one);
+        same_node::is_wanted(namespace, mesh.same_node) && !is_filtered()
     }
 
     /// The namespaces that have pods.

@@ -169,7 +169,7 @@ impl Blocked<'_> {
 mod tests {
     use k8s_openapi::api::core::v1::Pod;
     use serde_json::{Value, json};
-    use stillmesh_k8s::parse;
+    use stillmesh_k8s::{Object, parse};
 
     use super::*;
 
@@ -199,9 +199,9 @@ mod tests {
         let patches: Vec<String> = found.iter().map(Blocked::patch).collect();
         let mended: Vec<NetworkPolicy> = patches
             .iter()
-            .map(|text| {
-                let one = parse::foreign("", text).remove(0).value;
-                serde_json::from_value(one).unwrap()
+            .map(|text| match parse::documents("", text).objects.remove(0).object {
+                Object::NetworkPolicy(policy) => NetworkPolicy::clone(&policy),
+                other => panic!("{other:?}"),
             })
             .collect();
         let with: Vec<&NetworkPolicy> = all.iter().copied().chain(&mended).collect();

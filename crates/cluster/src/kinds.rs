@@ -9,6 +9,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{ApiResource, DynamicObject};
 use kube::runtime::watcher::{self, watcher};
@@ -45,7 +46,7 @@ macro_rules! typed {
 }
 
 typed!(Namespace, Node, ServiceAccount, ConfigMap, Secret, Pod, Deployment, Service, EndpointSlice);
-typed!(HorizontalPodAutoscaler, PodDisruptionBudget);
+typed!(HorizontalPodAutoscaler, PodDisruptionBudget, NetworkPolicy);
 
 impl Read for DynamicObject {
     fn read(mut self) -> Found {
@@ -106,6 +107,7 @@ pub(crate) fn spawn(
         Kind::PodDisruptionBudget => namespaced!(PodDisruptionBudget),
         Kind::Service => namespaced!(Service),
         Kind::EndpointSlice => namespaced!(EndpointSlice),
+        Kind::NetworkPolicy => namespaced!(NetworkPolicy),
         Kind::AuthorizationPolicy => checked!(AuthorizationPolicy),
         Kind::PeerAuthentication => checked!(PeerAuthentication),
         Kind::RequestAuthentication => checked!(RequestAuthentication),

@@ -56,6 +56,7 @@ pub fn workload(name: &str) -> Workload {
         cluster: "Kubernetes".into(),
         locality: Locality::default(),
         capacity: 1,
+        direct: false,
     }
 }
 

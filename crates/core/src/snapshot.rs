@@ -76,7 +76,8 @@ pub struct Touched {
     pub everything: bool,
     /// Every destination in these namespaces. Sorted.
     pub namespaces: Vec<Str>,
-    /// These destinations: other policies apply to them, a policy that they name changed, or they are new. Sorted.
+    /// These destinations: other policies apply to them, a policy that they name changed, they are new, or they may not be
+    /// connected without a tunnel any more. Sorted.
     pub workloads: Vec<WorkloadUid>,
     /// What a waypoint carries for these services: what is attached to them changed. Sorted.
     pub services: Vec<ServiceKey>,

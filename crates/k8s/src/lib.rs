@@ -5,7 +5,8 @@
 //!
 //! Read in this order: [`object`] (what there is), [`parse`] (text to objects), [`select`] (who is in the mesh), [`capture`] (how far that has come),
 //! [`gateway`] (waypoints: whose, who is bound, what runs them), [`translate`] (objects to the model of
-//! `stillmesh-core`), [`status`] (conditions to write back). [`network_policy`] is Kubernetes' own filter in front of it all.
+//! `stillmesh-core`), [`status`] (conditions to write back). [`network_policy`] is Kubernetes' own filter in front of it all, [`same_node`] who may do without
+//! tunnels where there is none.
 #![forbid(unsafe_code)]
 
 pub mod capture;
@@ -18,6 +19,7 @@ pub mod mesh_config;
 pub mod network_policy;
 pub mod object;
 pub mod parse;
+pub mod same_node;
 pub mod select;
 pub mod status;
 pub mod steering;

@@ -11,6 +11,7 @@ pub use telemetry::{HIDDEN_HEADERS, HIDDEN_PARAMETERS, of as providers};
 
 use crate::finding::{Finding, Position, Severity};
 use crate::parse;
+use crate::same_node::{DIRECT, SAME_NODE, TUNNEL};
 
 /// Name of the ConfigMap.
 pub const CONFIG_MAP: &str = "istio";
@@ -28,6 +29,8 @@ pub struct MeshConfig {
     pub path_normalization: PathNormalization,
     /// What is told of requests, and by whom; `None` where nothing is said of it. Its key is set by who publishes it.
     pub telemetry: Option<TelemetrySettings>,
+    /// Whether pods are connected without a tunnel where both ends are on one node: annotation [`SAME_NODE`].
+    pub same_node: bool,
     /// What has no effect, or cannot be read, and why.
     pub findings: Vec<Finding>,
 }
@@ -56,6 +59,14 @@ pub fn read(map: &ConfigMap, at: &Position) -> MeshConfig {
             ..finding(Severity::Error, "", message, "names with commas between them are accepted, -name leaves one out")
         };
         config.findings.extend(flaws.drain(..).map(wrong));
+    }
+    let same_node = map.metadata.annotations.as_ref().and_then(|all| all.get(SAME_NODE)).map(String::as_str);
+    config.same_node = same_node == Some(DIRECT);
+    if let Some(odd) = same_node.filter(|said| ![DIRECT, TUNNEL].contains(said)) {
+        let message = format!("unknown value {odd:?}: as {TUNNEL}");
+        let path = format!("metadata.annotations[{SAME_NODE:?}]");
+        let hint = format!("{DIRECT} and {TUNNEL} are accepted");
+        config.findings.push(Finding { path, ..finding(Severity::Error, "", message, &hint) });
     }
     config.telemetry = (told != none).then(|| told.clone());
     let Some(text) = map.data.as_ref().and_then(|data| data.get(KEY)) else { return config };
@@ -224,6 +235,19 @@ mod tests {
             assert!(told.contains(part), "{part} is not in {told}");
         }
         assert_eq!(config.findings.len(), 6, "{told}");
+    }
+
+    #[test]
+    fn what_is_on_one_node_does_without_a_tunnel_where_an_annotation_says_so() {
+        let said = |value: &str| {
+            let mut map = map("");
+            map.metadata.annotations = Some([(SAME_NODE.to_owned(), value.to_owned())].into());
+            let config = read(&map, &Position::file("m"));
+            (config.same_node, told(&config))
+        };
+        assert_eq!((said("direct"), said("tunnel")), ((true, Vec::new()), (false, Vec::new())));
+        let (wanted, told) = said("yes");
+        assert!(!wanted && told[0].contains("direct and tunnel are accepted"), "{told:?}");
     }
 
     #[test]

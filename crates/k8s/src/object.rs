@@ -7,6 +7,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Serialize, Serializer};
@@ -103,6 +104,7 @@ kinds! {
     PodDisruptionBudget { "PodDisruptionBudget", &["policy/v1"], true },
     Service { "Service", &["v1"], true },
     EndpointSlice { "EndpointSlice", &["discovery.k8s.io/v1"], true },
+    NetworkPolicy { "NetworkPolicy", &["networking.k8s.io/v1"], true },
     AuthorizationPolicy { "AuthorizationPolicy", &["security.istio.io/v1", "security.istio.io/v1beta1"], true },
     PeerAuthentication { "PeerAuthentication", &["security.istio.io/v1", "security.istio.io/v1beta1"], true },
     RequestAuthentication {

@@ -20,6 +20,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node as KubeNode, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use serde::de::DeserializeOwned;
 use serde_saphyr::options::DuplicateKeyPolicy;
@@ -351,6 +352,7 @@ fn typed(kind: Kind, root: &Node) -> Result<(Object, Vec<Unknown>), Mismatch> {
         Kind::PodDisruptionBudget => read::<PodDisruptionBudget>(root),
         Kind::Service => read::<Service>(root),
         Kind::EndpointSlice => read::<EndpointSlice>(root),
+        Kind::NetworkPolicy => read::<NetworkPolicy>(root),
         Kind::AuthorizationPolicy => read::<AuthorizationPolicy>(root),
         Kind::PeerAuthentication => read::<PeerAuthentication>(root),
         Kind::RequestAuthentication => read::<RequestAuthentication>(root),

@@ -66,6 +66,8 @@ pub struct Mesh {
     /// Whether policies annotated `istio.io/dry-run` are sent to nodes, which only log them. Istio's default is to
     /// reject them (contract 5.3).
     pub dry_run: bool,
+    /// Whether pods are connected without a tunnel where both ends are on one node, in namespaces that say nothing of it.
+    pub same_node: bool,
 }
 
 impl Default for Mesh {
@@ -78,6 +80,7 @@ impl Default for Mesh {
             trust_domain: TrustDomain::default(),
             root_namespace: "istio-system".into(),
             dry_run: false,
+            same_node: false,
         }
     }
 }

@@ -31,6 +31,7 @@ pub(crate) fn workload(name: &str, host: u8, node: &str, policies: &[&str], serv
         cluster: "Kubernetes".into(),
         locality: Locality::default(),
         capacity: 1,
+        direct: false,
     };
     Change::Workload(workload.into())
 }

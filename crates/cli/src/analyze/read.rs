@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde::Deserialize as _;
 use serde_json::Value;
@@ -14,7 +13,6 @@ use stillmesh_k8s::{Object, ObjectKey, Placed, Position};
 
 use super::code;
 use super::message::Message;
-use crate::cluster::objects::Resource;
 use crate::offline::{FILE_BYTES, Written, take_text};
 use crate::why::place::Place;
 
@@ -31,7 +29,6 @@ const UNKNOWN: [&str; 4] = ["MAN001", "MAN002", "MAN003", "MAN004"];
 #[derive(Debug, Default)]
 pub(super) struct Input {
     pub(super) written: Written,
-    pub(super) network_policies: Vec<(NetworkPolicy, Position)>,
     /// What was found while reading.
     pub(super) messages: Vec<Message>,
     /// The objects of what runs, where that is among it: then what is not there is not there.
@@ -43,8 +40,7 @@ pub(super) struct Input {
 }
 
 impl Input {
-    /// What runs besides what the controller follows: ServiceAccounts, and NetworkPolicies, of which a mesh on one machine has
-    /// none. What cannot be read is noted.
+    /// What runs besides what the controller follows: ServiceAccounts. What cannot be read is noted.
     pub(super) async fn others(&mut self, place: &Place) {
         match place.list("ServiceAccount", "", "").await {
             Ok(listed) => listed.iter().for_each(|one| take_text(&mut self.written, "(live)", &one.to_string())),
@@ -52,14 +48,6 @@ impl Input {
                 self.are_accounts_unknown = true;
                 self.notes.push(format!("ServiceAccounts cannot be read, and clients are not looked up: {error:#}"));
             }
-        }
-        let Place::Cluster { objects } = place else { return };
-        match objects.list(&Resource::new("networking.k8s.io/v1", "NetworkPolicy"), "", "").await {
-            Ok(listed) => {
-                let read = |value: &Value| Some((NetworkPolicy::deserialize(value).ok()?, Position::file("")));
-                self.network_policies.extend(listed.iter().filter_map(read));
-            }
-            Err(error) => self.notes.push(format!("NetworkPolicies cannot be read, and are not looked at: {error:#}")),
         }
     }
 
@@ -125,7 +113,7 @@ impl Input {
     }
 
     fn foreign(&mut self, one: Foreign, ignore_unknown: bool) {
-        let Foreign { mut value, at, meant } = one;
+        let Foreign { value, at, meant } = one;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let (kind, name, version) =
             (text(&value["kind"]), text(&value["metadata"]["name"]), text(&value["apiVersion"]));
@@ -145,16 +133,6 @@ impl Input {
         if MESH_GROUPS.iter().any(|one| group == *one || group.ends_with(&format!(".{one}"))) {
             if !ignore_unknown {
                 say(code::UNSUPPORTED, format!("kind {kind} ({version}) is not read by this mesh: it has no effect"));
-            }
-        } else if kind == "NetworkPolicy" && group == "networking.k8s.io" {
-            value["metadata"]["namespace"] = namespace.into();
-            match NetworkPolicy::deserialize(&value) {
-                Ok(policy) => {
-                    let id = |one: &NetworkPolicy| (one.metadata.namespace.clone(), one.metadata.name.clone());
-                    self.network_policies.retain(|(one, _)| id(one) != id(&policy));
-                    self.network_policies.push((policy, at));
-                }
-                Err(error) => say(code::INVALID, error.to_string()),
             }
         } else if TEMPLATES.contains(&kind.as_str()) {
             let template = match kind.as_str() {

@@ -218,6 +218,7 @@ fn of_status(world: &World, object: &Object, verdict: Option<&Verdict>, all: &mu
         Kind::Deployment,
         Kind::Namespace,
         Kind::EndpointSlice,
+        Kind::NetworkPolicy,
         Kind::ServiceAccount,
         Kind::ConfigMap,
         Kind::Secret,

@@ -7,7 +7,7 @@ use stillmesh_core::decide;
 use stillmesh_core::model::TunnelProtocol;
 use stillmesh_k8s::gateway::class::is_of_waypoint;
 use stillmesh_k8s::network_policy::{Direction, End};
-use stillmesh_k8s::{Kind, ObjectKey, labels};
+use stillmesh_k8s::{Kind, Object, ObjectKey, labels};
 
 use super::code;
 use super::message::Message;
@@ -64,7 +64,13 @@ fn locked_out(world: &World, all: &mut Vec<Message>) {
 
 /// NetworkPolicies that let clients reach applications and not tunnels.
 fn filtered(world: &World, all: &mut Vec<Message>) {
-    let policies: Vec<_> = world.network_policies.iter().map(|(policy, _)| policy).collect();
+    let policies: Vec<_> = world
+        .of_kind(Kind::NetworkPolicy)
+        .filter_map(|(_, object)| match object {
+            Object::NetworkPolicy(policy) => Some(&**policy),
+            _ => None,
+        })
+        .collect();
     let members: Vec<Member<'_>> = world
         .pods()
         .filter_map(|(key, pod)| {
@@ -85,9 +91,7 @@ fn filtered(world: &World, all: &mut Vec<Message>) {
         })
         .collect();
     for found in blocked::find(&policies, &members) {
-        let at = world.network_policies.iter().find(|(policy, _)| std::ptr::eq(policy, found.policy));
-        let at = at.map(|(_, at)| at.clone()).unwrap_or_else(|| stillmesh_k8s::Position::file(""));
-        let title = format!("NetworkPolicy {}", found.name());
+        let key = Object::NetworkPolicy(found.policy.clone().into()).key();
         let way = match found.direction {
             Direction::Ingress => "what reaches",
             Direction::Egress => "what leaves",
@@ -97,7 +101,7 @@ fn filtered(world: &World, all: &mut Vec<Message>) {
             found.text(),
             found.patch()
         );
-        all.push(Message::titled(code::BLOCKED, &title, at, text.trim_end()));
+        all.push(world.message(code::BLOCKED, &key, text.trim_end()));
     }
 }
 

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
-use k8s_openapi::api::networking::v1::NetworkPolicy;
 use stillmesh_controller::build::origin;
 use stillmesh_core::model::{ServiceKey, Workload};
 use stillmesh_k8s::select::{Enrolment, enrolled};
@@ -38,7 +37,6 @@ const SUPPRESS: &str = "galley.istio.io/analyze-suppress";
 pub(super) struct World {
     /// As they are written, with what a cluster would add.
     pub(super) objects: BTreeMap<ObjectKey, Placed>,
-    pub(super) network_policies: Vec<(NetworkPolicy, Position)>,
     pub(super) known: Known,
     /// Whether what runs is among it.
     pub(super) is_live: bool,
@@ -50,7 +48,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(input: Input, mesh: Mesh) -> anyhow::Result<Self> {
-        let Input { written, network_policies, running, are_accounts_unknown, notes: unread, .. } = input;
+        let Input { written, running, are_accounts_unknown, notes: unread, .. } = input;
         let keys: BTreeSet<ObjectKey> = written.objects.keys().cloned().collect();
         let quiet = written.objects.iter().filter_map(|(key, placed)| {
             let codes = labels::of(&placed.object.metadata().annotations).get(SUPPRESS)?;
@@ -67,7 +65,7 @@ impl World {
         notes.extend(unread);
         let objects = completed.objects.clone();
         let known = offline::known(completed, mesh, notes)?;
-        Ok(Self { objects, network_policies, known, is_live, are_accounts_unknown, written: keys, quiet })
+        Ok(Self { objects, known, is_live, are_accounts_unknown, written: keys, quiet })
     }
 
     /// What was assumed.

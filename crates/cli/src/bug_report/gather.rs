@@ -37,11 +37,10 @@ const MOST_PODS: usize = 400;
 /// Namespaces that the mesh has something of its own in, whatever it is called.
 const ROOT: &str = "istio-system";
 /// Kinds of a cluster that are not the mesh's matter, and explain it.
-const MORE: [(&str, &str); 9] = [
+const MORE: [(&str, &str); 8] = [
     ("v1", "Event"),
     ("apps/v1", "DaemonSet"),
     ("apps/v1", "StatefulSet"),
-    ("networking.k8s.io/v1", "NetworkPolicy"),
     ("networking.istio.io/v1", "ServiceEntry"),
     ("networking.istio.io/v1", "WorkloadEntry"),
     ("coordination.k8s.io/v1", "Lease"),

@@ -160,6 +160,7 @@ impl Who<'_> {
             cluster: self.mesh.cluster.clone(),
             locality: Locality::default(),
             capacity: 1,
+            direct: false,
         }
     }
 

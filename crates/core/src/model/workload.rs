@@ -60,6 +60,9 @@ pub struct Workload {
     pub locality: Locality,
     /// Load balancing weight; at least 1.
     pub capacity: u32,
+    /// Whether it and others of its node that say so, too, may be connected without a tunnel: its namespace asks for it, and
+    /// nothing below the mesh filters its packets.
+    pub direct: bool,
 }
 
 impl Workload {

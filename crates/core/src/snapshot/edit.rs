@@ -155,10 +155,12 @@ impl Edit {
     }
 }
 
-/// Whether other policies apply to `new` than to `old`, or it is no longer the same one to them.
+/// Whether other policies apply to `new` than to `old`, it is no longer the same one to them, or may not do without tunnels any more.
 fn judged_otherwise(old: &Workload, new: &Workload) -> bool {
     old.authorization_policies != new.authorization_policies
         || old.namespace != new.namespace
         || old.service_account != new.service_account
         || old.trust_domain != new.trust_domain
+        // What is open without a tunnel may be so no longer.
+        || (old.direct && !new.direct)
 }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use super::names::Rule;
 use super::node::{Node, Place, Value};
 use crate::object::Kind;
+use crate::same_node::{DIRECT, SAME_NODE, TUNNEL};
 
 /// Something that an object must not have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +42,7 @@ impl Flaws {
 pub(super) fn object(kind: Kind, root: &Node, flaws: &mut Flaws) {
     metadata(kind, root, flaws);
     match kind {
+        Kind::Namespace => namespace(root, flaws),
         Kind::Service => service(root, flaws),
         Kind::Pod => pod_spec(root, "spec", flaws),
         Kind::Deployment => deployment(root, flaws),
@@ -58,15 +60,26 @@ pub(super) fn object(kind: Kind, root: &Node, flaws: &mut Flaws) {
         Kind::DestinationRule => super::check_virtual::destination_rule(root, flaws),
         Kind::Telemetry => super::check_telemetry::telemetry(root, flaws),
         Kind::ReferenceGrant => super::check_gateway::reference_grant(root, flaws),
-        Kind::Namespace
-        | Kind::Node
+        Kind::Node
         | Kind::ServiceAccount
         | Kind::ConfigMap
         | Kind::Secret
         | Kind::HorizontalPodAutoscaler
         | Kind::PodDisruptionBudget
+        | Kind::NetworkPolicy
         | Kind::Bypass
         | Kind::Quarantine => {}
+    }
+}
+
+/// What a namespace says of its pods' tunnels.
+fn namespace(root: &Node, flaws: &mut Flaws) {
+    let Some(label) = root.at_path(&["metadata", "labels", SAME_NODE]) else { return };
+    let said = label.text().unwrap_or_default();
+    if ![DIRECT, TUNNEL].contains(&said) {
+        let message = format!("unknown value {said:?}: as {TUNNEL}");
+        let hint = format!("{DIRECT} and {TUNNEL} are accepted");
+        flaws.warn("MAN007", label.at, &format!("metadata.labels[{SAME_NODE:?}]"), message, &hint);
     }
 }
 

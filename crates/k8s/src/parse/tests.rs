@@ -36,6 +36,16 @@ fn an_absent_namespace_is_default_and_cluster_kinds_have_none() {
 }
 
 #[test]
+fn a_namespace_that_says_something_odd_of_tunnels_is_told() {
+    let of = |value: &str| {
+        let labels = format!("{{stillmesh.io/same-node: {value}}}");
+        findings(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: a, labels: {labels}}}\n"))
+    };
+    assert!(of("direct").is_empty() && of("tunnel").is_empty());
+    assert!(of("yes-please")[0].contains("direct and tunnel are accepted"), "{:?}", of("yes-please"));
+}
+
+#[test]
 fn json_and_lists_are_read_too() {
     let text = "{\n\t\"apiVersion\": \"v1\", \"kind\": \"List\", \"items\": [\n\t{\"apiVersion\":\"v1\",\"kind\":\"Namespace\",\
                 \"metadata\":{\"name\":\"a\"}},\n\t{\"apiVersion\":\"v1\",\"kind\":\"Nope\",\"metadata\":{\"name\":\"b\"}}]}";

@@ -26,6 +26,8 @@ pub struct Attached {
     pub policies: Vec<PolicyKey>,
     /// The waypoint that it is bound to.
     pub waypoint: Option<Gateway>,
+    /// Whether it may be connected without a tunnel on its node.
+    pub direct: bool,
 }
 
 /// The key of a pod.
@@ -89,6 +91,7 @@ pub fn workload(pod: &Pod, node: Option<&Node>, attached: Attached, mesh: &Mesh)
         cluster: mesh.cluster.clone(),
         locality: node.map(locality).unwrap_or_default(),
         capacity: 1,
+        direct: attached.direct,
     })
 }
 
@@ -132,6 +135,7 @@ pub fn slice_workload(
         cluster: mesh.cluster.clone(),
         locality: Locality { zone: endpoint.zone.as_deref().unwrap_or_default().into(), ..Locality::default() },
         capacity: 1,
+        direct: false,
     })
 }
 

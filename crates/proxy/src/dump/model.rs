@@ -90,6 +90,7 @@ pub fn workload(workload: &Workload) -> Value {
         .maybe("locality", Some(region.done()).filter(|region| region.as_object().is_some_and(|map| !map.is_empty())))
         .list("services", workload.services.iter().map(|(key, _)| key.to_string().into()))
         .maybe("capacity", (workload.capacity != 1).then(|| workload.capacity.into()))
+        .maybe("direct", workload.direct.then_some(Value::Bool(true)))
         .done()
 }
 

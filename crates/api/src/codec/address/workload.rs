@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use prost::Message as _;
 use stillmesh_core::model::{
     ApplicationTunnel, Gateway, Health, Locality, NetworkMode, PolicyKey, PortMapping, ServiceKey, TrustDomain,
     TunnelProtocol, Workload, WorkloadType, WorkloadUid,
@@ -10,7 +11,12 @@ use stillmesh_core::model::{
 use super::super::texts::{self, shared};
 use super::super::{FieldError, fields};
 use super::wire;
+use crate::proto::google::protobuf::Any;
 use wire::application_tunnel::Protocol;
+
+/// The extension of a workload that may be connected without a tunnel on its node, and what it is in. Others pass over it.
+const DIRECT: &str = "stillmesh.io/same-node";
+const DIRECT_TYPE: &str = "type.googleapis.com/google.protobuf.BoolValue";
 
 pub(super) fn decode(wire: wire::Workload) -> Result<Workload, FieldError> {
     if wire.uid.is_empty() {
@@ -70,7 +76,19 @@ pub(super) fn decode(wire: wire::Workload) -> Result<Workload, FieldError> {
         canonical_revision: shared(&wire.canonical_revision),
         workload_name: shared(&wire.workload_name),
         native_tunnel: wire.native_tunnel,
+        direct: wire.extensions.iter().any(direct),
     })
+}
+
+/// One that cannot be read says nothing.
+fn direct(wire: &wire::Extension) -> bool {
+    let config = wire.config.as_ref().filter(|config| wire.name == DIRECT && config.type_url == DIRECT_TYPE);
+    config.is_some_and(|config| bool::decode(config.value.clone()).unwrap_or(false))
+}
+
+fn direct_wire() -> wire::Extension {
+    let value = true.encode_to_vec().into();
+    wire::Extension { name: DIRECT.to_owned(), config: Some(Any { type_url: DIRECT_TYPE.to_owned(), value }) }
 }
 
 fn gateway(field: &str, wire: Option<&wire::GatewayAddress>) -> Result<Option<Gateway>, FieldError> {
@@ -159,7 +177,7 @@ pub(super) fn encode(workload: &Workload) -> wire::Workload {
             NetworkMode::Standard => wire::NetworkMode::Standard.into(),
             NetworkMode::HostNetwork => wire::NetworkMode::HostNetwork.into(),
         },
-        extensions: Vec::new(),
+        extensions: workload.direct.then(direct_wire).into_iter().collect(),
         capacity: (workload.capacity != 1)
             .then_some(crate::proto::google::protobuf::UInt32Value { value: workload.capacity }),
     }

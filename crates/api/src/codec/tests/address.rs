@@ -66,7 +66,14 @@ fn workload_wire() -> Wire {
         .message(23, Wire::new().number(1, 1).number(2, 9090))
         .message(24, Wire::new().text(1, "r").text(2, "z").text(3, "s"))
         .number(25, 1)
+        .message(26, same_node(Wire::new().number(1, 1)))
         .message(27, Wire::new().number(1, 7))
+}
+
+/// Our own extension.
+fn same_node(value: Wire) -> Wire {
+    let any = Wire::new().text(1, "type.googleapis.com/google.protobuf.BoolValue").message(2, value);
+    Wire::new().text(1, "stillmesh.io/same-node").message(2, any)
 }
 
 fn workload() -> Workload {
@@ -105,6 +112,7 @@ fn workload() -> Workload {
         cluster: "west".into(),
         locality: Locality { region: "r".into(), zone: "z".into(), subzone: "s".into() },
         capacity: 7,
+        direct: true,
     }
 }
 
@@ -130,6 +138,17 @@ fn what_a_workload_does_not_say_has_the_contracts_defaults() {
     assert_eq!(workload.waypoint, None);
     assert_eq!(workload.health, Health::Healthy);
     assert_eq!(workload.application_tunnel, None);
+}
+
+#[test]
+fn what_cannot_be_read_does_not_do_without_a_tunnel() {
+    let direct = |extension: Wire| read_workload(Wire::new().text(20, UID).message(26, extension)).unwrap().direct;
+    assert!(direct(same_node(Wire::new().number(1, 1))));
+    let of_another_type = Wire::new().text(1, "x").message(2, Wire::new().number(1, 1));
+    let foreign = Wire::new().text(1, "stillmesh.io/same-node").message(2, of_another_type);
+    for no in [same_node(Wire::new()), same_node(Wire::new().text(1, "x")), foreign, Wire::new()] {
+        assert!(!direct(no));
+    }
 }
 
 #[test]

@@ -97,6 +97,7 @@ prop_compose! {
             authorization_policies: Vec::new(),
             health: Health::Healthy,
             capacity: 1,
+            direct: false,
         }
     }
 }
@@ -107,10 +108,10 @@ prop_compose! {
         waypoint in option::of(gateway()), network_gateway in option::of(gateway()), kind in 0..4usize,
         native_tunnel in any::<bool>(), tunnel in option::of((any::<bool>(), option::of(port()))),
         services in services(), authorization_policies in vec(policy_key(), 0..3), sick in any::<bool>(),
-        capacity in 1..u32::MAX,
+        capacity in 1..u32::MAX, direct in any::<bool>(),
     ) -> Workload {
         Workload {
-            addresses, waypoint, network_gateway, native_tunnel, services, authorization_policies, capacity,
+            addresses, waypoint, network_gateway, native_tunnel, services, authorization_policies, capacity, direct,
             tunnel_protocol: if hbone { TunnelProtocol::Hbone } else { TunnelProtocol::None },
             network_mode: if host { NetworkMode::HostNetwork } else { NetworkMode::Standard },
             workload_type: [WorkloadType::Deployment, WorkloadType::CronJob, WorkloadType::Pod, WorkloadType::Job][kind],

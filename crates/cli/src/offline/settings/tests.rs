@@ -39,7 +39,7 @@ fn a_controllers_deployment_says_what_holds_for_its_mesh() {
         domain: "cluster.example".into(),
         trust_domain: TrustDomain::new("td.example").unwrap(),
         root_namespace: "roots".into(),
-        dry_run: false,
+        ..Mesh::default()
     };
     assert_eq!(mesh.unwrap(), expected);
     assert_eq!(said(&controller(&[("TRUST_DOMAIN", "")])).unwrap(), Mesh::default());
