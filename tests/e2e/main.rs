@@ -15,6 +15,7 @@
 mod analyze;
 mod bench;
 mod confined;
+mod direct;
 mod faults;
 mod flows;
 mod input;

@@ -164,7 +164,7 @@ impl From<&Live> for Connection {
                 address: facts.source_addr.to_string(),
                 workload: facts.source.as_ref().map(|workload| workload.name.clone()),
                 namespace: facts.source_party().namespace,
-                identity: facts.source_identity.as_ref().filter(|_| facts.mutual_tls()).map(ToString::to_string),
+                identity: facts.source_identity.as_ref().filter(|_| facts.are_ends_proved()).map(ToString::to_string),
             },
             destination: End {
                 address: facts.destination_addr.to_string(),
@@ -173,7 +173,7 @@ impl From<&Live> for Connection {
                 identity: facts
                     .destination
                     .as_ref()
-                    .filter(|_| facts.mutual_tls())
+                    .filter(|_| facts.are_ends_proved())
                     .map(|workload| workload.identity().to_string()),
             },
             original: facts.original.to_string(),

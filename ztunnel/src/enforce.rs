@@ -3,7 +3,8 @@
 //!
 //! One pass per 50 ms at most ([`Turns`]).
 //!
-//! Outbound connections are decided once, but for this: those from or to a workload that a Quarantine cuts off are closed.
+//! Outbound connections are decided once, but for this: those from or to a workload that a Quarantine cuts off are closed, and those
+//! without a tunnel from or to one that needs one now.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,12 +13,12 @@ use std::time::Instant;
 use stillmesh_core::attrs::InboundAttrs;
 use stillmesh_core::decide;
 use stillmesh_core::explain::Reason;
-use stillmesh_core::model::WorkloadUid;
+use stillmesh_core::model::{Workload, WorkloadUid};
 use stillmesh_core::snapshot::{Snapshot, Touched};
 use stillmesh_proxy::{Pass, Turns};
 
 use crate::quarantine::CutOff;
-use crate::record::{Direction, Facts, Flag, Ledger, Live, Outcome};
+use crate::record::{Direction, Facts, Flag, Ledger, Live, Outcome, Protocol};
 
 /// Decides again. Belongs to the writer of snapshots.
 #[derive(Debug)]
@@ -39,11 +40,10 @@ impl Pass for Enforcer {
     /// have been told to close. Waits only if something open was touched.
     async fn pass(&mut self, snapshot: &Snapshot, touched: Touched) {
         let heard = Instant::now();
-        let quarantined = quarantined(snapshot, &touched);
-        if !select(&self.ledger, &touched, &quarantined).is_empty() {
+        if !select(&self.ledger, snapshot, &touched).is_empty() {
             self.turns.next().await;
             // Selected anew: connections come and go while a pass waits.
-            let selected = select(&self.ledger, &touched, &quarantined);
+            let selected = select(&self.ledger, snapshot, &touched);
             let closed: Vec<&Arc<Live>> = selected.iter().filter(|live| enforce(snapshot, live)).collect();
             self.turns.done();
             if !closed.is_empty() {
@@ -59,18 +59,21 @@ impl Pass for Enforcer {
     }
 }
 
-/// Of the touched workloads those that a Quarantine cuts off.
-fn quarantined<'a>(snapshot: &Snapshot, touched: &'a Touched) -> HashSet<&'a WorkloadUid> {
-    let is_cut_off = |uid: &&WorkloadUid| snapshot.workload(uid).is_some_and(|one| one.quarantine().is_some());
-    touched.workloads.iter().filter(is_cut_off).collect()
-}
-
-/// The open connections that a change may concern: inbound ones, and all with an end that is cut off.
-fn select(ledger: &Ledger, touched: &Touched, quarantined: &HashSet<&WorkloadUid>) -> Vec<Arc<Live>> {
+/// The open connections that a change may concern: inbound ones, and of the others those with an end that is cut off, or that may
+/// not do without a tunnel any more.
+fn select(ledger: &Ledger, snapshot: &Snapshot, touched: &Touched) -> Vec<Arc<Live>> {
+    let of = |is: fn(&Workload) -> bool| -> HashSet<&WorkloadUid> {
+        let is = |uid: &&WorkloadUid| snapshot.workload(uid).is_some_and(|one| is(one));
+        touched.workloads.iter().filter(is).collect()
+    };
+    let quarantined = of(|one| one.quarantine().is_some());
+    let tunnelled = if ledger.has_direct() { of(|one| !one.direct) } else { HashSet::new() };
     let mut selected = Vec::new();
-    if !quarantined.is_empty() {
+    if !quarantined.is_empty() || !tunnelled.is_empty() {
+        let is_one = |uid: &WorkloadUid, is_direct| quarantined.contains(uid) || (is_direct && tunnelled.contains(uid));
         selected = ledger.outbound(|facts| {
-            facts.source.iter().chain(&facts.destination).any(|workload| quarantined.contains(&workload.uid))
+            let is_direct = facts.protocol == Protocol::Direct;
+            facts.source.iter().chain(&facts.destination).any(|workload| is_one(&workload.uid, is_direct))
         });
     }
     selected.extend(inbound(ledger, touched));
@@ -98,13 +101,34 @@ fn inbound(ledger: &Ledger, touched: &Touched) -> Vec<Arc<Live>> {
 
 /// Whether the connection was closed now.
 fn enforce(snapshot: &Snapshot, live: &Live) -> bool {
-    let Some(reason) = ends(snapshot, &live.facts).filter(|_| !live.cut.is_cut()) else { return false };
+    if live.cut.is_cut() {
+        return false;
+    }
+    let Some(outcome) = ends(snapshot, &live.facts).map(denied).or_else(|| needs_tunnel(snapshot, &live.facts)) else {
+        return false;
+    };
+    live.cut.cut(outcome);
+    true
+}
+
+fn denied(reason: Reason) -> Outcome {
     let error = Some(match &reason {
         Reason::Quarantined { .. } => format!("connection closed: {reason}"),
         _ => "connection closed due to policy change".to_owned(),
     });
-    live.cut.cut(Outcome { error, flag: Flag::Deny, reason: Some(reason) });
-    true
+    Outcome { error, flag: Flag::Deny, reason: Some(reason) }
+}
+
+/// How a connection ends that has no tunnel and needs one now; opened anew, it gets one. `None` where it goes on.
+pub fn needs_tunnel(snapshot: &Snapshot, facts: &Facts) -> Option<Outcome> {
+    let is_direct = facts.protocol == Protocol::Direct && facts.direction == Direction::Outbound;
+    let mut ends = facts.source.iter().chain(&facts.destination);
+    if !is_direct || ends.all(|one| snapshot.workload(&one.uid).is_none_or(|now| now.direct)) {
+        return None;
+    }
+    let why = "connection closed: its ends may not be connected without a tunnel any more (a NetworkPolicy selects one of them, or \
+               its namespace does not ask for it)";
+    Some(Outcome { error: Some(why.to_owned()), flag: Flag::None, reason: None })
 }
 
 /// Why a connection ends now; `None` where it goes on.

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use stillmesh_hbone::Memory;
+use stillmesh_hbone::copy::Pipes;
 use tokio::sync::Semaphore;
 
+use crate::capture::pods::Table;
 use crate::config::{Config, SourceAddress};
 use crate::dns::answer::Zone;
 use crate::dns::resolv::Resolv;
@@ -16,6 +18,9 @@ use crate::workers::Workers;
 
 /// Questions for probes at a time; further connections are refused without one.
 const PROBE_QUESTIONS: usize = 32;
+
+/// Pipes that are lent at a time, for each worker: half of what the kernel lets an ordinary user have of full size, for four of them.
+const PIPES: usize = 32;
 
 /// One per process.
 #[derive(Debug)]
@@ -42,6 +47,10 @@ pub struct Node {
     pub zone: Zone,
     /// Where other names are asked.
     pub resolv: Resolv,
+    /// The pods that are served.
+    pub pods: Table,
+    /// What bytes between two of them pass through, by worker.
+    pipes: Vec<Pipes>,
     /// The kernel has refused to send from addresses that are not ours.
     spoofing_refused: AtomicBool,
 }
@@ -68,6 +77,8 @@ impl Node {
             zone: Zone::new(&config.cluster_domain, &resolv.search, config.ipv6)
                 .preferring(config.dns.as_ref().and_then(|dns| dns.preferred_namespace.clone())),
             metrics: ledger.metrics().clone(),
+            pods: Table::default(),
+            pipes: (0..workers.count()).map(|_| Pipes::new(PIPES)).collect(),
             config,
             snapshots,
             identities,
@@ -76,6 +87,11 @@ impl Node {
             resolv,
             spoofing_refused: AtomicBool::new(false),
         })
+    }
+
+    /// The pipes of a worker; of none, where there is no such worker.
+    pub fn pipes(&self, worker: usize) -> Pipes {
+        self.pipes.get(worker).cloned().unwrap_or_else(|| Pipes::new(0))
     }
 
     /// Whether a delivery should try to keep the client's address.

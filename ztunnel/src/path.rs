@@ -1,6 +1,7 @@
 //! READ FIRST: how a connection is carried. Each file reads capture → lookup → decide → tunnel → deliver, one call
 //! each; everything else in this crate serves those calls.
 
+pub mod direct;
 mod error;
 pub mod inbound;
 pub mod outbound;

@@ -130,6 +130,8 @@ pub enum Protocol {
     Tcp,
     /// In a HBONE tunnel.
     Hbone,
+    /// As they are, from one pod of this node to another, both of which this process holds.
+    Direct,
 }
 
 impl Protocol {
@@ -138,6 +140,7 @@ impl Protocol {
         match self {
             Self::Tcp => "TCP",
             Self::Hbone => "HBONE",
+            Self::Direct => "DIRECT",
         }
     }
 }
@@ -159,7 +162,7 @@ pub struct Facts {
     pub source: Option<Arc<Workload>>,
     /// What a client is called in telemetry that is no known workload.
     pub described: Option<Box<Party>>,
-    /// The client's identity, only where mutual TLS proved it.
+    /// The client's identity, only where mutual TLS proved it, or the pod that it was captured in.
     pub source_identity: Option<Identity>,
     /// What the client asked for.
     pub original: SocketAddr,
@@ -187,11 +190,16 @@ impl Facts {
         self.source.as_deref().map_or_else(described, Party::from)
     }
 
+    /// Whether both ends are who they are said to be: by mutual TLS, or since both are pods that this process holds.
+    pub fn are_ends_proved(&self) -> bool {
+        matches!(self.protocol, Protocol::Hbone | Protocol::Direct)
+    }
+
     fn labels(&self, flag: Flag) -> TrafficLabels {
         TrafficLabels::from(LabelParts {
             direction: self.direction,
             source: &self.source_party(),
-            source_identity: self.source_identity.as_ref().filter(|_| self.mutual_tls()),
+            source_identity: self.source_identity.as_ref().filter(|_| self.are_ends_proved()),
             destination: self.destination.as_ref(),
             service: self.service.as_ref(),
             flag,
@@ -250,6 +258,11 @@ impl Record {
             (Direction::Inbound, Protocol::Hbone) => First::Server,
             _ => First::Client,
         }));
+        Self::sharing(ledger, facts, bytes)
+    }
+
+    /// Starts the record of the other end of a connection: the same bytes are both ends'.
+    pub fn sharing(ledger: &Arc<Ledger>, facts: Facts, bytes: Arc<Bytes>) -> Self {
         Self {
             ledger: ledger.clone(),
             facts: Arc::new(facts),

@@ -1,5 +1,5 @@
 //! The mesh's side of a connection: HBONE out through pools, plain TCP where the destination is outside the tunnels,
-//! HBONE in.
+//! HBONE in. What needs no tunnel, since it stays on this node, is opened by [`crate::path::direct`].
 
 pub mod identities;
 pub mod pools;
@@ -20,6 +20,7 @@ use crate::capture::{Captured, Pod};
 use crate::deliver::connect;
 use crate::node::Node;
 use crate::path::PathError;
+use crate::path::direct::Arrived;
 use crate::record::Facts;
 use crate::record::metrics::OnDemandDns;
 
@@ -30,6 +31,8 @@ pub enum Upstream {
     Tcp(TcpStream),
     /// A CONNECT that was answered 200.
     Hbone(Stream),
+    /// A connection in another pod of this node.
+    Direct(Box<Arrived>),
 }
 
 /// What was opened, and to whom.

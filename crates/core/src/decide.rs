@@ -51,6 +51,20 @@ pub struct OutboundPlan {
     pub reason: Reason,
 }
 
+impl OutboundPlan {
+    /// The application's address, where the tunnel would lead from `source` to a workload of the same node, no waypoint is in
+    /// between, and both may be connected without a tunnel.
+    pub fn directly(&self, source: &Workload) -> Option<SocketAddr> {
+        let upstream = self.upstream.as_ref()?;
+        let OutboundProtocol::Hbone { authority: Authority::Address(to), waypoint: false, .. } = &self.protocol else {
+            return None;
+        };
+        let is_near = !source.node.is_empty() && source.node == upstream.node && source.cluster == upstream.cluster;
+        let is_its_own = upstream.addresses.contains(&to.ip());
+        (is_near && is_its_own && source.direct && upstream.direct).then_some(*to)
+    }
+}
+
 /// What to dial.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Dial {

@@ -249,7 +249,7 @@ impl RowShape {
             ("", workload) => key.push_str(workload),
             (identity, _) => key.push_str(identity),
         }
-        let is_clear = record.hop == Hop::Inbound && !record.is_tunnelled;
+        let is_clear = record.hop == Hop::Inbound && !record.is_tunnelled && !record.is_direct;
         let service = one.text(Field::Service);
         let has_endpoint = record.hop == Hop::Inbound || service.is_empty();
         let port = match record.hop {

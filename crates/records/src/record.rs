@@ -144,6 +144,8 @@ pub struct Record {
     pub is_refused: bool,
     /// Whether it left, or came, in a HBONE tunnel.
     pub is_tunnelled: bool,
+    /// Whether it went from one pod of a node straight to another, both of which the node's tunnel holds.
+    pub is_direct: bool,
     /// The reason's stable code.
     pub reason: &'static str,
     /// What to do about it; empty where nothing is to be done.

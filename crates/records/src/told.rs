@@ -64,6 +64,9 @@ pub struct Told {
     pub retries: u16,
     /// Whether it went, or came, through a HBONE tunnel.
     pub tunnelled: bool,
+    /// Whether it went from one pod of a node straight to another, both of which the node's tunnel holds.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub direct: bool,
     /// The client.
     pub source: Source,
     /// Who was meant, and who was to serve it.
@@ -186,6 +189,7 @@ impl Told {
             path: text(Field::Path),
             retries: record.retries,
             tunnelled: record.is_tunnelled,
+            direct: record.is_direct,
             source: Source {
                 address: address(record.source),
                 workload: text(Field::Source),

@@ -1,11 +1,13 @@
 //! One captured pod: its namespace's thread, its listeners, its connections, its end.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
 use stillmesh_api::succession::Place as Passed;
 use stillmesh_api::zds::PodInfo;
 use stillmesh_runtime::accept::{Acceptor, Permit};
@@ -44,6 +46,8 @@ pub struct Pod {
     pub since: SystemTime,
     /// Its probes, for when there is nobody to ask.
     pub(crate) had_probes: Had,
+    /// Addresses that are known to be its own.
+    addresses: Mutex<Vec<IpAddr>>,
     places: Arc<Semaphore>,
     limit: usize,
     tasks: Tasks,
@@ -103,6 +107,7 @@ impl Pod {
             thread,
             since: SystemTime::now(),
             had_probes: Had::default(),
+            addresses: Mutex::default(),
             places: Arc::new(Semaphore::new(limit)),
             limit,
             drain: trigger,
@@ -126,6 +131,25 @@ impl Pod {
     pub fn place(&self) -> Result<OwnedSemaphorePermit, PathError> {
         let full = |_| PathError::Full { what: "connections of this pod", limit: self.limit };
         self.places.clone().try_acquire_owned().map_err(full)
+    }
+
+    /// What tells one more connection of this pod to end; `None` once it takes nothing new.
+    pub fn watch(&self) -> Option<Watch> {
+        let watch = self.drain.watch();
+        watch.started().is_none().then_some(watch)
+    }
+
+    /// Whether an address is its own, as its kernel has it.
+    pub async fn has_address(&self, ip: IpAddr) -> bool {
+        if self.addresses.lock().contains(&ip) {
+            return true;
+        }
+        let bound = self.thread.run(move || UdpSocket::bind(SocketAddr::new(ip, 0))).await;
+        let is_own = matches!(bound, Ok(Ok(_)));
+        if is_own {
+            self.addresses.lock().push(ip);
+        }
+        is_own
     }
 
     /// Its own workload, waited for within the bound.

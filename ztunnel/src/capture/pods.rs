@@ -34,6 +34,13 @@ impl Table {
         self.pods.lock().values().cloned().collect()
     }
 
+    /// The only one of this namespace and name.
+    pub fn named(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        let pods = self.pods.lock();
+        let mut found = pods.values().filter(|pod| pod.info.name == name && pod.info.namespace == namespace);
+        found.next().filter(|_| found.next().is_none()).cloned()
+    }
+
     pub(super) fn get(&self, uid: &str) -> Option<Arc<Pod>> {
         self.pods.lock().get(uid).cloned()
     }
@@ -86,8 +93,8 @@ impl Pods {
     /// No pods yet. `tasks` owns everything that runs for them.
     pub fn new(node: Arc<Node>, tasks: Tasks) -> Self {
         let shared = Shared {
+            table: node.pods.clone(),
             node,
-            table: Table::default(),
             tasks,
             given: Mutex::default(),
             heir: watch::Sender::new(Heir::None),
@@ -251,6 +258,14 @@ impl Shared {
                 *predecessor = None;
             }
         }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // The node knows the pods, whose tasks know the node.
+        let pods = std::mem::take(&mut *self.table.pods.lock());
+        drop(pods);
     }
 }
 

@@ -10,6 +10,7 @@ use stillmesh_runtime::drain::Watch;
 use tokio::net::TcpStream;
 
 use crate::path::PathError;
+use crate::path::direct::Arrived;
 use crate::record::{Live, Record};
 use crate::tunnel::Upstream;
 
@@ -33,6 +34,8 @@ pub enum Sides {
     Tunnel(Arc<TcpStream>, Stream),
     /// Two sockets.
     Sockets(Box<[TcpStream; 2]>),
+    /// The application's socket, and what is open in another pod of this node.
+    Direct(TcpStream, Box<Arrived>),
 }
 
 impl Sides {
@@ -41,6 +44,7 @@ impl Sides {
         match upstream {
             Upstream::Tcp(upstream) => Self::Sockets(Box::new([socket, upstream])),
             Upstream::Hbone(stream) => Self::Tunnel(Arc::new(socket), stream),
+            Upstream::Direct(arrived) => Self::Direct(socket, arrived),
         }
     }
 }
@@ -62,6 +66,7 @@ impl<K> Carried<K> {
                 let mut copying = Box::pin(copy::sockets(first, second, counters));
                 bounded(copying.as_mut(), &self.live, &self.watch).await
             }
+            Sides::Direct(socket, arrived) => Box::pin(arrived.carry(socket, &self.live, &self.watch)).await,
         };
         match carried {
             Ok(()) => self.record.complete(),

@@ -90,6 +90,36 @@ async fn a_denied_connection_is_closed_with_the_policy_as_reason() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_has_no_tunnel_is_closed_when_it_needs_one_and_nothing_else_is() {
+    let mut world = World::new();
+    let put = |direct: bool| {
+        let of = |name: &str, n: u8| Workload { direct, ..testing::workload("shop", name, [10, 0, 0, n]) };
+        [Change::Workload(Arc::new(of("page-1", 1))), Change::Workload(Arc::new(of("details-1", 2)))]
+    };
+    (world.snapshot, _) = world.snapshot.apply(&put(true));
+    let open = |world: &World, protocol: Protocol| {
+        let (record, _) = world.connect("shop", "details-1");
+        let source = Some(Arc::new(testing::workload("shop", "page-1", [10, 0, 0, 1])));
+        let facts = Facts { direction: Direction::Outbound, protocol, source, ..record.facts().clone() };
+        let mut record = Record::new(&world.ledger, facts);
+        (record.enlist(), record)
+    };
+    let ((direct, _one), (tunnel, _other)) = (open(&world, Protocol::Direct), open(&world, Protocol::Hbone));
+    let (snapshot, touched) = world.snapshot.apply(&put(true)[..]);
+    world.enforcer.pass(&snapshot, touched).await;
+    assert!(!direct.cut.is_cut());
+    let (snapshot, touched) = world.snapshot.apply(&put(false)[..1]);
+    world.enforcer.pass(&snapshot, touched).await;
+    assert!(direct.cut.is_cut() && !tunnel.cut.is_cut());
+    assert!(direct.cut.wait().await.error.unwrap().contains("without a tunnel"));
+    // One that is listed only afterwards learns it as well.
+    assert!(needs_tunnel(&snapshot, &direct.facts).is_some() && needs_tunnel(&snapshot, &tunnel.facts).is_none());
+    assert!(needs_tunnel(&world.snapshot, &direct.facts).is_none());
+    drop((_one, _other));
+    assert!(!world.ledger.has_direct());
+}
+
+#[tokio::test(start_paused = true)]
 async fn connections_of_other_namespaces_stay() {
     let mut world = World::new();
     let (_shop, in_shop) = world.connect("shop", "details-1");

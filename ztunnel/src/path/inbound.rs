@@ -159,18 +159,9 @@ impl Tunnel {
     ) -> Result<(OwnedSemaphorePermit, Arc<Live>, Sides), PathError> {
         // Listed before it is decided: a policy that comes between the two finds it.
         let live = record.enlist();
-        let opened = async {
-            let permit = self.pod.place()?;
-            let attrs = InboundAttrs {
-                destination,
-                upstream: plan.upstream,
-                source_ip: self.ends.peer.ip(),
-                source_identity: Some(&self.source),
-            };
-            record.decided(decide::authorize(&self.node.snapshots.load(), &attrs, &self.node)?);
-            Ok::<_, PathError>((permit, self.deliver(&plan).await?))
-        };
-        let (permit, upstream) = match opened.await {
+        let arrival =
+            Arrival { pod: &self.pod, node: &self.node, peer: self.ends.peer, source: &self.source, destination };
+        let (permit, upstream) = match arrival.open(&plan, record).await {
             Ok(opened) => opened,
             Err(error) => {
                 incoming.refuse(status(&error));
@@ -182,22 +173,6 @@ impl Tunnel {
         let stream = accepted.map_err(|source| PathError::Connect { to: self.ends.peer, source })?;
         record.opened();
         Ok((permit, live, Sides::of(upstream, Upstream::Hbone(stream))))
-    }
-
-    /// Connects to the application, and tells it who comes where it wants to know.
-    async fn deliver(&self, plan: &InboundPlan) -> Result<TcpStream, PathError> {
-        let (node, peer) = (&self.node, self.ends.peer);
-        let deadline = Instant::now() + node.config.limits.connect;
-        let Some(asked) = plan.proxy_protocol else {
-            return connect::keeping_source(&self.pod.connecting, node, plan.connect, peer.ip(), deadline).await;
-        };
-        let target = if node.config.localhost_app_tunnel { plan.connect } else { plan.upstream };
-        let mut stream = connect::plain(&self.pod.connecting, node, target, deadline).await?;
-        let header = proxy_header::encode(peer, asked, Some(&self.source));
-        let slow = |_| PathError::Slow { to: target, limit: node.config.limits.connect };
-        let written = timeout_at(deadline, stream.write_all(&header)).await.map_err(slow)?;
-        written.map_err(|source| PathError::Connect { to: target, source })?;
-        Ok(stream)
     }
 
     fn facts(&self, incoming: &Incoming, destination: &Arc<Workload>, plan: Option<&InboundPlan>) -> Facts {
@@ -230,8 +205,58 @@ impl Tunnel {
     }
 }
 
+/// Somebody whose identity is known, and who wants to be let in.
+pub(super) struct Arrival<'a> {
+    /// Where to.
+    pub pod: &'a Pod,
+    /// Its node.
+    pub node: &'a Node,
+    /// From which address.
+    pub peer: SocketAddr,
+    /// Who it is.
+    pub source: &'a Identity,
+    /// The pod's workload.
+    pub destination: &'a Arc<Workload>,
+}
+
+impl Arrival<'_> {
+    /// Takes a place, asks the policies, connects to the application. The record is listed already: a policy that comes
+    /// between the two finds it.
+    pub(super) async fn open(
+        &self,
+        plan: &InboundPlan,
+        record: &mut Record,
+    ) -> Result<(OwnedSemaphorePermit, TcpStream), PathError> {
+        let permit = self.pod.place()?;
+        let attrs = InboundAttrs {
+            destination: self.destination,
+            upstream: plan.upstream,
+            source_ip: self.peer.ip(),
+            source_identity: Some(self.source),
+        };
+        record.decided(decide::authorize(&self.node.snapshots.load(), &attrs, self.node)?);
+        Ok((permit, self.deliver(plan).await?))
+    }
+
+    /// Connects to the application, and tells it who comes where it wants to know.
+    async fn deliver(&self, plan: &InboundPlan) -> Result<TcpStream, PathError> {
+        let (node, peer) = (self.node, self.peer);
+        let deadline = Instant::now() + node.config.limits.connect;
+        let Some(asked) = plan.proxy_protocol else {
+            return connect::keeping_source(&self.pod.connecting, node, plan.connect, peer.ip(), deadline).await;
+        };
+        let target = if node.config.localhost_app_tunnel { plan.connect } else { plan.upstream };
+        let mut stream = connect::plain(&self.pod.connecting, node, target, deadline).await?;
+        let header = proxy_header::encode(peer, asked, Some(self.source));
+        let slow = |_| PathError::Slow { to: target, limit: node.config.limits.connect };
+        let written = timeout_at(deadline, stream.write_all(&header)).await.map_err(slow)?;
+        written.map_err(|source| PathError::Connect { to: target, source })?;
+        Ok(stream)
+    }
+}
+
 /// The answer to a CONNECT that fails (contract 3.2). What another endpoint might take is 503.
-fn status(error: &PathError) -> StatusCode {
+pub(super) fn status(error: &PathError) -> StatusCode {
     match error.reason() {
         Some(Reason::ForeignAuthority { .. }) => StatusCode::BAD_REQUEST,
         Some(reason) if reason.is_denial() => StatusCode::UNAUTHORIZED,

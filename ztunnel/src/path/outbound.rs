@@ -11,15 +11,16 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::PathError;
+use super::direct::Near;
+use super::{PathError, direct};
 use crate::capture::pod::Held;
 use crate::capture::{self, Captured, Pod};
-use crate::decide;
 use crate::deliver::copy::{Carried, Sides};
 use crate::node::Node;
 use crate::record::{self, Direction, Early, Facts, Protocol, Record};
 use crate::tunnel::{self, Upstream};
 use crate::workers::Place;
+use crate::{decide, enforce};
 
 /// How many endpoints a connection is offered to before it fails (design: data path).
 pub const MOST_TRIES: usize = 3;
@@ -111,8 +112,13 @@ impl Trip {
         };
         let live = record.opened();
         // One that came between the decision and the listing has not seen this connection.
-        if let Some(reason) = stillmesh_core::decide::cut_off(&self.node.snapshots.load(), &self.source) {
+        let snapshot = self.node.snapshots.load();
+        if let Some(reason) = stillmesh_core::decide::cut_off(&snapshot, &self.source) {
             record.fail(&PathError::Denied { reason });
+            return None;
+        }
+        if let Some(outcome) = enforce::needs_tunnel(&snapshot, record.facts()) {
+            record.fail(&PathError::Cut { outcome });
             return None;
         }
         let (sides, watch) = (Sides::of(conn.stream, upstream), self.held.watch.clone());
@@ -130,12 +136,13 @@ impl Trip {
         let deadline = Instant::now() + self.node.config.limits.connect;
         let mut tried: Vec<WorkloadUid> = Vec::new();
         let mut plan = first?;
-        let early = tunnel::Early::new(&conn.stream);
         for tries_left in (0..MOST_TRIES).rev() {
-            record.learn(|facts| learn(facts, &plan));
+            let near = direct::near(&plan, &self.source, conn, &self.node).await;
+            record.learn(|facts| learn(facts, &plan, near.as_ref()));
             record.decided(plan.reason.clone());
             tried.extend(plan.upstream.as_ref().map(|workload| workload.uid.clone()));
             let other_way = || decide(conn, &self.source, &self.node, &tried).ok().filter(|next| is_new(next, &tried));
+            let early = tunnel::Early::new(&conn.stream);
             let request = tunnel::Request {
                 plan: &plan,
                 source: &self.source,
@@ -144,7 +151,13 @@ impl Trip {
                 early: &early,
                 deadline,
             };
-            let tried_once = self.try_once(&request, tries_left, || other_way().is_some()).await;
+            let opening = async {
+                match near {
+                    Some(near) => near.open(&request, &self.node, self.worker, record.bytes()).await,
+                    None => tunnel::open(&request, &self.pod, &self.node, self.worker).await,
+                }
+            };
+            let tried_once = self.try_once(&request, opening, tries_left, || other_way().is_some()).await;
             let error = match tried_once {
                 Ok(opened) => {
                     record.learn(|facts| facts.destination_addr = opened.next_hop);
@@ -176,6 +189,7 @@ impl Trip {
     async fn try_once(
         &self,
         request: &tunnel::Request<'_>,
+        opening: impl Future<Output = Result<tunnel::Opened, PathError>>,
         tries_left: usize,
         is_other_way: impl Fn() -> bool,
     ) -> Result<tunnel::Opened, PathError> {
@@ -185,7 +199,7 @@ impl Trip {
         };
         let left = request.deadline.saturating_duration_since(Instant::now());
         let share = left / u32::try_from(tries_left + 1).unwrap_or(1);
-        let mut opening = std::pin::pin!(tunnel::open(request, &self.pod, &self.node, self.worker));
+        let mut opening = std::pin::pin!(opening);
         match timeout(share, &mut opening).await {
             Ok(opened) => opened,
             // Nor may there be another try once something may have been delivered.
@@ -226,10 +240,13 @@ fn facts(conn: &Captured, source: &Arc<Workload>) -> Facts {
     }
 }
 
-fn learn(facts: &mut Facts, plan: &OutboundPlan) {
+fn learn(facts: &mut Facts, plan: &OutboundPlan, near: Option<&Near>) {
     facts.destination_addr = plan.dial.address().unwrap_or(facts.original);
     facts.hbone_addr = tunnel::authority(plan);
     facts.protocol = if facts.hbone_addr.is_some() { Protocol::Hbone } else { Protocol::Tcp };
+    if let Some(near) = near {
+        (facts.destination_addr, facts.hbone_addr, facts.protocol) = (near.to(), None, Protocol::Direct);
+    }
     facts.destination = plan.upstream.clone();
     facts.service = plan.service.clone();
 }

@@ -40,6 +40,7 @@ pub(super) fn draft(facts: &Facts, story: &Story<'_>) -> Draft {
         hop: hop(facts.direction),
         is_refused: story.failure.is_some() && (story.opened.is_none() || was_refused),
         is_tunnelled: facts.protocol == Protocol::Hbone,
+        is_direct: facts.protocol == Protocol::Direct,
         retries: story.retries,
         source: facts.source_addr.into(),
         original: facts.original.into(),

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
@@ -20,7 +20,7 @@ use stillmesh_records::Recorder;
 use super::labels::Word;
 use super::metrics::{Metrics, Reporter};
 use super::span::Hops;
-use super::{Direction, Facts, Flag, Outcome};
+use super::{Direction, Facts, Flag, Outcome, Protocol};
 
 /// Which end of a connection is the first side of its copying.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +151,8 @@ pub struct Ledger {
     shards: Vec<Mutex<Shard>>,
     hasher: RandomState,
     next: AtomicU64,
+    /// Ends of connections without a tunnel.
+    direct: AtomicUsize,
 }
 
 impl Ledger {
@@ -165,6 +167,7 @@ impl Ledger {
             shards: (0..Self::SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             next: AtomicU64::new(1),
+            direct: AtomicUsize::new(0),
         })
     }
 
@@ -201,6 +204,9 @@ impl Ledger {
             counted: OnceLock::new(),
         });
         let key = Self::key(&live);
+        if live.facts.protocol == Protocol::Direct {
+            self.direct.fetch_add(1, Ordering::SeqCst);
+        }
         if let Some(shard) = self.shard(&key) {
             shard.lock().entry(key).or_default().insert(live.number, live.clone());
         }
@@ -209,6 +215,9 @@ impl Ledger {
 
     pub(super) fn delist(&self, live: &Live) {
         let key = Self::key(live);
+        if live.facts.protocol == Protocol::Direct {
+            self.direct.fetch_sub(1, Ordering::SeqCst);
+        }
         let Some(shard) = self.shard(&key) else { return };
         let mut shard = shard.lock();
         if let Some(of_workload) = shard.get_mut(&key) {
@@ -259,6 +268,11 @@ impl Ledger {
         let shard = shard.lock();
         let all = shard.get(&None).into_iter().flat_map(HashMap::values);
         all.filter(|live| live.facts.direction == Direction::Outbound && select(&live.facts)).cloned().collect()
+    }
+
+    /// Whether anything is open without a tunnel, between two pods of this node.
+    pub fn has_direct(&self) -> bool {
+        self.direct.load(Ordering::SeqCst) > 0
     }
 
     /// Everything open, in no order.

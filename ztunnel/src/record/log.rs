@@ -13,10 +13,10 @@ pub const ACCESS: &str = "access";
 
 /// The event of a connection that is over.
 pub(super) fn complete(facts: &Facts, bytes: &Bytes, duration: Duration, outcome: &Outcome) {
-    let tls = facts.mutual_tls();
-    let source_identity = facts.source_identity.as_ref().filter(|_| tls).map(ToString::to_string);
+    let proved = facts.are_ends_proved();
+    let source_identity = facts.source_identity.as_ref().filter(|_| proved).map(ToString::to_string);
     let destination_identity =
-        facts.destination.as_ref().filter(|_| tls).map(|workload| workload.identity().to_string());
+        facts.destination.as_ref().filter(|_| proved).map(|workload| workload.identity().to_string());
     let (received, sent) = (bytes.received(), bytes.sent());
     // The metrics count from the server's point of view at both ends; the log speaks for the end that writes it.
     let (bytes_sent, bytes_recv) = match facts.direction {

@@ -140,10 +140,10 @@ fn span(trace: u128, facts: &Facts, story: &Story<'_>) -> Span {
 
 /// As OpenTelemetry's conventions name them, and as the access log does (contract 9.4).
 fn attributes(facts: &Facts, story: &Story<'_>) -> Vec<KeyValue> {
-    let tls = facts.mutual_tls();
-    let source_identity = facts.source_identity.as_ref().filter(|_| tls).map(ToString::to_string);
+    let (tls, proved) = (facts.mutual_tls(), facts.are_ends_proved());
+    let source_identity = facts.source_identity.as_ref().filter(|_| proved).map(ToString::to_string);
     let destination = facts.destination.as_ref();
-    let destination_identity = destination.filter(|_| tls).map(|workload| workload.identity().to_string());
+    let destination_identity = destination.filter(|_| proved).map(|workload| workload.identity().to_string());
     let texts = [
         ("src.workload", facts.source.as_ref().map(|workload| workload.name.to_string())),
         ("src.namespace", facts.source_party().namespace.as_deref().map(str::to_owned)),

@@ -17,7 +17,7 @@ pub(crate) fn of(connection: &Connection) -> String {
         let _ = write!(text, "\n  {}. {}", number + 1, hop(told, is_told_below));
     }
     let first = connection.hops.first();
-    if first.is_some_and(|told| told.hop == Hop::Inbound && !told.tunnelled) {
+    if first.is_some_and(|told| told.hop == Hop::Inbound && !told.tunnelled && !told.direct) {
         text.push_str("\n  (it came in clear text: no tunnel of the mesh carried it from its client)");
     } else if first.is_some_and(|told| told.hop != Hop::Outbound) && !is_simulated(connection) {
         text.push_str("\n  (the client's own tunnel has no record of it: older than its records, or another mesh's)");
@@ -106,12 +106,16 @@ fn hop(told: &Told, is_told_below: bool) -> String {
                 let _ = write!(text, ", service {}", to.service);
             }
             if !to.upstream.is_empty() && (!told.refused || !to.endpoint.is_empty()) {
-                let how = if told.tunnelled { "through a tunnel" } else { "as it is" };
+                let how = match (told.tunnelled, told.direct) {
+                    (true, _) => "through a tunnel",
+                    (_, true) => "straight, on the same node",
+                    (false, false) => "as it is",
+                };
                 let _ = write!(text, "; to {} {how}", named(&to.endpoint, &to.upstream));
             }
         }
         Hop::Inbound => {
-            let _ = match (told.tunnelled, told.source.identity.as_str()) {
+            let _ = match (told.tunnelled || told.direct, told.source.identity.as_str()) {
                 (true, "") => write!(text, "from {}", told.source.address),
                 (true, identity) => write!(text, "from {identity}"),
                 (false, _) => write!(text, "clear text from {}", named(&told.source.workload, &told.source.address)),

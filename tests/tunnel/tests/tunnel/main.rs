@@ -3,6 +3,7 @@
 
 mod carry;
 mod decisions;
+mod direct;
 mod hostile;
 mod lifecycle;
 mod names;

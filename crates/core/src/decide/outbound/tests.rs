@@ -52,6 +52,35 @@ fn a_service_is_reached_at_an_endpoint_and_its_target_port() {
 }
 
 #[test]
+fn who_may_at_both_ends_on_one_node_is_reached_without_a_tunnel_and_nobody_else() {
+    let near = |world: World| world.dial_name("a", "b", 9000).unwrap().directly(&world.get("a"));
+    let may = |a: bool, b: bool| {
+        let world = World::new().workload("a").workload("b");
+        let world = world.edit("a", |one| (one.node, one.direct) = ("node-1".into(), a));
+        world.edit("b", |one| (one.node, one.direct) = ("node-1".into(), b))
+    };
+    assert_eq!(near(may(true, true)), Some("10.0.0.2:9000".parse().unwrap()));
+    for (a, b) in [(true, false), (false, true), (false, false)] {
+        assert_eq!(near(may(a, b)), None, "{a} {b}");
+    }
+    assert_eq!(near(may(true, true).edit("b", |b| b.node = "node-2".into())), None);
+    let nowhere = may(true, true).edit("b", |b| b.node = "".into()).edit("a", |a| a.node = "".into());
+    assert_eq!(near(nowhere), None, "whose node nobody knows");
+    let plain = may(true, true).edit("b", |b| b.tunnel_protocol = TunnelProtocol::None);
+    assert_eq!(near(plain), None, "it is not captured");
+    // Also where the waypoint itself might be reached without one.
+    let all_may = |world: World| {
+        ["a", "b", "gate/w"]
+            .into_iter()
+            .fold(world, |world, name| world.edit(name, |one| (one.node, one.direct) = ("node-1".into(), true)))
+    };
+    let bound = all_may(gated()).edit("b", |b| b.waypoint = Some(waypoint("gate/w")));
+    assert_eq!(near(bound), None, "its waypoint has to see it");
+    let bound = all_may(web());
+    assert_eq!(bound.dial_name("a", "web", 80).unwrap().directly(&bound.get("a")), None, "its service's has to");
+}
+
+#[test]
 fn the_family_asked_for_is_the_family_dialled() {
     let world = gated().service("web", &[(80, 8080)], &["b"]);
     let plan = world.dial("a", (world.address("web", true), 80).into()).unwrap();
