@@ -62,7 +62,7 @@ fn every_system_is_measured_in_every_round() {
     }
     let found = succeeded(&bench(&arguments));
     let samples = found["samples"].as_array().expect("samples");
-    for system in ["raw", "mesh", "raw-one-node", "mesh-one-node", "plain"] {
+    for system in ["raw", "mesh", "raw-one-node", "mesh-one-node", "direct-one-node", "plain"] {
         for (scenario, quantity) in [
             ("bulk-1", "gbit-per-s"),
             ("closed-64", "per-s"),
@@ -89,7 +89,7 @@ fn every_system_is_measured_in_every_round() {
             .filter(|one| one["scenario"] == *scenario && one["values"]["rss-mib"].as_f64() > Some(0.1))
             .filter_map(|one| one["system"].as_str())
             .collect();
-        assert_eq!(with_memory, ["mesh", "mesh-one-node", "plain"], "{scenario}");
+        assert_eq!(with_memory, ["mesh", "mesh-one-node", "direct-one-node", "plain"], "{scenario}");
     }
     let wire = &found["wire"];
     assert!(
@@ -123,7 +123,7 @@ fn new_tunnels_are_measured_beside_many_pods() {
         // They are about tunnels between nodes.
         assert!(of("raw", scenario, "per-s").is_empty() && of("mesh-one-node", scenario, "per-s").is_empty());
     }
-    for system in ["raw", "mesh", "raw-one-node", "mesh-one-node"] {
+    for system in ["raw", "mesh", "raw-one-node", "mesh-one-node", "direct-one-node"] {
         assert_eq!(of(system, "crowd-open-16", "p99-us").len(), 2, "{system}");
     }
     let memory = of("mesh", "crowd", "rss-mib");
@@ -172,12 +172,12 @@ fn profiles_are_written_where_it_is_asked() {
     command.args(["bench", "--rounds", "1", "--seconds", "0.1", "--foreign", "100", "--json", "--scenario", "echo-1"]);
     command.arg("--profile").arg(&into).env("PATH", format!("{}:{path}", dir.path().display()));
     succeeded(&run(&mut command));
-    for name in ["mesh-1", "mesh-2", "mesh-one-node-1"] {
+    for name in ["mesh-1", "mesh-2", "mesh-one-node-1", "direct-one-node-1"] {
         let text = fs::read_to_string(into.join(format!("echo-1-{name}.txt"))).expect("a report");
         let of: Vec<&str> = text.lines().collect();
         assert!(of.len() == 2 && of[0] == "about" && of[1].parse::<u32>().is_ok(), "{name}: {text}");
     }
-    assert_eq!(fs::read_dir(&into).expect("a folder").count(), 6);
+    assert_eq!(fs::read_dir(&into).expect("a folder").count(), 8);
 }
 
 #[test]

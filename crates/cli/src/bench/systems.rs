@@ -66,6 +66,7 @@ pub(super) fn all(files: &[PathBuf], env: impl Fn(&str) -> Option<String>) -> an
         (OURS, AMBIENT, "node2"),
         ("raw-one-node", "{}", "node1"),
         ("mesh-one-node", AMBIENT, "node1"),
+        ("direct-one-node", DIRECT, "node1"),
     ];
     let mut systems = Vec::new();
     for (name, labels, node) in built_in {
@@ -99,6 +100,8 @@ fn with_tunnel(file: &Path, value: &impl Fn(&str) -> Option<String>) -> anyhow::
 }
 
 const AMBIENT: &str = "{istio.io/dataplane-mode: ambient}";
+/// In the mesh, and without a tunnel where both ends are on one node.
+const DIRECT: &str = "{istio.io/dataplane-mode: ambient, stillmesh.io/same-node: direct}";
 
 impl System {
     fn read(text: &str, value: impl Fn(&str) -> Option<String>) -> anyhow::Result<Self> {
@@ -232,6 +235,7 @@ mod tests {
             ("mesh", true, Wire::Encrypted),
             ("raw-one-node", false, Wire::None),
             ("mesh-one-node", true, Wire::None),
+            ("direct-one-node", true, Wire::None),
         ];
         assert_eq!(told, expected);
         assert_eq!(systems[0].target("10.0.0.1"), "10.0.0.1:7000");
