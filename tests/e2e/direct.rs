@@ -19,7 +19,7 @@ fn received(mesh: &Mesh, namespace: &str, pod: &str) -> u64 {
 /// What is recorded of connections between two pods.
 fn hops(mesh: &Mesh, from: &str, to: &str) -> Vec<Value> {
     // Refused ones come first.
-    let output = mesh.command(&["why", from, to, "--json", "--limit", "1000"]);
+    let output = mesh.command(&["why", from, to, "--json", "--limit", "100"]);
     let found: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     let connections = found["connections"].as_array().into_iter().flatten();
     connections.flat_map(|one| one["hops"].as_array()).flatten().cloned().collect()
