@@ -84,12 +84,14 @@ fn every_system_is_measured_in_every_round() {
         }
     }
     for scenario in ["fresh", "idle-1000"] {
-        let with_memory: Vec<&str> = samples
+        let mut with_memory: Vec<&str> = samples
             .iter()
             .filter(|one| one["scenario"] == *scenario && one["values"]["rss-mib"].as_f64() > Some(0.1))
             .filter_map(|one| one["system"].as_str())
             .collect();
-        assert_eq!(with_memory, ["mesh", "mesh-one-node", "direct-one-node", "plain"], "{scenario}");
+        // Systems take turns in being first.
+        with_memory.sort_unstable();
+        assert_eq!(with_memory, ["direct-one-node", "mesh", "mesh-one-node", "plain"], "{scenario}");
     }
     let wire = &found["wire"];
     assert!(
