@@ -3,12 +3,18 @@
 //! The trigger waits until all watches are dropped or the deadline has passed. Whoever holds a watch stops taking
 //! new work when [`Watch::signaled`] returns, finishes what it has before the deadline and then drops the watch.
 
+use std::future::Future;
 use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::Instant;
+
+use crate::bell::{Bell, Place};
 
 /// How to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,14 +61,22 @@ pub enum Drained {
 /// Makes a connected pair.
 #[must_use]
 pub fn channel() -> (Trigger, Watch) {
-    let (sender, receiver) = watch::channel(None);
+    let (sender, receiver) = watch::channel(State::default());
     (Trigger { sender }, Watch { receiver })
+}
+
+/// What all watches see.
+#[derive(Debug, Default)]
+struct State {
+    signal: Option<Signal>,
+    /// Rung when the drain is immediate. Every connection waits for that.
+    immediate: Arc<Bell>,
 }
 
 /// Starts the drain. Dropping it unused tells every watcher to stop at once.
 #[derive(Debug)]
 pub struct Trigger {
-    sender: watch::Sender<Option<Signal>>,
+    sender: watch::Sender<State>,
 }
 
 impl Trigger {
@@ -75,14 +89,17 @@ impl Trigger {
     /// Tells all watchers; may be called again to shorten the time (a second SIGTERM).
     pub fn start(&self, mode: Mode, grace: Duration) {
         let deadline = Instant::now() + grace;
-        self.sender.send_replace(Some(Signal { mode, deadline }));
+        self.sender.send_modify(|state| state.signal = Some(Signal { mode, deadline }));
+        if mode == Mode::Immediate {
+            self.ring();
+        }
     }
 
     /// Waits until all watches are dropped, at most to the deadline set by the last [`Trigger::start`].
     ///
     /// Cancel-safe: to shorten the time, drop the future, call [`Trigger::start`] again and wait again.
     pub async fn finished(&self) -> Drained {
-        let started = *self.sender.borrow();
+        let started = self.sender.borrow().signal;
         let signal = started.unwrap_or_else(Signal::now);
         match tokio::time::timeout_at(signal.deadline, self.sender.closed()).await {
             Ok(()) => Drained::Clean,
@@ -97,32 +114,70 @@ impl Trigger {
     }
 }
 
+impl Trigger {
+    fn ring(&self) {
+        let immediate = self.sender.borrow().immediate.clone();
+        immediate.ring();
+    }
+}
+
+impl Drop for Trigger {
+    fn drop(&mut self) {
+        self.ring();
+    }
+}
+
 /// Somebody who holds the drain back until dropped.
 #[derive(Clone, Debug)]
 pub struct Watch {
-    receiver: watch::Receiver<Option<Signal>>,
+    receiver: watch::Receiver<State>,
 }
 
 impl Watch {
     /// Returns when the drain starts, at once if it has started. Cancel-safe.
     pub async fn signaled(&self) -> Signal {
         let mut receiver = self.receiver.clone();
-        let signal = receiver.wait_for(Option::is_some).await.map(|signal| *signal);
-        signal.ok().flatten().unwrap_or_else(Signal::now)
+        let started = receiver.wait_for(|state| state.signal.is_some()).await;
+        started.ok().and_then(|state| state.signal).unwrap_or_else(Signal::now)
     }
 
     /// Returns when the drain is immediate, whether from the start or by a later call. Cancel-safe.
-    pub async fn immediate(&self) -> Signal {
-        let mut receiver = self.receiver.clone();
-        let immediate = |signal: &Option<Signal>| signal.is_some_and(|signal| signal.mode == Mode::Immediate);
-        let signal = receiver.wait_for(immediate).await.map(|signal| *signal);
-        signal.ok().flatten().unwrap_or_else(Signal::now)
+    pub async fn immediate(&self) {
+        self.to_immediate().await;
+    }
+
+    /// As [`Watch::immediate`], as a value that is kept. It does not hold the drain back.
+    #[must_use]
+    pub fn to_immediate(&self) -> Immediate {
+        Immediate { bell: self.receiver.borrow().immediate.clone(), place: Place::NONE }
     }
 
     /// The signal, if the drain has started.
     #[must_use]
     pub fn started(&self) -> Option<Signal> {
-        *self.receiver.borrow()
+        self.receiver.borrow().signal
+    }
+}
+
+/// Ready when the drain is immediate.
+#[derive(Debug)]
+pub struct Immediate {
+    bell: Arc<Bell>,
+    place: Place,
+}
+
+impl Future for Immediate {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        this.bell.poll(cx, &mut this.place)
+    }
+}
+
+impl Drop for Immediate {
+    fn drop(&mut self) {
+        self.bell.leave(&mut self.place);
     }
 }
 
@@ -175,7 +230,8 @@ mod tests {
         let second = watch.clone();
         assert_eq!(trigger.drain(Duration::from_secs(5)).await, Drained::Late { held: 2 });
         trigger.start(Mode::Immediate, Duration::ZERO);
-        assert_eq!(second.immediate().await.mode, Mode::Immediate);
+        second.immediate().await;
+        assert_eq!(second.started().map(|signal| signal.mode), Some(Mode::Immediate));
         drop(watch);
     }
 
@@ -184,6 +240,7 @@ mod tests {
         let (trigger, watch) = channel();
         assert_eq!(watch.started(), None);
         drop(trigger);
+        watch.immediate().await;
         assert_eq!(watch.signaled().await.mode, Mode::Immediate);
     }
 }

@@ -6,6 +6,7 @@
 pub mod accept;
 pub mod admin;
 pub mod backoff;
+mod bell;
 pub mod drain;
 pub mod env;
 pub mod sys;

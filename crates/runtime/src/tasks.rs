@@ -5,16 +5,20 @@
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+use pin_project_lite::pin_project;
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+
+use crate::bell::{Bell, Place};
 
 /// A group of tasks with one owner. Clones share the group.
 #[derive(Clone, Debug)]
@@ -24,19 +28,79 @@ pub struct Tasks {
 
 #[derive(Debug)]
 struct Group {
-    name: Arc<str>,
-    tracker: TaskTracker,
+    members: Arc<Members>,
     /// Asks tasks to end; they see it through [`Tasks::cancelled`].
     cancel: CancellationToken,
-    /// Drops tasks where they are.
-    cut: CancellationToken,
-    panics: AtomicU64,
-    parent: Option<Tasks>,
+    _parent: Option<Tasks>,
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        self.cut.cancel();
+        self.members.cut();
+    }
+}
+
+/// What the tasks of a group hold of it, which does not keep the group alive.
+#[derive(Debug)]
+struct Members {
+    name: Arc<str>,
+    /// Tasks that have not ended, those of children included.
+    running: AtomicUsize,
+    /// Told when there are none left.
+    none_left: Notify,
+    /// Rung, it drops tasks where they are.
+    cut: Bell,
+    panics: AtomicU64,
+    parent: Option<Arc<Members>>,
+    children: Mutex<Vec<Weak<Members>>>,
+}
+
+impl Members {
+    fn new(name: Arc<str>, parent: Option<Arc<Self>>) -> Arc<Self> {
+        let members = Arc::new(Self {
+            name,
+            running: AtomicUsize::new(0),
+            none_left: Notify::new(),
+            cut: Bell::default(),
+            panics: AtomicU64::new(0),
+            parent,
+            children: Mutex::default(),
+        });
+        if let Some(parent) = &members.parent {
+            let mut children = parent.children.lock();
+            children.retain(|child| child.strong_count() > 0);
+            children.push(Arc::downgrade(&members));
+            drop(children);
+            if parent.cut.is_rung() {
+                members.cut();
+            }
+        }
+        members
+    }
+
+    /// Itself, its parent, and so on.
+    fn and_parents(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |members| members.parent.as_deref())
+    }
+
+    fn cut(&self) {
+        self.cut.ring();
+        let children = self.children.lock().clone();
+        for child in children.iter().filter_map(Weak::upgrade) {
+            child.cut();
+        }
+    }
+
+    /// Waits until none is running.
+    async fn none_left(&self) {
+        loop {
+            let mut told = pin!(self.none_left.notified());
+            told.as_mut().enable();
+            if self.running.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            told.await;
+        }
     }
 }
 
@@ -56,18 +120,18 @@ impl Tasks {
     /// An empty group. The name appears in logs.
     #[must_use]
     pub fn new(name: impl Into<Arc<str>>) -> Self {
-        Self::with(name.into(), CancellationToken::new(), CancellationToken::new(), None)
+        Self::with(Members::new(name.into(), None), CancellationToken::new(), None)
     }
 
-    fn with(name: Arc<str>, cancel: CancellationToken, cut: CancellationToken, parent: Option<Tasks>) -> Self {
-        let tracker = TaskTracker::new();
-        Self { group: Arc::new(Group { name, tracker, cancel, cut, panics: AtomicU64::new(0), parent }) }
+    fn with(members: Arc<Members>, cancel: CancellationToken, parent: Option<Tasks>) -> Self {
+        Self { group: Arc::new(Group { members, cancel, _parent: parent }) }
     }
 
     /// A group that ends with this one: cancelled and cut with it, and counted among its tasks.
     #[must_use]
     pub fn child(&self, name: impl Into<Arc<str>>) -> Self {
-        Self::with(name.into(), self.group.cancel.child_token(), self.group.cut.child_token(), Some(self.clone()))
+        let members = Members::new(name.into(), Some(self.group.members.clone()));
+        Self::with(members, self.group.cancel.child_token(), Some(self.clone()))
     }
 
     /// Runs a future on the current runtime. Its panic is caught and counted.
@@ -101,37 +165,9 @@ impl Tasks {
         Task { handle: tokio::task::spawn_local(self.wrap(name, future)) }
     }
 
-    /// Everything that surrounds a task: counting here and in all parents, cancellation, catching its panic.
-    fn wrap<F: Future>(&self, name: &'static str, future: F) -> impl Future<Output = Option<F::Output>> + use<F> {
-        // Not within: what an async block captures keeps its place there, beside the box.
-        let future = CatchPanic(Box::pin(future));
-        let cut = self.group.cut.clone();
-        // The tokens keep the groups waiting; the groups themselves are held weakly, so that a task that never ends
-        // does not keep its own owner alive.
-        let groups = std::iter::successors(Some(self), |tasks| tasks.group.parent.as_ref());
-        let tokens: Box<[_]> = groups.map(|tasks| tasks.group.tracker.token()).collect();
-        let owner = Arc::downgrade(&self.group);
-        async move {
-            let outcome = tokio::select! {
-                biased;
-                () = cut.cancelled() => return None,
-                outcome = future => outcome,
-            };
-            let outcome = outcome
-                .inspect_err(|message| {
-                    PANICS.fetch_add(1, Ordering::Relaxed);
-                    let group = owner.upgrade();
-                    let owner = group.as_ref().map_or("one that is gone", |group| {
-                        group.panics.fetch_add(1, Ordering::Relaxed);
-                        &*group.name
-                    });
-                    tracing::error!(task = name, owner, panic = %message, "task panicked");
-                })
-                .ok();
-            // Held until here, in the one place that what is captured has.
-            drop(tokens);
-            outcome
-        }
+    /// Everything that surrounds a task: counting here and in all parents, cutting it, catching its panic.
+    fn wrap<F: Future>(&self, name: &'static str, future: F) -> Member<F> {
+        Member { future, name, membership: Membership::of(&self.group.members) }
     }
 
     /// Asks all tasks to end: those that watch [`Tasks::cancelled`] do.
@@ -156,16 +192,16 @@ impl Tasks {
     /// never yields is not waited for.
     pub async fn shutdown(&self, deadline: Duration) -> Shutdown {
         self.cancel();
-        self.group.tracker.close();
-        let ended = tokio::time::timeout(deadline, self.group.tracker.wait()).await;
+        let members = &self.group.members;
+        let ended = tokio::time::timeout(deadline, members.none_left()).await;
         let shutdown = match ended {
             Ok(()) => Shutdown::Clean,
             Err(_) => Shutdown::Cut { tasks: self.running() },
         };
-        self.group.cut.cancel();
+        members.cut();
         if shutdown != Shutdown::Clean {
-            tracing::warn!(owner = %self.group.name, ?shutdown, "tasks were cut at the deadline");
-            let _ = tokio::time::timeout(AFTER_CUT, self.group.tracker.wait()).await;
+            tracing::warn!(owner = %members.name, ?shutdown, "tasks were cut at the deadline");
+            let _ = tokio::time::timeout(AFTER_CUT, members.none_left()).await;
         }
         shutdown
     }
@@ -173,13 +209,13 @@ impl Tasks {
     /// Tasks that have not ended, those of children included.
     #[must_use]
     pub fn running(&self) -> usize {
-        self.group.tracker.len()
+        self.group.members.running.load(Ordering::Acquire)
     }
 
     /// Tasks of this group (not of its children) that panicked.
     #[must_use]
     pub fn panics(&self) -> u64 {
-        self.group.panics.load(Ordering::Relaxed)
+        self.group.members.panics.load(Ordering::Relaxed)
     }
 }
 
@@ -234,17 +270,71 @@ impl Drop for CutOnDrop {
     }
 }
 
-/// Polls a future and turns its panic into its message.
-struct CatchPanic<F>(Pin<Box<F>>);
+/// A task's place in its group, given back when dropped.
+struct Membership {
+    members: Arc<Members>,
+    cut: Place,
+}
 
-impl<F: Future> Future for CatchPanic<F> {
-    type Output = Result<F::Output, String>;
+impl Membership {
+    fn of(members: &Arc<Members>) -> Self {
+        for members in members.and_parents() {
+            members.running.fetch_add(1, Ordering::Relaxed);
+        }
+        Self { members: members.clone(), cut: Place::NONE }
+    }
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+    fn is_cut(&mut self, cx: &Context<'_>) -> bool {
+        // A task has the same waker all its life: it is told once.
+        if self.cut == Place::NONE {
+            self.members.cut.poll(cx, &mut self.cut).is_ready()
+        } else {
+            self.members.cut.is_rung()
+        }
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.members.cut.leave(&mut self.cut);
+        for members in self.members.and_parents() {
+            if members.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+                members.none_left.notify_waiters();
+            }
+        }
+    }
+}
+
+pin_project! {
+    /// A future that ends when its group is cut or when it panics.
+    struct Member<F> {
+        #[pin]
+        future: F,
+        name: &'static str,
+        // Dropped last.
+        membership: Membership,
+    }
+}
+
+impl<F: Future> Future for Member<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if this.membership.is_cut(cx) {
+            return Poll::Ready(None);
+        }
         // Unwind safety: the future is dropped after a panic and never polled again.
-        match std::panic::catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(context))) {
-            Ok(poll) => poll.map(Ok),
-            Err(payload) => Poll::Ready(Err(panic_message(payload.as_ref()))),
+        match std::panic::catch_unwind(AssertUnwindSafe(|| this.future.poll(cx))) {
+            Ok(poll) => poll.map(Some),
+            Err(payload) => {
+                PANICS.fetch_add(1, Ordering::Relaxed);
+                let members = &this.membership.members;
+                members.panics.fetch_add(1, Ordering::Relaxed);
+                let (panic, owner) = (panic_message(payload.as_ref()), &*members.name);
+                tracing::error!(task = *this.name, owner, %panic, "task panicked");
+                Poll::Ready(None)
+            }
         }
     }
 }
