@@ -345,7 +345,7 @@ impl Inner {
 
     /// Answers a request.
     pub(crate) fn respond(&mut self, stream: u32, status: StatusCode, headers: &HeaderMap) -> Result<(), Ending> {
-        if let Some(ending) = self.streams.get(&stream).and_then(|entry| entry.stopped.clone()) {
+        if let Some(ending) = self.streams.get(&stream).and_then(|entry| entry.stopped.as_deref().cloned()) {
             return Err(ending);
         }
         let end = status != StatusCode::OK;

@@ -8,9 +8,15 @@ use std::io::IoSlice;
 /// The largest block that is made for more to come, bytes.
 const BLOCK: usize = 32 << 10;
 
-/// A queue of bytes, in blocks: each as large as all that waits when it is made.
+/// A queue of bytes. Most streams have none waiting: then it is one word.
 #[derive(Debug, Default)]
 pub(crate) struct Chunks {
+    waiting: Option<Box<Waiting>>,
+}
+
+/// Bytes in blocks: each as large as all that waits when it is made.
+#[derive(Debug, Default)]
+struct Waiting {
     blocks: VecDeque<Vec<u8>>,
     /// Of the first block, taken already.
     taken: usize,
@@ -18,10 +24,48 @@ pub(crate) struct Chunks {
 }
 
 impl Chunks {
-    pub(crate) fn push(&mut self, mut piece: &[u8]) {
-        if piece.is_empty() {
-            return;
+    pub(crate) fn push(&mut self, piece: &[u8]) {
+        if !piece.is_empty() {
+            self.waiting.get_or_insert_default().push(piece);
         }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_none()
+    }
+
+    /// The first bytes that lie together.
+    pub(crate) fn front(&self) -> &[u8] {
+        self.waiting.as_deref().map(Waiting::front).unwrap_or_default()
+    }
+
+    /// Points `slices` at the first bytes; says how many slices there are.
+    pub(crate) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let pieces = self.waiting.iter().flat_map(|waiting| waiting.pieces());
+        let mut count = 0;
+        for (slot, piece) in slices.iter_mut().zip(pieces) {
+            *slot = IoSlice::new(piece);
+            count += 1;
+        }
+        count
+    }
+
+    /// Drops the first bytes; says how many there were.
+    pub(crate) fn advance(&mut self, count: usize) -> usize {
+        let Some(waiting) = &mut self.waiting else { return 0 };
+        let dropped = count.min(waiting.bytes);
+        if dropped == waiting.bytes {
+            // An idle stream holds no buffer.
+            self.waiting = None;
+        } else {
+            waiting.advance(dropped);
+        }
+        dropped
+    }
+}
+
+impl Waiting {
+    fn push(&mut self, mut piece: &[u8]) {
         if let Some(last) = self.blocks.back_mut() {
             let (now, later) = piece.split_at(piece.len().min(last.capacity() - last.len()));
             last.extend_from_slice(now);
@@ -36,44 +80,24 @@ impl Chunks {
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.bytes == 0
-    }
-
-    /// The first bytes that lie together.
-    pub(crate) fn front(&self) -> &[u8] {
+    fn front(&self) -> &[u8] {
         self.blocks.front().and_then(|block| block.get(self.taken..)).unwrap_or_default()
     }
 
-    /// Points `slices` at the first bytes; says how many slices there are.
-    pub(crate) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+    fn pieces(&self) -> impl Iterator<Item = &[u8]> {
         let others = self.blocks.iter().skip(1).map(Vec::as_slice);
-        let all = std::iter::once(self.front()).chain(others).filter(|piece| !piece.is_empty());
-        let mut count = 0;
-        for (slot, piece) in slices.iter_mut().zip(all) {
-            *slot = IoSlice::new(piece);
-            count += 1;
-        }
-        count
+        std::iter::once(self.front()).chain(others).filter(|piece| !piece.is_empty())
     }
 
-    /// Drops the first bytes; says how many there were.
-    pub(crate) fn advance(&mut self, count: usize) -> usize {
-        let dropped = count.min(self.bytes);
-        self.bytes -= dropped;
-        if self.bytes == 0 {
-            // An idle stream holds no buffer.
-            *self = Self::default();
-            return dropped;
-        }
-        let mut count = dropped;
+    /// Fewer than there are.
+    fn advance(&mut self, mut count: usize) {
+        self.bytes -= count;
         while let Some(left) = self.blocks.front().map(|block| block.len() - self.taken).filter(|left| *left <= count) {
             count -= left;
             self.taken = 0;
             self.blocks.pop_front();
         }
         self.taken += count;
-        dropped
     }
 }
 
@@ -100,7 +124,7 @@ mod tests {
                 taken.extend_from_slice(&seen[..take]);
                 prop_assert!(chunks.is_empty() || seen.starts_with(chunks.front()));
                 chunks.advance(take);
-                prop_assert_eq!(chunks.bytes, sent.len() - taken.len());
+                prop_assert_eq!(chunks.waiting.as_ref().map_or(0, |waiting| waiting.bytes), sent.len() - taken.len());
             }
             while !chunks.is_empty() {
                 taken.extend_from_slice(chunks.front());
@@ -116,8 +140,9 @@ mod tests {
         for _ in 0..10_000 {
             chunks.push(b"0123456789abcdef");
         }
-        assert_eq!(chunks.bytes, 160_000);
-        let capacity: usize = chunks.blocks.iter().map(Vec::capacity).sum();
-        assert!(chunks.blocks.len() <= 21 && capacity < 200_000, "{} {capacity}", chunks.blocks.len());
+        let waiting = chunks.waiting.unwrap();
+        assert_eq!(waiting.bytes, 160_000);
+        let capacity: usize = waiting.blocks.iter().map(Vec::capacity).sum();
+        assert!(waiting.blocks.len() <= 21 && capacity < 200_000, "{} {capacity}", waiting.blocks.len());
     }
 }

@@ -168,8 +168,8 @@ impl Stream {
         let mut inner = self.carrier.lock();
         inner.reset(self.id, Reason::CONNECT_ERROR);
         if let Some(entry) = inner.entry(self.id) {
-            entry.received = Some(Err(Ending::Here));
-            entry.stopped = Some(Ending::Here);
+            entry.received = Some(Err(Box::new(Ending::Here)));
+            entry.stopped = Some(Box::new(Ending::Here));
         }
     }
 }

@@ -31,7 +31,7 @@ impl Outlet {
     }
 }
 
-/// One stream.
+/// One stream. There are many, and most are idle: what only an end or a reader that is behind needs is elsewhere.
 pub(crate) struct Entry {
     /// Received and not yet taken; credit for it is not given back before it is.
     pub(crate) unread: Chunks,
@@ -39,9 +39,9 @@ pub(crate) struct Entry {
     pub(super) taken: Taken,
     pub(crate) response: Option<Box<(StatusCode, HeaderMap)>>,
     /// How the receiving direction ended; told after all that was received.
-    pub(crate) received: Option<Result<(), Ending>>,
+    pub(crate) received: Option<Result<(), Box<Ending>>>,
     /// Why nothing can be sent any more.
-    pub(crate) stopped: Option<Ending>,
+    pub(crate) stopped: Option<Box<Ending>>,
     pub(crate) outlet: Option<Outlet>,
     /// What the application's socket said to the connection's task.
     pub(crate) outlet_broke: Option<io::Error>,
@@ -101,19 +101,23 @@ impl Entry {
 
     /// How the receiving direction ended; pending while more may come.
     pub(crate) fn poll_received(&self) -> Poll<Result<(), Ending>> {
-        self.received.clone().map_or(Poll::Pending, Poll::Ready)
+        match &self.received {
+            None => Poll::Pending,
+            Some(Ok(())) => Poll::Ready(Ok(())),
+            Some(Err(ending)) => Poll::Ready(Err((**ending).clone())),
+        }
     }
 
     /// The peer has ended its direction, or something has.
     pub(super) fn end_receiving(&mut self, how: Result<(), Ending>) {
-        self.received.get_or_insert(how);
+        self.received.get_or_insert(how.map_err(Box::new));
         self.reader.wake_by_ref();
     }
 
     /// Both directions are over.
     pub(super) fn break_off(&mut self, ending: &Ending) {
         let how = if ending.is_calm() { Ok(()) } else { Err(ending.clone()) };
-        self.stopped.get_or_insert_with(|| ending.clone());
+        self.stopped.get_or_insert_with(|| Box::new(ending.clone()));
         self.end_receiving(how);
         self.writer.wake_by_ref();
     }

@@ -162,7 +162,7 @@ impl Inner {
     pub(crate) fn poll_room(&mut self, cx: &Context<'_>, stream: u32, bulk: bool) -> Poll<Result<usize, Ending>> {
         let Some(entry) = self.streams.get_mut(&stream) else { return Poll::Ready(Err(Ending::Here)) };
         entry.writer.clone_from(cx.waker());
-        if let Some(ending) = &entry.stopped {
+        if let Some(ending) = entry.stopped.as_deref() {
             return Poll::Ready(Err(ending.clone()));
         }
         let share = entry.share.unwrap_or(usize::MAX);
@@ -249,7 +249,7 @@ impl Inner {
     /// Ends the sending direction of a stream; waits for room for that.
     pub(crate) fn poll_finish(&mut self, cx: &Context<'_>, stream: u32) -> Poll<Result<(), Ending>> {
         let Some(entry) = self.streams.get_mut(&stream) else { return Poll::Ready(Err(Ending::Here)) };
-        if let Some(ending) = &entry.stopped {
+        if let Some(ending) = entry.stopped.as_deref() {
             let ending = ending.clone();
             return Poll::Ready(if ending.is_calm() { Ok(()) } else { Err(ending) });
         }

@@ -145,9 +145,9 @@ impl Opening {
                 return Poll::Ready(Ok((id, response)));
             }
             match &entry.received {
-                Some(Err(ending)) => Poll::Ready(Err(ending.clone())),
+                Some(Err(ending)) => Poll::Ready(Err((**ending).clone())),
                 // A reset without a complaint is none the less no answer.
-                Some(Ok(())) => Poll::Ready(Err(entry.stopped.clone().unwrap_or(Ending::NotProcessed))),
+                Some(Ok(())) => Poll::Ready(Err(entry.stopped.as_deref().cloned().unwrap_or(Ending::NotProcessed))),
                 None => {
                     early.inspect(|early| early.send(cx, &mut carrier, id));
                     Poll::Pending
