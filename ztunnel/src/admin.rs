@@ -130,7 +130,7 @@ fn quit(admin: &Admin) -> Response {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Connection {
-    id: Arc<str>,
+    id: String,
     direction: &'static str,
     protocol: &'static str,
     source: End,
@@ -155,16 +155,19 @@ impl From<&Live> for Connection {
     fn from(live: &Live) -> Self {
         let facts = &live.facts;
         let (bytes_received, bytes_sent) = live.bytes();
-        let since = live.since.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = live.since().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
-            id: facts.id.clone(),
+            id: facts.id.to_string(),
             direction: facts.direction.as_str(),
             protocol: facts.protocol.as_str(),
             source: End {
                 address: facts.source_addr.to_string(),
                 workload: facts.source.as_ref().map(|workload| workload.name.clone()),
                 namespace: facts.source_party().namespace,
-                identity: facts.source_identity.as_ref().filter(|_| facts.are_ends_proved()).map(ToString::to_string),
+                identity: facts
+                    .source_identity()
+                    .filter(|_| facts.are_ends_proved())
+                    .map(|identity| identity.to_string()),
             },
             destination: End {
                 address: facts.destination_addr.to_string(),

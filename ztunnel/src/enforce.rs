@@ -145,7 +145,7 @@ fn ends(snapshot: &Snapshot, facts: &Facts) -> Option<Reason> {
             destination,
             upstream,
             source_ip: facts.source_addr.ip(),
-            source_identity: facts.source_identity.as_ref(),
+            source_identity: facts.source_identity().as_ref(),
         },
     );
     verdict.ends_open_connection().then_some(verdict.reason)

@@ -12,17 +12,20 @@ mod log;
 pub mod metrics;
 pub mod span;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use stillmesh_core::Diagnose;
+use stillmesh_core::attrs::Authority;
 use stillmesh_core::explain::Reason;
 use stillmesh_core::model::{Identity, Service, Workload};
+use stillmesh_hbone::copy::Counters;
 use stillmesh_records::Draft;
 
 use labels::{LabelParts, Party, TrafficLabels, Word};
-pub use ledger::{Bytes, Cut, First, Ledger, Live};
+pub use ledger::{Cut, Ledger, Live};
 pub use log::ACCESS;
 pub use metrics::Metrics;
 use metrics::Reporter;
@@ -145,11 +148,29 @@ impl Protocol {
     }
 }
 
-/// What is known of a connection.
+/// A connection's number, shared by both ends: the trace id of the CONNECT, else our own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Id(pub u128);
+
+impl Id {
+    /// One for a connection that has none yet: random, as a trace id.
+    pub fn random() -> Self {
+        Self(rand::random())
+    }
+}
+
+impl fmt::Display for Id {
+    /// As a trace id: 32 hexadecimal digits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// What is known of a connection. Each that is open has it: what others have already is shared with them.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// Shared by both ends: the trace id of the CONNECT, else our own.
-    pub id: Arc<str>,
+    /// Which connection it is.
+    pub id: Id,
     /// The span of the client's tunnel within that trace; 0 where it tells of none.
     pub parent: u64,
     /// Which end we are.
@@ -162,14 +183,14 @@ pub struct Facts {
     pub source: Option<Arc<Workload>>,
     /// What a client is called in telemetry that is no known workload.
     pub described: Option<Box<Party>>,
-    /// The client's identity, only where mutual TLS proved it, or the pod that it was captured in.
-    pub source_identity: Option<Identity>,
+    /// The client's identity where mutual TLS proved it.
+    pub peer: Option<Arc<Identity>>,
     /// What the client asked for.
     pub original: SocketAddr,
     /// Outbound: the next hop. Inbound: the address that the connection came in at.
     pub destination_addr: SocketAddr,
     /// The authority of the CONNECT.
-    pub hbone_addr: Option<String>,
+    pub authority: Option<Authority>,
     /// The address that the application is reached at; inbound only.
     pub upstream: Option<SocketAddr>,
     /// The server's workload.
@@ -179,6 +200,13 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// The client's identity, where mutual TLS proved it, or the client is a pod that this process holds.
+    pub fn source_identity(&self) -> Option<Identity> {
+        let is_captured = self.direction == Direction::Outbound || self.protocol == Protocol::Direct;
+        let captured = || self.source.as_ref().filter(|_| is_captured).map(|source| source.identity());
+        self.peer.as_deref().cloned().or_else(captured)
+    }
+
     /// Whether mutual TLS carries it.
     pub fn mutual_tls(&self) -> bool {
         self.protocol == Protocol::Hbone
@@ -199,7 +227,7 @@ impl Facts {
         TrafficLabels::from(LabelParts {
             direction: self.direction,
             source: &self.source_party(),
-            source_identity: self.source_identity.as_ref().filter(|_| self.are_ends_proved()),
+            source_identity: self.source_identity().filter(|_| self.are_ends_proved()).as_ref(),
             destination: self.destination.as_ref(),
             service: self.service.as_ref(),
             flag,
@@ -238,97 +266,80 @@ struct Ended {
 #[derive(Debug)]
 pub struct Record {
     ledger: Arc<Ledger>,
-    facts: Arc<Facts>,
-    started: Instant,
-    live: Option<Arc<Live>>,
-    bytes: Arc<Bytes>,
+    live: Arc<Live>,
+    listed: bool,
     opened: bool,
     /// Nothing until it is over.
     ended: Option<Box<Ended>>,
-    because: Option<Reason>,
-    decided: Duration,
-    opened_after: Option<Duration>,
-    retries: u16,
 }
 
 impl Record {
     /// Starts a record. Nothing is counted or listed yet.
     pub fn new(ledger: &Arc<Ledger>, facts: Facts) -> Self {
-        let bytes = Arc::new(Bytes::new(match (facts.direction, facts.protocol) {
-            (Direction::Inbound, Protocol::Hbone) => First::Server,
-            _ => First::Client,
-        }));
-        Self::sharing(ledger, facts, bytes)
+        Self::sharing(ledger, facts, Arc::default())
     }
 
     /// Starts the record of the other end of a connection: the same bytes are both ends'.
-    pub fn sharing(ledger: &Arc<Ledger>, facts: Facts, bytes: Arc<Bytes>) -> Self {
-        Self {
-            ledger: ledger.clone(),
-            facts: Arc::new(facts),
-            started: Instant::now(),
-            live: None,
-            bytes,
-            opened: false,
-            ended: None,
-            because: None,
-            decided: Duration::ZERO,
-            opened_after: None,
-            retries: 0,
-        }
+    pub fn sharing(ledger: &Arc<Ledger>, facts: Facts, counters: Arc<Counters>) -> Self {
+        let live = Arc::new(ledger.begin(facts, counters));
+        Self { ledger: ledger.clone(), live, listed: false, opened: false, ended: None }
     }
 
-    /// It began before there was a record of it.
+    /// It began before there was a record of it. Only before the connection is listed.
     pub fn began(&mut self, at: Instant) {
-        self.started = at;
+        self.change(|live| live.began = at);
     }
 
     /// What was decided, and now. The last decision stays.
     pub fn decided(&mut self, because: Reason) {
-        self.decided = self.started.elapsed();
-        if let Some(live) = &self.live {
-            let _ = live.because.set(because.clone());
-        }
-        self.because = Some(because);
+        let mut told = self.live.told.lock();
+        (told.because, told.decided) = (Some(because), self.live.lasted());
     }
 
     /// It is tried anew.
     pub fn retried(&mut self) {
-        self.retries = self.retries.saturating_add(1);
+        let mut told = self.live.told.lock();
+        told.retries = told.retries.saturating_add(1);
     }
 
     /// What is known so far.
     pub fn facts(&self) -> &Facts {
-        &self.facts
+        &self.live.facts
+    }
+
+    /// The connection as others see it once it is listed.
+    pub fn live(&self) -> &Arc<Live> {
+        &self.live
     }
 
     /// Corrects what is known. Only before the connection is listed: afterwards it changes nothing.
     pub fn learn(&mut self, change: impl FnOnce(&mut Facts)) {
-        debug_assert!(self.live.is_none(), "a listed connection's facts are fixed");
-        if self.live.is_none() {
-            change(Arc::make_mut(&mut self.facts));
+        self.change(|live| change(&mut live.facts));
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Live)) {
+        let live = Arc::get_mut(&mut self.live);
+        debug_assert!(live.is_some(), "a listed connection's facts are fixed");
+        if let Some(live) = live {
+            change(live);
         }
     }
 
     /// Lists the connection as live, so that policy changes from now on reach it. The facts are fixed from here.
-    pub fn enlist(&mut self) -> Arc<Live> {
-        let (ledger, facts, bytes) = (&self.ledger, &self.facts, &self.bytes);
-        let live = self.live.get_or_insert_with(|| ledger.enlist(facts.clone(), bytes.clone())).clone();
-        if let Some(because) = &self.because {
-            let _ = live.because.set(because.clone());
+    pub fn enlist(&mut self) -> &Arc<Live> {
+        if !std::mem::replace(&mut self.listed, true) {
+            self.ledger.enlist(&self.live);
         }
-        live
+        &self.live
     }
 
     /// Counts the connection as opened and lists it.
-    pub fn opened(&mut self) -> Arc<Live> {
-        let live = self.enlist();
-        if !self.opened {
-            self.opened = true;
-            self.opened_after = Some(self.started.elapsed());
-            let _ = live.taken.set((self.decided, self.opened_after, self.retries));
-            live.open(&self.ledger.metrics);
-            let facts = &self.facts;
+    pub fn opened(&mut self) {
+        self.enlist();
+        if !std::mem::replace(&mut self.opened, true) {
+            self.live.told.lock().opened = Some(self.live.lasted());
+            self.live.open(&self.ledger.metrics);
+            let facts = self.facts();
             tracing::event!(
                 target: ACCESS,
                 tracing::Level::DEBUG,
@@ -339,12 +350,11 @@ impl Record {
                 "connection opened"
             );
         }
-        live
     }
 
     /// The byte counters, shared with whoever moves the bytes.
-    pub fn bytes(&self) -> &Arc<Bytes> {
-        &self.bytes
+    pub fn counters(&self) -> &Arc<Counters> {
+        self.live.counters()
     }
 
     /// The connection ended by itself.
@@ -354,9 +364,11 @@ impl Record {
 
     /// The connection ended by `error`.
     pub fn fail(mut self, error: &impl Ending) {
-        if error.reason().is_some() && self.opened_after.is_none() {
-            self.decided = self.started.elapsed();
+        let mut told = self.live.told.lock();
+        if error.reason().is_some() && told.opened.is_none() {
+            told.decided = self.live.lasted();
         }
+        drop(told);
         self.ended = Some(Box::new(Ended {
             outcome: Outcome { error: Some(error.to_string()), flag: error.flag(), reason: error.reason().cloned() },
             failure: Some((error.code(), error.remedy())),
@@ -378,51 +390,47 @@ impl Drop for Record {
             },
             |ended| *ended,
         );
-        let metrics = &self.ledger.metrics;
+        let (live, metrics) = (&*self.live, &self.ledger.metrics);
+        let facts = &live.facts;
         if !self.opened {
-            metrics.connections_opened.get(&self.facts.labels(Flag::None)).inc();
+            metrics.connections_opened.get(&facts.labels(Flag::None)).inc();
         }
-        let labels = self.facts.labels(outcome.flag);
+        let labels = facts.labels(outcome.flag);
         if outcome.error.is_some() {
             metrics.connections_failed.get(&labels).inc();
         }
         metrics.connections_closed.get(&labels).inc();
-        if let Some(live) = self.live.take() {
-            self.ledger.delist(&live);
+        if self.listed {
+            self.ledger.delist(live);
             live.flush();
-            if self.opened {
-                metrics.sockets_open.get_or_create(&Reporter { reporter: Word(self.facts.direction.reporter()) }).dec();
-            }
         }
-        let total = self.started.elapsed();
-        log::complete(&self.facts, &self.bytes, total, &outcome);
+        if self.opened {
+            metrics.sockets_open.get_or_create(&Reporter { reporter: Word(facts.direction.reporter()) }).dec();
+        }
+        log::complete(live, &outcome);
         let (records, hops) = (&self.ledger.records, self.ledger.hops());
         if !records.is_on() && hops.is_none() {
             return;
         }
+        let told = live.told.lock();
         let story = decision::Story {
-            because: outcome.reason.as_ref().or(self.because.as_ref()),
+            because: outcome.reason.as_ref().or(told.because.as_ref()),
             error: outcome.error.as_deref(),
             failure,
             flag: outcome.flag,
-            retries: self.retries,
-            decided: self.decided,
-            opened: self.opened_after,
-            total,
-            bytes: (self.bytes.received(), self.bytes.sent()),
+            retries: told.retries,
+            decided: told.decided,
+            opened: told.opened,
+            total: live.lasted(),
+            bytes: live.bytes(),
         };
         if records.is_on() {
-            records.put(&decision::draft(&self.facts, &story));
+            records.put(&decision::draft(facts, &story));
         }
         if let Some(hops) = hops {
-            hops.tell(&self.facts, &story);
+            hops.tell(facts, &story);
         }
     }
-}
-
-/// An id for a connection that has none yet: 16 random bytes in hex, as a trace id.
-pub fn new_id() -> Arc<str> {
-    format!("{:032x}", rand::random::<u128>()).into()
 }
 
 /// A connection that ended before enough was known for a record.

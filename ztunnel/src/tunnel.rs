@@ -7,6 +7,7 @@ pub mod pools;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use stillmesh_core::attrs::Authority;
 use stillmesh_core::decide::{Dial, OutboundPlan, OutboundProtocol};
 use stillmesh_core::model::{Str, Workload};
 use tokio::net::TcpStream;
@@ -93,10 +94,10 @@ pub fn is_worth_another_try(error: &PathError) -> bool {
     }
 }
 
-/// The CONNECT's authority as text, where the plan has one.
-pub fn authority(plan: &OutboundPlan) -> Option<String> {
+/// The CONNECT's authority, where the plan has one.
+pub fn authority(plan: &OutboundPlan) -> Option<Authority> {
     match &plan.protocol {
-        OutboundProtocol::Hbone { authority, .. } => Some(authority.to_string()),
+        OutboundProtocol::Hbone { authority, .. } => Some(authority.clone()),
         OutboundProtocol::Passthrough | OutboundProtocol::Tcp => None,
     }
 }

@@ -140,23 +140,55 @@ pub(crate) fn write_now(socket: &TcpStream, slices: &[IoSlice<'_>]) -> io::Resul
     }
 }
 
+/// How far the bytes between a socket (first) and a tunnel (second) were moved.
+#[derive(Debug, Default)]
+pub struct Tunnelling {
+    forward: Forward,
+    backward: Backward,
+    /// What is received is written to the socket at once.
+    began: bool,
+}
+
+impl Tunnelling {
+    /// Moves what can be moved now; ready when both directions have ended or one is broken. Then the socket, too, is to be broken by
+    /// who has it. Cancel-safe: what is moved is counted.
+    pub fn poll<S: Socket>(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: &mut S,
+        stream: &mut Stream,
+        counters: &Arc<Counters>,
+    ) -> Poll<Result<(), CopyError>> {
+        if !std::mem::replace(&mut self.began, true)
+            && let Some(socket) = socket.shared()
+        {
+            stream.set_outlet(Outlet { socket, counters: Arc::clone(counters) });
+        }
+        let copied = self.turn(cx, socket, stream, counters);
+        if matches!(copied, Poll::Ready(Err(_))) {
+            stream.reset();
+        }
+        copied
+    }
+
+    fn turn<S: Socket>(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: &mut S,
+        stream: &mut Stream,
+        counters: &Counters,
+    ) -> Poll<Result<(), CopyError>> {
+        let there = self.forward.poll(cx, socket, stream, &counters.forward)?;
+        let back = self.backward.poll(cx, socket, stream, &counters.backward, self.forward.ended)?;
+        if there.is_ready() && back.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+}
+
 /// Moves bytes between a socket (first) and a tunnel (second). On an error both are broken: the tunnel is reset here, the
 /// socket by the caller, who drops it. So he does when both directions have ended: what ends last is not told to the socket otherwise.
 pub async fn tunnel<S: Socket>(socket: &mut S, stream: &mut Stream, counters: &Arc<Counters>) -> Result<(), CopyError> {
-    if let Some(socket) = socket.shared() {
-        stream.set_outlet(Outlet { socket, counters: Arc::clone(counters) });
-    }
-    let (mut forward, mut backward) = (Forward::default(), Backward::default());
-    let copied = poll_fn(|cx| {
-        let there = forward.poll(cx, socket, stream, &counters.forward)?;
-        let back = backward.poll(cx, socket, stream, &counters.backward, forward.ended)?;
-        if there.is_ready() && back.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
-    })
-    .await;
-    if copied.is_err() {
-        stream.reset();
-    }
-    copied
+    let mut copying = Tunnelling::default();
+    poll_fn(|cx| copying.poll(cx, socket, stream, counters)).await
 }
 
 /// Moves bytes between two sockets, or what else has two directions. While nothing moves, no buffer is held.
@@ -242,7 +274,7 @@ impl Reader {
 }
 
 /// Socket to tunnel: read straight into records.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Forward {
     /// The last read brought all that it had room for.
     busy: bool,
@@ -285,7 +317,7 @@ impl Forward {
 }
 
 /// Tunnel to socket. The peer gets its credit back when the socket has taken the bytes.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Backward {
     drained: bool,
     shut: bool,

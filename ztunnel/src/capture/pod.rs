@@ -249,32 +249,27 @@ impl Pod {
     }
 
     /// Moves an accepted connection to a worker and runs what carries it there, owned by this pod.
-    pub fn adopt<F>(
-        &self,
-        place: Place,
-        name: &'static str,
-        stream: TcpStream,
-        carry: impl FnOnce(TcpStream) -> F + Send + 'static,
-    ) where
+    pub fn adopt<F>(&self, place: Place, name: &'static str, stream: TcpStream, carry: impl FnOnce(TcpStream) -> F)
+    where
         F: Future<Output = ()> + Send + 'static,
     {
-        if place.is_here() {
-            self.tasks.spawn(name, async move {
-                let _place = place;
-                carry(stream).await;
-            });
-            return;
-        }
-        // From here on its readiness is polled by the worker that carries it.
-        let detached = stream.into_std();
-        let handle = place.handle.clone();
-        self.tasks.spawn_on(&handle, name, async move {
-            let _place = place;
-            match detached.and_then(TcpStream::from_std) {
-                Ok(stream) => carry(stream).await,
-                Err(error) => tracing::warn!(%error, "a connection cannot be moved to its worker"),
+        let stream = if place.is_here() {
+            Ok(stream)
+        } else {
+            // From here on its readiness is polled by the worker that carries it.
+            let _there = place.handle.enter();
+            stream.into_std().and_then(TcpStream::from_std)
+        };
+        match stream.map(carry) {
+            Ok(carrying) => {
+                let handle = place.handle.clone();
+                self.tasks.spawn_on(&handle, name, async move {
+                    let _place = place;
+                    carrying.await;
+                });
             }
-        });
+            Err(error) => tracing::warn!(%error, "a connection cannot be moved to its worker"),
+        }
     }
 }
 
@@ -313,7 +308,7 @@ async fn accept(pod: Arc<Pod>, node: Arc<Node>, acceptor: Acceptor<Arc<TcpListen
         if watch.started().is_some() {
             waiting -= 1;
         }
-        let held = Held { _permit: accepted.permit, watch: watch.clone() };
+        let held = Held { permit: accepted.permit, watch: watch.clone() };
         let (stream, peer) = (accepted.connection, canonical(accepted.peer));
         let (pod, node) = (pod.clone(), node.clone());
         match serve {
@@ -327,7 +322,8 @@ async fn accept(pod: Arc<Pod>, node: Arc<Node>, acceptor: Acceptor<Arc<TcpListen
 /// What a connection holds as long as it lives.
 #[derive(Debug)]
 pub struct Held {
-    _permit: Permit,
+    /// Its place among the connections of its listener.
+    pub permit: Permit,
     /// Tells when to end; held, it keeps the drain waiting.
     pub watch: Watch,
 }

@@ -3,98 +3,111 @@
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use stillmesh_hbone::Stream;
-use stillmesh_hbone::copy::{self, CopyError};
-use stillmesh_runtime::drain::Watch;
+use stillmesh_hbone::copy::{self, CopyError, Tunnelling};
+use stillmesh_runtime::drain::{Immediate, Watch};
 use tokio::net::TcpStream;
 
 use crate::path::PathError;
-use crate::path::direct::Arrived;
 use crate::record::{Live, Record};
 use crate::tunnel::Upstream;
 
 /// A connection whose both ends are open, and its record. It keeps `K` for as long as it lives.
+///
+/// As a future it carries bytes until both directions have ended, each by itself, or until somebody ends it from outside. Most of what
+/// a tunnel needs of memory for each idle connection hangs on it: that is why it is one value, and no tree of futures.
 pub struct Carried<K> {
-    /// Between what it is carried.
-    pub sides: Sides,
-    /// Becomes its line in the log.
-    pub record: Record,
-    /// Ended by others.
-    pub live: Arc<Live>,
-    /// Tells of a drain.
-    pub watch: Watch,
-    /// Given back at its end.
-    pub keeps: K,
+    sides: Sides,
+    /// Becomes its line in the log; none once it is written.
+    record: Option<Record>,
+    /// Tells of a drain that waits for nobody.
+    drained: Immediate,
+    /// Tells of any drain.
+    watch: Watch,
+    _keeps: K,
 }
 
-/// The first side and the second ([`crate::record::First`]).
-pub enum Sides {
-    /// The application's socket, and the mesh.
-    Tunnel(Arc<TcpStream>, Stream),
-    /// Two sockets.
-    Sockets(Box<[TcpStream; 2]>),
-    /// The application's socket, and what is open in another pod of this node.
-    Direct(TcpStream, Box<Arrived>),
-}
-
-impl Sides {
-    /// A socket and what was opened for it.
-    pub fn of(socket: TcpStream, upstream: Upstream) -> Self {
-        match upstream {
-            Upstream::Tcp(upstream) => Self::Sockets(Box::new([socket, upstream])),
-            Upstream::Hbone(stream) => Self::Tunnel(Arc::new(socket), stream),
-            Upstream::Direct(arrived) => Self::Direct(socket, arrived),
-        }
-    }
+/// What carries the bytes.
+enum Sides {
+    /// Between the application's socket and the mesh.
+    Tunnel(Arc<TcpStream>, Stream, Tunnelling),
+    /// In another way, which ends by itself when somebody ends the connection from outside.
+    Other(Pin<Box<dyn Future<Output = Result<(), PathError>> + Send>>),
 }
 
 impl<K> Carried<K> {
-    /// Carries bytes until both directions have ended, each by itself, or until somebody ends it from outside.
-    ///
-    /// In a box from its making on: whoever takes it by value and waits keeps a place for it besides.
-    pub async fn run(mut self: Box<Self>) {
-        let counters = &self.record.bytes().counters;
-        let carried = match &mut self.sides {
-            Sides::Tunnel(socket, stream) => {
-                let copying = pin!(copy::tunnel(socket, stream, counters));
-                bounded(copying, &self.live, &self.watch).await
+    /// Between a socket and what was opened for it, until it is over or a drain is immediate.
+    pub fn new(socket: TcpStream, upstream: Upstream, record: Record, watch: Watch, keeps: K) -> Self {
+        let (live, drain) = (record.live().clone(), watch.clone());
+        let sides = match upstream {
+            Upstream::Hbone(stream) => Sides::Tunnel(Arc::new(socket), stream, Tunnelling::default()),
+            Upstream::Tcp(upstream) => Sides::Other(Box::pin(sockets([socket, upstream], live, drain))),
+            Upstream::Direct(arrived) => {
+                Sides::Other(Box::pin(async move { arrived.carry(socket, &live, &drain).await }))
             }
-            Sides::Sockets(sides) => {
-                let [first, second] = &mut **sides;
-                // Boxed: a tunnel needs less.
-                let mut copying = Box::pin(copy::sockets(first, second, counters));
-                bounded(copying.as_mut(), &self.live, &self.watch).await
-            }
-            Sides::Direct(socket, arrived) => Box::pin(arrived.carry(socket, &self.live, &self.watch)).await,
         };
+        Self { sides, record: Some(record), drained: watch.to_immediate(), watch, _keeps: keeps }
+    }
+
+    fn poll_carry(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), PathError>> {
+        let Some(record) = &self.record else { return Poll::Ready(Ok(())) };
+        match &mut self.sides {
+            Sides::Tunnel(socket, stream, copying) => {
+                if let Poll::Ready(copied) = copying.poll(cx, socket, stream, record.counters()) {
+                    return Poll::Ready(copied.map_err(|source| broken(source, &self.watch)));
+                }
+                if let Poll::Ready(outcome) = record.live().cut.poll(cx) {
+                    return Poll::Ready(Err(PathError::Cut { outcome }));
+                }
+                Pin::new(&mut self.drained).poll(cx).map(|()| Err(PathError::Drained))
+            }
+            Sides::Other(carrying) => carrying.as_mut().poll(cx),
+        }
+    }
+
+    fn end(&mut self, carried: Result<(), PathError>) {
+        let Some(record) = self.record.take() else { return };
         match carried {
-            Ok(()) => self.record.complete(),
+            Ok(()) => record.complete(),
             Err(error) => {
-                if let Sides::Tunnel(socket, stream) = &mut self.sides {
+                if let Sides::Tunnel(socket, stream, _) = &mut self.sides {
                     // What broke must not look like an end to either side (RFC 9113 section 8.5). A socket that is gone already
                     // cannot be told.
                     let _ = socket.set_zero_linger();
                     stream.reset();
                 }
-                self.record.fail(&error);
+                record.fail(&error);
             }
         }
     }
 }
 
-async fn bounded(
-    copying: Pin<&mut impl Future<Output = Result<(), CopyError>>>,
-    live: &Live,
-    watch: &Watch,
-) -> Result<(), PathError> {
+impl<K: Unpin> Future for Carried<K> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        this.poll_carry(cx).map(|carried| this.end(carried))
+    }
+}
+
+/// Carries between two sockets.
+async fn sockets(sides: [TcpStream; 2], live: Arc<Live>, watch: Watch) -> Result<(), PathError> {
+    let [mut first, mut second] = sides;
+    let copying = pin!(copy::sockets(&mut first, &mut second, live.counters()));
     tokio::select! {
-        copied = copying => copied.map_err(|source| match watch.started() {
-            // The tunnel's own end at the drain's deadline may be noticed first.
-            Some(signal) if signal.left().is_zero() => PathError::Drained,
-            _ => PathError::Copy { source },
-        }),
+        copied = copying => copied.map_err(|source| broken(source, &watch)),
         outcome = live.cut.wait() => Err(PathError::Cut { outcome }),
-        _ = watch.immediate() => Err(PathError::Drained),
+        () = watch.immediate() => Err(PathError::Drained),
+    }
+}
+
+/// Why a connection broke: its tunnel's end at a drain's deadline may be noticed before the drain itself.
+fn broken(source: CopyError, watch: &Watch) -> PathError {
+    match watch.started() {
+        Some(signal) if signal.left().is_zero() => PathError::Drained,
+        _ => PathError::Copy { source },
     }
 }

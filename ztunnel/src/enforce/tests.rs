@@ -39,23 +39,23 @@ impl World {
         let mut record = Record::new(
             &self.ledger,
             Facts {
-                id: crate::record::new_id(),
+                id: crate::record::Id::random(),
                 parent: 0,
                 direction: Direction::Inbound,
                 protocol: Protocol::Hbone,
                 source_addr: "10.0.0.1:4000".parse().unwrap(),
                 described: None,
-                source_identity: Some(source.identity()),
+                peer: Some(Arc::new(source.identity())),
                 source: None,
                 original: "10.0.0.2:8080".parse().unwrap(),
                 destination_addr: "10.0.0.2:15008".parse().unwrap(),
-                hbone_addr: None,
+                authority: None,
                 upstream: Some("10.0.0.2:8080".parse().unwrap()),
                 destination: Some(Arc::new(destination)),
                 service: None,
             },
         );
-        let live = record.enlist();
+        let live = record.enlist().clone();
         (record, live)
     }
 
@@ -102,7 +102,7 @@ async fn what_has_no_tunnel_is_closed_when_it_needs_one_and_nothing_else_is() {
         let source = Some(Arc::new(testing::workload("shop", "page-1", [10, 0, 0, 1])));
         let facts = Facts { direction: Direction::Outbound, protocol, source, ..record.facts().clone() };
         let mut record = Record::new(&world.ledger, facts);
-        (record.enlist(), record)
+        (record.enlist().clone(), record)
     };
     let ((direct, _one), (tunnel, _other)) = (open(&world, Protocol::Direct), open(&world, Protocol::Hbone));
     let (snapshot, touched) = world.snapshot.apply(&put(true)[..]);
@@ -175,7 +175,7 @@ async fn outbound_connections_are_the_other_ends_to_decide() {
     let mut facts = record.facts().clone();
     facts.direction = Direction::Outbound;
     let mut outbound = Record::new(&world.ledger, facts);
-    let live = outbound.enlist();
+    let live = outbound.enlist().clone();
     world.deny("shop", Scope::Namespace, false).await;
     assert!(!live.cut.is_cut());
 }
@@ -192,14 +192,14 @@ async fn a_quarantine_closes_what_is_open_both_ways_and_counts_it() {
             &world.ledger,
             Facts {
                 direction: Direction::Outbound,
-                source_identity: None,
+                peer: None,
                 source: Some(Arc::new(source)),
                 upstream: None,
                 destination: Some(Arc::new(destination)),
-                ..(*inbound.facts).clone()
+                ..inbound.facts.clone()
             },
         );
-        let live = record.enlist();
+        let live = record.enlist().clone();
         (record, live)
     };
     let (_out, from) = outbound("details-1", "stock-1");

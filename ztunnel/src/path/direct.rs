@@ -11,7 +11,7 @@ use stillmesh_core::attrs::{Authority, ConnectAttrs};
 use stillmesh_core::decide::OutboundPlan;
 use stillmesh_core::model::Workload;
 use stillmesh_hbone::TunnelError;
-use stillmesh_hbone::copy::{CopyError, Pipes, Side, spliced};
+use stillmesh_hbone::copy::{CopyError, Counters, Pipes, Side, spliced};
 use stillmesh_runtime::drain::Watch;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
@@ -21,7 +21,7 @@ use super::inbound::{Arrival, status};
 use crate::capture::{Captured, Pod};
 use crate::decide;
 use crate::node::Node;
-use crate::record::{Bytes, Direction, Facts, Live, Outcome, Protocol, Record, span};
+use crate::record::{Direction, Facts, Live, Outcome, Protocol, Record, span};
 use crate::tunnel::{Opened, Request, Upstream, service_host};
 
 /// A pod of this node that is reached without a tunnel.
@@ -70,7 +70,7 @@ impl Near {
         request: &Request<'_>,
         node: &Node,
         worker: usize,
-        bytes: &Arc<Bytes>,
+        counters: &Arc<Counters>,
     ) -> Result<Opened, PathError> {
         let to = self.to;
         let authority = Authority::Address(to);
@@ -86,23 +86,22 @@ impl Near {
         });
         drop(snapshot);
         let facts = Facts {
-            parent: u128::from_str_radix(&request.facts.id, 16)
-                .map_or(0, |trace| span::parent(&span::traceparent(&node.ledger, trace))),
-            id: request.facts.id.clone(),
+            parent: span::parent(&span::traceparent(&node.ledger, request.facts.id.0)),
+            id: request.facts.id,
             direction: Direction::Inbound,
             protocol: Protocol::Direct,
             source_addr: self.client,
             source: Some(request.source.clone()),
             described: None,
-            source_identity: Some(request.source.identity()),
+            peer: None,
             original: to,
             destination_addr: to,
-            hbone_addr: None,
+            authority: None,
             upstream: plan.as_ref().ok().map(|plan| plan.upstream),
             destination: Some(self.workload.clone()),
             service,
         };
-        let mut record = Record::sharing(&node.ledger, facts, bytes.clone());
+        let mut record = Record::sharing(&node.ledger, facts, counters.clone());
         let opened = match plan {
             Ok(plan) => {
                 record.enlist();
@@ -115,9 +114,9 @@ impl Near {
         };
         match opened {
             Ok((permit, stream)) => {
-                let live = record.opened();
+                record.opened();
                 let (pipes, record) = (node.pipes(worker), Some(record));
-                let arrived = Arrived { stream, live, record, watch: self.watch, pipes, _permit: permit };
+                let arrived = Arrived { stream, record, watch: self.watch, pipes, _permit: permit };
                 Ok(Opened { upstream: Upstream::Direct(Box::new(arrived)), next_hop: to })
             }
             Err(error) => {
@@ -133,7 +132,6 @@ impl Near {
 #[derive(Debug)]
 pub struct Arrived {
     stream: TcpStream,
-    live: Arc<Live>,
     /// Until it is written.
     record: Option<Record>,
     watch: Watch,
@@ -154,16 +152,21 @@ enum End {
 impl Arrived {
     /// Moves bytes until both directions have ended, or the connection is cut at either end; writes the server's record. `live` and
     /// `watch` are those of the client's end.
-    pub async fn carry(&mut self, client: &mut TcpStream, live: &Live, watch: &Watch) -> Result<(), PathError> {
+    pub async fn carry(
+        mut self: Box<Self>,
+        mut client: TcpStream,
+        live: &Live,
+        watch: &Watch,
+    ) -> Result<(), PathError> {
         let Some(record) = self.record.take() else { return Ok(()) };
-        let bytes = record.bytes().clone();
+        let counters = record.counters().clone();
         let cut = |outcome: Outcome| PathError::Cut { outcome };
         let end = tokio::select! {
-            copied = spliced(client, &mut self.stream, &bytes.counters, &self.pipes) => End::Itself(copied),
+            copied = spliced(&mut client, &mut self.stream, &counters, &self.pipes) => End::Itself(copied),
             outcome = live.cut.wait() => End::Here(cut(outcome)),
-            outcome = self.live.cut.wait() => End::There(cut(outcome)),
-            _ = watch.immediate() => End::Here(PathError::Drained),
-            _ = self.watch.immediate() => End::There(PathError::Drained),
+            outcome = record.live().cut.wait() => End::There(cut(outcome)),
+            () = watch.immediate() => End::Here(PathError::Drained),
+            () = self.watch.immediate() => End::There(PathError::Drained),
         };
         if !matches!(end, End::Itself(Ok(()))) {
             // What broke must not look like an end to an application. A socket that is gone already cannot be told.

@@ -19,12 +19,12 @@ use tokio::time::{Instant, timeout_at};
 use super::PathError;
 use crate::capture::pod::Held;
 use crate::capture::{self, Pod};
-use crate::deliver::copy::{Carried, Sides};
+use crate::deliver::copy::Carried;
 use crate::deliver::{connect, proxy_header};
 use crate::node::Node;
 use crate::record::labels::Party;
-use crate::record::{self, Direction, Early, Ending, Facts, Live, Protocol, Record};
-use crate::tunnel::{Upstream, pools};
+use crate::record::{self, Direction, Early, Ending, Facts, Id, Protocol, Record};
+use crate::tunnel::{Stream, Upstream, pools};
 use crate::{decide, lookup};
 
 /// Takes an accepted connection over. Never fails silently: what cannot be carried is written down.
@@ -79,13 +79,13 @@ async fn terminate(
     drop(handshake);
     let limits: Limits = pools::limits(&node);
     let (tasks, watch) = (pod.tasks().clone(), held.watch.clone());
-    let tunnel = Arc::new(Tunnel { pod, node, ends, source: session.peer().clone(), held });
+    let tunnel = Arc::new(Tunnel { pod, node, ends, source: Arc::new(session.peer().clone()), held });
     let served = serve(session, &limits, &tasks, watch, move |incoming| {
         // Boxed: what opening needs is not held for as long as the connection lasts.
         let opening = Box::pin(tunnel.clone().open(incoming));
         async move {
             if let Some(carried) = opening.await {
-                carried.run().await;
+                carried.await;
             }
         }
     });
@@ -97,13 +97,13 @@ struct Tunnel {
     pod: Arc<Pod>,
     node: Arc<Node>,
     ends: Ends,
-    source: Identity,
+    source: Arc<Identity>,
     held: Held,
 }
 
 impl Tunnel {
     /// Does what a CONNECT asks for. `None`: it is refused, or has failed, which is written down.
-    async fn open(self: Arc<Self>, incoming: Incoming) -> Option<Box<Carried<impl Send>>> {
+    async fn open(self: Arc<Self>, incoming: Incoming) -> Option<Box<Carried<impl Send + Unpin>>> {
         let Some(authority) = incoming.authority() else {
             let error = PathError::NotConnect { authority: incoming.authority_text().chars().take(256).collect() };
             incoming.refuse(StatusCode::BAD_REQUEST);
@@ -134,9 +134,9 @@ impl Tunnel {
             }
         };
         match answered {
-            Ok((permit, live, sides)) => {
+            Ok((permit, socket, stream)) => {
                 let watch = self.held.watch.clone();
-                Some(Box::new(Carried { sides, record, live, watch, keeps: (permit, self) }))
+                Some(Box::new(Carried::new(socket, Upstream::Hbone(stream), record, watch, (permit, self))))
             }
             Err(error) => {
                 record.fail(&error);
@@ -156,9 +156,9 @@ impl Tunnel {
         destination: &Arc<Workload>,
         plan: InboundPlan,
         record: &mut Record,
-    ) -> Result<(OwnedSemaphorePermit, Arc<Live>, Sides), PathError> {
+    ) -> Result<(OwnedSemaphorePermit, TcpStream, Stream), PathError> {
         // Listed before it is decided: a policy that comes between the two finds it.
-        let live = record.enlist();
+        record.enlist();
         let arrival =
             Arrival { pod: &self.pod, node: &self.node, peer: self.ends.peer, source: &self.source, destination };
         let (permit, upstream) = match arrival.open(&plan, record).await {
@@ -172,7 +172,7 @@ impl Tunnel {
         let accepted = incoming.accept(&ConnectHeaders { baggage, ..ConnectHeaders::default() });
         let stream = accepted.map_err(|source| PathError::Connect { to: self.ends.peer, source })?;
         record.opened();
-        Ok((permit, live, Sides::of(upstream, Upstream::Hbone(stream))))
+        Ok((permit, upstream, stream))
     }
 
     fn facts(&self, incoming: &Incoming, destination: &Arc<Workload>, plan: Option<&InboundPlan>) -> Facts {
@@ -188,16 +188,16 @@ impl Tunnel {
         });
         Facts {
             parent: headers.traceparent.as_ref().map_or(0, record::span::parent),
-            id: headers.traceparent.map_or_else(record::new_id, |trace| format!("{:032x}", trace.trace).into()),
+            id: headers.traceparent.map_or_else(Id::random, |trace| Id(trace.trace)),
             direction: Direction::Inbound,
             protocol: Protocol::Hbone,
             source_addr: self.ends.peer,
             source: source.workload,
             described: source.described,
-            source_identity: Some(self.source.clone()),
+            peer: Some(self.source.clone()),
             original: self.ends.local,
             destination_addr: self.ends.local,
-            hbone_addr: Some(incoming.authority_text().to_owned()),
+            authority: incoming.authority(),
             upstream: plan.map(|plan| plan.upstream),
             destination: Some(destination.clone()),
             service,

@@ -15,9 +15,9 @@ use super::direct::Near;
 use super::{PathError, direct};
 use crate::capture::pod::Held;
 use crate::capture::{self, Captured, Pod};
-use crate::deliver::copy::{Carried, Sides};
+use crate::deliver::copy::Carried;
 use crate::node::Node;
-use crate::record::{self, Direction, Early, Facts, Protocol, Record};
+use crate::record::{self, Direction, Early, Facts, Id, Protocol, Record};
 use crate::tunnel::{self, Upstream};
 use crate::workers::Place;
 use crate::{decide, enforce};
@@ -92,14 +92,14 @@ fn carry(conn: Captured, trip: Trip) -> impl Future<Output = ()> + Send {
     let opening = Box::pin(trip.open(conn));
     async move {
         if let Some(carried) = opening.await {
-            carried.run().await;
+            carried.await;
         }
     }
 }
 
 impl Trip {
     /// Opens the way to the destination, and lists the connection. `None`: it has failed, which is written down.
-    async fn open(mut self, conn: Captured) -> Option<Box<Carried<impl Send>>> {
+    async fn open(mut self, conn: Captured) -> Option<Box<Carried<impl Send + Unpin>>> {
         let mut record = Record::new(&self.node.ledger, facts(&conn, &self.source));
         record.began(self.accepted);
         let first = std::mem::replace(&mut self.first, Err(PathError::Drained));
@@ -110,7 +110,7 @@ impl Trip {
                 return None;
             }
         };
-        let live = record.opened();
+        record.opened();
         // One that came between the decision and the listing has not seen this connection.
         let snapshot = self.node.snapshots.load();
         if let Some(reason) = stillmesh_core::decide::cut_off(&snapshot, &self.source) {
@@ -121,8 +121,9 @@ impl Trip {
             record.fail(&PathError::Cut { outcome });
             return None;
         }
-        let (sides, watch) = (Sides::of(conn.stream, upstream), self.held.watch.clone());
-        Some(Box::new(Carried { sides, record, live, watch, keeps: (self.held, self.permit, self.pod) }))
+        let Held { permit, watch } = self.held;
+        let keeps = (permit, self.permit, self.pod);
+        Some(Box::new(Carried::new(conn.stream, upstream, record, watch, keeps)))
     }
 
     /// Opens the way to the destination; what fails before the peer has taken the connection is tried at another
@@ -153,7 +154,7 @@ impl Trip {
             };
             let opening = async {
                 match near {
-                    Some(near) => near.open(&request, &self.node, self.worker, record.bytes()).await,
+                    Some(near) => near.open(&request, &self.node, self.worker, record.counters()).await,
                     None => tunnel::open(&request, &self.pod, &self.node, self.worker).await,
                 }
             };
@@ -162,7 +163,7 @@ impl Trip {
                 Ok(opened) => {
                     record.learn(|facts| facts.destination_addr = opened.next_hop);
                     if early.sent() > 0 {
-                        record.bytes().counters.forward.fetch_add(early.sent() as u64, Ordering::Relaxed);
+                        record.counters().forward.fetch_add(early.sent() as u64, Ordering::Relaxed);
                         self.node.metrics.early.inc();
                     }
                     return Ok(opened.upstream);
@@ -223,17 +224,17 @@ fn decide(conn: &Captured, source: &Workload, node: &Node, tried: &[WorkloadUid]
 
 fn facts(conn: &Captured, source: &Arc<Workload>) -> Facts {
     Facts {
-        id: record::new_id(),
+        id: Id::random(),
         parent: 0,
         direction: Direction::Outbound,
         protocol: Protocol::Tcp,
         source_addr: conn.peer,
         described: None,
-        source_identity: Some(source.identity()),
+        peer: None,
         source: Some(source.clone()),
         original: conn.original,
         destination_addr: conn.original,
-        hbone_addr: None,
+        authority: None,
         upstream: None,
         destination: None,
         service: None,
@@ -242,10 +243,10 @@ fn facts(conn: &Captured, source: &Arc<Workload>) -> Facts {
 
 fn learn(facts: &mut Facts, plan: &OutboundPlan, near: Option<&Near>) {
     facts.destination_addr = plan.dial.address().unwrap_or(facts.original);
-    facts.hbone_addr = tunnel::authority(plan);
-    facts.protocol = if facts.hbone_addr.is_some() { Protocol::Hbone } else { Protocol::Tcp };
+    facts.authority = tunnel::authority(plan);
+    facts.protocol = if facts.authority.is_some() { Protocol::Hbone } else { Protocol::Tcp };
     if let Some(near) = near {
-        (facts.destination_addr, facts.hbone_addr, facts.protocol) = (near.to(), None, Protocol::Direct);
+        (facts.destination_addr, facts.authority, facts.protocol) = (near.to(), None, Protocol::Direct);
     }
     facts.destination = plan.upstream.clone();
     facts.service = plan.service.clone();

@@ -1,6 +1,7 @@
 //! Inbound in the clear: what the capture rules redirected to 15006. No identity; the same policies, except for the
 //! kubelet's probes.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use stillmesh_api::probes::Verdict;
@@ -13,44 +14,63 @@ use super::{PathError, probe};
 use crate::capture::pod::Held;
 use crate::capture::{self, Captured, Pod};
 use crate::deliver::connect;
-use crate::deliver::copy::{Carried, Sides};
+use crate::deliver::copy::Carried;
 use crate::node::Node;
 use crate::record::labels::Party;
-use crate::record::{self, Direction, Early, Facts, Live, Protocol, Record};
+use crate::record::{self, Direction, Early, Facts, Id, Protocol, Record};
 use crate::tunnel::Upstream;
 use crate::{decide, lookup};
 
 /// Takes an accepted connection over. Never fails silently: what cannot be carried is written down.
-pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: std::net::SocketAddr, held: Held) {
+pub fn start(pod: Arc<Pod>, node: Arc<Node>, stream: TcpStream, peer: SocketAddr, held: Held) {
     let place = node.workers.next();
     let carrier = pod.clone();
-    carrier.adopt(place, "inbound plaintext", stream, move |stream| async move {
-        let began = async {
-            let permit = pod.place()?;
-            let conn = capture::captured(stream, peer)?;
-            let destination = pod.workload(&node).await?;
-            Ok::<_, PathError>((permit, conn, destination))
-        };
-        let (permit, conn, destination) = match began.await {
-            Ok(began) => began,
-            Err(error) => {
-                let (direction, protocol) = (Direction::Inbound, Protocol::Tcp);
-                let early = Early { pod: &pod, direction, protocol, source: peer, destination: peer };
-                return record::failed_early(&node.ledger, &early, &error);
+    // Boxed: what opening needs is not held for as long as the connection lasts.
+    let open = move |stream| Box::pin(begin(pod, node, stream, peer, held));
+    carrier.adopt(place, "inbound plaintext", stream, move |stream| {
+        let beginning = open(stream);
+        async move {
+            if let Some(carried) = beginning.await {
+                carried.await;
             }
-        };
-        let mut record = Record::new(&node.ledger, facts(&conn, &destination, &node));
-        let opened = open(&conn, &destination, &pod, &node, &mut record).await;
-        match opened {
-            Ok(Some((upstream, live))) => {
-                let (watch, keeps) = (held.watch.clone(), (permit, held));
-                let sides = Sides::of(conn.stream, Upstream::Tcp(upstream));
-                Box::new(Carried { sides, record, live, watch, keeps }).run().await;
-            }
-            Ok(None) => record.complete(),
-            Err(error) => record.fail(&error),
         }
     });
+}
+
+/// Opens the way to the application, where it is permitted. `None`: it has failed or is a probe, which is written down.
+async fn begin(
+    pod: Arc<Pod>,
+    node: Arc<Node>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    held: Held,
+) -> Option<Box<Carried<impl Send + Unpin>>> {
+    let began = async {
+        let permit = pod.place()?;
+        let conn = capture::captured(stream, peer)?;
+        let destination = pod.workload(&node).await?;
+        Ok::<_, PathError>((permit, conn, destination))
+    };
+    let (permit, conn, destination) = match began.await {
+        Ok(began) => began,
+        Err(error) => {
+            let (direction, protocol) = (Direction::Inbound, Protocol::Tcp);
+            let early = Early { pod: &pod, direction, protocol, source: peer, destination: peer };
+            record::failed_early(&node.ledger, &early, &error);
+            return None;
+        }
+    };
+    let mut record = Record::new(&node.ledger, facts(&conn, &destination, &node));
+    let opened = open(&conn, &destination, &pod, &node, &mut record).await;
+    match opened {
+        Ok(Some(upstream)) => {
+            let keeps = (permit, held.permit);
+            return Some(Box::new(Carried::new(conn.stream, Upstream::Tcp(upstream), record, held.watch, keeps)));
+        }
+        Ok(None) => record.complete(),
+        Err(error) => record.fail(&error),
+    }
+    None
 }
 
 /// Connects to the application, where it is permitted. `None`: a probe that has what it wanted.
@@ -60,9 +80,9 @@ async fn open(
     pod: &Pod,
     node: &Node,
     record: &mut Record,
-) -> Result<Option<(TcpStream, Arc<Live>)>, PathError> {
+) -> Result<Option<TcpStream>, PathError> {
     // Listed before it is decided: a policy that comes between the two finds it.
-    let live = record.enlist();
+    record.enlist();
     decide::inbound_plaintext(conn.original)?;
     let attrs = InboundAttrs { destination, upstream: conn.original, source_ip: conn.peer.ip(), source_identity: None };
     let authorized = decide::authorize(&node.snapshots.load(), &attrs, node);
@@ -78,24 +98,24 @@ async fn open(
     let deadline = Instant::now() + node.config.limits.connect;
     let upstream = connect::keeping_source(&pod.connecting, node, conn.original, conn.peer.ip(), deadline).await?;
     record.opened();
-    Ok(Some((upstream, live)))
+    Ok(Some(upstream))
 }
 
 fn facts(conn: &Captured, destination: &Arc<Workload>, node: &Node) -> Facts {
     let snapshot = node.snapshots.load();
     let source = lookup::inbound_source(&snapshot, &node.config.network, conn.peer.ip(), None, Party::default());
     Facts {
-        id: record::new_id(),
+        id: Id::random(),
         parent: 0,
         direction: Direction::Inbound,
         protocol: Protocol::Tcp,
         source_addr: conn.peer,
         source: source.workload,
         described: source.described,
-        source_identity: None,
+        peer: None,
         original: conn.original,
         destination_addr: conn.original,
-        hbone_addr: None,
+        authority: None,
         upstream: Some(conn.original),
         service: stillmesh_core::decide::inbound_service(&snapshot, destination, None, conn.original.port()),
         destination: Some(destination.clone()),

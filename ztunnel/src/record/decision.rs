@@ -36,7 +36,7 @@ pub(super) fn draft(facts: &Facts, story: &Story<'_>) -> Draft {
     let was_refused = story.because.is_some_and(Reason::is_refusal);
     let record = Record {
         at_us: now_us(),
-        id: u128::from_str_radix(&facts.id, 16).unwrap_or_default(),
+        id: facts.id.0,
         hop: hop(facts.direction),
         is_refused: story.failure.is_some() && (story.opened.is_none() || was_refused),
         is_tunnelled: facts.protocol == Protocol::Hbone,
@@ -54,10 +54,10 @@ pub(super) fn draft(facts: &Facts, story: &Story<'_>) -> Draft {
     };
     let mut draft = Draft::new(record);
     draft.name_some(Field::Source, facts.source.as_ref().map(|workload| &workload.uid));
-    draft.name_some(Field::SourceIdentity, facts.source_identity.as_ref());
+    draft.name_some(Field::SourceIdentity, facts.source_identity());
     draft.name_some(Field::Service, facts.service.as_ref().map(|service| &service.key));
     draft.name_some(Field::Endpoint, facts.destination.as_ref().map(|workload| &workload.uid));
-    draft.name_some(Field::Authority, facts.hbone_addr.as_ref());
+    draft.name_some(Field::Authority, facts.authority.as_ref());
     if let Some(reason) = story.because {
         because(&mut draft, reason);
     }
@@ -67,17 +67,16 @@ pub(super) fn draft(facts: &Facts, story: &Story<'_>) -> Draft {
 
 /// An open connection as it is now.
 pub(super) fn live(live: &Live) -> Draft {
-    let since = live.since.elapsed().unwrap_or_default();
-    let (decided, opened, retries) = live.taken.get().copied().unwrap_or_default();
+    let told = live.told.lock();
     let story = Story {
-        because: live.because.get(),
+        because: told.because.as_ref(),
         error: None,
         failure: None,
         flag: Flag::None,
-        retries,
-        decided,
-        opened,
-        total: since + opened.unwrap_or_default(),
+        retries: told.retries,
+        decided: told.decided,
+        opened: told.opened,
+        total: live.lasted(),
         bytes: live.bytes(),
     };
     draft(&live.facts, &story)

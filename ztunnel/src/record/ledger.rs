@@ -6,8 +6,8 @@ use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::Poll;
-use std::time::{Duration, SystemTime};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
@@ -21,45 +21,6 @@ use super::labels::Word;
 use super::metrics::{Metrics, Reporter};
 use super::span::Hops;
 use super::{Direction, Facts, Flag, Outcome, Protocol};
-
-/// Which end of a connection is the first side of its copying.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum First {
-    /// The client: outbound connections, and inbound ones in the clear.
-    Client,
-    /// The server: inbound tunnels.
-    Server,
-}
-
-/// Bytes of one connection so far.
-#[derive(Debug)]
-pub struct Bytes {
-    /// Counted while copying.
-    pub counters: Arc<Counters>,
-    first: First,
-}
-
-impl Bytes {
-    /// None yet.
-    pub fn new(first: First) -> Self {
-        Self { counters: Arc::default(), first }
-    }
-
-    /// From the client's side.
-    pub fn received(&self) -> u64 {
-        self.direction(self.first == First::Client)
-    }
-
-    /// From the server's side.
-    pub fn sent(&self) -> u64 {
-        self.direction(self.first == First::Server)
-    }
-
-    fn direction(&self, forward: bool) -> u64 {
-        let counter = if forward { &self.counters.forward } else { &self.counters.backward };
-        counter.load(Ordering::Relaxed)
-    }
-}
 
 /// Ends a connection from outside.
 #[derive(Debug, Default)]
@@ -82,30 +43,42 @@ impl Cut {
 
     /// Waits until somebody ends the connection, and says why. For the one task that carries it. Cancel-safe.
     pub fn wait(&self) -> impl Future<Output = Outcome> {
-        poll_fn(|cx| {
-            self.waits.register(cx.waker());
-            self.because.get().map_or(Poll::Pending, |because| Poll::Ready((**because).clone()))
-        })
+        poll_fn(|cx| self.poll(cx))
+    }
+
+    /// Ready when somebody has ended the connection, and why. For the one task that carries it.
+    pub fn poll(&self, cx: &Context<'_>) -> Poll<Outcome> {
+        self.waits.register(cx.waker());
+        self.because.get().map_or(Poll::Pending, |because| Poll::Ready((**because).clone()))
     }
 }
 
-/// One open connection.
+/// One connection; open, once it is listed.
 #[derive(Debug)]
 pub struct Live {
     /// Unique in this process.
     pub number: u64,
     /// What is known of it.
-    pub facts: Arc<Facts>,
-    /// When it was listed.
-    pub since: SystemTime,
+    pub facts: Facts,
     /// Ends it.
     pub cut: Cut,
-    /// Why it was let pass, once that is decided.
-    pub(super) because: OnceLock<Reason>,
-    /// How long deciding and opening took, and how often it was tried anew; once it is open.
-    pub(super) taken: OnceLock<(Duration, Option<Duration>, u16)>,
-    bytes: Arc<Bytes>,
+    pub(super) began: Instant,
+    pub(super) told: Mutex<Told>,
+    counters: Arc<Counters>,
     counted: OnceLock<Counted>,
+}
+
+/// What has happened to a connection so far.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// Why it was let pass, once that is decided.
+    pub(super) because: Option<Reason>,
+    /// How long that took.
+    pub(super) decided: Duration,
+    /// How long it took until bytes might flow, once they may.
+    pub(super) opened: Option<Duration>,
+    /// How often it was tried anew.
+    pub(super) retries: u16,
 }
 
 /// The byte metrics of one connection.
@@ -116,6 +89,22 @@ struct Counted {
 }
 
 impl Live {
+    /// When it began.
+    pub fn since(&self) -> SystemTime {
+        let now = SystemTime::now();
+        now.checked_sub(self.lasted()).unwrap_or(now)
+    }
+
+    /// For how long it has been there.
+    pub(super) fn lasted(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// The byte counters, shared with whoever moves the bytes.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
     /// Counts it as opened; the byte metrics follow from now on.
     pub(super) fn open(&self, metrics: &Metrics) {
         let labels = self.facts.labels(Flag::None);
@@ -130,13 +119,20 @@ impl Live {
     /// Brings the byte metrics up to date. Any number of callers at once count each byte once.
     pub fn flush(&self) {
         let Some(counted) = self.counted.get() else { return };
-        counted.received.follow(self.bytes.received());
-        counted.sent.follow(self.bytes.sent());
+        let (received, sent) = self.bytes();
+        counted.received.follow(received);
+        counted.sent.follow(sent);
     }
 
     /// Bytes from the client's side and from the server's side.
     pub fn bytes(&self) -> (u64, u64) {
-        (self.bytes.received(), self.bytes.sent())
+        let Counters { forward, backward } = &*self.counters;
+        let (forward, backward) = (forward.load(Ordering::Relaxed), backward.load(Ordering::Relaxed));
+        // The first side of copying is the client, but for inbound tunnels.
+        match (self.facts.direction, self.facts.protocol) {
+            (Direction::Inbound, Protocol::Hbone) => (backward, forward),
+            _ => (forward, backward),
+        }
     }
 }
 
@@ -192,25 +188,27 @@ impl Ledger {
         &self.records
     }
 
-    pub(super) fn enlist(&self, facts: Arc<Facts>, bytes: Arc<Bytes>) -> Arc<Live> {
-        let live = Arc::new(Live {
+    /// A connection that is not listed.
+    pub(super) fn begin(&self, facts: Facts, counters: Arc<Counters>) -> Live {
+        Live {
             number: self.next.fetch_add(1, Ordering::Relaxed),
             facts,
-            since: SystemTime::now(),
             cut: Cut::default(),
-            because: OnceLock::new(),
-            taken: OnceLock::new(),
-            bytes,
+            began: Instant::now(),
+            told: Mutex::default(),
+            counters,
             counted: OnceLock::new(),
-        });
-        let key = Self::key(&live);
+        }
+    }
+
+    pub(super) fn enlist(&self, live: &Arc<Live>) {
+        let key = Self::key(live);
         if live.facts.protocol == Protocol::Direct {
             self.direct.fetch_add(1, Ordering::SeqCst);
         }
         if let Some(shard) = self.shard(&key) {
             shard.lock().entry(key).or_default().insert(live.number, live.clone());
         }
-        live
     }
 
     pub(super) fn delist(&self, live: &Live) {
@@ -284,8 +282,8 @@ impl Ledger {
         all
     }
 
-    /// How many connections were listed so far.
-    pub fn listed(&self) -> u64 {
+    /// How many connections began so far.
+    pub fn begun(&self) -> u64 {
         self.next.load(Ordering::Relaxed) - 1
     }
 

@@ -2,29 +2,29 @@
 //! what users and tools read; the reason and the policy are ours and come last.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use stillmesh_core::explain::Reason;
 
-use super::{Bytes, Direction, Facts, Outcome};
+use super::{Direction, Live, Outcome};
 
 /// The scope.
 pub const ACCESS: &str = "access";
 
 /// The event of a connection that is over.
-pub(super) fn complete(facts: &Facts, bytes: &Bytes, duration: Duration, outcome: &Outcome) {
+pub(super) fn complete(live: &Live, outcome: &Outcome) {
+    let facts = &live.facts;
     let proved = facts.are_ends_proved();
-    let source_identity = facts.source_identity.as_ref().filter(|_| proved).map(ToString::to_string);
+    let source_identity = facts.source_identity().filter(|_| proved).map(|identity| identity.to_string());
     let destination_identity =
         facts.destination.as_ref().filter(|_| proved).map(|workload| workload.identity().to_string());
-    let (received, sent) = (bytes.received(), bytes.sent());
+    let (received, sent) = live.bytes();
     // The metrics count from the server's point of view at both ends; the log speaks for the end that writes it.
     let (bytes_sent, bytes_recv) = match facts.direction {
         Direction::Outbound => (received, sent),
         Direction::Inbound => (sent, received),
     };
     let party = facts.source_party();
-    let duration = format!("{}ms", duration.as_millis());
+    let duration = format!("{}ms", live.lasted().as_millis());
     let policy = outcome.reason.as_ref().and_then(Reason::policy).map(ToString::to_string);
 
     macro_rules! emit {
@@ -38,7 +38,7 @@ pub(super) fn complete(facts: &Facts, bytes: &Bytes, duration: Duration, outcome
                 src.identity = source_identity.as_deref(),
                 src.cluster = party.cluster.as_deref(),
                 dst.addr = %facts.destination_addr,
-                dst.hbone_addr = facts.hbone_addr.as_ref().map(tracing::field::display),
+                dst.hbone_addr = facts.authority.as_ref().map(tracing::field::display),
                 dst.service = facts.service.as_ref().map(|service| &*service.key.hostname),
                 dst.workload = facts.destination.as_ref().map(|workload| &*workload.name),
                 dst.namespace = facts.destination.as_ref().map(|workload| &*workload.namespace),

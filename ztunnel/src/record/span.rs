@@ -70,7 +70,7 @@ impl Hops {
     /// Tells of a connection that has ended. Never waits. Of those to the collector it does not tell: each span would bring
     /// about another one.
     pub(super) fn tell(&self, facts: &Facts, story: &Story<'_>) {
-        let trace = u128::from_str_radix(&facts.id, 16).unwrap_or_default();
+        let trace = facts.id.0;
         if self.tells(trace) && !is_for(&self.collector, facts) {
             self.exporter.tell(Told::Span(Box::new(span(trace, facts, story))));
         }
@@ -141,7 +141,7 @@ fn span(trace: u128, facts: &Facts, story: &Story<'_>) -> Span {
 /// As OpenTelemetry's conventions name them, and as the access log does (contract 9.4).
 fn attributes(facts: &Facts, story: &Story<'_>) -> Vec<KeyValue> {
     let (tls, proved) = (facts.mutual_tls(), facts.are_ends_proved());
-    let source_identity = facts.source_identity.as_ref().filter(|_| proved).map(ToString::to_string);
+    let source_identity = facts.source_identity().filter(|_| proved).map(|identity| identity.to_string());
     let destination = facts.destination.as_ref();
     let destination_identity = destination.filter(|_| proved).map(|workload| workload.identity().to_string());
     let texts = [
@@ -149,7 +149,7 @@ fn attributes(facts: &Facts, story: &Story<'_>) -> Vec<KeyValue> {
         ("src.namespace", facts.source_party().namespace.as_deref().map(str::to_owned)),
         ("src.identity", source_identity),
         ("dst.addr", Some(facts.destination_addr.to_string())),
-        ("dst.hbone_addr", facts.hbone_addr.clone()),
+        ("dst.hbone_addr", facts.authority.as_ref().map(ToString::to_string)),
         ("dst.service", facts.service.as_ref().map(|service| service.key.hostname.to_string())),
         ("dst.workload", destination.map(|workload| workload.name.to_string())),
         ("dst.namespace", destination.map(|workload| workload.namespace.to_string())),

@@ -43,17 +43,17 @@ impl World {
     fn facts(&self) -> Facts {
         let source = testing::workload("shop", "page-1", [10, 0, 0, 1]);
         Facts {
-            id: "0af7651916cd43dd8448eb211c80319c".into(),
+            id: Id(0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c),
             parent: 0,
             direction: Direction::Inbound,
             protocol: Protocol::Hbone,
             source_addr: "10.0.0.1:4000".parse().unwrap(),
             described: None,
-            source_identity: Some(source.identity()),
+            peer: Some(Arc::new(source.identity())),
             source: Some(Arc::new(source)),
             original: "10.0.0.2:8080".parse().unwrap(),
             destination_addr: "10.0.0.2:15008".parse().unwrap(),
-            hbone_addr: Some("10.0.0.2:8080".into()),
+            authority: Some(Authority::Address("10.0.0.2:8080".parse().unwrap())),
             upstream: Some("10.0.0.2:8080".parse().unwrap()),
             destination: Some(Arc::new(testing::workload("shop", "details-1", [10, 0, 0, 2]))),
             service: None,
@@ -94,12 +94,12 @@ fn a_connection_is_counted_once_and_its_bytes_while_it_is_open() {
     record.opened();
     assert_eq!(world.value("istio_tcp_connections_opened_total"), 1);
     assert_eq!(world.value("istio_tcp_sockets_open"), 1);
-    record.bytes().counters.backward.fetch_add(10, Ordering::Relaxed);
+    record.counters().backward.fetch_add(10, Ordering::Relaxed);
     world.ledger.flush();
     world.ledger.flush();
     assert_eq!(world.value("istio_tcp_received_bytes_total"), 10);
-    record.bytes().counters.backward.fetch_add(5, Ordering::Relaxed);
-    record.bytes().counters.forward.fetch_add(7, Ordering::Relaxed);
+    record.counters().backward.fetch_add(5, Ordering::Relaxed);
+    record.counters().forward.fetch_add(7, Ordering::Relaxed);
     record.complete();
     assert_eq!(world.value("istio_tcp_received_bytes_total"), 15);
     assert_eq!(world.value("istio_tcp_sent_bytes_total"), 7);
@@ -154,8 +154,8 @@ fn the_access_log_has_istios_fields_in_order() {
     let events = Events::capture(|| {
         let mut record = Record::new(&world.ledger, world.facts());
         record.opened();
-        record.bytes().counters.backward.fetch_add(67, Ordering::Relaxed);
-        record.bytes().counters.forward.fetch_add(490, Ordering::Relaxed);
+        record.counters().backward.fetch_add(67, Ordering::Relaxed);
+        record.counters().forward.fetch_add(490, Ordering::Relaxed);
         record.complete();
     });
     let event = events.of("connection complete");
@@ -202,7 +202,7 @@ fn clear_text_claims_no_identity() {
     let events = Events::capture(|| {
         let mut facts = world.facts();
         facts.protocol = Protocol::Tcp;
-        facts.hbone_addr = None;
+        facts.authority = None;
         Record::new(&world.ledger, facts).complete();
     });
     let event = events.of("connection complete");
@@ -218,7 +218,7 @@ fn outbound_sent_bytes_are_what_the_client_sent() {
         let mut facts = world.facts();
         facts.direction = Direction::Outbound;
         let record = Record::new(&world.ledger, facts);
-        record.bytes().counters.forward.fetch_add(67, Ordering::Relaxed);
+        record.counters().forward.fetch_add(67, Ordering::Relaxed);
         record.complete();
     });
     assert_eq!(events.of("connection complete").field("bytes_sent"), Some("67"));
@@ -229,12 +229,12 @@ fn inbound_connections_are_found_by_their_destination() {
     let world = World::new();
     let uid = world.facts().destination.unwrap().uid.clone();
     let mut inbound = Record::new(&world.ledger, world.facts());
-    let live = inbound.enlist();
+    let number = inbound.enlist().number;
     let mut facts = world.facts();
     facts.direction = Direction::Outbound;
     let mut outbound = Record::new(&world.ledger, facts);
     outbound.enlist();
-    assert_eq!(world.ledger.at(&uid).iter().map(|live| live.number).collect::<Vec<_>>(), [live.number]);
+    assert_eq!(world.ledger.at(&uid).iter().map(|live| live.number).collect::<Vec<_>>(), [number]);
     assert_eq!(world.ledger.all().len(), 2);
     drop(inbound);
     assert!(world.ledger.at(&uid).is_empty());

@@ -55,9 +55,7 @@ impl Pools {
                 source: Some(request.conn.peer),
                 host: super::service_host(request.plan).map(ToString::to_string),
             }),
-            traceparent: u128::from_str_radix(&request.facts.id, 16)
-                .ok()
-                .map(|trace| span::traceparent(&node.ledger, trace)),
+            traceparent: Some(span::traceparent(&node.ledger, request.facts.id.0)),
             network: None,
         };
         let opened = pool.open_early(&key, authority, &headers, request.early).await;
