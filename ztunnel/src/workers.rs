@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 /// All workers of the process. Dropping it ends them.
 #[derive(Debug)]
 pub struct Workers {
-    workers: Vec<Worker>,
+    workers: Vec<Arc<Worker>>,
     hasher: RandomState,
     next: AtomicUsize,
     stop: CancellationToken,
@@ -23,30 +23,37 @@ pub struct Workers {
 
 #[derive(Debug)]
 struct Worker {
+    index: usize,
     handle: Handle,
-    load: Arc<AtomicUsize>,
+    load: AtomicUsize,
 }
 
 /// A worker chosen for a connection; it counts as the worker's load until dropped.
 #[derive(Debug)]
 pub struct Place {
-    /// Which one.
-    pub index: usize,
-    /// Its runtime.
-    pub handle: Handle,
-    load: Arc<AtomicUsize>,
+    worker: Arc<Worker>,
 }
 
 impl Place {
+    /// Which worker.
+    pub fn index(&self) -> usize {
+        self.worker.index
+    }
+
+    /// Its runtime.
+    pub fn handle(&self) -> &Handle {
+        &self.worker.handle
+    }
+
     /// Whether this runs there.
     pub fn is_here(&self) -> bool {
-        self.handle.id() == Handle::current().id()
+        self.worker.handle.id() == Handle::current().id()
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.load.fetch_sub(1, Ordering::Relaxed);
+        self.worker.load.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -110,7 +117,7 @@ impl Workers {
         // Both indices are below the count; were they not, the first worker would do.
         let worker = self.workers.get(index).unwrap_or_else(|| &self.workers[0]);
         worker.load.fetch_add(1, Ordering::Relaxed);
-        Place { index, handle: worker.handle.clone(), load: worker.load.clone() }
+        Place { worker: worker.clone() }
     }
 }
 
@@ -121,7 +128,7 @@ impl Drop for Workers {
 }
 
 impl Worker {
-    fn start(index: usize, stop: CancellationToken) -> io::Result<Self> {
+    fn start(index: usize, stop: CancellationToken) -> io::Result<Arc<Self>> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(4)
@@ -132,7 +139,7 @@ impl Worker {
             runtime.block_on(stop.cancelled());
             runtime.shutdown_background();
         })?;
-        Ok(Self { handle, load: Arc::default() })
+        Ok(Arc::new(Self { index, handle, load: AtomicUsize::new(0) }))
     }
 }
 
@@ -145,12 +152,12 @@ mod tests {
         let workers = Workers::start(2).unwrap();
         let key = ("identity", "10.0.0.1:15008");
         let places: Vec<_> = (0..4).map(|_| workers.of(&key)).collect();
-        let home = places[0].index;
-        assert!(places.iter().all(|place| place.index == home));
+        let home = places[0].index();
+        assert!(places.iter().all(|place| place.index() == home));
         let spilled = workers.of(&key);
-        assert_ne!(spilled.index, home);
+        assert_ne!(spilled.index(), home);
         drop((places, spilled));
-        assert_eq!(workers.of(&key).index, home);
+        assert_eq!(workers.of(&key).index(), home);
     }
 
     #[test]
@@ -158,7 +165,7 @@ mod tests {
         let workers = Workers::start(2).unwrap();
         let place = workers.next();
         let (done, name) = std::sync::mpsc::channel();
-        place.handle.spawn(async move { done.send(std::thread::current().name().map(str::to_owned)) });
-        assert_eq!(name.recv().unwrap(), Some(format!("worker-{}", place.index)));
+        place.handle().spawn(async move { done.send(std::thread::current().name().map(str::to_owned)) });
+        assert_eq!(name.recv().unwrap(), Some(format!("worker-{}", place.index())));
     }
 }

@@ -93,7 +93,7 @@ impl Pod {
         let inherited = Inherited::check(inherited, thread.netns(), mark);
         let has_inherited = !inherited.is_empty();
         let listeners = listeners::listen(&thread, &node.config, inherited).await?;
-        let home = node.workers.of(&uid).handle.clone();
+        let home = node.workers.of(&uid).handle().clone();
         let sockets = Sockets::of(listeners, &home).map_err(StartError::Listener)?;
         let (trigger, watch) = drain::channel();
         let limit = node.config.limits.connections_per_pod;
@@ -257,12 +257,12 @@ impl Pod {
             Ok(stream)
         } else {
             // From here on its readiness is polled by the worker that carries it.
-            let _there = place.handle.enter();
+            let _there = place.handle().enter();
             stream.into_std().and_then(TcpStream::from_std)
         };
         match stream.map(carry) {
             Ok(carrying) => {
-                let handle = place.handle.clone();
+                let handle = place.handle().clone();
                 self.tasks.spawn_on(&handle, name, async move {
                     let _place = place;
                     carrying.await;

@@ -83,7 +83,7 @@ async fn begin(
     let first = decide(&conn, &source, &node, &[]);
     let next_hop = first.as_ref().ok().and_then(|plan| plan.dial.address());
     let place = node.workers.here_or_of(&(source.identity(), next_hop));
-    let worker = place.index;
+    let worker = place.index();
     Some((place, conn, Trip { pod, node, source, first, worker, accepted, held, permit }))
 }
 
