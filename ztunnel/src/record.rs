@@ -22,6 +22,7 @@ use stillmesh_core::attrs::Authority;
 use stillmesh_core::explain::Reason;
 use stillmesh_core::model::{Identity, Service, Workload};
 use stillmesh_hbone::copy::Counters;
+use stillmesh_proxy::decisions::short_microseconds;
 use stillmesh_records::Draft;
 
 use labels::{LabelParts, Party, TrafficLabels, Word};
@@ -293,7 +294,7 @@ impl Record {
     /// What was decided, and now. The last decision stays.
     pub fn decided(&mut self, because: Reason) {
         let mut told = self.live.told.lock();
-        (told.because, told.decided) = (Some(because), self.live.lasted());
+        (told.because, told.decide_us) = (Some(because), short_microseconds(self.live.lasted()));
     }
 
     /// It is tried anew.
@@ -337,7 +338,7 @@ impl Record {
     pub fn opened(&mut self) {
         self.enlist();
         if !std::mem::replace(&mut self.opened, true) {
-            self.live.told.lock().opened = Some(self.live.lasted());
+            self.live.told.lock().open_us = short_microseconds(self.live.lasted());
             self.live.open(&self.ledger.metrics);
             let facts = self.facts();
             tracing::event!(
@@ -365,8 +366,8 @@ impl Record {
     /// The connection ended by `error`.
     pub fn fail(mut self, error: &impl Ending) {
         let mut told = self.live.told.lock();
-        if error.reason().is_some() && told.opened.is_none() {
-            told.decided = self.live.lasted();
+        if error.reason().is_some() && told.open_us == 0 {
+            told.decide_us = short_microseconds(self.live.lasted());
         }
         drop(told);
         self.ended = Some(Box::new(Ended {
@@ -419,8 +420,8 @@ impl Drop for Record {
             failure,
             flag: outcome.flag,
             retries: told.retries,
-            decided: told.decided,
-            opened: told.opened,
+            decide_us: told.decide_us,
+            open_us: told.open_us,
             total: live.lasted(),
             bytes: live.bytes(),
         };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use stillmesh_core::explain::Reason;
-use stillmesh_proxy::decisions::{because, microseconds, now_us, short_microseconds};
+use stillmesh_proxy::decisions::{because, microseconds, now_us};
 use stillmesh_records::{Draft, Field, Hop, Record, Recorder};
 
 use super::{Direction, Early, Ending, Facts, Flag, Live, Protocol};
@@ -21,10 +21,10 @@ pub(super) struct Story<'a> {
     pub flag: Flag,
     /// How often it was tried anew.
     pub retries: u16,
-    /// How long deciding took.
-    pub decided: Duration,
-    /// How long it took until bytes might flow.
-    pub opened: Option<Duration>,
+    /// How long deciding took, microseconds.
+    pub decide_us: u32,
+    /// How long it took until bytes might flow, microseconds; 0: they never might.
+    pub open_us: u32,
     /// How long it lasted.
     pub total: Duration,
     /// Bytes from the client and from the server.
@@ -38,15 +38,15 @@ pub(super) fn draft(facts: &Facts, story: &Story<'_>) -> Draft {
         at_us: now_us(),
         id: facts.id.0,
         hop: hop(facts.direction),
-        is_refused: story.failure.is_some() && (story.opened.is_none() || was_refused),
+        is_refused: story.failure.is_some() && (story.open_us == 0 || was_refused),
         is_tunnelled: facts.protocol == Protocol::Hbone,
         is_direct: facts.protocol == Protocol::Direct,
         retries: story.retries,
         source: facts.source_addr.into(),
         original: facts.original.into(),
         upstream: facts.upstream.unwrap_or(facts.destination_addr).into(),
-        decide_us: short_microseconds(story.decided),
-        open_us: story.opened.map_or(0, short_microseconds),
+        decide_us: story.decide_us,
+        open_us: story.open_us,
         total_us: microseconds(story.total),
         received: story.bytes.0,
         sent: story.bytes.1,
@@ -74,8 +74,8 @@ pub(super) fn live(live: &Live) -> Draft {
         failure: None,
         flag: Flag::None,
         retries: told.retries,
-        decided: told.decided,
-        opened: told.opened,
+        decide_us: told.decide_us,
+        open_us: told.open_us,
         total: live.lasted(),
         bytes: live.bytes(),
     };

@@ -73,10 +73,10 @@ pub struct Live {
 pub(super) struct Told {
     /// Why it was let pass, once that is decided.
     pub(super) because: Option<Reason>,
-    /// How long that took.
-    pub(super) decided: Duration,
-    /// How long it took until bytes might flow, once they may.
-    pub(super) opened: Option<Duration>,
+    /// How long that took, microseconds.
+    pub(super) decide_us: u32,
+    /// How long it took until bytes might flow, microseconds; 0 until they may.
+    pub(super) open_us: u32,
     /// How often it was tried anew.
     pub(super) retries: u16,
 }
