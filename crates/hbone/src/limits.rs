@@ -10,7 +10,8 @@ pub struct Limits {
     /// Receive window of a stream at its start, bytes; see [`Limits::stream_window`].
     pub first_window: u32,
     /// What the receive window of a stream may grow to, bytes. It grows while an application reads as fast as the
-    /// window lets its peer send, and is kept so small that all streams together fit into the connection's window:
+    /// window lets its peer send; to 1 MiB for all streams of a connection together also where one reads its window within
+    /// 10 ms and the round trip needs less. It is kept so small that all streams together fit into the connection's window:
     /// applications that do not read never stop their neighbours.
     pub stream_window: u32,
     /// Receive window of a connection, bytes.

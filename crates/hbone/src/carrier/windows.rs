@@ -3,6 +3,10 @@
 //! A stream's window grows only while its reader keeps up with it, and becomes smaller with more streams, so that all of
 //! them fit into the connection's. What is unread all the same does not count towards the connection's window: readers
 //! that do not read never stop their neighbours.
+//!
+//! How much a round trip needs is measured. Where it is short, more than that is of use to a quick reader: both ends and the
+//! applications may share CPUs, and who has his turn ought to find something to do. All streams together have [`AHEAD`] for that,
+//! not more, because what others send waits behind it.
 
 use std::time::Duration;
 
@@ -16,6 +20,12 @@ const SMALLEST_WINDOW: u32 = 64 << 10;
 /// RFC 9113 section 6.9.1, bytes.
 const LARGEST_WINDOW: u32 = (1 << 31) - 1;
 
+/// What all streams of a connection may have on their way together however short the round trip is, bytes.
+const AHEAD: u32 = 1 << 20;
+
+/// A reader is quick that takes its window in this time.
+const QUICK: Duration = Duration::from_millis(10);
+
 /// The first pause after a measurement that changed nothing; it doubles up to [`LONGEST_PAUSE`].
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 
@@ -26,6 +36,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Windows {
     memory: Memory,
+    first: u32,
     ceiling: u32,
     connection_window: u32,
     /// Places for streams that are taken.
@@ -36,8 +47,14 @@ pub(super) struct Windows {
     pub(super) connection: u32,
     /// Counts the round trips that are measured.
     round: u32,
+    /// When that began which is counted.
+    began: Instant,
     measuring: bool,
     wanted: bool,
+    /// The reader that wants a larger window is quick.
+    quick: bool,
+    /// The window is larger than a round trip is known to need.
+    ahead: bool,
     /// The most that one stream's reader took during the current round trip, bytes.
     most_taken: usize,
     /// No measurement before.
@@ -50,14 +67,18 @@ impl Windows {
     pub(super) fn new(limits: &Limits) -> Self {
         Self {
             memory: limits.memory.clone(),
+            first: limits.first_window(),
             ceiling: limits.stream_window,
             connection_window: limits.connection_window,
             places: 0,
             window: limits.first_window(),
             connection: limits.connection_window,
             round: 0,
+            began: Instant::now(),
             measuring: false,
             wanted: false,
+            quick: false,
+            ahead: false,
             most_taken: 0,
             measure_from: None,
             pause: SHORTEST_PAUSE,
@@ -69,10 +90,18 @@ impl Windows {
         if self.memory.is_short() {
             return SMALLEST_WINDOW;
         }
+        self.part(self.connection_window).max(SMALLEST_WINDOW)
+    }
+
+    /// A stream's part of what is for all: a power of two, so that a stream more or less seldom changes it.
+    fn part(&self, all: u32) -> u32 {
         let streams = u32::try_from(self.places).unwrap_or(u32::MAX).max(1);
-        let share = (self.connection_window / streams).max(SMALLEST_WINDOW);
-        // A power of two, so that a stream more or less seldom changes it.
-        1 << (31 - share.leading_zeros())
+        (all / streams).checked_ilog2().map_or(0, |power| 1 << power)
+    }
+
+    /// What it may be at most where a round trip is not known to need it.
+    fn share_ahead(&self) -> u32 {
+        self.part(AHEAD).max(self.first).min(self.share())
     }
 
     /// The window that is too large now, made smaller; `None` when it is not.
@@ -80,7 +109,7 @@ impl Windows {
         if self.window == SMALLEST_WINDOW {
             return None;
         }
-        let share = self.share();
+        let share = if self.ahead { self.share_ahead() } else { self.share() };
         (self.window > share).then_some(share)
     }
 
@@ -103,7 +132,14 @@ impl Windows {
             self.most_taken = self.most_taken.max(reader.bytes);
         } else if !self.wanted && self.window < self.ceiling && reader.bytes >= self.window as usize {
             self.wanted = self.window < self.share() && self.memory.is_ample();
+            self.quick = self.wanted && self.began.elapsed() <= QUICK;
         }
+    }
+
+    /// Counts anew.
+    fn begin(&mut self) {
+        self.round = self.round.wrapping_add(1);
+        self.began = Instant::now();
     }
 
     /// Whether a round trip is to be measured now: a PING is to leave.
@@ -112,22 +148,25 @@ impl Windows {
             return false;
         }
         self.wanted = false;
-        self.round = self.round.wrapping_add(1);
+        self.begin();
         self.most_taken = 0;
         self.measuring = true;
         true
     }
 
-    /// The PING's answer is here. A larger window, if one reader took most of its window in that round trip.
+    /// The PING's answer is here. A larger window, if one reader took most of its window in that round trip, or is quick and may
+    /// have so much ahead.
     pub(super) fn measured(&mut self) -> Option<u32> {
         if !std::mem::take(&mut self.measuring) {
             return None;
         }
-        self.round = self.round.wrapping_add(1);
+        self.begin();
         let larger = self.window.saturating_mul(2).min(self.ceiling).min(self.share());
         let kept_up = self.most_taken >= self.window as usize / 3 * 2;
-        let larger = (kept_up && larger > self.window && self.memory.is_ample()).then_some(larger);
+        let ahead = !kept_up && self.quick && larger <= self.share_ahead();
+        let larger = ((kept_up || ahead) && larger > self.window && self.memory.is_ample()).then_some(larger);
         if larger.is_some() {
+            self.ahead = ahead;
             self.pause = SHORTEST_PAUSE;
             self.measure_from = None;
         } else {
@@ -156,8 +195,8 @@ mod tests {
     async fn round_with(windows: &mut Windows, bytes: usize) -> Option<u32> {
         let mut reader = Taken::default();
         let full = windows.window == 4 << 20;
-        windows.taken(&mut reader, windows.window as usize);
         tokio::time::advance(LONGEST_PAUSE).await;
+        windows.taken(&mut reader, windows.window as usize);
         assert_eq!(windows.measures(), !full);
         windows.taken(&mut reader, bytes);
         let larger = windows.measured();
@@ -178,8 +217,42 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_few_quick_streams_have_a_megabyte_ahead_between_them() {
+        let mut windows = windows();
+        windows.places = 1;
+        for window in [512 << 10, 1 << 20] {
+            windows.taken(&mut Taken::default(), windows.window as usize);
+            assert!(windows.measures());
+            assert_eq!(windows.measured(), Some(window), "nothing was taken in a round trip that short");
+            windows.window = window;
+        }
+        windows.taken(&mut Taken { round: windows.round, bytes: 0 }, 1 << 20);
+        assert!(windows.measures());
+        assert_eq!((windows.measured(), windows.smaller()), (None, None));
+        // Neighbours do not wait behind more than that.
+        for (places, window) in [(2, Some(512 << 10)), (4, Some(256 << 10)), (16, None), (1, None)] {
+            windows.places = places;
+            assert_eq!(windows.smaller(), window, "{places}");
+            windows.window = window.unwrap_or(windows.window);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_round_trip_needs_stays_with_neighbours() {
+        let mut windows = windows();
+        windows.places = 1;
+        for window in [512 << 10, 1 << 20, 2 << 20] {
+            let bytes = windows.window as usize;
+            assert_eq!(round_with(&mut windows, bytes).await, Some(window));
+        }
+        windows.places = 8;
+        assert_eq!(windows.smaller(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_changed_nothing_is_not_measured_again_at_once() {
         let mut windows = windows();
+        windows.places = 4;
         windows.taken(&mut Taken::default(), 1 << 20);
         assert!(windows.measures());
         assert_eq!(windows.measured(), None);
