@@ -42,6 +42,7 @@ use crate::record::{self, Early};
 pub use authorize::All;
 pub use carried::Carried;
 pub use error::PathError;
+pub use forward::RequestId;
 use hello::Hello;
 pub use pace::UnderWay;
 pub use replay::{Received, RequestBody};

@@ -61,7 +61,7 @@ impl Ring {
         match self.chunks.back_mut().filter(|chunk| chunk.len() < CHUNK) {
             Some(chunk) => chunk.push(entry),
             None => {
-                let mut chunk = Vec::with_capacity(CHUNK);
+                let mut chunk = self.room();
                 chunk.push(entry);
                 self.chunks.push_back(chunk);
             }
@@ -72,17 +72,29 @@ impl Ring {
         }
     }
 
-    /// Lets go of the oldest record and of its names.
-    fn pop(&mut self) {
-        let Some(chunk) = self.chunks.front() else { return };
+    /// An empty chunk. Where the budget has none left, it is the oldest one's: a ring that is full allocates no more.
+    fn room(&mut self) -> Vec<Entry> {
+        while self.bytes() + CHUNK_BYTES > self.budget && self.len() > 1 {
+            if let Some(mut chunk) = self.pop() {
+                chunk.clear();
+                return chunk;
+            }
+        }
+        Vec::with_capacity(CHUNK)
+    }
+
+    /// Lets go of the oldest record and of its names; and of its chunk with the last one there.
+    fn pop(&mut self) -> Option<Vec<Entry>> {
+        let chunk = self.chunks.front()?;
         let names = chunk.get(self.gone).map(|record| record.names);
         let is_last = self.gone + 1 >= chunk.len();
         self.gone += 1;
         names.into_iter().flatten().for_each(|handle| self.names.release(handle));
-        if is_last {
-            self.chunks.pop_front();
-            self.gone = 0;
+        if !is_last {
+            return None;
         }
+        self.gone = 0;
+        self.chunks.pop_front()
     }
 
     /// How many records are kept.

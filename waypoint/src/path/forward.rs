@@ -10,6 +10,7 @@ use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Uri};
 use stillmesh_core::model::Identity;
+use uuid::Uuid;
 
 use super::{PathError, Version};
 
@@ -161,22 +162,35 @@ pub fn introduce(headers: &mut HeaderMap, client: &Introduction, is_gateway: boo
     }
 }
 
-/// The request's id: its own, or one made of these random bits (a UUID, version 4).
-pub fn request_id(headers: &mut HeaderMap, bits: u128) -> HeaderValue {
-    if let Some(id) = headers.get(REQUEST_ID).filter(|id| !id.is_empty()) {
-        return id.clone();
-    }
-    let bits = (bits & !(0xf << 76) & !(0b11 << 62)) | (0x4 << 76) | (0b10 << 62);
-    let mut text = String::with_capacity(36);
-    for shift in (0..128).step_by(4).rev() {
-        text.extend(u32::try_from(bits >> shift & 0xf).ok().and_then(|digit| char::from_digit(digit, 16)));
-        if [96, 80, 64, 48].contains(&shift) {
-            text.push('-');
+/// What a request is called: by its client, or else here.
+#[derive(Debug)]
+pub struct RequestId {
+    header: HeaderValue,
+    made: Option<Uuid>,
+}
+
+impl RequestId {
+    /// The one that it has; else one made of these random bits (a UUID, version 4), which it has from then on.
+    pub fn of(headers: &mut HeaderMap, bits: u128) -> Self {
+        if let Some(id) = headers.get(REQUEST_ID).filter(|id| !id.is_empty()) {
+            return Self { header: id.clone(), made: None };
         }
+        let made = uuid::Builder::from_random_bytes(bits.to_be_bytes()).into_uuid();
+        let header = HeaderValue::from_str(made.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
+        let header = header.unwrap_or(HeaderValue::from_static("0"));
+        headers.insert(REQUEST_ID, header.clone());
+        Self { header, made: Some(made) }
     }
-    let id = HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("0"));
-    headers.insert(REQUEST_ID, id.clone());
-    id
+
+    /// As its header has it.
+    pub fn header(&self) -> &HeaderValue {
+        &self.header
+    }
+
+    /// The UUID as a number; 0: it is none.
+    pub fn number(&self) -> u128 {
+        self.made.or_else(|| Uuid::try_parse_ascii(self.header.as_bytes()).ok()).map_or(0, |id| id.as_u128())
+    }
 }
 
 /// The target as the version writes it: HTTP/1.1 by path, with the authority as Host; HTTP/2 with scheme and authority.

@@ -31,7 +31,7 @@ use super::replay::Replay;
 use super::response::Overdue;
 use super::streams::Streams;
 use super::upgrade::Upgrading;
-use super::{Carried, PathError, ResponseBody, Rewound, Version, authorize, fault, forward, mirror, reply};
+use super::{Carried, PathError, RequestId, ResponseBody, Rewound, Version, authorize, fault, forward, mirror, reply};
 use crate::capture::Downstream;
 use crate::config::Limits;
 use crate::record::request::Request as Record;
@@ -165,7 +165,7 @@ async fn answer(
     };
     let upgrades = asked.as_ref().map(|_| hyper::upgrade::on(&mut request));
     let (mut head, body) = request.into_parts();
-    let id = forward::request_id(&mut head.headers, rand::random());
+    let id = RequestId::of(&mut head.headers, rand::random());
     let waypoint = downstream.waypoint().clone();
     let is_grpc = reply::is_grpc(&head.headers);
     let replay = Replay::new(body, waypoint.config.limits.replay_bytes, is_grpc);

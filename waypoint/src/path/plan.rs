@@ -15,8 +15,7 @@ use stillmesh_core::decide::route::{self, Chosen};
 use stillmesh_core::explain::Reason;
 use stillmesh_core::model::Str;
 use stillmesh_core::model::http::{
-    Forward, HeaderEdit, HttpRoute, Redirect, Respond, RouteAction, RouteBackend, RouteKey, RouteKind, RouteRule,
-    WeightedBackend,
+    Forward, HeaderEdit, HttpRoute, Redirect, Respond, RouteAction, RouteBackend, RouteKind, RouteRule, WeightedBackend,
 };
 use stillmesh_core::snapshot::Snapshot;
 
@@ -79,9 +78,9 @@ impl Plan {
 }
 
 impl Taken {
-    /// The route by name, with its rule's number.
-    pub fn name(&self) -> Option<(&RouteKey, usize)> {
-        self.rule.as_ref().map(|(route, index)| (&route.key, *index))
+    /// The route, with its rule's number.
+    pub fn by(&self) -> Option<&(Arc<HttpRoute>, usize)> {
+        self.rule.as_ref()
     }
 
     /// The rule.

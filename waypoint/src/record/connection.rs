@@ -80,7 +80,7 @@ impl Connection {
 
     /// To which service it is carried, and by which route.
     pub fn routed(&mut self, streamed: &Streamed) {
-        self.route = streamed.by.as_ref().map(|(route, rule)| Rule::new(&route.key, *rule));
+        self.route = streamed.by.as_ref().map(Rule::new);
         self.service = streamed.target.service().cloned();
         self.why = self.route.clone().map(Why::Route);
     }

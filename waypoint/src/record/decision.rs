@@ -3,7 +3,7 @@
 
 use std::hash::{BuildHasher as _, Hash, Hasher};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fmt, mem};
 
 use foldhash::fast::FixedState;
@@ -11,7 +11,7 @@ use http::Method;
 use stillmesh_core::Diagnose as _;
 use stillmesh_core::attrs::Authority;
 use stillmesh_core::explain::Reason;
-use stillmesh_core::model::http::RouteKey;
+use stillmesh_core::model::http::{HttpRoute, RouteKey};
 use stillmesh_core::model::{Service, Workload};
 use stillmesh_proxy::decisions::{because, microseconds, now_us, short_microseconds};
 use stillmesh_records::{Address, Draft, Field, Hop, LONGEST_NAME, Record, Shape, shortened};
@@ -31,27 +31,40 @@ const ROUTED: &str = "ROUTED";
 const CARRIED: &str = "CARRIED";
 
 /// One of a route's rules.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Rule {
-    route: RouteKey,
+    route: Arc<HttpRoute>,
     index: usize,
 }
 
 impl Rule {
-    /// The one at `index`, from 0 on.
-    pub fn new(route: &RouteKey, index: usize) -> Self {
-        Self { route: route.clone(), index }
+    /// The route's rule of this number, from 0 on.
+    pub fn new((route, index): &(Arc<HttpRoute>, usize)) -> Self {
+        Self { route: route.clone(), index: *index }
     }
 
     /// As Istio names it: `namespace.name.index`.
     pub fn dotted(&self) -> String {
-        format!("{}.{}.{}", self.route.namespace, self.route.name, self.index)
+        let RouteKey { namespace, name, .. } = &self.route.key;
+        format!("{namespace}.{name}.{}", self.index)
+    }
+
+    fn write(&self, draft: &mut Draft) {
+        draft.record.reason = ROUTED;
+        let rule = self.to_string();
+        draft.name_str(Field::Because, &format!("taken by {rule}"));
+        draft.name_str(Field::Object, &rule);
+    }
+
+    /// Whether both are the same rule of the same route, as it was at one time.
+    fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.route, &other.route) && self.index == other.index
     }
 }
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, rule {}", self.route, self.index)
+        write!(f, "{}, rule {}", self.route.key, self.index)
     }
 }
 
@@ -88,12 +101,7 @@ impl Why {
     fn write(&self, draft: &mut Draft) {
         match self {
             Self::Reason(reason) => because(draft, reason),
-            Self::Route(rule) => {
-                draft.record.reason = ROUTED;
-                let rule = rule.to_string();
-                draft.name_str(Field::Because, &format!("taken by {rule}"));
-                draft.name_str(Field::Object, &rule);
-            }
+            Self::Route(rule) => rule.write(draft),
             Self::Failure { code, remedy } => {
                 draft.record.reason = code;
                 draft.record.remedy = remedy;
@@ -152,9 +160,9 @@ impl Origin {
         &self.authority
     }
 
-    fn record(&self, hop: Hop) -> Record {
+    fn record(&self, hop: Hop, at_us: u64) -> Record {
         Record {
-            at_us: now_us(),
+            at_us,
             id: self.trace,
             hop,
             is_tunnelled: true,
@@ -181,21 +189,43 @@ impl Origin {
     }
 }
 
-/// A request that has ended, before its record is written. It holds nothing that its client waits for.
+/// A request that has ended, before its record is written. It holds nothing that its client waits for, and little: it goes from one
+/// processor's cache to another's.
 #[derive(Debug)]
 pub(super) struct Ended {
-    /// Its numbers.
-    pub(super) record: Record,
-    origin: Arc<Origin>,
-    service: Option<Arc<Service>>,
-    endpoint: Option<Arc<Workload>>,
-    method: Method,
+    ended: Instant,
+    id: u128,
+    next: u128,
+    received: u64,
+    sent: u64,
+    total_us: u64,
+    decide_us: u32,
+    open_us: u32,
+    upstream: Address,
+    status: u16,
+    retries: u16,
+    grpc: u8,
+    is_refused: bool,
     flags: Flags,
     /// How many bytes its host and its path have.
     host_length: u16,
     path_length: u16,
+    method: Method,
+    origin: Arc<Origin>,
+    service: Option<Arc<Service>>,
+    endpoint: Option<Arc<Workload>>,
+    rule: Option<Rule>,
+    unusual: Option<Box<Unusual>>,
+}
+
+/// What few requests have.
+#[derive(Debug)]
+struct Unusual {
     error: Option<String>,
+    /// What else decided than a rule.
     why: Option<Why>,
+    /// What its client was told; 0: nothing.
+    decision: u64,
 }
 
 /// Host and path of a request that has ended.
@@ -209,38 +239,63 @@ impl Ended {
     /// Takes out of a request what its record is written of.
     fn of(request: &mut Request, total: Duration, flags: Flags) -> Self {
         let denied = denied(request.judged.as_ref());
-        let mut record = request.downstream.origin.record(Hop::Request);
-        record.request = request.id.to_str().ok().and_then(uuid).unwrap_or_default();
-        record.decision =
-            denied.and_then(|judged| u64::from_str_radix(judged.id.as_deref()?, 16).ok()).unwrap_or_default();
-        record.next = request.carried;
         let is_stopped = matches!(&request.why, Some(Why::Reason(reason)) if reason.is_refusal());
-        record.is_refused =
+        let is_refused =
             denied.is_some() || is_stopped || (request.error.is_some() && request.answered_after.is_none());
-        record.status = request.status.map_or(0, |status| status.as_u16());
-        record.grpc = request.grpc_status.map_or(0, |status| status.saturating_add(1));
-        record.retries = request.retries;
-        record.upstream = request.upstream.map(Into::into).unwrap_or_default();
-        record.decide_us = short_microseconds(request.decided);
-        record.open_us = request.answered_after.map_or(0, short_microseconds);
-        record.total_us = microseconds(total);
-        record.received = request.received.bytes();
-        record.sent = request.sent;
-        let why = denied.map(|judged| Why::of_reason(&judged.reason));
+        let decision =
+            denied.and_then(|judged| u64::from_str_radix(judged.id.as_deref()?, 16).ok()).unwrap_or_default();
+        let (rule, why) = match denied.map(|judged| Why::of_reason(&judged.reason)).or_else(|| request.why.take()) {
+            Some(Why::Route(rule)) => (Some(rule), None),
+            why => (None, why),
+        };
+        let error = request.error.take();
+        let is_unusual = why.is_some() || error.is_some();
         let method = mem::take(&mut request.method);
         let is_cut = method.as_str().len() > LONGEST_NAME;
         let cut = || Method::from_bytes(shortened(method.as_str()).as_bytes()).unwrap_or_default();
         Self {
-            record,
-            origin: request.downstream.origin.clone(),
-            service: request.service.take(),
-            endpoint: request.endpoint.take(),
-            method: if is_cut { cut() } else { method },
+            ended: (request.began + total).into_std(),
+            id: request.id.number(),
+            next: request.carried,
+            received: request.received.bytes(),
+            sent: request.sent,
+            total_us: microseconds(total),
+            decide_us: short_microseconds(request.decided),
+            open_us: request.answered_after.map_or(0, short_microseconds),
+            upstream: request.upstream.map(Into::into).unwrap_or_default(),
+            status: request.status.map_or(0, |status| status.as_u16()),
+            retries: request.retries,
+            grpc: request.grpc_status.map_or(0, |status| status.saturating_add(1)),
+            is_refused,
             flags,
             host_length: 0,
             path_length: 0,
-            error: request.error.take(),
-            why: why.or_else(|| request.why.take()),
+            method: if is_cut { cut() } else { method },
+            origin: request.downstream.origin.clone(),
+            service: request.service.take(),
+            endpoint: request.endpoint.take(),
+            rule,
+            unusual: is_unusual.then(|| Box::new(Unusual { error, why, decision })),
+        }
+    }
+
+    /// Its numbers.
+    pub(super) fn record(&self, clock: Clock) -> Record {
+        Record {
+            request: self.id,
+            next: self.next,
+            received: self.received,
+            sent: self.sent,
+            total_us: self.total_us,
+            decide_us: self.decide_us,
+            open_us: self.open_us,
+            upstream: self.upstream,
+            status: self.status,
+            retries: self.retries,
+            grpc: self.grpc,
+            is_refused: self.is_refused,
+            decision: self.unusual.as_ref().map_or(0, |unusual| unusual.decision),
+            ..self.origin.record(Hop::Request, clock.us(self.ended))
         }
     }
 
@@ -264,9 +319,9 @@ impl Ended {
         Texts { host: take(self.host_length), path: take(self.path_length) }
     }
 
-    /// Its shape, by way of a draft.
-    pub(super) fn shape(&self, host: &str, draft: &mut Draft) -> Shape {
-        draft.begin(self.record);
+    /// Its shape, by way of a draft; `record` is its numbers.
+    pub(super) fn shape(&self, record: Record, host: &str, draft: &mut Draft) -> Shape {
+        draft.begin(record);
         self.origin.write(draft);
         draft.name_some(Field::Service, self.service.as_ref().map(|service| &service.key));
         if let Some(endpoint) = &self.endpoint {
@@ -275,31 +330,34 @@ impl Ended {
         draft.name_str(Field::Method, self.method.as_str());
         draft.name_str(Field::Host, host);
         draft.name(Field::Flags, self.flags);
-        draft.name_some(Field::Error, self.error.as_ref());
-        match &self.why {
-            Some(why) => why.write(draft),
-            None => carried(draft),
+        let unusual = self.unusual.as_ref();
+        draft.name_some(Field::Error, unusual.and_then(|unusual| unusual.error.as_ref()));
+        match (&self.rule, unusual.and_then(|unusual| unusual.why.as_ref())) {
+            (Some(rule), _) => rule.write(draft),
+            (None, Some(why)) => why.write(draft),
+            (None, None) => carried(draft),
         }
         Shape::of(draft)
     }
 
     /// Whether others are likely to be like it.
     pub(super) fn is_usual(&self) -> bool {
-        self.error.is_none() && matches!(self.why, None | Some(Why::Route(_)))
+        self.unusual.is_none()
     }
 
     /// Whether both have one shape, their hosts being the same.
     pub(super) fn is_like(&self, other: &Self) -> bool {
-        self.flags == other.flags
-            && self.record.is_refused == other.record.is_refused
+        self.unusual.is_none()
+            && other.unusual.is_none()
+            && self.flags == other.flags
+            && self.is_refused == other.is_refused
             && is_same(self.service.as_ref(), other.service.as_ref())
             && is_same(self.endpoint.as_ref(), other.endpoint.as_ref())
             && (Arc::ptr_eq(&self.origin, &other.origin) || self.origin.is_like(&other.origin))
             && self.method == other.method
-            && self.error == other.error
-            && match (&self.why, &other.why) {
+            && match (&self.rule, &other.rule) {
                 (None, None) => true,
-                (Some(Why::Route(one)), Some(Why::Route(other))) => one == other,
+                (Some(one), Some(other)) => one.is_same(other),
                 _ => false,
             }
     }
@@ -314,10 +372,26 @@ impl Hash for Ended {
         self.origin.hash.hash(state);
         self.method.hash(state);
         self.flags.hash(state);
-        if let Some(Why::Route(rule)) = &self.why {
-            rule.route.name.hash(state);
-            rule.index.hash(state);
-        }
+        self.rule.as_ref().map(|rule| (Arc::as_ptr(&rule.route), rule.index)).hash(state);
+    }
+}
+
+/// What time it was when something ended, told by when that was and what time it is now: one clock is read for many.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clock {
+    at: Instant,
+    us: u64,
+}
+
+impl Clock {
+    /// Of now.
+    pub(super) fn now() -> Self {
+        Self { at: Instant::now(), us: now_us() }
+    }
+
+    /// Microseconds since 1970.
+    fn us(self, then: Instant) -> u64 {
+        self.us.saturating_sub(microseconds(self.at.saturating_duration_since(then)))
     }
 }
 
@@ -336,7 +410,7 @@ pub(super) fn keep_connection(connection: &Connection, flags: Flags) {
     if !waypoint.records.is_on() {
         return;
     }
-    let mut record = connection.downstream.origin.record(Hop::Connection);
+    let mut record = connection.downstream.origin.record(Hop::Connection, now_us());
     record.next = connection.carried;
     record.is_refused = connection.error.is_some() && connection.flow.is_none();
     record.retries = connection.retries;
@@ -393,18 +467,4 @@ fn carried(draft: &mut Draft) {
 /// Whether it is the same object, or none both times.
 fn is_same<T>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
     one.map(Arc::as_ptr) == other.map(Arc::as_ptr)
-}
-
-/// A UUID as a number.
-fn uuid(text: &str) -> Option<u128> {
-    let mut number = 0u128;
-    let mut digits = 0;
-    for one in text.chars().filter(|one| *one != '-') {
-        number = number << 4 | u128::from(one.to_digit(16)?);
-        digits += 1;
-        if digits > 32 {
-            return None;
-        }
-    }
-    (digits == 32).then_some(number)
 }

@@ -39,7 +39,7 @@ pub(super) fn of_request(request: &Request, total: Duration, flags: Flags) -> Fa
             Version::One => "HTTP/1.1",
             Version::Two => "HTTP/2",
         }),
-        id: request.id.to_str().ok(),
+        id: request.id.header().to_str().ok(),
         code: request.status.map_or(0, |status| status.as_u16()),
         code_details: details,
         upstream_failure: request.error.as_deref().filter(|_| flags.has(Flag::UpstreamFailure)),

@@ -12,7 +12,7 @@ use parking_lot::{Mutex, MutexGuard};
 use stillmesh_proxy::decisions::now_us;
 use stillmesh_records::{Draft, Record, Recorder, Shape};
 
-use super::decision::{Ended, Texts};
+use super::decision::{Clock, Ended, Texts};
 use crate::config::Config;
 
 /// As many wait until the writer is woken: waking it costs as much as writing several.
@@ -57,7 +57,6 @@ struct Queue {
 
 /// What has ended.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "nearly all are requests")]
 enum Waiting {
     /// A request.
     Request(Ended),
@@ -152,12 +151,13 @@ impl Kept {
         let Writing { shapes, batch } = &mut *writing;
         std::mem::swap(&mut *self.ended.lock(), batch);
         let Queue { waiting, texts } = batch;
+        let clock = Clock::now();
         let mut left = texts.as_str();
         for what in waiting.drain(..) {
             match what {
                 Waiting::Request(request) => {
                     let texts = request.take_texts(&mut left);
-                    shapes.keep(request, texts, &self.recorder);
+                    shapes.keep(request, texts, clock, &self.recorder);
                 }
                 Waiting::Drafted(draft) => self.recorder.put(&draft),
             }
@@ -180,16 +180,16 @@ impl Default for Shapes {
 
 impl Shapes {
     /// Writes a request down.
-    fn keep(&mut self, request: Ended, Texts { host, path }: Texts<'_>, records: &Recorder) {
+    fn keep(&mut self, request: Ended, Texts { host, path }: Texts<'_>, clock: Clock, records: &Recorder) {
         let place = usize::try_from(self.hasher.hash_one((&request, host)) % SHAPES as u64).unwrap_or_default();
         let Some(place) = self.known.get_mut(place) else { return };
-        let record = request.record;
+        let record = request.record(clock);
         match place {
             Some(known) if *known.host == *host && known.like.is_like(&request) => {
                 records.put_shaped(record, path, &mut known.shape);
             }
             _ => {
-                let mut shape = request.shape(host, &mut self.draft);
+                let mut shape = request.shape(record, host, &mut self.draft);
                 records.put_shaped(record, path, &mut shape);
                 if request.is_usual() {
                     *place = Some(Box::new(Known { like: request, host: host.into(), shape }));

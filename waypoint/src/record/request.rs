@@ -22,7 +22,7 @@ use super::series::{self, Counted, Kind};
 use super::{Ends, Flag, Flags, RequestLabels};
 use crate::capture::Downstream;
 use crate::path::plan::Taken;
-use crate::path::{PathError, Received, UnderWay, Version};
+use crate::path::{PathError, Received, RequestId, UnderWay, Version};
 use crate::told::Telling;
 use crate::upstream::clusters::{Flight, Place};
 
@@ -31,7 +31,7 @@ use crate::upstream::clusters::{Flight, Place};
 pub struct Request {
     pub(super) downstream: Arc<Downstream>,
     pub(super) began: Instant,
-    pub(super) id: HeaderValue,
+    pub(super) id: RequestId,
     pub(super) method: Method,
     pub(super) path: String,
     pub(super) host: String,
@@ -77,7 +77,7 @@ impl Request {
         downstream: Arc<Downstream>,
         head: &mut Parts,
         version: Version,
-        id: HeaderValue,
+        id: RequestId,
         received: Arc<Received>,
         under_way: UnderWay,
     ) -> Self {
@@ -156,10 +156,10 @@ impl Request {
     pub fn planned(&mut self, taken: &Taken) {
         self.decided = self.began.elapsed();
         if self.downstream.waypoint().records.is_on() {
-            self.why = taken.name().map(|(route, rule)| Why::Route(Rule::new(route, rule)));
+            self.why = taken.by().map(Rule::new).map(Why::Route);
         }
         if self.telling.is_asked(self.context.as_ref()) {
-            self.kept.route = taken.name().map(|(route, rule)| Rule::new(route, rule));
+            self.kept.route = taken.by().map(Rule::new);
         }
     }
 
@@ -347,7 +347,7 @@ impl Request {
             decision.dry_run = judged.and_then(Judged::dry_run).as_deref(),
             decision.audited = judged.and_then(Judged::audited).as_deref(),
             error = self.error.as_deref(),
-            request.id = self.id.to_str().unwrap_or_default(),
+            request.id = self.id.header().to_str().unwrap_or_default(),
             "request complete"
         );
     }

@@ -92,10 +92,16 @@ fn only_gateways_are_believed_about_others() {
 #[test]
 fn a_request_without_an_id_gets_a_uuid() {
     let mut headers = HeaderMap::new();
-    let id = request_id(&mut headers, u128::MAX);
-    assert_eq!(id, "ffffffff-ffff-4fff-bfff-ffffffffffff");
-    assert_eq!(headers[REQUEST_ID], id);
-    assert_eq!(request_id(&mut headers, 0), id, "one that has an id keeps it");
+    let id = RequestId::of(&mut headers, u128::MAX);
+    assert_eq!(id.header(), "ffffffff-ffff-4fff-bfff-ffffffffffff");
+    assert_eq!(id.number(), 0xffff_ffff_ffff_4fff_bfff_ffff_ffff_ffff);
+    assert_eq!(headers[REQUEST_ID], id.header());
+    let again = RequestId::of(&mut headers, 0);
+    assert_eq!((again.header(), again.number()), (id.header(), id.number()), "one that has an id keeps it");
+    for other in ["7", "ffffffff-ffff-4fff-bfff-fffffffffffg"] {
+        let own = RequestId::of(&mut map(&[("x-request-id", other)]), 0);
+        assert_eq!((own.header().to_str().unwrap(), own.number()), (other, 0));
+    }
 }
 
 #[test]
