@@ -7,7 +7,8 @@
 //!            └─────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Only the connection's task ([`Turns`]) touches the connection's socket. It runs when something came, or when a stream has put
+//! Only the connection's task ([`Turns`]) touches the connection's socket, and it does not hold the lock meanwhile: where streams are
+//! other threads', they go on. It runs when something came, or when a stream has put
 //! something into [`Outgoing`]; so what all streams that were ready together have sent leaves in one write. What is received for a
 //! stream is written to the application's socket at once where the stream has one that takes it ([`Outlet`]), without waking
 //! anybody; the rest waits in the stream's queue for the stream's task.
@@ -488,12 +489,12 @@ impl Future for Turns {
         let mut inner = this.carrier.inner.lock();
         inner.turns.clone_from(cx.waker());
         inner.woken = false;
-        if inner.ended.is_none() && inner.receive(cx, &mut *this.io, std::mem::take(&mut this.fresh)) {
+        if inner.ended.is_none() && Inner::receive(&mut inner, cx, &mut *this.io, std::mem::take(&mut this.fresh)) {
             // There may be more: others first.
             inner.wake();
         }
         inner.resize();
-        inner.flush(cx, &mut *this.io)
+        Inner::flush(&mut inner, cx, &mut *this.io)
     }
 }
 

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! The last record stays open until it is full or everything is to be written: what several streams send at a time leaves in one
-//! record and one write.
+//! record and one write. What is written is taken out meanwhile ([`Flight`]), so that streams can put more into another buffer; what the
+//! socket has not taken of it then stands before that.
 
 use std::io;
 use std::pin::Pin;
@@ -36,9 +37,42 @@ pub(super) struct Place {
     pub(super) length: usize,
 }
 
+/// What is sealed, while it is written.
+pub(super) struct Flight {
+    buffer: Box<[u8]>,
+    written: usize,
+    sealed: usize,
+}
+
+impl Flight {
+    fn is_over(&self) -> bool {
+        self.written >= self.sealed
+    }
+
+    fn waiting(&self) -> &[u8] {
+        self.buffer.get(self.written..self.sealed).unwrap_or_default()
+    }
+
+    /// Writes it. Ready when all is written.
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, io: &mut dyn Transport) -> Poll<io::Result<()>> {
+        while !self.is_over() {
+            let written = ready!(Pin::new(&mut *io).poll_write(cx, self.waiting()))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written += written;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 /// The bytes that wait to be written.
 #[derive(Default)]
 pub(super) struct Outgoing {
+    /// What is written before all else. While there is some, nothing is added.
+    before: Option<Flight>,
+    /// Something is being written.
+    is_flying: bool,
     buffer: Box<[u8]>,
     written: usize,
     sealed: usize,
@@ -50,12 +84,13 @@ pub(super) struct Outgoing {
 
 impl Outgoing {
     pub(super) fn is_empty(&self) -> bool {
-        self.end == self.written
+        self.end == self.written && self.before.is_none() && !self.is_flying
     }
 
     /// Bytes of memory held.
     pub(super) fn held(&self) -> usize {
-        if self.is_empty() { 0 } else { self.buffer.len() }
+        let before = self.before.as_ref().map_or(0, |before| before.buffer.len());
+        before + if self.end == self.written { 0 } else { self.buffer.len() }
     }
 
     /// The end of the content of the open record, or where that of the next one begins.
@@ -70,7 +105,8 @@ impl Outgoing {
 
     /// How many bytes of DATA there is room for at least, counted in one frame per record.
     pub(super) fn room(&self, tls: &Session) -> usize {
-        if self.is_held_up(tls) || (!self.buffer.is_empty() && self.buffer.len() < SIZE) {
+        let is_shrunk = !self.buffer.is_empty() && self.buffer.len() < SIZE;
+        if self.is_held_up(tls) || is_shrunk || self.before.is_some() {
             return 0;
         }
         // What TLS has to say comes first, and takes of the same room.
@@ -209,26 +245,46 @@ impl Outgoing {
         self.said = false;
     }
 
-    /// Writes what is sealed. Ready when all of that is written; the buffer is given back when nothing else is in it.
-    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, io: &mut dyn Transport) -> Poll<io::Result<()>> {
-        while self.written < self.sealed {
-            let waiting = self.buffer.get(self.written..self.sealed).unwrap_or_default();
-            let written = ready!(Pin::new(&mut *io).poll_write(cx, waiting))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+    /// Takes out what is to be written now; it has to be [put back](Self::put_back) before more is taken.
+    pub(super) fn take(&mut self) -> Option<Flight> {
+        let flight = match self.before.take() {
+            Some(before) => before,
+            None if self.written == self.sealed => return None,
+            None if self.end == self.sealed => {
+                let (written, sealed) = (self.written, self.sealed);
+                (self.written, self.sealed, self.end) = (0, 0, 0);
+                Flight { buffer: std::mem::take(&mut self.buffer), written, sealed }
             }
-            self.written += written;
-        }
-        self.said = false;
-        if self.is_empty() {
+            // A record stays open that is held up.
+            None => {
+                let waiting: Box<[u8]> = self.buffer.get(self.written..self.sealed).unwrap_or_default().into();
+                self.written = self.sealed;
+                Flight { written: 0, sealed: waiting.len(), buffer: waiting }
+            }
+        };
+        self.is_flying = true;
+        Some(flight)
+    }
+
+    /// Takes back what was taken out: what is left of it is written next.
+    pub(super) fn put_back(&mut self, flight: Flight) {
+        self.is_flying = false;
+        if flight.is_over() {
+            buffers::give(flight.buffer);
+            // Nothing can have been said since: TLS answers what is received, and that is before or after.
+            self.said = false;
+        } else if self.end == self.written {
             self.release();
+            let Flight { buffer, written, sealed } = flight;
+            (self.buffer, self.written, self.sealed, self.end) = (buffer, written, sealed, sealed);
+        } else {
+            self.before = Some(flight);
         }
-        Poll::Ready(Ok(()))
     }
 
     /// Gives the buffer back when nothing is in it.
     pub(super) fn release(&mut self) {
-        if self.is_empty() {
+        if self.end == self.written {
             buffers::give(std::mem::take(&mut self.buffer));
             (self.written, self.sealed, self.end) = (0, 0, 0);
         }
@@ -236,7 +292,12 @@ impl Outgoing {
 
     /// Keeps no more memory than what waits, all of which is sealed.
     pub(super) fn shrink(&mut self) {
-        if self.end == self.sealed && !self.is_empty() && self.buffer.len() == SIZE {
+        if let Some(before) = self.before.as_mut().filter(|before| before.buffer.len() == SIZE) {
+            let waiting: Box<[u8]> = before.waiting().into();
+            (before.written, before.sealed) = (0, waiting.len());
+            buffers::give(std::mem::replace(&mut before.buffer, waiting));
+        }
+        if self.end == self.sealed && self.end > self.written && self.buffer.len() == SIZE {
             let waiting = self.buffer.get(self.written..self.sealed).unwrap_or_default();
             let waiting: Box<[u8]> = waiting.into();
             (self.written, self.sealed, self.end) = (0, waiting.len(), waiting.len());
@@ -261,6 +322,15 @@ mod tests {
         Session::new(role, secret(1), secret(2), 0).unwrap()
     }
 
+    fn write(outgoing: &mut Outgoing, cx: &mut Context<'_>, io: &mut dyn Transport) -> Poll<io::Result<()>> {
+        while let Some(mut flight) = outgoing.take() {
+            let written = flight.poll_write(cx, io);
+            outgoing.put_back(flight);
+            ready!(written)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
     #[tokio::test]
     async fn tls_has_its_say_behind_what_was_shrunk() {
         for last in [false, true] {
@@ -271,7 +341,7 @@ mod tests {
             let mut outgoing = Outgoing::default();
             assert_eq!(outgoing.append(&mut ours, &[7; 100]).unwrap(), 100);
             outgoing.seal(&mut ours).unwrap();
-            assert!(outgoing.poll_write(&mut context, &mut *near).is_pending());
+            assert!(write(&mut outgoing, &mut context, &mut *near).is_pending());
             outgoing.shrink();
             if last {
                 outgoing.abandon();
@@ -280,7 +350,7 @@ mod tests {
                 ours.update_keys(stillmesh_tls::session::KeyUpdateRequest::NotRequested);
             }
             outgoing.seal(&mut ours).unwrap();
-            let writing = std::future::poll_fn(|cx| outgoing.poll_write(cx, &mut *near));
+            let writing = std::future::poll_fn(|cx| write(&mut outgoing, cx, &mut *near));
             let mut wire = vec![0; 122 + if last { 24 } else { 27 }];
             let (written, read) = tokio::join!(writing, far.read_exact(&mut wire));
             written.unwrap();
@@ -320,7 +390,11 @@ mod tests {
         Data(usize, usize),
         /// The peer asks for new keys.
         Update,
+        /// What is sealed is taken out, to be written later.
+        Take,
         Write,
+        /// There is little memory.
+        Shrink,
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -329,7 +403,9 @@ mod tests {
             (1..150_000_usize, 0..150_000_usize).prop_map(|(wanted, used)| Step::Data(wanted, used)),
             (1..3000_usize, 0..3000_usize).prop_map(|(wanted, used)| Step::Data(wanted, used)),
             Just(Step::Update),
+            Just(Step::Take),
             Just(Step::Write),
+            Just(Step::Shrink),
         ]
     }
 
@@ -345,6 +421,7 @@ mod tests {
                 let mut byte = 0_u8;
                 let mut next = || { byte = byte.wrapping_mul(31).wrapping_add(7); byte };
                 let mut context = Context::from_waker(std::task::Waker::noop());
+                let mut flight = None;
                 for step in steps {
                     match step {
                         Step::Append(length) => {
@@ -374,10 +451,22 @@ mod tests {
                             }
                             outgoing.release();
                         }
+                        // Nothing is received while something is being written.
+                        Step::Update if flight.is_some() => {}
                         Step::Update => ours.update_keys(stillmesh_tls::session::KeyUpdateRequest::NotRequested),
-                        Step::Write => {
+                        Step::Take if flight.is_some() => {}
+                        Step::Take => {
                             outgoing.seal(&mut ours).unwrap();
-                            let _ = outgoing.poll_write(&mut context, &mut *near);
+                            flight = outgoing.take();
+                        }
+                        Step::Shrink => outgoing.shrink(),
+                        Step::Write => {
+                            if let Some(mut flight) = flight.take() {
+                                let _ = flight.poll_write(&mut context, &mut *near);
+                                outgoing.put_back(flight);
+                            }
+                            outgoing.seal(&mut ours).unwrap();
+                            let _ = write(&mut outgoing, &mut context, &mut *near);
                             let mut piece = [0; 7_000];
                             if outgoing.held() > 0 {
                                 let read = far.read(&mut piece).await.unwrap();
@@ -388,14 +477,17 @@ mod tests {
                         }
                     }
                 }
+                if let Some(flight) = flight.take() {
+                    outgoing.put_back(flight);
+                }
                 for round in 0..2 {
                     outgoing.seal(&mut ours).unwrap();
                     if round == 1 {
                         prop_assert_eq!(outgoing.end, outgoing.sealed, "nothing is held up for ever");
                         outgoing.shrink();
                     }
-                    while outgoing.poll_write(&mut context, &mut *near).is_pending() {
-                    let mut piece = [0; 7_000];
+                    while write(&mut outgoing, &mut context, &mut *near).is_pending() {
+                        let mut piece = [0; 7_000];
                         let read = far.read(&mut piece).await.unwrap();
                         wire.extend_from_slice(&piece[..read]);
                     }

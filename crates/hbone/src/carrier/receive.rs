@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use parking_lot::MutexGuard;
 use stillmesh_http2::{ConnectionError, Event};
 use stillmesh_tls::Received;
 use tokio::io::ReadBuf;
@@ -21,37 +22,46 @@ const PIECES: usize = 16;
 
 impl Inner {
     /// Reads what there is. `true`: there may be more. With `fresh`, what was kept may hold whole records.
-    pub(super) fn receive(&mut self, cx: &mut Context<'_>, io: &mut dyn Transport, fresh: bool) -> bool {
+    pub(super) fn receive(
+        inner: &mut MutexGuard<'_, Self>,
+        cx: &mut Context<'_>,
+        io: &mut dyn Transport,
+        fresh: bool,
+    ) -> bool {
         let mut buffer = buffers::take();
-        let mut have = self.partial.len();
+        let mut have = inner.partial.len();
         if let Some(start) = buffer.get_mut(..have) {
-            start.copy_from_slice(&self.partial);
+            start.copy_from_slice(&inner.partial);
         }
-        self.partial = Vec::new();
+        inner.partial = Vec::new();
         let mut outcome = Ok(false);
         if fresh {
-            outcome = self.open(&mut buffer, &mut have).map(|()| false);
+            outcome = inner.open(&mut buffer, &mut have).map(|()| false);
         }
         for read in 0..READS {
             if outcome.is_err() {
                 break;
             }
             let mut free = ReadBuf::new(buffer.get_mut(have..).unwrap_or_default());
-            outcome = match Pin::new(&mut *io).poll_read(cx, &mut free) {
+            let came = MutexGuard::unlocked(inner, || Pin::new(&mut *io).poll_read(cx, &mut free));
+            if inner.ended.is_some() {
+                break;
+            }
+            outcome = match came {
                 Poll::Pending => break,
                 Poll::Ready(Err(error)) => Err(Ending::Io(Arc::new(error))),
-                Poll::Ready(Ok(())) if free.filled().is_empty() => Err(self.end_of_stream()),
+                Poll::Ready(Ok(())) if free.filled().is_empty() => Err(inner.end_of_stream()),
                 Poll::Ready(Ok(())) => {
-                    self.heard = Instant::now();
+                    inner.heard = Instant::now();
                     have += free.filled().len();
-                    self.open(&mut buffer, &mut have).map(|()| read + 1 == READS)
+                    inner.open(&mut buffer, &mut have).map(|()| read + 1 == READS)
                 }
             };
         }
-        self.partial = buffer.get(..have).unwrap_or_default().to_vec();
+        inner.partial = buffer.get(..have).unwrap_or_default().to_vec();
         buffers::give(buffer);
         outcome.unwrap_or_else(|ending| {
-            self.end(ending);
+            inner.end(ending);
             false
         })
     }

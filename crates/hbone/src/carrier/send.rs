@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use parking_lot::MutexGuard;
 use stillmesh_http2::{Role, Room, SendError};
 use stillmesh_tls::SealError;
 use tokio::io::ReadBuf;
@@ -18,33 +19,51 @@ use crate::{Ending, Transport};
 /// Kept free of what comes in bulk, bytes: for those who have little to send.
 const RESERVE: usize = 16 << 10;
 
+/// Writes of one turn: the second one is of what TLS held up before the first. What streams have sent meanwhile, they wake for.
+const WRITES: usize = 2;
+
 /// How many streams that wait for room are told of it at a time.
 const TOLD: usize = 4;
 
 impl Inner {
     /// Writes all that may be written now. Ready when it is over and said.
-    pub(super) fn flush(&mut self, cx: &mut Context<'_>, io: &mut dyn Transport) -> Poll<()> {
-        match self.closing {
+    pub(super) fn flush(inner: &mut MutexGuard<'_, Self>, cx: &mut Context<'_>, io: &mut dyn Transport) -> Poll<()> {
+        match inner.closing {
             Closing::Done => return Poll::Ready(()),
-            Closing::Shut => return self.linger(cx, io),
+            Closing::Shut => return inner.linger(cx, io),
             Closing::No | Closing::Said => {}
         }
-        self.put_output();
-        self.end_if_done();
-        if self.ended.is_some() && self.closing == Closing::No {
-            self.put_last_words();
+        inner.put_output();
+        inner.end_if_done();
+        if inner.ended.is_some() && inner.closing == Closing::No {
+            inner.put_last_words();
         }
-        let written = loop {
-            if let Err(error) = self.outgoing.seal(&mut self.tls) {
-                self.end(internal(error));
-                self.outgoing.abandon();
+        let mut written = Poll::Ready(Ok(()));
+        for _ in 0..WRITES {
+            inner.seal();
+            let Some(mut flight) = inner.outgoing.take() else { break };
+            written = MutexGuard::unlocked(inner, || flight.poll_write(cx, io));
+            if inner.closing == Closing::Done {
+                // Somebody was in a hurry.
+                return Poll::Ready(());
             }
-            let written = self.outgoing.poll_write(cx, io);
-            // What was held up before is not any more.
-            if !matches!(written, Poll::Ready(Ok(()))) || self.outgoing.is_empty() {
-                break written;
+            inner.outgoing.put_back(flight);
+            if !matches!(written, Poll::Ready(Ok(()))) {
+                break;
             }
-        };
+        }
+        inner.written(cx, io, written)
+    }
+
+    fn seal(&mut self) {
+        if let Err(error) = self.outgoing.seal(&mut self.tls) {
+            self.end(internal(error));
+            self.outgoing.abandon();
+        }
+    }
+
+    /// What is to be done behind a write.
+    fn written(&mut self, cx: &mut Context<'_>, io: &mut dyn Transport, written: Poll<io::Result<()>>) -> Poll<()> {
         if self.limits.memory.is_short() {
             self.outgoing.shrink();
         }
@@ -53,6 +72,13 @@ impl Inner {
             self.end(Ending::Io(Arc::new(error)));
             self.done();
             return Poll::Ready(());
+        }
+        if !self.outgoing.is_empty() {
+            // Streams have sent more meanwhile.
+            self.wake();
+            if self.closing == Closing::Said {
+                return Poll::Pending;
+            }
         }
         // A transport that is a tunnel itself has nothing to flush later.
         let _ = Pin::new(&mut *io).poll_flush(cx);
