@@ -334,3 +334,25 @@ async fn what_has_arrived_is_still_read_when_its_connection_has_ended() {
     assert!(received == pattern(1 << 20));
     assert_eq!(world.limits.memory.held(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn streams_of_many_threads_share_a_connection() {
+    let world = World::new();
+    let _server = world.server();
+    let pool = world.pool();
+    let mut streams = tokio::task::JoinSet::new();
+    for number in 0..32 {
+        let mut stream = stream(&pool, "echo").await;
+        streams.spawn(async move {
+            for length in [1, 100, 20_000 + number, 300_000, 1] {
+                echoes(&mut stream, &pattern(length)).await;
+            }
+            stream.shutdown().await.unwrap();
+            let mut rest = Vec::new();
+            stream.read_to_end(&mut rest).await.unwrap();
+            assert!(rest.is_empty());
+        });
+    }
+    streams.join_all().await;
+    assert_eq!(world.net.dials(), 1, "all by one connection");
+}

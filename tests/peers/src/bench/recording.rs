@@ -5,7 +5,8 @@
 //!
 //! A round is four turns of one load, a closed loop or a fixed rate: with and without, without and with, or the other way round, and
 //! gives one ratio of each figure. Two rounds are left out, with both of their sides, where others had the machine: latencies are not looked at for that.
-//! The waypoint is started anew several times, since where a process's memory happens to lie may make a difference. After each start it is known
+//! The waypoint is started anew several times, since where a process's memory happens to lie may make a difference; each time its ring is filled first,
+//! as it is for all of a process's life but its first minutes. After each start it is known
 //! better how many rounds are needed ([`Plan`]); no more are measured, and for no longer than was allowed. What the ratios come to: `paired`. The
 //! load is of requests that are alike: one route, one service, one client. With `--same` records are kept always, and there must be no difference.
 
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use serde_json::json;
 use stillmesh_core::model::TunnelProtocol;
-use stillmesh_records::{FlowsAnswer, Hop};
+use stillmesh_records::{DEFAULT_BUDGET, FlowsAnswer, Hop};
 use stillmesh_waypoint_tests::World;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -37,7 +38,7 @@ pub struct Args {
     /// How often the waypoint is started; each start measures as long as the others at most.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=100))]
     starts: u16,
-    /// Minutes of all starts at most.
+    /// Minutes of all starts at most, without those that fill rings.
     #[arg(long, default_value_t = 9.0)]
     minutes: f64,
     /// Milliseconds of a turn, a quarter more or less.
@@ -58,8 +59,12 @@ pub struct Args {
 const SETTINGS: &[(&str, &str)] = &[("CLIENT_CONNECTION_AGE", "0s")];
 /// What switches records on and off.
 const SWITCH: [&str; 2] = ["on", "off"];
-/// As long nothing is counted: tables of names, the allocator, the clients' windows.
+/// As long nothing is counted: the allocator, the clients' windows.
 const WARM: Duration = Duration::from_secs(1);
+/// More records than the ring holds: one takes more than so many bytes of its budget.
+const FULL: usize = DEFAULT_BUDGET / 256;
+/// Filled by turns of this.
+const FILLING: Duration = Duration::from_millis(250);
 /// The two loads, as [`Rounds`] have them.
 const CLOSED: usize = 0;
 const FIXED: usize = 1;
@@ -162,7 +167,11 @@ impl Measuring {
         let settings: Vec<_> = SETTINGS.iter().copied().chain([("ADMIN_ADDRESS", told.as_str())]).collect();
         let own = std::env::current_exe()?;
         let mut proxy = proxies::waypoint(&own, &["switched"], world, target.to, port, &settings).await?;
-        let connections = load::open(&proxy.client, target, args.connections).await?;
+        let mut connections = load::open(&proxy.client, target, args.connections).await?;
+        let mut filled = 0;
+        while filled < FULL {
+            filled += load::drive(&mut connections, target, None, FILLING, &world.tasks).await?.requests;
+        }
         proxy.tell(SWITCH[1]).await?;
         let kept = flows(admin).await?;
         Ok(Self { proxy, admin, connections, kept })
