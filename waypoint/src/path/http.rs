@@ -252,7 +252,7 @@ async fn forward(
     asked: Asked,
     taken: &Taken,
     target: &Target,
-    mut record: Record,
+    mut record: Box<Record>,
 ) -> Response<ResponseBody> {
     let Asked { mut head, replay, version, is_grpc, upgrade, client, entropy } = asked;
     let rule = taken.forward();
@@ -390,9 +390,9 @@ fn prepare(
 fn deliver(
     downstream: &Arc<Downstream>,
     (response, in_use): Answered,
-    make: impl FnOnce(Incoming, Option<InUse>, Record) -> ResponseBody,
+    make: impl FnOnce(Incoming, Option<InUse>, Box<Record>) -> ResponseBody,
     client: Option<Upgrading>,
-    mut record: Record,
+    mut record: Box<Record>,
 ) -> Response<ResponseBody> {
     record.answered(response.status(), response.headers());
     let is_connected = response.version() == http::Version::HTTP_2 && response.status().is_success();

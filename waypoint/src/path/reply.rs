@@ -16,7 +16,7 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// The waypoint's own answer, as a route has it. A gRPC client is told by a status of its own.
-pub fn own(answer: Answer, is_grpc: bool, mut record: Record) -> Response<ResponseBody> {
+pub fn own(answer: Answer, is_grpc: bool, mut record: Box<Record>) -> Response<ResponseBody> {
     let Answer { status, mut headers, body, grpc, flag, reason } = answer;
     if let Some(flag) = flag {
         record.met(flag);
@@ -62,7 +62,7 @@ fn grpc_status(status: StatusCode) -> Option<u16> {
 
 /// The answer to a request that cannot be carried. The client is told what it can do something about; the rest is in the
 /// log, under the request's id.
-pub fn refuse(error: &PathError, is_grpc: bool, mut record: Record) -> Response<ResponseBody> {
+pub fn refuse(error: &PathError, is_grpc: bool, mut record: Box<Record>) -> Response<ResponseBody> {
     let (status, text) = match error {
         PathError::BadRequest { what } => (StatusCode::BAD_REQUEST, *what),
         PathError::Full { .. } | PathError::Pool { .. } => {

@@ -17,7 +17,7 @@ use crate::upstream::connections::InUse;
 /// What the client is sent.
 pub struct ResponseBody {
     source: Source,
-    record: Option<Record>,
+    record: Option<Box<Record>>,
     overdue: Option<Overdue>,
     is_grpc: bool,
 }
@@ -51,7 +51,13 @@ enum Source {
 
 impl ResponseBody {
     /// An endpoint's.
-    pub fn of(body: Incoming, in_use: Option<InUse>, record: Record, overdue: Option<Overdue>, is_grpc: bool) -> Self {
+    pub fn of(
+        body: Incoming,
+        in_use: Option<InUse>,
+        record: Box<Record>,
+        overdue: Option<Overdue>,
+        is_grpc: bool,
+    ) -> Self {
         let source = Source::Endpoint { body, _in_use: in_use };
         let mut this = Self { source, record: Some(record), overdue, is_grpc };
         // Nobody asks for the end of a body that has none.
@@ -62,7 +68,7 @@ impl ResponseBody {
     }
 
     /// The waypoint's own words.
-    pub fn own(bytes: Bytes, record: Record) -> Self {
+    pub fn own(bytes: Bytes, record: Box<Record>) -> Self {
         let mut record = record;
         record.sent(bytes.len());
         record.complete();

@@ -35,7 +35,7 @@ impl Upgrading {
         downstream: &Downstream,
         mut response: Response<Incoming>,
         in_use: Option<InUse>,
-        record: Record,
+        record: Box<Record>,
     ) -> Response<ResponseBody> {
         let endpoint = (hyper::upgrade::on(&mut response), in_use);
         let head = switched(response.into_parts().0, self.version);
@@ -71,7 +71,7 @@ async fn tunnel(
     client: OnUpgrade,
     (endpoint, _in_use): (OnUpgrade, Option<InUse>),
     carried: Entered<Carried>,
-    mut record: Record,
+    mut record: Box<Record>,
 ) {
     let (client, endpoint) = match tokio::try_join!(client, endpoint) {
         Ok(both) => both,

@@ -72,7 +72,8 @@ pub struct Request {
 const LONGEST: usize = 1024;
 
 impl Request {
-    /// Of a request that begins. `received` counts its body. Where requests are traced its headers go on with its span.
+    /// Of a request that begins. `received` counts its body. Where requests are traced its headers go on with its span. In a box: it
+    /// goes through many hands.
     pub fn new(
         downstream: Arc<Downstream>,
         head: &mut Parts,
@@ -80,7 +81,7 @@ impl Request {
         id: RequestId,
         received: Arc<Received>,
         under_way: UnderWay,
-    ) -> Self {
+    ) -> Box<Self> {
         let short = |text: &str| text.get(..text.floor_char_boundary(LONGEST)).unwrap_or_default().to_owned();
         under_way.progress().receives(&received);
         let waypoint = downstream.waypoint();
@@ -95,7 +96,7 @@ impl Request {
         }
         let header = |name| head.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let host = head.uri.authority().map(|authority| authority.as_str()).or(header(header::HOST));
-        Self {
+        Box::new(Self {
             began: Instant::now(),
             id,
             method: head.method.clone(),
@@ -129,7 +130,7 @@ impl Request {
             kept,
             context,
             downstream,
-        }
+        })
     }
 
     /// Its place among the requests that may be carried; given back with the record.

@@ -178,13 +178,30 @@ impl Connections {
         upstream: &Upstream,
         wanted: Wanted<'_>,
     ) -> Result<Lease, PathError> {
-        let Wanted { plan, version, fresh, trace, deadline } = wanted;
+        let Wanted { plan, version, fresh, .. } = wanted;
         let key = Key { dial: plan.dial.clone(), protocol: plan.protocol.clone(), version, kept: upstream.kept() };
         let slot = self.slot(&key);
-        if version == Version::One {
-            if !fresh && let Some(idle) = self.idle(&slot) {
-                return Ok(Lease::one(slot, idle));
+        if !fresh {
+            let known = match version {
+                Version::One => self.idle(&slot).map(|idle| Lease::one(slot.clone(), idle)),
+                Version::Two => self.shared(&slot),
+            };
+            if let Some(lease) = known {
+                return Ok(lease);
             }
+        }
+        // Few requests need it.
+        Box::pin(self.dial(downstream, slot, wanted)).await
+    }
+
+    async fn dial(
+        self: &Arc<Self>,
+        downstream: &Downstream,
+        slot: Arc<Slot>,
+        wanted: Wanted<'_>,
+    ) -> Result<Lease, PathError> {
+        let Wanted { plan, version, fresh, trace, deadline } = wanted;
+        if version == Version::One {
             let way = dial::way(downstream.waypoint(), &downstream.own, plan, None, trace, deadline).await?;
             let io = TokioIo::new(way);
             let handshake = http1::Builder::new().max_buf_size(self.limits.head_bytes).handshake(io).await;
@@ -196,9 +213,6 @@ impl Connections {
             });
             let now = Instant::now();
             return Ok(Lease::one(slot, Idle { sender, trace, carried: 0, made: now, since: now }));
-        }
-        if !fresh && let Some(lease) = self.shared(&slot) {
-            return Ok(lease);
         }
         let slow = |_| PathError::Slow { to: "the endpoint".to_owned(), limit: self.limits.connect };
         let dialling = timeout_at(deadline, slot.dialling.acquire()).await.map_err(slow)?;
