@@ -4,8 +4,8 @@ use std::io;
 use std::ops::Range;
 use std::ptr;
 
-/// Lets go of what this process has mapped of its own program and of libraries and only reads: instructions and constants. What is
-/// used again comes back by itself, from the kernel's page cache as long as the kernel keeps it there, else from the file.
+/// Lets go of what this process has mapped of its own program and only reads: instructions and constants. What is used
+/// again comes back by itself, from the kernel's page cache as long as the kernel keeps it there, else from the file.
 /// Returns how many bytes were let go.
 ///
 /// A program's start needs much that is not used again, and the kernel maps 16 pages for each that is touched; all of it
@@ -13,13 +13,14 @@ use std::ptr;
 ///
 /// Errors: `/proc` is not to be had, or the process has locked its memory.
 pub fn let_go_of_program() -> io::Result<usize> {
+    let program = std::fs::read_link("/proc/self/exe")?;
     let mappings = std::fs::read("/proc/self/smaps")?;
     let mut let_go = 0;
-    for clean in clean_mappings(&String::from_utf8_lossy(&mappings)) {
+    for clean in clean_mappings(&String::from_utf8_lossy(&mappings), &program.to_string_lossy()) {
         let Range { start, end } = clean.addresses;
-        // SAFETY: the kernel says that this is a private mapping of a file that nobody may write to and in which no page is the
-        // process's own: all of them are the page cache's, and the same ones are mapped again when they are read next. Only the
-        // loader makes such mappings writable, before anything in them is used.
+        // SAFETY: the kernel says that this is a private mapping of the program's file that nobody may write to and in which no
+        // page differs from the file: what is read there next is what was there before. Only the loader makes such mappings
+        // writable, before anything of ours runs.
         let result =
             unsafe { libc::madvise(ptr::with_exposed_provenance_mut(start), end - start, libc::MADV_DONTNEED) };
         if result != 0 {
@@ -47,7 +48,7 @@ struct Clean {
     resident: usize,
 }
 
-/// A mapping of a file that nobody may write to.
+/// A mapping of the program that nobody may write to.
 struct Mapping {
     addresses: Range<usize>,
     /// Each `None` until it is said.
@@ -64,9 +65,9 @@ impl Mapping {
     }
 }
 
-/// Of what `/proc/PID/smaps` tells (proc_pid_smaps(5)): the private mappings of files that nobody may write to and that have no pages
-/// of their own. Of files that are gone there are none: what they were is told nowhere else.
-fn clean_mappings(smaps: &str) -> Vec<Clean> {
+/// Of what `/proc/PID/smaps` tells (proc_pid_smaps(5)): the private mappings of `program` that nobody may write to and that
+/// have no pages of their own.
+fn clean_mappings(smaps: &str, program: &str) -> Vec<Clean> {
     let mut found = Vec::new();
     let mut current: Option<Mapping> = None;
     for line in smaps.lines() {
@@ -75,10 +76,13 @@ fn clean_mappings(smaps: &str) -> Vec<Clean> {
             // Rights, offset, device, inode, path.
             let mut words = rest.splitn(5, ' ');
             let is_read_only = words.next().is_some_and(|rights| rights.contains('p') && !rights.contains('w'));
-            let path = words.nth(3).unwrap_or_default().trim_start();
-            let is_of_file = path.starts_with('/') && !path.ends_with(" (deleted)");
-            current =
-                (is_read_only && is_of_file).then_some(Mapping { addresses, resident: None, own: None, swapped: None });
+            let is_of_program = words.nth(3).is_some_and(|path| path.trim_start() == program);
+            current = (is_read_only && is_of_program).then_some(Mapping {
+                addresses,
+                resident: None,
+                own: None,
+                swapped: None,
+            });
         } else if let (Some(mapping), Some((name, value))) = (&mut current, line.split_once(':')) {
             let bytes = || value.trim().strip_suffix(" kB")?.parse::<usize>().ok()?.checked_mul(1 << 10);
             match name {
@@ -116,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_as_in_its_file_is_let_go() {
+    fn only_what_is_as_in_the_programs_file_is_let_go() {
         let all = [
             mapping("1000-2000 r--p 00000000 fe:00 7                    /bin/a program", 4, 0, 0),
             mapping("2000-4000 r-xp 00001000 fe:00 7                    /bin/a program", 8, 0, 0),
@@ -125,27 +129,24 @@ mod tests {
             mapping("5000-6000 r--p 00004000 fe:00 7                    /bin/a program", 0, 0, 4),
             mapping("6000-7000 rw-p 00005000 fe:00 7                    /bin/a program", 0, 0, 0),
             mapping("7000-8000 r--s 00006000 fe:00 7                    /bin/a program", 4, 0, 0),
+            // Of others, and of nobody.
             mapping("8000-9000 r-xp 00000000 fe:00 8                    /lib/other", 4, 0, 0),
-            // Of a file that is gone, of the kernel and of nobody.
             mapping("9000-a000 r--p 00000000 fe:00 8                    /bin/a program (deleted)", 4, 0, 0),
             mapping("a000-b000 r--p 00000000 00:00 0 ", 4, 0, 0),
-            mapping("d000-e000 r-xp 00000000 00:00 0                    [vdso]", 4, 0, 0),
             // Nothing is said of it.
             "b000-c000 r--p 00007000 fe:00 7                    /bin/a program\nRss: 4 kB\n".to_owned(),
             mapping("c000-d000 r--p 00008000 fe:00 7                    /bin/a program", 0, 0, 0),
         ];
-        let found = clean_mappings(&all.concat());
+        let found = clean_mappings(&all.concat(), "/bin/a program");
         let found: Vec<_> = found.into_iter().map(|clean| (clean.addresses, clean.resident)).collect();
-        assert_eq!(
-            found,
-            [(0x1000..0x2000, 4096), (0x2000..0x4000, 8192), (0x8000..0x9000, 4096), (0xc000..0xd000, 0)]
-        );
+        assert_eq!(found, [(0x1000..0x2000, 4096), (0x2000..0x4000, 8192), (0xc000..0xd000, 0)]);
     }
 
-    /// Bytes of the clean mappings of this process that are in memory.
+    /// Bytes of the clean mappings of this program that are in memory.
     fn resident() -> usize {
+        let program = std::fs::read_link("/proc/self/exe").unwrap();
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        clean_mappings(&smaps).iter().map(|clean| clean.resident).sum()
+        clean_mappings(&smaps, &program.to_string_lossy()).iter().map(|clean| clean.resident).sum()
     }
 
     /// A page of this program's file as the loader leaves it where it relocates something: changed, then read-only.
@@ -193,7 +194,7 @@ mod tests {
             "Rss: 5 kB",
             "1000-2000 r--p 0 0 0 p\nRss: -1 kB",
         ] {
-            assert_eq!(clean_mappings(text), []);
+            assert_eq!(clean_mappings(text, "p"), []);
         }
     }
 }
