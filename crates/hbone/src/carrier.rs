@@ -7,14 +7,14 @@
 //!            └─────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Only the connection's task ([`Turns`]) touches the connection's socket, and it does not hold the lock meanwhile: where streams are
-//! other threads', they go on. It runs when something came, or when a stream has put
+//! Only the connection's task ([`Turns`]) touches the connection's socket, and it does not hold the lock while it reads and writes: where
+//! streams are other threads', they go on. It runs when something came, or when a stream has put
 //! something into [`Outgoing`]; so what all streams that were ready together have sent leaves in one write. What is received for a
 //! stream is written to the application's socket at once where the stream has one that takes it ([`Outlet`]), without waking
 //! anybody; the rest waits in the stream's queue for the stream's task.
 //!
-//! Everything that waits is bounded: what is received, by the windows; what is sent, by one buffer, for whose room streams queue up
-//! in order.
+//! Everything that waits is bounded: what is received, by the windows; what is sent, by one buffer, and another one where the socket has not
+//! taken all of the first; streams queue up for room in order.
 
 mod buffers;
 mod entry;

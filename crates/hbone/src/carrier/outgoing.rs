@@ -24,6 +24,9 @@ use crate::Transport;
 /// No DATA frame is begun in a record that has less room than this left for it, bytes.
 const LEAST: usize = 512;
 
+/// Kept free of what comes in bulk, bytes: for those who have little to send, and for what HTTP/2 has to say.
+pub(super) const RESERVE: usize = 16 << 10;
+
 /// Bytes that are never given to frames: for what TLS itself has to say.
 const KEPT: usize = 3 * MAX_DUE;
 
@@ -69,7 +72,7 @@ impl Flight {
 /// The bytes that wait to be written.
 #[derive(Default)]
 pub(super) struct Outgoing {
-    /// What is written before all else. While there is some, nothing is added.
+    /// What is written before all else. While there is some, nothing is added in bulk.
     before: Option<Flight>,
     /// Something is being written.
     is_flying: bool,
@@ -105,15 +108,15 @@ impl Outgoing {
 
     /// How many bytes of DATA there is room for at least, counted in one frame per record.
     pub(super) fn room(&self, tls: &Session) -> usize {
-        let is_shrunk = !self.buffer.is_empty() && self.buffer.len() < SIZE;
-        if self.is_held_up(tls) || is_shrunk || self.before.is_some() {
+        if self.is_held_up(tls) || (!self.buffer.is_empty() && self.buffer.len() < SIZE) {
             return 0;
         }
         // What TLS has to say comes first, and takes of the same room.
         let due = if tls.due() { MAX_DUE } else { 0 };
         let free = (SIZE - KEPT - due).saturating_sub(self.content());
         let overhead = HEADER + HEAD + TRAILER;
-        free.saturating_sub(overhead * (2 + free / MAX_CONTENT))
+        let room = free.saturating_sub(overhead * (2 + free / MAX_CONTENT));
+        if self.before.is_some() { room.min(RESERVE) } else { room }
     }
 
     /// Has a buffer of the full size. What waits stays where it is.
@@ -271,8 +274,8 @@ impl Outgoing {
         self.is_flying = false;
         if flight.is_over() {
             buffers::give(flight.buffer);
-            // Nothing can have been said since: TLS answers what is received, and that is before or after.
-            self.said = false;
+            // Unless it lies in what is written next.
+            self.said &= self.written < self.sealed;
         } else if self.end == self.written {
             self.release();
             let Flight { buffer, written, sealed } = flight;
@@ -290,7 +293,7 @@ impl Outgoing {
         }
     }
 
-    /// Keeps no more memory than what waits, all of which is sealed.
+    /// Keeps no more memory than what waits, where all of it is sealed.
     pub(super) fn shrink(&mut self) {
         if let Some(before) = self.before.as_mut().filter(|before| before.buffer.len() == SIZE) {
             let waiting: Box<[u8]> = before.waiting().into();

@@ -11,22 +11,19 @@ use stillmesh_tls::SealError;
 use tokio::io::ReadBuf;
 
 use super::buffers::SIZE;
-use super::outgoing::{PIECES, Place};
+use super::outgoing::{PIECES, Place, RESERVE};
 use super::{Closing, Inner, buffers};
 use crate::memory::UNCOUNTED;
 use crate::{Ending, Transport};
 
-/// Kept free of what comes in bulk, bytes: for those who have little to send.
-const RESERVE: usize = 16 << 10;
-
-/// Writes of one turn: the second one is of what TLS held up before the first. What streams have sent meanwhile, they wake for.
+/// Writes of one turn: the second one is of what stood behind the first, or was held up by it.
 const WRITES: usize = 2;
 
 /// How many streams that wait for room are told of it at a time.
 const TOLD: usize = 4;
 
 impl Inner {
-    /// Writes all that may be written now. Ready when it is over and said.
+    /// Writes what may be written now. Ready when it is over and said.
     pub(super) fn flush(inner: &mut MutexGuard<'_, Self>, cx: &mut Context<'_>, io: &mut dyn Transport) -> Poll<()> {
         match inner.closing {
             Closing::Done => return Poll::Ready(()),

@@ -36,7 +36,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Windows {
     memory: Memory,
-    first: u32,
     ceiling: u32,
     connection_window: u32,
     /// Places for streams that are taken.
@@ -53,8 +52,8 @@ pub(super) struct Windows {
     wanted: bool,
     /// The reader that wants a larger window is quick.
     quick: bool,
-    /// The window is larger than a round trip is known to need.
-    ahead: bool,
+    /// What a round trip is known to need, bytes.
+    needed: u32,
     /// The most that one stream's reader took during the current round trip, bytes.
     most_taken: usize,
     /// No measurement before.
@@ -67,7 +66,6 @@ impl Windows {
     pub(super) fn new(limits: &Limits) -> Self {
         Self {
             memory: limits.memory.clone(),
-            first: limits.first_window(),
             ceiling: limits.stream_window,
             connection_window: limits.connection_window,
             places: 0,
@@ -78,7 +76,7 @@ impl Windows {
             measuring: false,
             wanted: false,
             quick: false,
-            ahead: false,
+            needed: limits.first_window(),
             most_taken: 0,
             measure_from: None,
             pause: SHORTEST_PAUSE,
@@ -99,9 +97,9 @@ impl Windows {
         (all / streams).checked_ilog2().map_or(0, |power| 1 << power)
     }
 
-    /// What it may be at most where a round trip is not known to need it.
-    fn share_ahead(&self) -> u32 {
-        self.part(AHEAD).max(self.first).min(self.share())
+    /// What it may be at most: what a round trip is known to need, or a part of what may be ahead.
+    fn most(&self) -> u32 {
+        self.part(AHEAD).max(self.needed).min(self.share())
     }
 
     /// The window that is too large now, made smaller; `None` when it is not.
@@ -109,8 +107,8 @@ impl Windows {
         if self.window == SMALLEST_WINDOW {
             return None;
         }
-        let share = if self.ahead { self.share_ahead() } else { self.share() };
-        (self.window > share).then_some(share)
+        let most = self.most();
+        (self.window > most).then_some(most)
     }
 
     /// The connection window that there ought to be, if another one is in force: large enough for what is unread and as
@@ -163,10 +161,13 @@ impl Windows {
         self.begin();
         let larger = self.window.saturating_mul(2).min(self.ceiling).min(self.share());
         let kept_up = self.most_taken >= self.window as usize / 3 * 2;
-        let ahead = !kept_up && self.quick && larger <= self.share_ahead();
-        let larger = ((kept_up || ahead) && larger > self.window && self.memory.is_ample()).then_some(larger);
+        if kept_up {
+            self.needed = self.needed.max(larger);
+        }
+        let larger = (kept_up || (self.quick && larger <= self.most()))
+            .then_some(larger)
+            .filter(|larger| *larger > self.window && self.memory.is_ample());
         if larger.is_some() {
-            self.ahead = ahead;
             self.pause = SHORTEST_PAUSE;
             self.measure_from = None;
         } else {
