@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use stillmesh_hbone::Stream;
 use stillmesh_hbone::copy::{self, CopyError, Tunnelling};
-use stillmesh_runtime::drain::{Immediate, Watch};
+use stillmesh_runtime::drain::{Immediate, Mode, Watch};
 use tokio::net::TcpStream;
 
 use crate::path::PathError;
@@ -55,13 +55,15 @@ impl<K> Carried<K> {
         let Some(record) = &self.record else { return Poll::Ready(Ok(())) };
         match &mut self.sides {
             Sides::Tunnel(socket, stream, copying) => {
-                if let Poll::Ready(copied) = copying.poll(cx, socket, stream, record.counters()) {
-                    return Poll::Ready(copied.map_err(|source| broken(source, &self.watch)));
-                }
+                // First, so that nothing passes after it, and that what broke by it is not taken for what ended it.
                 if let Poll::Ready(outcome) = record.live().cut.poll(cx) {
                     return Poll::Ready(Err(PathError::Cut { outcome }));
                 }
-                Pin::new(&mut self.drained).poll(cx).map(|()| Err(PathError::Drained))
+                if Pin::new(&mut self.drained).poll(cx).is_ready() {
+                    return Poll::Ready(Err(PathError::Drained));
+                }
+                let copied = copying.poll(cx, socket, stream, record.counters());
+                copied.map(|copied| copied.map_err(|source| broken(source, &self.watch)))
             }
             Sides::Other(carrying) => carrying.as_mut().poll(cx),
         }
@@ -98,16 +100,17 @@ async fn sockets(sides: [TcpStream; 2], live: Arc<Live>, watch: Watch) -> Result
     let [mut first, mut second] = sides;
     let copying = pin!(copy::sockets(&mut first, &mut second, live.counters()));
     tokio::select! {
-        copied = copying => copied.map_err(|source| broken(source, &watch)),
+        biased;
         outcome = live.cut.wait() => Err(PathError::Cut { outcome }),
         () = watch.immediate() => Err(PathError::Drained),
+        copied = copying => copied.map_err(|source| broken(source, &watch)),
     }
 }
 
 /// Why a connection broke: its tunnel's end at a drain's deadline may be noticed before the drain itself.
 fn broken(source: CopyError, watch: &Watch) -> PathError {
     match watch.started() {
-        Some(signal) if signal.left().is_zero() => PathError::Drained,
+        Some(signal) if signal.mode == Mode::Immediate || signal.left().is_zero() => PathError::Drained,
         _ => PathError::Copy { source },
     }
 }

@@ -162,11 +162,12 @@ impl Arrived {
         let counters = record.counters().clone();
         let cut = |outcome: Outcome| PathError::Cut { outcome };
         let end = tokio::select! {
-            copied = spliced(&mut client, &mut self.stream, &counters, &self.pipes) => End::Itself(copied),
+            biased;
             outcome = live.cut.wait() => End::Here(cut(outcome)),
             outcome = record.live().cut.wait() => End::There(cut(outcome)),
             () = watch.immediate() => End::Here(PathError::Drained),
             () = self.watch.immediate() => End::There(PathError::Drained),
+            copied = spliced(&mut client, &mut self.stream, &counters, &self.pipes) => End::Itself(copied),
         };
         if !matches!(end, End::Itself(Ok(()))) {
             // What broke must not look like an end to an application. A socket that is gone already cannot be told.
