@@ -68,7 +68,7 @@ impl Bell {
         let mut waiting = self.waiting.lock();
         let waker = waiting.try_remove(key);
         if waiting.is_empty() {
-            // What many needed is not kept.
+            // What many needed is not kept when nobody is left.
             *waiting = Slab::new();
         }
         drop(waiting);
