@@ -162,7 +162,7 @@ pub struct Record {
     pub original: Address,
     /// Where it was carried: the next hop, or the application.
     pub upstream: Address,
-    /// How long deciding took, microseconds.
+    /// How long deciding took, microseconds; 0: nothing was decided.
     pub decide_us: u32,
     /// How long it took until it was open, microseconds; 0: it never was.
     pub open_us: u32,

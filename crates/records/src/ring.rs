@@ -72,7 +72,7 @@ impl Ring {
         }
     }
 
-    /// An empty chunk. Where the budget has none left, it is the oldest one's: a ring that is full allocates no more.
+    /// An empty chunk. Where the budget has none left, it is the oldest one's: a ring that is full seldom allocates.
     fn room(&mut self) -> Vec<Entry> {
         while self.bytes() + CHUNK_BYTES > self.budget && self.len() > 1 {
             if let Some(mut chunk) = self.pop() {

@@ -71,7 +71,7 @@ pub struct Told {
     pub source: Source,
     /// Who was meant, and who was to serve it.
     pub destination: Destination,
-    /// How long deciding took, microseconds.
+    /// How long deciding took, microseconds; 0: nothing was decided.
     pub decide_us: u32,
     /// How long it took until it was open, microseconds; 0: it never was.
     pub open_us: u32,

@@ -449,7 +449,7 @@ impl<'a> Walk<'a> {
         if let Some(fault) = planned.taken.rule().and_then(|rule| rule.fault.as_ref()) {
             self.note(format!("the route fails or delays requests on purpose: {fault:?}"));
         }
-        let by = planned.taken.name();
+        let by = planned.taken.by().map(|(route, rule)| (&route.key, *rule));
         said_by(&mut telling, by, allowed);
         match planned.action {
             Action::Forward(target) => self.onwards(telling, at, &target),

@@ -202,7 +202,9 @@ fn numbers(told: &Told) -> String {
     if let Some(grpc) = told.grpc {
         parts.push(format!("grpc-status {grpc}"));
     }
-    parts.push(format!("decided in {}", time(u64::from(told.decide_us))));
+    if told.decide_us > 0 {
+        parts.push(format!("decided in {}", time(u64::from(told.decide_us))));
+    }
     if told.open_us > 0 {
         let what = if told.hop == Hop::Request { "answered" } else { "open" };
         parts.push(format!("{what} after {}", time(u64::from(told.open_us))));
