@@ -220,8 +220,8 @@ async fn let_go(node: Arc<Node>, readiness: Readiness) {
     let (mut turns, mut most, mut before) = (tokio::time::interval(UNUSED), 0, None);
     loop {
         turns.tick().await;
-        let begun = node.ledger.begun();
-        if before.replace(begun).is_none_or(|before| before == begun)
+        let listed = node.ledger.listed();
+        if before.replace(listed).is_none_or(|before| before == listed)
             && let Err(error) = memory::let_go_of_program()
         {
             tracing::debug!(%error, "the program's pages stay in memory");

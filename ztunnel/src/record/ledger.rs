@@ -147,6 +147,8 @@ pub struct Ledger {
     shards: Vec<Mutex<Shard>>,
     hasher: RandomState,
     next: AtomicU64,
+    /// How many were listed so far.
+    listed: AtomicU64,
     /// Ends of connections without a tunnel.
     direct: AtomicUsize,
 }
@@ -163,6 +165,7 @@ impl Ledger {
             shards: (0..Self::SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             next: AtomicU64::new(1),
+            listed: AtomicU64::new(0),
             direct: AtomicUsize::new(0),
         })
     }
@@ -203,6 +206,7 @@ impl Ledger {
 
     pub(super) fn enlist(&self, live: &Arc<Live>) {
         let key = Self::key(live);
+        self.listed.fetch_add(1, Ordering::Relaxed);
         if live.facts.protocol == Protocol::Direct {
             self.direct.fetch_add(1, Ordering::SeqCst);
         }
@@ -282,9 +286,9 @@ impl Ledger {
         all
     }
 
-    /// How many connections began so far.
-    pub fn begun(&self) -> u64 {
-        self.next.load(Ordering::Relaxed) - 1
+    /// How many connections were listed so far. Those that a client tries in vain are none.
+    pub fn listed(&self) -> u64 {
+        self.listed.load(Ordering::Relaxed)
     }
 
     /// How many connections are open.
