@@ -8,11 +8,16 @@ pub mod succession;
 pub mod zds;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
+use stillmesh_core::model::Workload;
 use stillmesh_runtime::sys::socket;
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 
+use crate::node::Node;
 use crate::path::PathError;
+use crate::record::{self, Direction, Early, Protocol};
 
 pub use pod::{Pod, StartError};
 pub use pods::Pods;
@@ -28,8 +33,32 @@ pub struct Captured {
     pub original: SocketAddr,
 }
 
+/// What an accepted connection is: its place among those of its pod, where it was going, and whose it is. `None`: it cannot be carried,
+/// which is written down.
+pub async fn begin(
+    pod: &Pod,
+    node: &Node,
+    stream: TcpStream,
+    peer: SocketAddr,
+    direction: Direction,
+) -> Option<(OwnedSemaphorePermit, Captured, Arc<Workload>)> {
+    let began = async {
+        let permit = pod.place()?;
+        let conn = captured(stream, peer)?;
+        let workload = pod.workload(node).await?;
+        Ok::<_, PathError>((permit, conn, workload))
+    };
+    began
+        .await
+        .inspect_err(|error| {
+            let early = Early { pod, direction, protocol: Protocol::Tcp, source: peer, destination: peer };
+            record::failed_early(&node.ledger, &early, error);
+        })
+        .ok()
+}
+
 /// Asks the kernel where a captured connection was going.
-pub fn captured(stream: TcpStream, peer: SocketAddr) -> Result<Captured, PathError> {
+fn captured(stream: TcpStream, peer: SocketAddr) -> Result<Captured, PathError> {
     let original = socket::original_destination(&stream).map_err(|source| PathError::NoDestination { source })?;
     Ok(Captured { stream, peer, original: canonical(original) })
 }

@@ -17,7 +17,7 @@ use crate::capture::pod::Held;
 use crate::capture::{self, Captured, Pod};
 use crate::deliver::copy::Carried;
 use crate::node::Node;
-use crate::record::{self, Direction, Early, Facts, Id, Protocol, Record};
+use crate::record::{Direction, Facts, Id, Protocol, Record};
 use crate::tunnel::{self, Upstream};
 use crate::workers::Place;
 use crate::{decide, enforce};
@@ -65,21 +65,7 @@ async fn begin(
     held: Held,
 ) -> Option<(Place, Captured, Trip)> {
     let accepted = std::time::Instant::now();
-    let began = async {
-        let permit = pod.place()?;
-        let conn = capture::captured(stream, peer)?;
-        let source = pod.workload(&node).await?;
-        Ok::<_, PathError>((permit, conn, source))
-    };
-    let (permit, conn, source) = match began.await {
-        Ok(began) => began,
-        Err(error) => {
-            let (direction, protocol) = (Direction::Outbound, Protocol::Tcp);
-            let early = Early { pod: &pod, direction, protocol, source: peer, destination: peer };
-            record::failed_early(&node.ledger, &early, &error);
-            return None;
-        }
-    };
+    let (permit, conn, source) = capture::begin(&pod, &node, stream, peer, Direction::Outbound).await?;
     let first = decide(&conn, &source, &node, &[]);
     let next_hop = first.as_ref().ok().and_then(|plan| plan.dial.address());
     let place = node.workers.here_or_of(&(source.identity(), next_hop));

@@ -17,7 +17,7 @@ use crate::deliver::connect;
 use crate::deliver::copy::Carried;
 use crate::node::Node;
 use crate::record::labels::Party;
-use crate::record::{self, Direction, Early, Facts, Id, Protocol, Record};
+use crate::record::{Direction, Facts, Id, Protocol, Record};
 use crate::tunnel::Upstream;
 use crate::{decide, lookup};
 
@@ -45,21 +45,7 @@ async fn begin(
     peer: SocketAddr,
     held: Held,
 ) -> Option<Box<Carried<impl Send + Unpin>>> {
-    let began = async {
-        let permit = pod.place()?;
-        let conn = capture::captured(stream, peer)?;
-        let destination = pod.workload(&node).await?;
-        Ok::<_, PathError>((permit, conn, destination))
-    };
-    let (permit, conn, destination) = match began.await {
-        Ok(began) => began,
-        Err(error) => {
-            let (direction, protocol) = (Direction::Inbound, Protocol::Tcp);
-            let early = Early { pod: &pod, direction, protocol, source: peer, destination: peer };
-            record::failed_early(&node.ledger, &early, &error);
-            return None;
-        }
-    };
+    let (permit, conn, destination) = capture::begin(&pod, &node, stream, peer, Direction::Inbound).await?;
     let mut record = Record::new(&node.ledger, facts(&conn, &destination, &node));
     let opened = open(&conn, &destination, &pod, &node, &mut record).await;
     match opened {
