@@ -3,6 +3,8 @@
 //! Each family may hold so many label sets. When one more comes, those that nobody has used for [`IDLE`] make room; where there
 //! are none, what comes is counted under a label set whose names read `overflow` ([`Labels::overflow`]), so that sums
 //! stay right, and `stillmesh_series_overflow_total` tells how often that was so.
+//!
+//! Metrics that are counted together may share a family, so that there is one label set to find: each is a [`View`] of it.
 
 use std::collections::HashMap;
 use std::fmt::{self, Debug};
@@ -72,13 +74,24 @@ impl Budget {
 
     /// A family within the budget; `metric` is its name as scraped.
     pub fn family<L: Labels, M>(&self, metric: &'static str, make: fn() -> M) -> Series<L, M> {
-        let label = Metric { metric: Word(metric) };
+        self.shared(&[metric], make)
+    }
+
+    /// A family within the budget that several metrics show a [`View`] of each; `metrics` are their names as scraped. They have
+    /// their label sets together: each is told to hold all of them, and to overflow when one finds no place.
+    pub fn shared<L: Labels, M>(&self, metrics: &[&'static str], make: fn() -> M) -> Series<L, M> {
+        let told = |metric: &&'static str| {
+            let label = Metric { metric: Word(metric) };
+            Told {
+                overflowed: self.overflowed.get_or_create_owned(&label),
+                held: self.held.get_or_create_owned(&label),
+            }
+        };
         Series(Arc::new(Inner {
             most: self.most,
             began: self.began,
             make,
-            overflowed: self.overflowed.get_or_create_owned(&label),
-            held: self.held.get_or_create_owned(&label),
+            told: metrics.iter().map(told).collect(),
             known: RwLock::new(Known { series: HashMap::default(), overflow: HashMap::default(), searched: None }),
         }))
     }
@@ -91,9 +104,15 @@ struct Inner<L, M> {
     most: usize,
     began: Instant,
     make: fn() -> M,
+    /// For each metric that shows it.
+    told: Vec<Told>,
+    known: RwLock<Known<L, M>>,
+}
+
+/// What is told of the budget under a metric's name.
+struct Told {
     overflowed: Counter,
     held: Gauge,
-    known: RwLock<Known<L, M>>,
 }
 
 struct Known<L, M> {
@@ -186,15 +205,31 @@ impl<L: Labels, M> Series<L, M> {
         let one = if known.series.len() < inner.most || known.series.contains_key(labels) {
             known.series.entry(labels.clone()).or_insert_with(new).clone()
         } else {
-            inner.overflowed.inc();
+            for told in &inner.told {
+                told.overflowed.inc();
+            }
             known.overflow.entry(labels.overflow()).or_insert_with(new).clone()
         };
-        inner.held.set(i64::try_from(known.series.len()).unwrap_or(i64::MAX));
+        for told in &inner.told {
+            told.held.set(i64::try_from(known.series.len()).unwrap_or(i64::MAX));
+        }
         Held(one)
     }
 }
 
+impl<L, M> Series<L, M> {
+    /// The metric that `part` of each value is. A label set is in it once `part` is something.
+    pub fn view<P>(&self, part: fn(&M) -> Option<P>) -> View<L, M, P> {
+        View { series: self.clone(), part }
+    }
+}
+
 impl<L, M> Known<L, M> {
+    /// Everything that is told.
+    fn all(&self) -> impl Iterator<Item = (&L, &M)> {
+        self.series.iter().chain(&self.overflow).map(|(labels, one)| (labels, &one.metric))
+    }
+
     /// Lets label sets go that nobody holds or has used for [`IDLE`].
     fn make_room(&mut self, now: Duration) {
         if self.searched.is_some_and(|searched| now.saturating_sub(searched) < BETWEEN_SEARCHES) {
@@ -215,15 +250,14 @@ impl<L, M> Clone for Series<L, M> {
 
 impl<L, M> Debug for Series<L, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Series").field("held", &self.0.held.get()).finish_non_exhaustive()
+        f.debug_struct("Series").finish_non_exhaustive()
     }
 }
 
 impl<L: Labels, M: EncodeMetric + TypedMetric> EncodeMetric for Series<L, M> {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        let known = self.0.known.read();
-        for (labels, one) in known.series.iter().chain(&known.overflow) {
-            one.metric.encode(encoder.encode_family(labels)?)?;
+        for (labels, metric) in self.0.known.read().all() {
+            metric.encode(encoder.encode_family(labels)?)?;
         }
         Ok(())
     }
@@ -233,8 +267,32 @@ impl<L: Labels, M: EncodeMetric + TypedMetric> EncodeMetric for Series<L, M> {
     }
 }
 
+/// One of the metrics that share a family ([`Series::view`]).
+#[derive(Debug)]
+pub struct View<L, M, P> {
+    series: Series<L, M>,
+    part: fn(&M) -> Option<P>,
+}
+
+impl<L: Labels, M, P: EncodeMetric + TypedMetric> EncodeMetric for View<L, M, P> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        for (labels, metric) in self.series.0.known.read().all() {
+            if let Some(part) = (self.part)(metric) {
+                part.encode(encoder.encode_family(labels)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        P::TYPE
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use prometheus_client::metrics::counter::ConstCounter;
+
     use super::*;
     use crate::labels::Text;
 
@@ -252,6 +310,12 @@ mod tests {
 
     fn asked(reporter: &'static str, name: u32) -> Asked {
         Asked { reporter: Word(reporter), name: Text::from(&name.to_string().into()) }
+    }
+
+    fn text(registry: &Registry) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+        text
     }
 
     struct World {
@@ -274,9 +338,7 @@ mod tests {
         }
 
         fn text(&self) -> String {
-            let mut text = String::new();
-            prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
-            text
+            text(&self.registry)
         }
 
         fn has(&self, line: &str) {
@@ -301,6 +363,52 @@ mod tests {
         // Those that have a place keep it.
         world.count(3, 2);
         world.has("asked_total{reporter=\"source\",name=\"3\"} 2\n");
+    }
+
+    /// What is counted of one label set, shown by two metrics.
+    #[derive(Debug, Default)]
+    struct Both {
+        asked: AtomicU64,
+        answered: AtomicU64,
+    }
+
+    fn told(count: &AtomicU64) -> Option<ConstCounter> {
+        let count = count.load(Ordering::Relaxed);
+        (count > 0).then(|| ConstCounter::new(count))
+    }
+
+    #[test]
+    fn metrics_that_share_a_family_have_the_label_sets_that_they_counted_and_lose_no_count() {
+        let mut registry = Registry::default();
+        let budget = Budget::new(3);
+        budget.register(&mut registry);
+        let series = budget.shared(&["asked_total", "answered_total"], Both::default);
+        registry.register("asked", "Asked", series.view(|both: &Both| told(&both.asked)));
+        registry.register("answered", "Answered", series.view(|both: &Both| told(&both.answered)));
+        for name in 0..10 {
+            let both = series.get(&asked("source", name));
+            both.asked.fetch_add(2, Ordering::Relaxed);
+            if name % 2 == 0 {
+                both.answered.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let text = text(&registry);
+        let mut told: Vec<_> = text.lines().filter(|line| line.starts_with("a")).collect();
+        told.sort_unstable();
+        let expected = [
+            "answered_total{reporter=\"source\",name=\"0\"} 1",
+            "answered_total{reporter=\"source\",name=\"2\"} 1",
+            "answered_total{reporter=\"source\",name=\"overflow\"} 3",
+            "asked_total{reporter=\"source\",name=\"0\"} 2",
+            "asked_total{reporter=\"source\",name=\"1\"} 2",
+            "asked_total{reporter=\"source\",name=\"2\"} 2",
+            "asked_total{reporter=\"source\",name=\"overflow\"} 14",
+        ];
+        assert_eq!(told, expected);
+        for metric in ["asked_total", "answered_total"] {
+            assert!(text.contains(&format!("stillmesh_series_held{{metric=\"{metric}\"}} 3\n")), "{text}");
+            assert!(text.contains(&format!("stillmesh_series_overflow_total{{metric=\"{metric}\"}} 7\n")), "{text}");
+        }
     }
 
     #[test]
