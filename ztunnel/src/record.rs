@@ -25,11 +25,10 @@ use stillmesh_hbone::copy::Counters;
 use stillmesh_proxy::decisions::short_microseconds;
 use stillmesh_records::Draft;
 
-use labels::{LabelParts, Party, TrafficLabels, Word};
+use labels::{LabelParts, Party, TrafficLabels};
 pub use ledger::{Cut, Ledger, Live};
 pub use log::ACCESS;
 pub use metrics::Metrics;
-use metrics::Reporter;
 
 use crate::capture::Pod;
 
@@ -227,8 +226,8 @@ impl Facts {
     fn labels(&self, flag: Flag) -> TrafficLabels {
         TrafficLabels::from(LabelParts {
             direction: self.direction,
-            source: &self.source_party(),
-            source_identity: self.source_identity().filter(|_| self.are_ends_proved()).as_ref(),
+            source: self.source_party(),
+            source_identity: self.source_identity().filter(|_| self.are_ends_proved()),
             destination: self.destination.as_ref(),
             service: self.service.as_ref(),
             flag,
@@ -338,7 +337,6 @@ impl Record {
     pub fn opened(&mut self) {
         self.enlist();
         if !std::mem::replace(&mut self.opened, true) {
-            self.live.told.lock().open_us = short_microseconds(self.live.lasted());
             self.live.open(&self.ledger.metrics);
             let facts = self.facts();
             tracing::event!(
@@ -391,22 +389,10 @@ impl Drop for Record {
             },
             |ended| *ended,
         );
-        let (live, metrics) = (&*self.live, &self.ledger.metrics);
-        let facts = &live.facts;
-        if !self.opened {
-            metrics.connections_opened.get(&facts.labels(Flag::None)).inc();
-        }
-        let labels = facts.labels(outcome.flag);
-        if outcome.error.is_some() {
-            metrics.connections_failed.get(&labels).inc();
-        }
-        metrics.connections_closed.get(&labels).inc();
+        let live = &*self.live;
+        live.close(&self.ledger.metrics, &outcome);
         if self.listed {
             self.ledger.delist(live);
-            live.flush();
-        }
-        if self.opened {
-            metrics.sockets_open.get_or_create(&Reporter { reporter: Word(facts.direction.reporter()) }).dec();
         }
         log::complete(live, &outcome);
         let (records, hops) = (&self.ledger.records, self.ledger.hops());
@@ -426,10 +412,10 @@ impl Drop for Record {
             bytes: live.bytes(),
         };
         if records.is_on() {
-            records.put(&decision::draft(facts, &story));
+            records.put(&decision::draft(&live.facts, &story));
         }
         if let Some(hops) = hops {
-            hops.tell(facts, &story);
+            hops.tell(&live.facts, &story);
         }
     }
 }

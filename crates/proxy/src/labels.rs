@@ -37,6 +37,12 @@ impl From<Option<&Str>> for Text {
     }
 }
 
+impl From<Option<Str>> for Text {
+    fn from(text: Option<Str>) -> Self {
+        Self(text.filter(|text| !text.is_empty()))
+    }
+}
+
 impl EncodeLabelValue for Text {
     fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), fmt::Error> {
         encoder.write_str(self.as_str())

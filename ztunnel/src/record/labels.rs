@@ -89,9 +89,9 @@ pub struct LabelParts<'a> {
     /// Which end reports.
     pub direction: Direction,
     /// The client.
-    pub source: &'a Party,
+    pub source: Party,
     /// The client's identity, only where mutual TLS proved it.
-    pub source_identity: Option<&'a Identity>,
+    pub source_identity: Option<Identity>,
     /// The server.
     pub destination: Option<&'a Arc<Workload>>,
     /// The service that was meant.
@@ -104,37 +104,38 @@ pub struct LabelParts<'a> {
 
 impl From<LabelParts<'_>> for TrafficLabels {
     fn from(parts: LabelParts<'_>) -> Self {
-        let text = |value: &Option<Str>| Text::from(value.as_ref());
+        // Names are moved where they can be: each further clone is a write to what all workers share.
+        let text = |name: Option<Str>| Text::from(name);
         let source = parts.source;
         let destination = parts.destination.map(|workload| Party::from(workload.as_ref())).unwrap_or_default();
         Self {
             reporter: Word(parts.direction.reporter()),
-            source_workload: text(&source.workload),
-            source_canonical_service: text(&source.canonical_service),
-            source_canonical_revision: text(&source.canonical_revision),
-            source_workload_namespace: text(&source.namespace),
-            source_principal: parts.source_identity.cloned().into(),
-            source_app: text(&source.canonical_service),
-            source_version: text(&source.canonical_revision),
-            source_cluster: text(&source.cluster),
+            source_workload: text(source.workload),
+            source_canonical_service: Text::from(source.canonical_service.as_ref()),
+            source_canonical_revision: Text::from(source.canonical_revision.as_ref()),
+            source_workload_namespace: text(source.namespace),
+            source_principal: parts.source_identity.into(),
+            source_app: text(source.canonical_service),
+            source_version: text(source.canonical_revision),
+            source_cluster: text(source.cluster),
             destination_service: Text::from(parts.service.map(|service| &service.key.hostname)),
             destination_service_namespace: Text::from(parts.service.map(|service| &service.key.namespace)),
             destination_service_name: Text::from(parts.service.map(|service| &service.name)),
-            destination_workload: text(&destination.workload),
-            destination_canonical_service: text(&destination.canonical_service),
-            destination_canonical_revision: text(&destination.canonical_revision),
-            destination_workload_namespace: text(&destination.namespace),
+            destination_workload: text(destination.workload),
+            destination_canonical_service: Text::from(destination.canonical_service.as_ref()),
+            destination_canonical_revision: Text::from(destination.canonical_revision.as_ref()),
+            destination_workload_namespace: text(destination.namespace),
             destination_principal: parts.destination.map(|workload| workload.identity()).into(),
-            destination_app: text(&destination.canonical_service),
-            destination_version: text(&destination.canonical_revision),
-            destination_cluster: text(&destination.cluster),
+            destination_app: text(destination.canonical_service),
+            destination_version: text(destination.canonical_revision),
+            destination_cluster: text(destination.cluster),
             request_protocol: Word("tcp"),
             response_flags: Word(parts.flag.as_str()),
             connection_security_policy: Word(if parts.mutual_tls { "mutual_tls" } else { "unknown" }),
-            source_region: text(&source.region),
-            source_zone: text(&source.zone),
-            destination_region: text(&destination.region),
-            destination_zone: text(&destination.zone),
+            source_region: text(source.region),
+            source_zone: text(source.zone),
+            destination_region: text(destination.region),
+            destination_zone: text(destination.zone),
         }
     }
 }
@@ -198,7 +199,7 @@ mod tests {
     fn the_27_labels_come_in_istios_order() {
         let labels = TrafficLabels::from(LabelParts {
             direction: Direction::Outbound,
-            source: &Party::default(),
+            source: Party::default(),
             source_identity: None,
             destination: None,
             service: None,
@@ -213,7 +214,7 @@ mod tests {
     fn what_is_absent_reads_unknown() {
         let labels = TrafficLabels::from(LabelParts {
             direction: Direction::Inbound,
-            source: &Party::default(),
+            source: Party::default(),
             source_identity: None,
             destination: None,
             service: None,
@@ -237,8 +238,8 @@ mod tests {
         let source = testing::workload("shop", "page-1", [10, 0, 0, 1]);
         let labels = TrafficLabels::from(LabelParts {
             direction: Direction::Inbound,
-            source: &Party::from(&source),
-            source_identity: Some(&source.identity()),
+            source: Party::from(&source),
+            source_identity: Some(source.identity()),
             destination: Some(&destination),
             service: None,
             flag: Flag::None,

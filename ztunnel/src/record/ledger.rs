@@ -11,14 +11,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
+use prometheus_client::metrics::gauge::Gauge;
 use stillmesh_core::explain::Reason;
 use stillmesh_core::model::WorkloadUid;
 use stillmesh_hbone::copy::Counters;
-use stillmesh_proxy::series::Following;
+use stillmesh_proxy::decisions::short_microseconds;
+use stillmesh_proxy::series::Held;
 use stillmesh_records::Recorder;
 
 use super::labels::Word;
-use super::metrics::{Metrics, Reporter};
+use super::metrics::{Metrics, Reporter, Traffic};
 use super::span::Hops;
 use super::{Direction, Facts, Flag, Outcome, Protocol};
 
@@ -65,7 +67,6 @@ pub struct Live {
     pub(super) began: Instant,
     pub(super) told: Mutex<Told>,
     counters: Arc<Counters>,
-    counted: OnceLock<Counted>,
 }
 
 /// What has happened to a connection so far.
@@ -79,13 +80,24 @@ pub(super) struct Told {
     pub(super) open_us: u32,
     /// How often it was tried anew.
     pub(super) retries: u16,
+    /// What it is counted in, from its opening to its end.
+    counted: Option<Counted>,
 }
 
-/// The byte metrics of one connection.
+/// What a connection is counted in, found once by its labels, and how many of its bytes are.
 #[derive(Debug)]
 struct Counted {
-    received: Following,
-    sent: Following,
+    traffic: Held<Traffic>,
+    received: u64,
+    sent: u64,
+}
+
+impl Counted {
+    /// So many bytes were received and sent by now.
+    fn follow(&mut self, (received, sent): (u64, u64)) {
+        self.traffic.carried(received.saturating_sub(self.received), sent.saturating_sub(self.sent));
+        (self.received, self.sent) = (received, sent);
+    }
 }
 
 impl Live {
@@ -105,23 +117,50 @@ impl Live {
         &self.counters
     }
 
-    /// Counts it as opened; the byte metrics follow from now on.
+    /// Counts it as opened, once; the byte metrics follow from now on.
     pub(super) fn open(&self, metrics: &Metrics) {
-        let labels = self.facts.labels(Flag::None);
-        metrics.connections_opened.get(&labels).inc();
-        metrics.sockets_open.get_or_create(&Reporter { reporter: Word(self.facts.direction.reporter()) }).inc();
-        let _ = self.counted.set(Counted {
-            received: Following::new(metrics.received_bytes.get(&labels)),
-            sent: Following::new(metrics.sent_bytes.get(&labels)),
-        });
+        let open_us = short_microseconds(self.lasted());
+        let traffic = metrics.traffic.get(&self.facts.labels(Flag::None));
+        traffic.opened();
+        self.sockets(metrics).inc();
+        let mut told = self.told.lock();
+        (told.open_us, told.counted) = (open_us, Some(Counted { traffic, received: 0, sent: 0 }));
     }
 
-    /// Brings the byte metrics up to date. Any number of callers at once count each byte once.
+    /// Counts it as over, once, and as opened where it never was.
+    pub(super) fn close(&self, metrics: &Metrics, outcome: &Outcome) {
+        let mut labels = None;
+        let mut find = |flag: Flag| {
+            let labels = labels.get_or_insert_with(|| self.facts.labels(flag));
+            labels.response_flags = Word(flag.as_str());
+            metrics.traffic.get(labels)
+        };
+        let counted = self.told.lock().counted.take();
+        let opened = if let Some(mut counted) = counted {
+            counted.follow(self.bytes());
+            self.sockets(metrics).dec();
+            counted.traffic
+        } else {
+            let traffic = find(Flag::None);
+            traffic.tried();
+            traffic
+        };
+        let ended = if outcome.flag == Flag::None { opened } else { find(outcome.flag) };
+        ended.closed();
+        if outcome.error.is_some() {
+            ended.failed();
+        }
+    }
+
+    fn sockets(&self, metrics: &Metrics) -> Gauge {
+        metrics.sockets_open.get_or_create_owned(&Reporter { reporter: Word(self.facts.direction.reporter()) })
+    }
+
+    /// Brings the byte metrics up to date while it is open. Any number of callers at once count each byte once.
     pub fn flush(&self) {
-        let Some(counted) = self.counted.get() else { return };
-        let (received, sent) = self.bytes();
-        counted.received.follow(received);
-        counted.sent.follow(sent);
+        if let Some(counted) = &mut self.told.lock().counted {
+            counted.follow(self.bytes());
+        }
     }
 
     /// Bytes from the client's side and from the server's side.
@@ -200,7 +239,6 @@ impl Ledger {
             began: Instant::now(),
             told: Mutex::default(),
             counters,
-            counted: OnceLock::new(),
         }
     }
 

@@ -1,9 +1,10 @@
 //! The metrics of the node tunnel under Istio's names (contract 9.1).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -106,15 +107,70 @@ pub struct Probed {
     pub verdict: Word,
 }
 
+/// What is counted of the connections of one label set: five metrics, found by one look-up. Each has the label set from when it was
+/// first counted in it, those of bytes from when the first connection was open.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    opened: AtomicU64,
+    closed: AtomicU64,
+    failed: AtomicU64,
+    /// Whether a connection was open.
+    has_bytes: AtomicBool,
+    received: AtomicU64,
+    sent: AtomicU64,
+}
+
+impl Traffic {
+    const METRICS: [&str; 5] = [
+        "istio_tcp_connections_opened_total",
+        "istio_tcp_connections_closed_total",
+        "istio_tcp_connections_failed_total",
+        "istio_tcp_received_bytes_total",
+        "istio_tcp_sent_bytes_total",
+    ];
+
+    /// A connection was opened and may carry bytes from now on.
+    pub fn opened(&self) {
+        self.has_bytes.store(true, Ordering::Relaxed);
+        self.tried();
+    }
+
+    /// A connection counts as opened that never could carry bytes.
+    pub fn tried(&self) {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Bytes more from the client's and from the server's side.
+    pub fn carried(&self, received: u64, sent: u64) {
+        self.received.fetch_add(received, Ordering::Relaxed);
+        self.sent.fetch_add(sent, Ordering::Relaxed);
+    }
+
+    /// A connection ended, well or not.
+    pub fn closed(&self) {
+        self.closed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It failed.
+    pub fn failed(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn count(count: &AtomicU64) -> Option<ConstCounter> {
+        let count = count.load(Ordering::Relaxed);
+        (count > 0).then(|| ConstCounter::new(count))
+    }
+
+    fn bytes(&self, count: &AtomicU64) -> Option<ConstCounter> {
+        self.has_bytes.load(Ordering::Relaxed).then(|| ConstCounter::new(count.load(Ordering::Relaxed)))
+    }
+}
+
 /// One handle per metric. Cheap to clone through its `Arc`.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the names are the metrics' names")]
 pub struct Metrics {
-    pub connections_opened: Series<TrafficLabels, Counter>,
-    pub connections_closed: Series<TrafficLabels, Counter>,
-    pub connections_failed: Series<TrafficLabels, Counter>,
-    pub received_bytes: Series<TrafficLabels, Counter>,
-    pub sent_bytes: Series<TrafficLabels, Counter>,
+    pub traffic: Series<TrafficLabels, Traffic>,
     pub sockets_open: Family<Reporter, Gauge>,
 
     pub on_demand_dns: Series<OnDemandDns, Counter>,
@@ -155,14 +211,9 @@ fn dns_histogram() -> Histogram {
 impl Metrics {
     /// Makes the metrics and registers them. Those with names of others in their labels stay within `budget`.
     pub fn new(registry: &mut Registry, version: &str, budget: &Budget) -> Arc<Self> {
-        let traffic = |metric| budget.family(metric, Counter::default);
         let dns = |metric| budget.family(metric, Counter::default);
         let metrics = Self {
-            connections_opened: traffic("istio_tcp_connections_opened_total"),
-            connections_closed: traffic("istio_tcp_connections_closed_total"),
-            connections_failed: traffic("istio_tcp_connections_failed_total"),
-            received_bytes: traffic("istio_tcp_received_bytes_total"),
-            sent_bytes: traffic("istio_tcp_sent_bytes_total"),
+            traffic: budget.shared(&Traffic::METRICS, Traffic::default),
             sockets_open: Family::default(),
             on_demand_dns: budget.family("istio_on_demand_dns_total", Counter::default),
             dns_requests: dns("istio_dns_requests_total"),
@@ -198,11 +249,17 @@ impl Metrics {
 
     fn register(&self, registry: &mut Registry, version: &str) {
         let istio = registry.sub_registry_with_prefix("istio");
-        istio.register("tcp_connections_opened", "TCP connections opened", self.connections_opened.clone());
-        istio.register("tcp_connections_closed", "TCP connections closed", self.connections_closed.clone());
-        istio.register("tcp_connections_failed", "TCP connections that failed", self.connections_failed.clone());
-        istio.register("tcp_received_bytes", "Bytes from the client's side", self.received_bytes.clone());
-        istio.register("tcp_sent_bytes", "Bytes from the server's side", self.sent_bytes.clone());
+        let traffic = |part| self.traffic.view(part);
+        let opened = traffic(|traffic| Traffic::count(&traffic.opened));
+        istio.register("tcp_connections_opened", "TCP connections opened", opened);
+        let closed = traffic(|traffic| Traffic::count(&traffic.closed));
+        istio.register("tcp_connections_closed", "TCP connections closed", closed);
+        let failed = traffic(|traffic| Traffic::count(&traffic.failed));
+        istio.register("tcp_connections_failed", "TCP connections that failed", failed);
+        let received = traffic(|traffic| traffic.bytes(&traffic.received));
+        istio.register("tcp_received_bytes", "Bytes from the client's side", received);
+        let sent = traffic(|traffic| traffic.bytes(&traffic.sent));
+        istio.register("tcp_sent_bytes", "Bytes from the server's side", sent);
         istio.register("tcp_sockets_open", "Connections being carried", self.sockets_open.clone());
         istio.register("on_demand_dns", "Endpoint names resolved for a connection", self.on_demand_dns.clone());
         istio.register("dns_requests", "DNS queries of captured workloads", self.dns_requests.clone());
@@ -318,7 +375,7 @@ mod tests {
         let workload = testing::workload("shop", "details-1", [10, 0, 0, 2]);
         let traffic = TrafficLabels::from(LabelParts {
             direction: Direction::Outbound,
-            source: &Party::from(&workload),
+            source: Party::from(&workload),
             source_identity: None,
             destination: None,
             service: None,
@@ -331,15 +388,10 @@ mod tests {
             source_canonical_service: Text::default(),
             source_canonical_revision: Text::default(),
         };
-        for family in [
-            &metrics.connections_opened,
-            &metrics.connections_closed,
-            &metrics.connections_failed,
-            &metrics.received_bytes,
-            &metrics.sent_bytes,
-        ] {
-            family.get(&traffic).inc();
-        }
+        let traffic = metrics.traffic.get(&traffic);
+        traffic.opened();
+        traffic.closed();
+        traffic.failed();
         for family in [&metrics.dns_requests, &metrics.dns_upstream_requests, &metrics.dns_upstream_failures] {
             family.get(&dns).inc();
         }

@@ -17,9 +17,32 @@ struct World {
 
 impl World {
     fn new() -> Self {
+        Self::holding(100)
+    }
+
+    /// At most `most` label sets.
+    fn holding(most: usize) -> Self {
         let mut registry = Registry::default();
-        let metrics = Metrics::new(&mut registry, "test", &Budget::new(100));
+        let metrics = Metrics::new(&mut registry, "test", &Budget::new(most));
         Self { registry, ledger: Ledger::new(metrics, Recorder::new(DEFAULT_BUDGET)) }
+    }
+
+    /// What the TCP metrics count, as `METRIC FLAGS VALUE`, the destination's name before that where it reads `overflow`.
+    fn counted(&self) -> Vec<String> {
+        let text = self.metrics();
+        let mut counted: Vec<_> = text
+            .lines()
+            .filter_map(|line| {
+                let (name, rest) = line.strip_prefix("istio_tcp_")?.split_once('{')?;
+                let (_, flags) = rest.split_once("response_flags=\"")?;
+                let (flags, _) = flags.split_once('"')?;
+                let (_, value) = rest.rsplit_once(' ')?;
+                let overflow = if rest.contains("destination_workload=\"overflow\"") { "overflow " } else { "" };
+                Some(format!("{overflow}{} {flags} {value}", name.trim_end_matches("_total")))
+            })
+            .collect();
+        counted.sort_unstable();
+        counted
     }
 
     fn metrics(&self) -> String {
@@ -118,6 +141,110 @@ fn a_failed_connection_counts_as_opened_failed_and_closed() {
         assert_eq!(world.value(&format!("istio_tcp_connections_{name}_total")), 1, "{name}");
     }
     assert!(world.metrics().contains("response_flags=\"DENY\""));
+}
+
+#[test]
+fn a_metric_has_a_label_set_from_when_it_is_counted_in_it() {
+    let denied = || Denied(Reason::DeniedBy { policy: PolicyKey::new("shop", "no"), rule: 0 });
+    let opened = |world: &World| {
+        let mut record = Record::new(&world.ledger, world.facts());
+        record.opened();
+        record.counters().backward.fetch_add(3, Ordering::Relaxed);
+        record
+    };
+    let open = ["connections_opened - 1", "received_bytes - 0", "sent_bytes - 0"];
+    let bytes = ["received_bytes - 3", "sent_bytes - 0"];
+    let (closed, failed) = ("connections_closed - 1", "connections_failed - 1");
+    let refused = ["connections_closed DENY 1", "connections_failed DENY 1", "connections_opened - 1"];
+
+    let world = World::new();
+    let record = opened(&world);
+    assert_eq!(world.counted(), open);
+    record.complete();
+    assert_eq!(world.counted(), [&[closed, open[0]], &bytes[..]].concat());
+
+    let world = World::new();
+    opened(&world).fail(&denied());
+    assert_eq!(world.counted(), [&refused, &bytes[..]].concat());
+
+    let world = World::new();
+    drop(opened(&world));
+    assert_eq!(world.counted(), [&[closed, failed, open[0]], &bytes[..]].concat());
+
+    let world = World::new();
+    Record::new(&world.ledger, world.facts()).fail(&denied());
+    assert_eq!(world.counted(), refused);
+
+    let world = World::new();
+    Record::new(&world.ledger, world.facts()).complete();
+    assert_eq!(world.counted(), [closed, open[0]]);
+}
+
+#[test]
+fn no_count_is_lost_where_many_count_and_flush_at_once() {
+    const THREADS: u64 = 4;
+    const EACH: u64 = 200;
+    let world = World::new();
+    let ledger = &world.ledger;
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            let facts = world.facts();
+            scope.spawn(move || {
+                for _ in 0..EACH {
+                    let mut record = Record::new(ledger, facts.clone());
+                    record.opened();
+                    let live = record.live().clone();
+                    record.counters().backward.fetch_add(5, Ordering::Relaxed);
+                    ledger.flush();
+                    record.counters().backward.fetch_add(2, Ordering::Relaxed);
+                    record.complete();
+                    // As somebody who looked while it was open.
+                    live.flush();
+                }
+            });
+        }
+    });
+    let all = THREADS * EACH;
+    let expected = [
+        format!("connections_closed - {all}"),
+        format!("connections_opened - {all}"),
+        format!("received_bytes - {}", all * 7),
+        "sent_bytes - 0".to_owned(),
+    ];
+    assert_eq!(world.counted(), expected);
+    assert_eq!(world.value("istio_tcp_sockets_open"), 0);
+}
+
+#[test]
+fn what_finds_no_place_is_counted_under_overflow_from_its_opening_to_its_end() {
+    let world = World::holding(1);
+    Record::new(&world.ledger, world.facts()).complete();
+    for n in 0..10 {
+        let mut facts = world.facts();
+        facts.destination = Some(Arc::new(testing::workload("shop", &format!("other{n}-1"), [10, 0, 1, n])));
+        let mut record = Record::new(&world.ledger, facts);
+        record.opened();
+        record.counters().forward.fetch_add(4, Ordering::Relaxed);
+        record.complete();
+    }
+    let expected = [
+        "connections_closed - 1",
+        "connections_opened - 1",
+        "overflow connections_closed - 10",
+        "overflow connections_opened - 10",
+        "overflow received_bytes - 0",
+        "overflow sent_bytes - 40",
+    ];
+    assert_eq!(world.counted(), expected);
+    let text = world.metrics();
+    for metric in ["connections_opened", "connections_closed", "connections_failed", "received_bytes", "sent_bytes"] {
+        for line in [
+            format!("stillmesh_series_held{{metric=\"istio_tcp_{metric}_total\"}} 1\n"),
+            format!("stillmesh_series_overflow_total{{metric=\"istio_tcp_{metric}_total\"}} 10\n"),
+        ] {
+            assert!(text.contains(&line), "{line} is not in\n{text}");
+        }
+    }
 }
 
 #[test]
@@ -238,4 +365,10 @@ fn inbound_connections_are_found_by_their_destination() {
     assert_eq!(world.ledger.all().len(), 2);
     drop(inbound);
     assert!(world.ledger.at(&uid).is_empty());
+}
+
+/// Each open connection has one; all that an idle one takes of memory is promised to be 2 KiB (`tests/bench/budgets.toml`).
+#[test]
+fn what_is_known_of_an_open_connection_is_small() {
+    assert!(size_of::<Live>() <= 416, "{}", size_of::<Live>());
 }
