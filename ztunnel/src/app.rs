@@ -11,7 +11,7 @@ use stillmesh_proxy::series::Budget;
 use stillmesh_proxy::{Publisher, Readiness, Writer, readiness};
 use stillmesh_records::Recorder;
 use stillmesh_runtime::drain::{self, Mode, Watch};
-use stillmesh_runtime::sys::{memory, socket};
+use stillmesh_runtime::sys::socket;
 use stillmesh_runtime::tasks::Tasks;
 use stillmesh_runtime::telemetry;
 use stillmesh_runtime::telemetry::metrics::Metrics as Registered;
@@ -26,6 +26,7 @@ use crate::config::{self, Config};
 use crate::dns::resolv::Resolv;
 use crate::enforce::Enforcer;
 use crate::lookup::Snapshots;
+use crate::memory;
 use crate::node::{Node, Parts};
 use crate::quarantine::{self, CutOff};
 use crate::record::metrics::Metrics;
@@ -40,9 +41,6 @@ const WORKLOAD_PROXY_MANAGER: &str = "workload proxy manager";
 
 /// How long a collector of spans is waited for at the end.
 const LAST_SPANS: std::time::Duration = std::time::Duration::from_secs(2);
-
-/// How often it is seen what memory is not used any more.
-const UNUSED: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// The whole program: environment, log, runtime, signals, [`run`]. Blocks until it has drained.
 pub fn main() -> anyhow::Result<()> {
@@ -120,7 +118,7 @@ pub async fn run(config: Config, watch: Watch) -> anyhow::Result<()> {
 
     let pods = Pods::new(node.clone(), tasks.child("pods"));
     tasks.spawn("quarantines", quarantine::tell(node.clone(), pods.table(), cut_off, tasks.token()));
-    tasks.spawn("memory", until_cancelled(tasks.token(), let_go(node.clone(), readiness.clone())));
+    tasks.spawn("memory", until_cancelled(tasks.token(), memory::let_go(node.clone(), readiness.clone())));
     let quit = CancellationToken::new();
     let (servers_end, servers) = drain::channel();
     let levels = telemetry::init("ztunnel").ok();
@@ -209,30 +207,6 @@ async fn until_cancelled(cancel: CancellationToken, work: impl Future<Output = (
     tokio::select! {
         () = work => {}
         () = cancel.cancelled() => {}
-    }
-}
-
-/// Gives back what starting needed, and from then on what is not used any more. The program's pages only where there was no new
-/// connection lately: who is busy uses them, and would have them back at once.
-async fn let_go(node: Arc<Node>, readiness: Readiness) {
-    readiness.ready().await;
-    memory::let_go_of_freed();
-    let (mut turns, mut most, mut before) = (tokio::time::interval(UNUSED), 0, None);
-    loop {
-        turns.tick().await;
-        let listed = node.ledger.listed();
-        if before.replace(listed).is_none_or(|before| before == listed)
-            && let Err(error) = memory::let_go_of_program()
-        {
-            tracing::debug!(%error, "the program's pages stay in memory");
-        }
-        let open = node.ledger.len();
-        most = most.max(open);
-        // What many connections had is not worth a lock while there are as many.
-        if open < most / 2 {
-            memory::let_go_of_freed();
-            most = open;
-        }
     }
 }
 

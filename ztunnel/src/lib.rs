@@ -14,6 +14,7 @@ pub mod deliver;
 pub mod dns;
 pub mod enforce;
 pub mod lookup;
+mod memory;
 pub mod node;
 pub mod path;
 pub mod quarantine;

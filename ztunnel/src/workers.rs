@@ -75,6 +75,11 @@ impl Workers {
         self.workers.len()
     }
 
+    /// Tasks of all of them that have not ended.
+    pub fn tasks(&self) -> usize {
+        self.workers.iter().map(|worker| worker.handle.metrics().num_alive_tasks()).sum()
+    }
+
     /// The worker of `key`, or a clearly less loaded one.
     pub fn of(&self, key: &impl Hash) -> Place {
         let count = self.workers.len() as u64;
