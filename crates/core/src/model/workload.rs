@@ -32,8 +32,8 @@ pub struct Workload {
     pub network_mode: NetworkMode,
     /// Waypoint for traffic addressed to the workload itself.
     pub waypoint: Option<Gateway>,
-    /// Gateway of the workload's network, for traffic from other networks.
-    pub network_gateway: Option<Gateway>,
+    /// Gateway of the workload's network, for traffic from other networks. In a box: few have one, and there are many workloads.
+    pub network_gateway: Option<Box<Gateway>>,
     /// The node it runs on.
     pub node: Str,
     /// Canonical service name, for telemetry.

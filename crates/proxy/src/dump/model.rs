@@ -49,7 +49,7 @@ pub fn workload(workload: &Workload) -> Value {
     Object::new()
         .always("workloadIps", workload.addresses.iter().map(ToString::to_string).collect::<Vec<_>>())
         .maybe("waypoint", workload.waypoint.as_ref().map(gateway))
-        .maybe("networkGateway", workload.network_gateway.as_ref().map(gateway))
+        .maybe("networkGateway", workload.network_gateway.as_deref().map(gateway))
         .always(
             "protocol",
             match workload.tunnel_protocol {

@@ -47,7 +47,7 @@ pub(super) fn decode(wire: wire::Workload) -> Result<Workload, FieldError> {
             _ => NetworkMode::Standard,
         },
         waypoint: gateway("waypoint", wire.waypoint.as_ref())?,
-        network_gateway: gateway("network_gateway", wire.network_gateway.as_ref())?,
+        network_gateway: gateway("network_gateway", wire.network_gateway.as_ref())?.map(Box::new),
         workload_type: match wire.workload_type {
             0 => WorkloadType::Deployment,
             1 => WorkloadType::CronJob,
@@ -149,7 +149,7 @@ pub(super) fn encode(workload: &Workload) -> wire::Workload {
         },
         service_account: workload.service_account.to_string(),
         waypoint: workload.waypoint.as_ref().map(fields::gateway_wire),
-        network_gateway: workload.network_gateway.as_ref().map(fields::gateway_wire),
+        network_gateway: workload.network_gateway.as_deref().map(fields::gateway_wire),
         node: workload.node.to_string(),
         canonical_name: workload.canonical_name.to_string(),
         canonical_revision: workload.canonical_revision.to_string(),

@@ -92,10 +92,10 @@ fn workload() -> Workload {
             destination: GatewayDestination::Hostname(ServiceKey::new("shop", "waypoint.shop.svc.cluster.local")),
             hbone_mtls_port: 15008.try_into().unwrap(),
         }),
-        network_gateway: Some(Gateway {
+        network_gateway: Some(Box::new(Gateway {
             destination: GatewayDestination::Address(NetworkAddress::new("east", "10.96.0.7".parse().unwrap())),
             hbone_mtls_port: 15009.try_into().unwrap(),
-        }),
+        })),
         node: "node-1".into(),
         canonical_name: "page".into(),
         canonical_revision: "v1".into(),
@@ -223,7 +223,7 @@ fn service_model() -> Service {
         ports: vec![port(80, 8080, 2), port(443, 0, 0)],
         subject_alt_names: vec!["spiffe://cluster.local/ns/shop/sa/page".into()],
         waypoint: workload().waypoint,
-        weighted_waypoints: vec![(workload().network_gateway.unwrap(), 30)],
+        weighted_waypoints: vec![(*workload().network_gateway.unwrap(), 30)],
         load_balancing: LoadBalancing {
             routing_preferences: vec![
                 RoutingScope::Network,

@@ -105,7 +105,7 @@ prop_compose! {
 prop_compose! {
     fn workload()(
         names in names(), addresses in vec(ip(), 0..3), hbone in any::<bool>(), host in any::<bool>(),
-        waypoint in option::of(gateway()), network_gateway in option::of(gateway()), kind in 0..4usize,
+        waypoint in option::of(gateway()), network_gateway in option::of(gateway().prop_map(Box::new)), kind in 0..4usize,
         native_tunnel in any::<bool>(), tunnel in option::of((any::<bool>(), option::of(port()))),
         services in services(), authorization_policies in vec(policy_key(), 0..3), sick in any::<bool>(),
         capacity in 1..u32::MAX, direct in any::<bool>(),
