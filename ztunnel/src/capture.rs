@@ -34,7 +34,7 @@ pub struct Captured {
 }
 
 /// What an accepted connection is: its place among those of its pod, where it was going, and whose it is. `None`: it cannot be carried,
-/// which is written down.
+/// which is written down, and it is broken off.
 pub async fn begin(
     pod: &Pod,
     node: &Node,
@@ -44,23 +44,25 @@ pub async fn begin(
 ) -> Option<(OwnedSemaphorePermit, Captured, Arc<Workload>)> {
     let began = async {
         let permit = pod.place()?;
-        let conn = captured(stream, peer)?;
+        let original = socket::original_destination(&stream).map_err(|source| PathError::NoDestination { source })?;
         let workload = pod.workload(node).await?;
-        Ok::<_, PathError>((permit, conn, workload))
+        Ok::<_, PathError>((permit, canonical(original), workload))
     };
-    began
-        .await
-        .inspect_err(|error| {
+    match began.await {
+        Ok((permit, original, workload)) => Some((permit, Captured { stream, peer, original }, workload)),
+        Err(error) => {
             let early = Early { pod, direction, protocol: Protocol::Tcp, source: peer, destination: peer };
-            record::failed_early(&node.ledger, &early, error);
-        })
-        .ok()
+            record::failed_early(&node.ledger, &early, &error);
+            break_off(stream);
+            None
+        }
+    }
 }
 
-/// Asks the kernel where a captured connection was going.
-fn captured(stream: TcpStream, peer: SocketAddr) -> Result<Captured, PathError> {
-    let original = socket::original_destination(&stream).map_err(|source| PathError::NoDestination { source })?;
-    Ok(Captured { stream, peer, original: canonical(original) })
+/// Closes a connection that was taken and is not carried. It is reset: that it failed must not look like an end to who opened it.
+pub fn break_off(stream: TcpStream) {
+    // One that is gone already cannot be told.
+    let _ = stream.set_zero_linger();
 }
 
 /// IPv4 addresses as IPv4, also where a dual-stack socket shows them as IPv6.

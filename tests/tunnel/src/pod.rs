@@ -81,6 +81,16 @@ impl Pod {
         self.place.run_async(move || socket::tcp_connect_socket(to, None, None)).await?.connect(to).await
     }
 
+    /// How a connection fails whose client says nothing: while it is made, or when it is read.
+    ///
+    /// # Panics
+    /// Where it ends without an error, or is open for long.
+    pub async fn failure(&self, to: SocketAddr) -> io::ErrorKind {
+        let failing = async { self.connect(to).await?.read(&mut [0]).await };
+        let failed = tokio::time::timeout(crate::mesh::PATIENCE, failing).await;
+        failed.expect("it is still open").expect_err("it looks like an end").kind()
+    }
+
     /// A datagram socket of a program in the pod.
     pub async fn datagrams(&self) -> UdpSocket {
         let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));

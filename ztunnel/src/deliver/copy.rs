@@ -1,7 +1,7 @@
 //! Moves bytes until both sides have ended, or somebody ends the connection from outside.
 
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -98,13 +98,17 @@ impl<K: Unpin> Future for Carried<K> {
 /// Carries between two sockets.
 async fn sockets(sides: [TcpStream; 2], live: Arc<Live>, watch: Watch) -> Result<(), PathError> {
     let [mut first, mut second] = sides;
-    let copying = pin!(copy::sockets(&mut first, &mut second, live.counters()));
-    tokio::select! {
+    let ended = tokio::select! {
         biased;
         outcome = live.cut.wait() => Err(PathError::Cut { outcome }),
         () = watch.immediate() => Err(PathError::Drained),
-        copied = copying => copied.map_err(|source| broken(source, &watch)),
+        copied = copy::sockets(&mut first, &mut second, live.counters()) => copied.map_err(|source| broken(source, &watch)),
+    };
+    if ended.is_err() {
+        // As through a tunnel: what broke must not look like an end to either side.
+        let _ = (first.set_zero_linger(), second.set_zero_linger());
     }
+    ended
 }
 
 /// Why a connection broke: its tunnel's end at a drain's deadline may be noticed before the drain itself.

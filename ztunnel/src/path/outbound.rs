@@ -89,27 +89,38 @@ impl Trip {
         let mut record = Record::new(&self.node.ledger, facts(&conn, &self.source));
         record.began(self.accepted);
         let first = std::mem::replace(&mut self.first, Err(PathError::Drained));
-        let upstream = match self.reach(&conn, first, &mut record).await {
-            Ok(upstream) => upstream,
+        match self.reach_listed(&conn, first, &mut record).await {
+            Ok(upstream) => {
+                let Held { permit, watch } = self.held;
+                let keeps = (permit, self.permit, self.pod);
+                Some(Box::new(Carried::new(conn.stream, upstream, record, watch, keeps)))
+            }
             Err(error) => {
                 record.fail(&error);
-                return None;
+                capture::break_off(conn.stream);
+                None
             }
-        };
+        }
+    }
+
+    /// Opens the way to the destination, lists the connection, and asks again what may have changed before it was listed.
+    async fn reach_listed(
+        &self,
+        conn: &Captured,
+        first: Result<OutboundPlan, PathError>,
+        record: &mut Record,
+    ) -> Result<Upstream, PathError> {
+        let upstream = self.reach(conn, first, record).await?;
         record.opened();
         // One that came between the decision and the listing has not seen this connection.
         let snapshot = self.node.snapshots.load();
         if let Some(reason) = stillmesh_core::decide::cut_off(&snapshot, &self.source) {
-            record.fail(&PathError::Denied { reason });
-            return None;
+            return Err(PathError::Denied { reason });
         }
-        if let Some(outcome) = enforce::needs_tunnel(&snapshot, record.facts()) {
-            record.fail(&PathError::Cut { outcome });
-            return None;
+        match enforce::needs_tunnel(&snapshot, record.facts()) {
+            Some(outcome) => Err(PathError::Cut { outcome }),
+            None => Ok(upstream),
         }
-        let Held { permit, watch } = self.held;
-        let keeps = (permit, self.permit, self.pod);
-        Some(Box::new(Carried::new(conn.stream, upstream, record, watch, keeps)))
     }
 
     /// Opens the way to the destination; what fails before the peer has taken the connection is tried at another

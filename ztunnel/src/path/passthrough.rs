@@ -54,7 +54,10 @@ async fn begin(
             return Some(Box::new(Carried::new(conn.stream, Upstream::Tcp(upstream), record, held.watch, keeps)));
         }
         Ok(None) => record.complete(),
-        Err(error) => record.fail(&error),
+        Err(error) => {
+            record.fail(&error);
+            capture::break_off(conn.stream);
+        }
     }
     None
 }

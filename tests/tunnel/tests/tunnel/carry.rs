@@ -1,9 +1,12 @@
 //! Bytes and their ends.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
+use stillmesh_core::fixtures;
+use stillmesh_core::model::{Action, Scope};
 use stillmesh_test_support::isolated_async;
-use stillmesh_tunnel_tests::Mesh;
+use stillmesh_tunnel_tests::{Mesh, Pod};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
@@ -196,6 +199,66 @@ fn many_connections_at_once_share_tunnels() {
     });
 }
 
+/// Has either end of a connection break: the other one is told so.
+pub async fn resets_are_carried(client: &Pod, server: &Pod) {
+    let listener = server.listen(8081).await;
+    for client_breaks in [true, false] {
+        let client = client.connect(server.at(8081)).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        let (breaks, mut other) = if client_breaks { (client, server) } else { (server, client) };
+        breaks.set_zero_linger().unwrap();
+        drop(breaks);
+        let read = timeout(Duration::from_secs(10), other.read(&mut [0; 1])).await.unwrap();
+        assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset, "client breaks: {client_breaks}");
+    }
+}
+
+#[test]
+fn what_breaks_is_reset_at_the_other_end_however_it_is_carried() {
+    isolated_async(|| async {
+        let mut mesh = Mesh::new().await;
+        let (one, two) = (mesh.node().await, mesh.node().await);
+        let (page, details) = (mesh.pod(&one, "shop/page").await, mesh.pod(&two, "shop/details").await);
+        let outside = mesh.unmeshed("out/side").await;
+        for (client, server) in [(&page, &details), (&page, &outside), (&outside, &details)] {
+            resets_are_carried(client, server).await;
+        }
+        for node in [one, two] {
+            node.counts("istio_tcp_connections_failed_total", &[], 4).await;
+        }
+    });
+}
+
+#[test]
+fn what_cannot_be_opened_is_reset_and_does_not_look_like_an_end() {
+    isolated_async(|| async {
+        let mut mesh = Mesh::new().await;
+        let (one, two) = (mesh.node().await, mesh.node().await);
+        let (page, details) = (mesh.pod(&one, "shop/page").await, mesh.pod(&two, "shop/details").await);
+        let outside = mesh.unmeshed("out/side").await;
+        details.echo(8080).await;
+        // Nobody listens.
+        for (client, server) in [(&page, &details), (&page, &outside), (&outside, &details)] {
+            assert_eq!(client.failure(server.at(8099)).await, ErrorKind::ConnectionReset, "{}", server.name);
+        }
+        // A policy refuses.
+        let only =
+            fixtures::policy("shop/only-cart", Scope::Namespace, Action::Allow, vec![fixtures::from("shop/cart")]);
+        mesh.policy(only);
+        two.knows("the policy", |dump| dump["policies"].as_array().is_some_and(|all| all.len() == 1)).await;
+        for client in [&page, &outside] {
+            assert_eq!(client.failure(details.at(8080)).await, ErrorKind::ConnectionReset, "{}", client.name);
+        }
+        // There are too many.
+        let full = mesh.node_with(&[("MAX_CONNECTIONS_PER_POD", "1")]).await;
+        let busy = mesh.pod(&full, "shop/busy").await;
+        outside.echo(8080).await;
+        let _open = busy.connect(outside.at(8080)).await.unwrap();
+        full.connections("one is open", |all| all.len() == 1).await;
+        assert_eq!(outside.failure(busy.at(8080)).await, ErrorKind::ConnectionReset);
+    });
+}
+
 #[test]
 fn bytes_are_counted_while_the_connection_is_open() {
     isolated_async(|| async {
@@ -230,10 +293,7 @@ fn ztunnels_own_ports_are_not_reached_through_it() {
         let node = mesh.node().await;
         let (page, details) = (mesh.pod(&node, "shop/page").await, mesh.pod(&node, "shop/details").await);
         for to in [page.at(15001), details.at(15001), details.at(15006), details.at(15008)] {
-            let mut stream = page.connect(to).await.unwrap();
-            let mut nothing = Vec::new();
-            let ended = timeout(Duration::from_secs(15), stream.read_to_end(&mut nothing)).await;
-            assert!(ended.is_ok_and(|read| read.is_err() || nothing.is_empty()), "{to}");
+            assert_eq!(page.failure(to).await, ErrorKind::ConnectionReset, "{to}");
         }
     });
 }

@@ -1,5 +1,6 @@
 //! Pods of one node that may be connected without a tunnel, and those that may not.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -10,6 +11,8 @@ use stillmesh_tunnel_tests::{Mesh, Node, Pod};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use super::carry::resets_are_carried;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -140,7 +143,7 @@ fn the_servers_policies_refuse_as_through_a_tunnel_and_at_both_ends_it_is_told()
             fixtures::policy("shop/only-cart", Scope::Namespace, Action::Allow, vec![fixtures::from("shop/cart")]);
         mesh.policy(only);
         node.knows("the policy", |dump| dump["policies"].as_array().is_some_and(|all| all.len() == 1)).await;
-        page.ask(details.at(8080), "hello").await.unwrap_err();
+        assert_eq!(page.failure(details.at(8080)).await, ErrorKind::ConnectionReset);
         for reporter in ["source", "destination"] {
             let labels = [&*format!("reporter=\"{reporter}\""), "response_flags=\"DENY\"", "ns/shop/sa/page"];
             node.counts("istio_tcp_connections_failed_total", &labels, 1).await;
@@ -154,7 +157,7 @@ fn the_servers_policies_refuse_as_through_a_tunnel_and_at_both_ends_it_is_told()
         // Nobody listens: not a policy's doing.
         mesh.remove_policy(fixtures::policy_key("shop/only-cart"));
         node.knows("its end", |dump| dump["policies"].as_array().is_some_and(Vec::is_empty)).await;
-        page.ask(details.at(8099), "hello").await.unwrap_err();
+        assert_eq!(page.failure(details.at(8099)).await, ErrorKind::ConnectionReset);
         node.counts("istio_tcp_connections_failed_total", &["response_flags=\"CONNECT\""], 2).await;
         assert_eq!(tunnels(&node).await, 0);
     });
@@ -196,8 +199,8 @@ fn bytes_ends_and_resets_are_carried_as_they_come() {
     isolated_async(|| async {
         let mut mesh = Mesh::new().await;
         let (node, page, details) = near(&mut mesh).await;
-        let listener = details.listen(8081).await;
-        let mut client = page.connect(details.at(8081)).await.unwrap();
+        let listener = details.listen(8082).await;
+        let mut client = page.connect(details.at(8082)).await.unwrap();
         let (mut server, _) = listener.accept().await.unwrap();
         let pattern = |at: usize| (at.wrapping_mul(2_654_435_761) >> 13) as u8;
         let sent: Vec<u8> = (0..BYTES).map(pattern).collect();
@@ -219,15 +222,7 @@ fn bytes_ends_and_resets_are_carried_as_they_come() {
             node.counts("istio_tcp_received_bytes_total", &[reporter], BYTES as u64).await;
             node.counts("istio_tcp_sent_bytes_total", &[reporter], BYTES as u64).await;
         }
-        for client_breaks in [true, false] {
-            let client = page.connect(details.at(8081)).await.unwrap();
-            let (server, _) = listener.accept().await.unwrap();
-            let (breaks, mut other) = if client_breaks { (client, server) } else { (server, client) };
-            breaks.set_zero_linger().unwrap();
-            drop(breaks);
-            let read = timeout(SOON, other.read(&mut [0; 1])).await.unwrap();
-            assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
-        }
+        resets_are_carried(&page, &details).await;
         node.counts("istio_tcp_connections_failed_total", &[], 4).await;
     });
 }
