@@ -56,7 +56,10 @@ async fn begin(
         Ok(None) => record.complete(),
         Err(error) => {
             record.fail(&error);
-            capture::break_off(conn.stream);
+            // Whom a policy refuses sees a plain close (contract 3.4), which resets only who has sent something.
+            if !matches!(error, PathError::Denied { .. }) {
+                capture::break_off(conn.stream);
+            }
         }
     }
     None
