@@ -15,8 +15,10 @@ use crate::driver::{Mesh, until};
 pub(super) const MIB: f64 = 1024.0 * 1024.0;
 /// How long memory of closed connections may take to be given back before it is said what is left.
 const GIVEN_BACK: Duration = Duration::from_secs(15);
-/// How long proxies are left alone before they count as unused, and how long they are looked at then.
-const AT_REST: Duration = Duration::from_secs(10);
+/// How long proxies are left alone before they count as unused: one that gives back every 10 s what nobody used meanwhile has done so.
+const LEFT_ALONE: Duration = Duration::from_secs(21);
+/// How long they are looked at then.
+const LOOKED_AT: Duration = Duration::from_secs(10);
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -26,9 +28,9 @@ pub(super) type Fresh = BTreeMap<String, f64>;
 /// Measures it before there was any traffic but a request or two: the most within a while in which nobody uses them.
 pub(super) fn fresh(stage: &Stage, points: &mut Vec<Point>) -> anyhow::Result<Fresh> {
     crate::output::note("… proxies that nobody uses");
-    std::thread::sleep(AT_REST);
+    std::thread::sleep(LEFT_ALONE);
     let mut fresh = Fresh::new();
-    let end = Instant::now() + AT_REST;
+    let end = Instant::now() + LOOKED_AT;
     while Instant::now() < end {
         for place in with_proxies(stage) {
             let most = fresh.entry(place.name.clone()).or_default();
