@@ -104,7 +104,7 @@ impl Recorded for Draft {
 }
 
 /// The groups before the last one, which is the path alone.
-pub(crate) const SHARED: usize = Field::GROUPS.len() - 1;
+const SHARED: usize = Field::GROUPS.len() - 1;
 
 /// The texts of a record without its path, ready to be held.
 #[derive(Debug)]
@@ -114,15 +114,14 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
-    /// One for each group, with this path; empty where it has no text.
-    pub(crate) fn texts<'a>(&'a self, path: &'a str) -> [&'a str; Field::GROUPS.len()] {
+    /// One for each group; empty where it has no text.
+    pub(crate) fn texts(&self) -> [&str; SHARED] {
         let mut begin = 0;
-        let [client, decided, request] = self.ends.map(|end| {
+        self.ends.map(|end| {
             let text = self.text.get(begin..end).unwrap_or_default();
             begin = end;
             text
-        });
-        [client, decided, request, path]
+        })
     }
 }
 

@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::names::{Handle, Names};
+use crate::connects::Connect;
+use crate::counted::Handle;
+use crate::held::Names;
 
 /// Where on its way something was seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -102,7 +104,7 @@ impl Field {
 pub(crate) const BETWEEN: char = '\0';
 
 /// An address and a port, in less room than [`SocketAddr`] takes; the default is none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Address {
     ip: [u8; 16],
     port: u16,
@@ -174,11 +176,107 @@ pub struct Record {
     pub sent: u64,
 }
 
-/// A record in the ring: its texts are in a table of [`Names`], by group.
+/// A record in the ring: what it has alone. It is written to memory that nothing has touched for long, and so is the one that it takes
+/// the place of: all that others have too is elsewhere, and the order of these leaves no gaps.
 #[derive(Clone, Copy, Debug)]
+#[repr(Rust, packed(8))]
 pub(crate) struct Entry {
-    pub(crate) record: Record,
-    pub(crate) names: [Handle; Field::GROUPS.len()],
+    /// Where its [`Connect`] is.
+    pub(crate) connect: Handle,
+    /// Where its [`Kind`] is.
+    pub(crate) kind: Handle,
+    /// Its path.
+    pub(crate) path: Handle,
+    decide_us: u32,
+    open_us: u32,
+    status: u16,
+    retries: u16,
+    at_us: u64,
+    next: u128,
+    request: u128,
+    decision: u64,
+    total_us: u64,
+    received: u64,
+    sent: u64,
+    hop: Hop,
+    grpc: u8,
+    is_refused: bool,
+    is_tunnelled: bool,
+    is_direct: bool,
+}
+
+/// What all records of a kind have: of one decision about like requests or connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Kind {
+    reason: &'static str,
+    remedy: &'static str,
+    upstream: Address,
+    /// The groups of texts of the decision and of the request.
+    pub(crate) names: [Handle; 2],
+}
+
+impl Entry {
+    /// Of a record that has these.
+    pub(crate) fn of(record: &Record, connect: Handle, kind: Handle, path: Handle) -> Self {
+        let Record { at_us, next, request, decision, hop, is_refused, is_tunnelled, is_direct, .. } = *record;
+        let Record { status, grpc, retries, decide_us, open_us, total_us, received, sent, .. } = *record;
+        Self {
+            connect,
+            kind,
+            path,
+            at_us,
+            next,
+            request,
+            decision,
+            hop,
+            is_refused,
+            is_tunnelled,
+            is_direct,
+            status,
+            grpc,
+            retries,
+            decide_us,
+            open_us,
+            total_us,
+            received,
+            sent,
+        }
+    }
+
+    /// The record, its own CONNECT and kind being these.
+    pub(crate) fn record(&self, connect: &Connect, kind: &Kind) -> Record {
+        Record {
+            at_us: self.at_us,
+            id: connect.id,
+            next: self.next,
+            request: self.request,
+            decision: self.decision,
+            hop: self.hop,
+            is_refused: self.is_refused,
+            is_tunnelled: self.is_tunnelled,
+            is_direct: self.is_direct,
+            reason: kind.reason,
+            remedy: kind.remedy,
+            status: self.status,
+            grpc: self.grpc,
+            retries: self.retries,
+            source: connect.source,
+            original: connect.original,
+            upstream: kind.upstream,
+            decide_us: self.decide_us,
+            open_us: self.open_us,
+            total_us: self.total_us,
+            received: self.received,
+            sent: self.sent,
+        }
+    }
+}
+
+impl Kind {
+    /// A record's, with the texts of the decision and of the request.
+    pub(crate) fn of(record: &Record, names: [Handle; 2]) -> Self {
+        Self { reason: record.reason, remedy: record.remedy, upstream: record.upstream, names }
+    }
 }
 
 /// A record with its texts, wherever they are.
@@ -193,18 +291,20 @@ pub trait Recorded {
 /// A record that is kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Kept<'a> {
-    pub(crate) entry: &'a Entry,
+    pub(crate) record: Record,
+    /// Its texts, by group.
+    pub(crate) groups: [Handle; Field::GROUPS.len()],
     pub(crate) names: &'a Names,
 }
 
 impl Recorded for Kept<'_> {
     fn record(&self) -> &Record {
-        &self.entry.record
+        &self.record
     }
 
     fn text(&self, field: Field) -> &str {
         let (group, place) = field.place();
-        let text = self.entry.names.get(group).map_or("", |handle| self.names.text(*handle));
+        let text = self.groups.get(group).map_or("", |handle| self.names.text(*handle));
         text.split(BETWEEN).nth(place).unwrap_or_default()
     }
 }

@@ -80,24 +80,24 @@ impl Recorder {
         let row = self.has_flows.then(|| RowShape::of(draft).row(&path, draft.record.at_us));
         let mut kept = kept.lock();
         if let Some(ring) = &mut kept.ring {
-            ring.push_ready(draft.record, &path, &groups);
+            ring.push_ready(&draft.record, &path, &groups);
         }
         if let (Some(flows), Some(row)) = (&mut kept.flows, &row) {
             flows.count(row);
         }
     }
 
-    /// Likewise, of a request that has this shape: it has the numbers of `record` and the shape's verdict.
-    pub fn put_shaped(&self, record: Record, path: &str, shape: &mut Shape) {
+    /// Likewise, of a request that has this shape: it has the numbers of `record` and the shape's verdict and upstream.
+    pub fn put_shaped(&self, mut record: Record, path: &str, shape: &mut Shape) {
         let Some(kept) = &self.kept else { return };
-        let record = Record { reason: shape.reason, remedy: shape.remedy, ..record };
+        shape.complete(&mut record);
         let path = &*held(path);
-        let Some((groups, of_shape, found, of_path)) = shape.remembered(path) else { return };
+        let Some((of_shape, shared, of_path)) = shape.remembered(path) else { return };
         let is_known = of_path.place.as_ref().is_some_and(|place| place.is_of(record.at_us));
         let row = (self.has_flows && !is_known).then(|| of_shape.row(path, record.at_us));
         let mut kept = kept.lock();
         if let Some(ring) = &mut kept.ring {
-            ring.push_again(record, (path, groups), (found, &mut of_path.found));
+            ring.push_again(&record, shared, of_path);
         }
         if let Some(flows) = &mut kept.flows {
             let is_counted =
@@ -156,6 +156,6 @@ impl Recorder {
         let held = self.kept.as_ref()?.lock();
         let ring = held.ring.as_ref()?;
         let oldest = ring.written() - ring.len() as u64;
-        ring.before(oldest + 1).next().map(|(_, kept)| kept.entry.record.at_us)
+        ring.before(oldest + 1).next().map(|(_, kept)| kept.record.at_us)
     }
 }

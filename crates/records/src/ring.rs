@@ -1,10 +1,13 @@
-//! The records of one process, newest last, with their names, within a budget.
+//! The records of one process, newest last, with what they share, within a budget.
 
 use std::collections::VecDeque;
 
-use crate::draft::{Draft, Groups, SHARED, held};
-use crate::names::{Found, Handle, Names};
-use crate::record::{Entry, Field, Kept, Record, Recorded as _};
+use crate::connects::{Connect, Connects};
+use crate::counted::Handle;
+use crate::draft::{Draft, Groups, held};
+use crate::held::{Held, Names};
+use crate::record::{Entry, Field, Kept, Kind, Record, Recorded as _};
+use crate::shape::{Path, Shared};
 
 /// Records of one chunk: what is allocated, and given back, at once.
 const CHUNK: usize = 64;
@@ -12,7 +15,7 @@ const CHUNK: usize = 64;
 /// Bytes of one chunk.
 pub(crate) const CHUNK_BYTES: usize = CHUNK * size_of::<Entry>();
 
-/// Records and their names. Grows by chunks as it fills; then the oldest make room.
+/// Records and what they share. Grows by chunks as it fills; then the oldest make room.
 #[derive(Debug)]
 pub struct Ring {
     /// All but the last are full.
@@ -21,6 +24,8 @@ pub struct Ring {
     gone: usize,
     /// The number of the next record.
     next: u64,
+    connects: Connects,
+    kinds: Held<Kind>,
     names: Names,
     budget: usize,
 }
@@ -28,33 +33,73 @@ pub struct Ring {
 impl Ring {
     /// An empty one that takes at most `budget` bytes, and at least what its newest record takes.
     pub fn new(budget: usize) -> Self {
-        Self { chunks: VecDeque::new(), gone: 0, next: 0, names: Names::default(), budget }
+        Self {
+            chunks: VecDeque::new(),
+            gone: 0,
+            next: 0,
+            connects: Connects::default(),
+            kinds: Held::default(),
+            names: Names::default(),
+            budget,
+        }
     }
 
     /// Keeps a record. The oldest leave until everything fits.
     pub fn push(&mut self, draft: &Draft) {
-        self.push_ready(draft.record, &held(draft.text(Field::Path)), &draft.groups());
+        self.push_ready(&draft.record, &held(draft.text(Field::Path)), &draft.groups());
     }
 
     /// Likewise, of texts that were joined before and a path as it is held.
-    pub(crate) fn push_ready(&mut self, record: Record, path: &str, groups: &Groups) {
-        let names = groups.texts(path).map(|text| self.names.hold(text));
-        self.add(Entry { record, names });
+    pub(crate) fn push_ready(&mut self, record: &Record, path: &str, groups: &Groups) {
+        let [client, decided, asked] = groups.texts().map(|text| self.names.hold(text));
+        let connect = self.connect(record, client);
+        let kind = self.kind(record, [decided, asked]);
+        let path = self.names.hold(path);
+        self.add(Entry::of(record, connect, kind, path));
     }
 
-    /// Likewise, where it is known where the texts were found last: those of the groups, and the path.
-    pub(crate) fn push_again(
-        &mut self,
-        record: Record,
-        (path, groups): (&str, &Groups),
-        (found, path_found): (&mut [Found; SHARED], &mut Found),
-    ) {
-        let mut names = [Handle::NONE; Field::GROUPS.len()];
-        let found = found.iter_mut().chain([path_found]);
-        for ((name, text), found) in names.iter_mut().zip(groups.texts(path)).zip(found) {
-            *name = self.names.hold_again(text, found);
+    /// Likewise, of a shape, whose verdict and upstream the record has.
+    pub(crate) fn push_again(&mut self, record: &Record, shared: &mut Shared, path: &mut Path) {
+        let client = self.names.at(&shared.client);
+        let connect = client.and_then(|client| self.connects.again(Connect::of(record, client)));
+        let connect = connect.unwrap_or_else(|| {
+            let [client, ..] = shared.groups.texts();
+            let client = self.names.hold_again(client, &mut shared.client);
+            self.connect(record, client)
+        });
+        let kind = self.kinds.again_at(&shared.kind).unwrap_or_else(|| {
+            let [_, decided, asked] = shared.groups.texts();
+            let names = [decided, asked].map(|text| self.names.hold(text));
+            let kind = self.kind(record, names);
+            shared.kind = self.kinds.found(kind);
+            kind
+        });
+        let path = self.names.hold_again(&path.text, &mut path.found);
+        self.add(Entry::of(record, connect, kind, path));
+    }
+
+    /// Holds the CONNECT of a record for it. The client's texts were held for the record; now they are for the CONNECT.
+    fn connect(&mut self, record: &Record, client: Handle) -> Handle {
+        let connect = Connect::of(record, client);
+        let known = self.connects.again(connect);
+        if known.is_some() {
+            self.names.release(client);
         }
-        self.add(Entry { record, names });
+        known.unwrap_or_else(|| self.connects.add(connect))
+    }
+
+    /// Likewise, its kind, with the other texts but the path.
+    fn kind(&mut self, record: &Record, names: [Handle; 2]) -> Handle {
+        let kind = Kind::of(record, names);
+        let known = self.kinds.again(&kind);
+        if known.is_some() {
+            self.release(names);
+        }
+        known.unwrap_or_else(|| self.kinds.hold(kind))
+    }
+
+    fn release(&mut self, names: [Handle; 2]) {
+        names.into_iter().for_each(|name| drop(self.names.release(name)));
     }
 
     fn add(&mut self, entry: Entry) {
@@ -83,13 +128,21 @@ impl Ring {
         Vec::with_capacity(CHUNK)
     }
 
-    /// Lets go of the oldest record and of its names; and of its chunk with the last one there.
+    /// Lets go of the oldest record and of what it shared; and of its chunk with the last one there.
     fn pop(&mut self) -> Option<Vec<Entry>> {
         let chunk = self.chunks.front()?;
-        let names = chunk.get(self.gone).map(|record| record.names);
+        let oldest = chunk.get(self.gone).map(|oldest| (oldest.connect, oldest.kind, oldest.path));
         let is_last = self.gone + 1 >= chunk.len();
         self.gone += 1;
-        names.into_iter().flatten().for_each(|handle| self.names.release(handle));
+        if let Some((connect, kind, path)) = oldest {
+            self.names.release(path);
+            if let Some(gone) = self.connects.release(connect) {
+                self.names.release(gone.client);
+            }
+            if let Some(gone) = self.kinds.release(kind) {
+                self.release(gone.names);
+            }
+        }
         if !is_last {
             return None;
         }
@@ -110,7 +163,7 @@ impl Ring {
 
     /// What is held, bytes.
     pub fn bytes(&self) -> usize {
-        self.chunks.len() * CHUNK_BYTES + self.names.bytes()
+        self.chunks.len() * CHUNK_BYTES + self.connects.bytes() + self.kinds.bytes() + self.names.bytes()
     }
 
     /// How many were ever kept: the number of the next record.
@@ -123,13 +176,22 @@ impl Ring {
         &self.names
     }
 
+    /// The kinds of records, and how often they and CONNECTs are held.
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> (usize, [usize; 2]) {
+        (self.kinds.len(), [self.kinds.uses(), self.connects.uses()])
+    }
+
     /// Records with numbers below `before`, newest first, with their numbers.
     pub fn before(&self, before: u64) -> impl Iterator<Item = (u64, Kept<'_>)> {
         let oldest = self.next - self.len() as u64;
         (oldest..before.min(self.next)).rev().filter_map(move |number| {
             let place = usize::try_from(number - oldest).ok()? + self.gone;
             let entry = self.chunks.get(place / CHUNK)?.get(place % CHUNK)?;
-            Some((number, Kept { entry, names: &self.names }))
+            let (connect, kind) = (self.connects.get(entry.connect)?, self.kinds.get(entry.kind)?);
+            let [decided, asked] = kind.names;
+            let groups = [connect.client, decided, asked, entry.path];
+            Some((number, Kept { record: entry.record(connect, kind), groups, names: &self.names }))
         })
     }
 }

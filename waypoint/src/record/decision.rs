@@ -351,6 +351,7 @@ impl Ended {
             && other.unusual.is_none()
             && self.flags == other.flags
             && self.is_refused == other.is_refused
+            && self.upstream == other.upstream
             && is_same(self.service.as_ref(), other.service.as_ref())
             && is_same(self.endpoint.as_ref(), other.endpoint.as_ref())
             && (Arc::ptr_eq(&self.origin, &other.origin) || self.origin.is_like(&other.origin))

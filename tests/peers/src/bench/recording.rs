@@ -62,7 +62,7 @@ const SWITCH: [&str; 2] = ["on", "off"];
 /// As long nothing is counted: the allocator, the clients' windows.
 const WARM: Duration = Duration::from_secs(1);
 /// More records than the ring holds: one takes more than so many bytes of its budget.
-const FULL: usize = DEFAULT_BUDGET / 256;
+const FULL: usize = DEFAULT_BUDGET / 96;
 /// Filled by turns of this.
 const FILLING: Duration = Duration::from_millis(250);
 /// The two loads, as [`Rounds`] have them.
