@@ -127,16 +127,28 @@ pub(crate) fn write_now(socket: &TcpStream, slices: &[IoSlice<'_>]) -> io::Resul
     let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
     let mut written = 0;
     let outcome = socket.try_io(Interest::WRITABLE, || {
-        written = match slices {
-            [one] => SockRef::from(socket).send(one)?,
-            several => SockRef::from(socket).send_vectored(several)?,
-        };
+        written = send(socket, slices)?;
         // Less than all: it takes no more for now, and nobody has to ask again to know it.
         if written < wanted { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
     });
     match outcome {
         Err(error) if written == 0 && error.kind() != io::ErrorKind::WouldBlock => Err(error),
         _ => Ok(written),
+    }
+}
+
+/// Likewise, without asking first whether it takes something: of a connection that was just made, epoll has not told yet.
+pub(crate) fn write_unasked(socket: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    match send(socket, slices) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        sent => sent,
+    }
+}
+
+fn send(socket: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    match slices {
+        [one] => SockRef::from(socket).send(one),
+        several => SockRef::from(socket).send_vectored(several),
     }
 }
 

@@ -21,32 +21,26 @@ pub(crate) enum Beat {
 pub(crate) struct Pulse {
     every: Duration,
     patience: Duration,
-    /// The next PING, or the end of patience with the last one.
+    /// The next PING.
     at: Instant,
-    /// A PING is on its way; so many were answered before.
-    on_its_way: Option<u64>,
 }
 
 impl Pulse {
     pub(crate) fn new(limits: &Limits) -> Self {
         let at = Instant::now() + limits.ping_every;
-        Self { every: limits.ping_every, patience: limits.ping_patience, at, on_its_way: None }
+        Self { every: limits.ping_every, patience: limits.ping_patience, at }
     }
 
-    /// Waits for something to do. Cancel-safe.
-    pub(crate) async fn beat(&mut self, carrier: &Carrier) -> Beat {
-        if self.on_its_way.is_none() {
-            sleep_until(self.at).await;
-            self.at = Instant::now() + self.patience;
-            self.on_its_way = Some(carrier.ping());
-        }
+    /// Waits for something to do; says what, and goes on.
+    pub(crate) async fn beat(mut self, carrier: &Carrier) -> (Beat, Self) {
+        sleep_until(self.at).await;
+        let before = carrier.ping();
         tokio::select! {
-            () = carrier.answered(self.on_its_way.unwrap_or_default()) => {
-                self.on_its_way = None;
+            () = carrier.answered(before) => {
                 self.at = Instant::now() + self.every;
-                Beat::Present
+                (Beat::Present, self)
             }
-            () = sleep_until(self.at) => Beat::Lost,
+            () = tokio::time::sleep(self.patience) => (Beat::Lost, self),
         }
     }
 }

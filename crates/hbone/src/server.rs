@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -204,10 +205,18 @@ where
         return Err(ServeError::SlowStart(limits.handshake));
     }
     let carrier = &carrier.0;
-    let mut pulse = Pulse::new(limits);
     let mut idle = Idle { since: Instant::now(), limit: limits.idle * 2 };
-    let (mut draining, mut deadline) = (false, None);
-    let mut revoked = std::pin::pin!(session.revocations.revoked(&session.ids, Side::Destination));
+    let (mut leaving, mut deadline) = (false, None);
+    // Made once: requests come often, and the rest hardly ever.
+    let mut beat = pin!(Pulse::new(limits).beat(carrier));
+    let mut drained = pin!(drain.signaled());
+    let mut left = pin!(async {
+        tokio::select! {
+            () = sleep_until(session.drain_at) => {}
+            () = session.leave.cancelled() => {}
+        }
+    });
+    let mut revoked = pin!(session.revocations.revoked(&session.ids, Side::Destination));
     loop {
         tokio::select! {
             next = carrier.next() => match next {
@@ -229,7 +238,7 @@ where
                     return how_it_ended(ending, streams);
                 }
             },
-            beat = pulse.beat(carrier) => match beat {
+            (heard, pulse) = &mut beat => match heard {
                 Beat::Lost => {
                     carrier.close().await;
                     return Err(ServeError::Silent(limits.ping_patience));
@@ -238,18 +247,15 @@ where
                     if idle.is_over(carrier.places()) {
                         carrier.leave();
                     }
+                    beat.set(pulse.beat(carrier));
                 }
             },
-            signal = drain.signaled(), if deadline.is_none() => {
+            signal = &mut drained, if deadline.is_none() => {
                 carrier.leave();
                 deadline = Some(signal.deadline);
             }
-            () = sleep_until(session.drain_at), if !draining => {
-                draining = true;
-                carrier.leave();
-            }
-            () = session.leave.cancelled(), if !draining => {
-                draining = true;
+            () = &mut left, if !leaving => {
+                leaving = true;
                 carrier.leave();
             }
             () = &mut revoked => {

@@ -72,10 +72,14 @@ impl Stream {
 
     // ---- for copying ----
 
-    /// What is received from now on is written to this socket as soon as it comes.
+    /// What was received, as what was sent behind the CONNECT, is written to this socket now, and what is received later as soon as it
+    /// comes.
     pub(crate) fn set_outlet(&mut self, outlet: Outlet) {
-        if let Some(entry) = self.carrier.lock().entry(self.id) {
-            entry.outlet = Some(outlet);
+        let mut inner = self.carrier.lock();
+        let Some(entry) = inner.entry(self.id) else { return };
+        let passed = entry.begin(outlet);
+        if passed > 0 {
+            inner.take(self.id, passed);
         }
     }
 

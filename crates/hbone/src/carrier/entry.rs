@@ -8,9 +8,10 @@ use std::task::{Poll, Waker};
 use http::{HeaderMap, StatusCode};
 use tokio::net::TcpStream;
 
+use super::receive::PIECES;
 use super::windows::Taken;
 use crate::chunks::Chunks;
-use crate::copy::{Counters, write_now};
+use crate::copy::{Counters, write_now, write_unasked};
 use crate::memory::Account;
 use crate::{Ending, Memory};
 
@@ -25,9 +26,16 @@ pub(crate) struct Outlet {
 impl Outlet {
     /// Writes what the socket takes now.
     fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        let written = write_now(&self.socket, slices)?;
+        write_now(&self.socket, slices).inspect(|written| self.count(*written))
+    }
+
+    /// Likewise, of a socket that was perhaps just made.
+    fn write_first(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        write_unasked(&self.socket, slices).inspect(|written| self.count(*written))
+    }
+
+    fn count(&self, written: usize) {
         self.counters.backward.fetch_add(written as u64, Ordering::Relaxed);
-        Ok(written)
     }
 }
 
@@ -69,6 +77,22 @@ impl Entry {
             reader: Waker::noop().clone(),
             writer: Waker::noop().clone(),
         }
+    }
+
+    /// Writes what waits to the outlet, as what came behind the CONNECT; what comes later is written there as well. Says how much was
+    /// passed on.
+    pub(crate) fn begin(&mut self, outlet: Outlet) -> usize {
+        let mut slices = [IoSlice::new(&[]); PIECES];
+        let used = self.unread.slices(&mut slices);
+        let mut passed = 0;
+        if used > 0 {
+            match outlet.write_first(slices.get(..used).unwrap_or_default()) {
+                Ok(written) => passed = written,
+                Err(error) => self.outlet_broke = Some(error),
+            }
+        }
+        self.outlet = Some(outlet);
+        passed
     }
 
     /// Takes what was received for it: says how much of it was passed on at once.

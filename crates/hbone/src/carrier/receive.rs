@@ -18,7 +18,7 @@ use crate::{Ending, Transport};
 const READS: usize = 4;
 
 /// Pieces of DATA that are written to an application's socket at once.
-const PIECES: usize = 16;
+pub(super) const PIECES: usize = 16;
 
 impl Inner {
     /// Reads what there is. `true`: there may be more. With `fresh`, what was kept may hold whole records.

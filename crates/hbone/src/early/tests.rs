@@ -1,5 +1,7 @@
-use std::io::Write;
+use std::io::{Read as _, Write};
 use std::net::TcpListener;
+use std::sync::Arc;
+use std::task::Waker;
 
 use stillmesh_core::Diagnose;
 use stillmesh_core::attrs::Authority;
@@ -7,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::advance;
 
 use super::*;
+use crate::copy::{Counters, Tunnelling};
 use crate::harness::{World, checksum, key, pattern, settle, stream};
 use crate::headers::ConnectHeaders;
 use crate::{Opened, Pool, TunnelError};
@@ -31,6 +34,25 @@ async fn warm(world: &World) -> Pool {
     let pool = world.pool();
     drop(stream(&pool, "echo").await);
     pool
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_is_written_before_epoll_has_told_that_it_can_be() {
+    let world = World::new();
+    let _server = world.server();
+    let (mut application, ours) = application();
+    application.write_all(b"hello").unwrap();
+    let mut stream = open(&warm(&world).await, "echo", &Early::new(&ours)).await.unwrap().stream;
+    settle().await;
+    // As one that was just made.
+    let mut fresh = Arc::new(TcpStream::from_std(ours.into_std().unwrap()).unwrap());
+    let counters: Arc<Counters> = Arc::default();
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(Tunnelling::default().poll(&mut cx, &mut fresh, &mut stream, &counters).is_pending());
+    application.set_nonblocking(true).unwrap();
+    let mut answer = [0; 5];
+    application.read_exact(&mut answer).unwrap();
+    assert_eq!((&answer, counters.backward.load(Ordering::Relaxed)), (b"hello", 5));
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Poll;
@@ -189,10 +190,11 @@ pub(super) struct Driver {
 
 impl Driver {
     /// Runs until the connection has ended.
-    pub(super) async fn run(self, mut pulse: Pulse) {
+    pub(super) async fn run(self, pulse: Pulse) {
         let carrier = Arc::clone(&self.tunnel.carrier);
         let (mut idle_since, mut draining) = (None, false);
-        let mut revoked = std::pin::pin!(self.revocations.revoked(&self.ids, Side::Source));
+        let mut beat = pin!(pulse.beat(&carrier));
+        let mut revoked = pin!(self.revocations.revoked(&self.ids, Side::Source));
         loop {
             tokio::select! {
                 next = carrier.next() => match next {
@@ -206,12 +208,15 @@ impl Driver {
                         break;
                     }
                 },
-                beat = pulse.beat(&carrier) => match beat {
+                (heard, pulse) = &mut beat => match heard {
                     Beat::Lost => {
                         tracing::warn!(destination = %self.key.destination, "tunnel closed: its peer is silent");
                         break;
                     }
-                    Beat::Present => idle_since = self.look(idle_since),
+                    Beat::Present => {
+                        idle_since = self.look(idle_since);
+                        beat.set(pulse.beat(&carrier));
+                    }
                 },
                 () = &mut revoked => {
                     tracing::warn!(destination = %self.key.destination, "tunnel closed: its peer's certificate is revoked");
