@@ -35,7 +35,7 @@ use http::{HeaderMap, StatusCode};
 use parking_lot::{Mutex, MutexGuard};
 use stillmesh_http2::{Config, Connection, Reason, Request, Role, SendError};
 use stillmesh_tls::{Established, Session};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use crate::early;
 use crate::memory::Holding;
@@ -51,6 +51,12 @@ const MEASURE: [u8; 8] = *b"measure?";
 
 /// How long the last frames of a connection may take that is ended here.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How long an answer waits for what its application says first: as long as a timer takes at least.
+const PATIENCE: Duration = Duration::from_millis(1);
+
+/// As many answers do not wait after one that waited in vain.
+const PROMPT: u8 = 15;
 
 /// How long a connection that has ended by itself waits for its peer's end. What it sent last may still be on its way, and would
 /// be lost with a socket that is closed before the peer has said its last.
@@ -82,6 +88,10 @@ pub(crate) struct Inner {
     queue: VecDeque<u32>,
     /// Streams that wait for the connection's window.
     starved: Vec<u32>,
+    /// Nothing is to be sent but answers that wait for what their applications say first.
+    answers_wait: bool,
+    /// So many answers do not wait, since an application took its time.
+    prompt: u8,
     // How it goes on.
     /// No new streams from here: it ends when there are none.
     leaving: bool,
@@ -162,6 +172,8 @@ impl Carrier {
             outgoing: Outgoing::default(),
             queue: VecDeque::new(),
             starved: Vec::new(),
+            answers_wait: false,
+            prompt: 0,
             leaving: false,
             gone_away: None,
             gone_away_told: false,
@@ -174,7 +186,7 @@ impl Carrier {
             watcher: Waker::noop().clone(),
         };
         let carrier = Arc::new(Self { inner: Mutex::new(inner) });
-        (Arc::clone(&carrier), Turns { carrier, io, fresh: true })
+        (Arc::clone(&carrier), Turns { carrier, io, fresh: true, patience: None })
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -292,8 +304,9 @@ impl Inner {
         self.ended.as_ref()
     }
 
-    /// Has the connection's task run.
+    /// Has the connection's task run, and what waits sent.
     fn wake(&mut self) {
+        self.answers_wait = false;
         if !std::mem::replace(&mut self.woken, true) {
             self.turns.wake_by_ref();
         }
@@ -344,19 +357,37 @@ impl Inner {
         Ok(stream)
     }
 
-    /// Answers a request.
+    /// Answers a request. A 200 waits for a moment where the application's first bytes may go with it: who has sent its own behind the
+    /// CONNECT does not wait for the answer.
     pub(crate) fn respond(&mut self, stream: u32, status: StatusCode, headers: &HeaderMap) -> Result<(), Ending> {
-        if let Some(ending) = self.streams.get(&stream).and_then(|entry| entry.stopped.as_deref().cloned()) {
+        let entry = self.streams.get(&stream);
+        if let Some(ending) = entry.and_then(|entry| entry.stopped.as_deref().cloned()) {
             return Err(ending);
         }
+        // Who has sent nearly as much as is taken may have more, which waits for the answer.
+        let is_early = entry.is_some_and(|entry| (1..early::MOST as usize / 2).contains(&entry.unread.len()));
+        let is_idle = !self.woken && !self.http2.has_output();
         let end = status != StatusCode::OK;
         let responded = self.http2.respond(stream, status, headers, end).map_err(Ending::Send);
         if end {
             // Nothing of what the peer may still send is wanted (RFC 9113 section 8.1).
             self.http2.reset(stream, Reason::NO_ERROR);
         }
-        self.wake();
+        if end || !is_early || !is_idle || !self.is_patient() || !self.put_output() {
+            self.wake();
+        } else {
+            self.answers_wait = true;
+            // It looks at the time.
+            self.turns.wake_by_ref();
+        }
         responded
+    }
+
+    /// Whether applications here have said something at once lately.
+    fn is_patient(&mut self) -> bool {
+        let is_patient = self.prompt == 0;
+        self.prompt = self.prompt.saturating_sub(1);
+        is_patient
     }
 
     pub(crate) fn entry(&mut self, stream: u32) -> Option<&mut Entry> {
@@ -479,6 +510,24 @@ pub(crate) struct Turns {
     io: Box<dyn Transport>,
     /// Something may lie in `partial` that was not looked at.
     fresh: bool,
+    /// While answers wait.
+    patience: Option<Pin<Box<Sleep>>>,
+}
+
+impl Turns {
+    /// Whether nothing is to be written yet.
+    fn waits(inner: &mut Inner, patience: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> bool {
+        if inner.answers_wait {
+            let left = patience.get_or_insert_with(|| Box::pin(sleep(PATIENCE)));
+            if left.as_mut().poll(cx).is_pending() {
+                return true;
+            }
+            inner.answers_wait = false;
+            inner.prompt = PROMPT;
+        }
+        *patience = None;
+        false
+    }
 }
 
 impl Future for Turns {
@@ -494,6 +543,9 @@ impl Future for Turns {
             inner.wake();
         }
         inner.resize();
+        if Self::waits(&mut inner, &mut this.patience, cx) {
+            return Poll::Pending;
+        }
         Inner::flush(&mut inner, cx, &mut *this.io)
     }
 }

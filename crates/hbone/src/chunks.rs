@@ -30,6 +30,11 @@ impl Chunks {
         }
     }
 
+    /// How many bytes there are.
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.as_ref().map_or(0, |waiting| waiting.bytes)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_none()
     }

@@ -53,6 +53,8 @@ impl Inner {
                 Poll::Ready(Ok(())) if free.filled().is_empty() => Err(inner.end_of_stream()),
                 Poll::Ready(Ok(())) => {
                     inner.heard = Instant::now();
+                    // What is to be said to it goes with what waits.
+                    inner.answers_wait = false;
                     have += free.filled().len();
                     inner.open(&mut buffer, &mut have).map(|()| read + 1 == READS)
                 }

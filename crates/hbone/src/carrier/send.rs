@@ -159,7 +159,7 @@ impl Inner {
     }
 
     /// Puts what HTTP/2 has to say into records. `false`: not all of it, there is no room.
-    fn put_output(&mut self) -> bool {
+    pub(super) fn put_output(&mut self) -> bool {
         while self.http2.has_output() {
             let output = self.http2.output();
             let length = output.len();

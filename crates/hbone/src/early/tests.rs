@@ -36,6 +36,37 @@ async fn warm(world: &World) -> Pool {
     pool
 }
 
+/// How long it takes until a CONNECT with these bytes behind it is answered.
+async fn answered(pool: &Pool, name: &str, bytes: &[u8]) -> Duration {
+    let (mut application, ours) = application();
+    application.write_all(bytes).unwrap();
+    let begin = tokio::time::Instant::now();
+    let early = Early::new(&ours);
+    let opened = open(pool, name, &early).await.unwrap();
+    assert_eq!(early.sent(), bytes.len());
+    drop(opened);
+    begin.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_waits_a_moment_for_what_the_application_says_and_not_again_and_again_in_vain() {
+    let world = World::new();
+    let _server = world.server();
+    let pool = warm(&world).await;
+    let (none, moment) = (Duration::ZERO, Duration::from_millis(1)..Duration::from_millis(5));
+    for _ in 0..3 {
+        assert_eq!(answered(&pool, "echo", b"hello").await, none, "its echo goes with the answer");
+    }
+    assert_eq!(answered(&pool, "stuck", b"").await, none, "nobody knows whether it says something");
+    assert_eq!(answered(&pool, "stuck", &[0; MOST as usize / 2]).await, none, "the rest of it waits for the answer");
+    for _ in 0..2 {
+        assert!(moment.contains(&answered(&pool, "stuck", b"hello").await), "it says nothing");
+        for _ in 0..15 {
+            assert_eq!(answered(&pool, "stuck", b"hello").await, none);
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_waits_is_written_before_epoll_has_told_that_it_can_be() {
     let world = World::new();
