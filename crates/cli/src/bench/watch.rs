@@ -76,7 +76,10 @@ impl Watching {
                 // Signals that interrupt this process are blocked in its children, this one is not.
                 None => kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGQUIT)?,
             }
-            child.wait()?;
+            let what = child.id();
+            until(|| {
+                child.try_wait()?.with_context(|| format!("process {what}, which looks at the proxies, does not end"))
+            })?;
         }
         for data in &self.profiles {
             report(data)?;
