@@ -11,13 +11,16 @@ use crate::node::Node;
 /// How often it is seen what memory is not used any more.
 const UNUSED: Duration = Duration::from_secs(10);
 
+/// As many connections have so much memory that it is worth giving back while others come: 1 MiB or so.
+const MANY: usize = 512;
+
 /// Gives back what starting needed, and from then on what is not used any more. For ever.
 pub async fn let_go(node: Arc<Node>, readiness: Readiness) {
     readiness.ready().await;
     let (mut turns, mut trims) = (tokio::time::interval(UNUSED), Trims::since(Seen::of(&node)));
     loop {
         turns.tick().await;
-        let due = trims.look(Seen::of(&node), node.ledger.len());
+        let due = trims.look(Seen::of(&node), Open { now: node.ledger.len(), most: node.ledger.most() });
         if due.program
             && let Err(error) = memory::let_go_of_program()
         {
@@ -52,6 +55,13 @@ impl Seen {
     }
 }
 
+/// How many connections are open, and how many were at most since the look before.
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    now: usize,
+    most: usize,
+}
+
 /// What is to be given back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Due {
@@ -65,7 +75,7 @@ struct Trims {
     before: Seen,
     /// What was seen when freed memory was given back last.
     trimmed: Option<Seen>,
-    /// Connections that were open at a time since then.
+    /// Connections that were open at a time since then, at most.
     most: usize,
 }
 
@@ -74,17 +84,17 @@ impl Trims {
         Self { before, trimmed: None, most: 0 }
     }
 
-    /// What to give back of what is seen `now`, with so many connections `open`.
+    /// What to give back of what is seen `now`.
     ///
     /// Who had new connections since the look before uses the program's pages and most of what is free, and would have them back
     /// at once: only what many connections had is given back, when most of them have ended. Who had none gives back what is freed
     /// once for each time that something happened. That ends, since giving back changes nothing of what is seen.
-    fn look(&mut self, now: Seen, open: usize) -> Due {
+    fn look(&mut self, now: Seen, open: Open) -> Due {
         let is_quiet = std::mem::replace(&mut self.before, now).listed == now.listed;
-        self.most = self.most.max(open);
-        let freed = open < self.most / 2 || is_quiet && self.trimmed != Some(now);
+        self.most = self.most.max(open.most);
+        let freed = self.most >= MANY && open.now < self.most / 2 || is_quiet && self.trimmed != Some(now);
         if freed {
-            (self.trimmed, self.most) = (Some(now), open);
+            (self.trimmed, self.most) = (Some(now), open.now);
         }
         Due { program: is_quiet, freed }
     }
@@ -100,9 +110,13 @@ mod tests {
 
     const START: Seen = Seen { listed: 0, tasks: 4, generation: 7 };
 
+    fn open(count: usize) -> Open {
+        Open { now: count, most: count }
+    }
+
     #[test]
     fn what_starting_needed_goes_at_the_first_look() {
-        assert_eq!(Trims::since(START).look(START, 0), BOTH);
+        assert_eq!(Trims::since(START).look(START, open(0)), BOTH);
     }
 
     #[test]
@@ -113,29 +127,32 @@ mod tests {
         let tunnel_ended = Seen { tasks: 4, ..connected };
         let configured = Seen { generation: 8, ..tunnel_ended };
         // While connections come it waits.
-        assert_eq!(trims.look(START, 0), BOTH);
-        assert_eq!(trims.look(connected, 9), Due::default());
-        for (seen, open) in [(connected, 9), (closed, 0), (tunnel_ended, 0), (configured, 0)] {
-            assert_eq!(trims.look(seen, open), BOTH, "{seen:?}");
+        assert_eq!(trims.look(START, open(0)), BOTH);
+        assert_eq!(trims.look(connected, open(9)), Due::default());
+        for (seen, count) in [(connected, 9), (closed, 0), (tunnel_ended, 0), (configured, 0)] {
+            assert_eq!(trims.look(seen, open(count)), BOTH, "{seen:?}");
             for _ in 0..3 {
-                assert_eq!(trims.look(seen, open), PROGRAM, "{seen:?}");
+                assert_eq!(trims.look(seen, open(count)), PROGRAM, "{seen:?}");
             }
         }
         // What came and went between two looks.
         let again = Seen { listed: 10, ..configured };
-        assert_eq!(trims.look(again, 0), Due::default());
-        assert_eq!(trims.look(again, 0), BOTH);
+        assert_eq!(trims.look(again, open(0)), Due::default());
+        assert_eq!(trims.look(again, open(0)), BOTH);
     }
 
     #[test]
     fn a_busy_node_gives_back_what_many_connections_had() {
         let mut trims = Trims::since(START);
-        trims.look(START, 0);
+        trims.look(START, open(0));
         let busy = |turn: u64| Seen { listed: turn, tasks: 50, generation: turn };
-        assert_eq!(trims.look(busy(1), 100), Due::default());
-        assert_eq!(trims.look(busy(2), 50), Due::default());
-        assert_eq!(trims.look(busy(3), 49), FREED);
-        assert_eq!(trims.look(busy(4), 49), Due::default());
-        assert_eq!(trims.look(busy(5), 23), FREED);
+        assert_eq!(trims.look(busy(1), open(1000)), Due::default());
+        assert_eq!(trims.look(busy(2), open(500)), Due::default());
+        assert_eq!(trims.look(busy(3), open(499)), FREED);
+        assert_eq!(trims.look(busy(4), open(499)), Due::default());
+        // They came and went between two looks.
+        assert_eq!(trims.look(busy(5), Open { now: 2, most: 9000 }), FREED);
+        // Few are not worth it.
+        assert_eq!(trims.look(busy(6), Open { now: 2, most: 500 }), Due::default());
     }
 }

@@ -188,6 +188,10 @@ pub struct Ledger {
     next: AtomicU64,
     /// How many were listed so far.
     listed: AtomicU64,
+    /// How many are open.
+    open: AtomicUsize,
+    /// How many were at most since that was asked last.
+    most: AtomicUsize,
     /// Ends of connections without a tunnel.
     direct: AtomicUsize,
 }
@@ -205,6 +209,8 @@ impl Ledger {
             hasher: RandomState::new(),
             next: AtomicU64::new(1),
             listed: AtomicU64::new(0),
+            open: AtomicUsize::new(0),
+            most: AtomicUsize::new(0),
             direct: AtomicUsize::new(0),
         })
     }
@@ -245,6 +251,8 @@ impl Ledger {
     pub(super) fn enlist(&self, live: &Arc<Live>) {
         let key = Self::key(live);
         self.listed.fetch_add(1, Ordering::Relaxed);
+        let open = self.open.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most.fetch_max(open, Ordering::Relaxed);
         if live.facts.protocol == Protocol::Direct {
             self.direct.fetch_add(1, Ordering::SeqCst);
         }
@@ -261,7 +269,9 @@ impl Ledger {
         let Some(shard) = self.shard(&key) else { return };
         let mut shard = shard.lock();
         if let Some(of_workload) = shard.get_mut(&key) {
-            of_workload.remove(&live.number);
+            if of_workload.remove(&live.number).is_some() {
+                self.open.fetch_sub(1, Ordering::Relaxed);
+            }
             if of_workload.is_empty() {
                 shard.remove(&key);
             }
@@ -331,7 +341,12 @@ impl Ledger {
 
     /// How many connections are open.
     pub fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().values().map(HashMap::len).sum::<usize>()).sum()
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// How many were open at most since this was asked last. For one who asks.
+    pub fn most(&self) -> usize {
+        self.most.swap(self.len(), Ordering::Relaxed)
     }
 
     /// Whether none is open.

@@ -369,6 +369,24 @@ fn inbound_connections_are_found_by_their_destination() {
 
 /// Each open connection has one; all that an idle one takes of memory is promised to be 2 KiB (`tests/bench/budgets.toml`).
 #[test]
+fn it_is_known_how_many_are_open_and_how_many_were() {
+    let world = World::new();
+    let seen = || (world.ledger.len(), world.ledger.most());
+    let mut records: Vec<Record> = (0..5).map(|_| Record::new(&world.ledger, world.facts())).collect();
+    assert_eq!(seen(), (0, 0), "listed when they open");
+    for record in &mut records {
+        record.enlist();
+        record.enlist();
+    }
+    assert_eq!(seen(), (5, 5));
+    records.truncate(2);
+    assert_eq!(seen(), (2, 5), "since it was asked last");
+    assert_eq!(seen(), (2, 2));
+    records.clear();
+    assert_eq!((seen(), world.ledger.is_empty()), ((0, 2), true));
+}
+
+#[test]
 fn what_is_known_of_an_open_connection_is_small() {
     assert!(size_of::<Live>() <= 416, "{}", size_of::<Live>());
 }
