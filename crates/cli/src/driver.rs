@@ -195,13 +195,18 @@ pub(crate) fn clear_away_when_interrupted() -> anyhow::Result<()> {
 }
 
 /// Asks again until the answer is there; the last error otherwise.
-pub(crate) fn until<T>(mut look: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+pub(crate) fn until<T>(look: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    until_every(LOOK, look)
+}
+
+/// Likewise, with such a pause between two questions.
+pub(crate) fn until_every<T>(pause: Duration, mut look: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let end = Instant::now() + PATIENCE;
     loop {
         match look() {
             Ok(answer) => return Ok(answer),
             Err(error) if Instant::now() > end => return Err(error.context(format!("still so after {PATIENCE:?}"))),
-            Err(_) => std::thread::sleep(LOOK),
+            Err(_) => std::thread::sleep(pause),
         }
     }
 }

@@ -366,14 +366,14 @@ impl Inner {
         }
         // Who has sent nearly as much as is taken may have more, which waits for the answer.
         let is_early = entry.is_some_and(|entry| (1..early::MOST as usize / 2).contains(&entry.unread.len()));
-        let is_idle = !self.woken && !self.http2.has_output();
+        let is_alone = self.answers_wait || !self.woken && !self.http2.has_output() && self.outgoing.is_empty();
         let end = status != StatusCode::OK;
         let responded = self.http2.respond(stream, status, headers, end).map_err(Ending::Send);
         if end {
             // Nothing of what the peer may still send is wanted (RFC 9113 section 8.1).
             self.http2.reset(stream, Reason::NO_ERROR);
         }
-        if end || !is_early || !is_idle || !self.is_patient() || !self.put_output() {
+        if end || !is_early || !is_alone || !self.is_patient() || !self.put_output() {
             self.wake();
         } else {
             self.answers_wait = true;
@@ -517,6 +517,9 @@ pub(crate) struct Turns {
 impl Turns {
     /// Whether nothing is to be written yet.
     fn waits(inner: &mut Inner, patience: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> bool {
+        if inner.http2.has_output() {
+            inner.answers_wait = false;
+        }
         if inner.answers_wait {
             let left = patience.get_or_insert_with(|| Box::pin(sleep(PATIENCE)));
             if left.as_mut().poll(cx).is_pending() {

@@ -10,7 +10,7 @@ use super::process::Process;
 use super::report::Point;
 use super::run::once;
 use super::scenario::Scenario;
-use crate::driver::{Mesh, until};
+use crate::driver::{Mesh, until, until_every};
 
 pub(super) const MIB: f64 = 1024.0 * 1024.0;
 /// How long memory of closed connections may take to be given back before it is said what is left.
@@ -21,6 +21,8 @@ const LEFT_ALONE: Duration = Duration::from_secs(21);
 const LOOKED_AT: Duration = Duration::from_secs(10);
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(100);
+/// Between two questions whether a tunnel is ready again; each takes some 10 ms itself.
+const SOON: Duration = Duration::from_millis(2);
 
 /// Resident memory per proxy, bytes, by system.
 pub(super) type Fresh = BTreeMap<String, f64>;
@@ -131,7 +133,7 @@ fn scaled(mesh: &Mesh, workloads: u32) -> anyhow::Result<BTreeMap<&'static str, 
     // The program is process 2 of its container, behind the container's init.
     mesh.run(&["exec", "-n", "istio-system", "ztunnel-node1", "--", "sh", "-c", "kill -9 2"])?;
     let killed = Instant::now();
-    until(|| mesh.fetch("istio-system", "ztunnel-node1", "127.0.0.1:15021", "/healthz/ready"))?;
+    until_every(SOON, || mesh.fetch("istio-system", "ztunnel-node1", "127.0.0.1:15021", "/healthz/ready"))?;
     let restart = killed.elapsed();
     // Ready means that it has every workload. Its memory is looked at before it writes them all down for `known`.
     let after = tunnel(mesh, "node1")?;
