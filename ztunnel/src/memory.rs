@@ -87,7 +87,8 @@ impl Trims {
     /// What to give back of what is seen `now`.
     ///
     /// Who had new connections since the look before uses the program's pages and most of what is free, and would have them back
-    /// at once: only what many connections had is given back, when most of them have ended. Who had none gives back what is freed
+    /// at once: only what many connections had is given back, when most of them have ended; bursts that come again and again have it back each
+    /// time. Who had none gives back what is freed
     /// once for each time that something happened. That ends, since giving back changes nothing of what is seen.
     fn look(&mut self, now: Seen, open: Open) -> Due {
         let is_quiet = std::mem::replace(&mut self.before, now).listed == now.listed;

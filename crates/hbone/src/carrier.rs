@@ -52,7 +52,7 @@ const MEASURE: [u8; 8] = *b"measure?";
 /// How long the last frames of a connection may take that is ended here.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// How long an answer waits for what its application says first: as long as a timer takes at least.
+/// How long an answer waits for what its application says first: what a timer takes at least, which may be twice as long.
 const PATIENCE: Duration = Duration::from_millis(1);
 
 /// As many answers do not wait after one that waited in vain.
@@ -366,14 +366,14 @@ impl Inner {
         }
         // Who has sent nearly as much as is taken may have more, which waits for the answer.
         let is_early = entry.is_some_and(|entry| (1..early::MOST as usize / 2).contains(&entry.unread.len()));
-        let is_alone = self.answers_wait || !self.woken && !self.http2.has_output() && self.outgoing.is_empty();
+        let is_alone = self.answers_wait || self.says_nothing();
         let end = status != StatusCode::OK;
         let responded = self.http2.respond(stream, status, headers, end).map_err(Ending::Send);
         if end {
             // Nothing of what the peer may still send is wanted (RFC 9113 section 8.1).
             self.http2.reset(stream, Reason::NO_ERROR);
         }
-        if end || !is_early || !is_alone || !self.is_patient() || !self.put_output() {
+        if end || !is_early || !is_alone || self.limits.memory.is_short() || !self.is_patient() || !self.put_output() {
             self.wake();
         } else {
             self.answers_wait = true;
@@ -381,6 +381,11 @@ impl Inner {
             self.turns.wake_by_ref();
         }
         responded
+    }
+
+    /// Whether nothing is on its way to the peer, and nobody waits for that.
+    fn says_nothing(&self) -> bool {
+        !self.woken && !self.http2.has_output() && self.outgoing.is_empty() && self.queue.is_empty()
     }
 
     /// Whether applications here have said something at once lately.

@@ -369,6 +369,7 @@ impl Hash for Ended {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.service.as_ref().map(Arc::as_ptr).hash(state);
         self.endpoint.as_ref().map(Arc::as_ptr).hash(state);
+        self.upstream.hash(state);
         self.origin.source.as_ref().map(Arc::as_ptr).hash(state);
         self.origin.hash.hash(state);
         self.method.hash(state);

@@ -367,7 +367,6 @@ fn inbound_connections_are_found_by_their_destination() {
     assert!(world.ledger.at(&uid).is_empty());
 }
 
-/// Each open connection has one; all that an idle one takes of memory is promised to be 2 KiB (`tests/bench/budgets.toml`).
 #[test]
 fn it_is_known_how_many_are_open_and_how_many_were() {
     let world = World::new();
@@ -386,6 +385,7 @@ fn it_is_known_how_many_are_open_and_how_many_were() {
     assert_eq!((seen(), world.ledger.is_empty()), ((0, 2), true));
 }
 
+/// Each open connection has one; all that an idle one takes of memory is promised to be 2 KiB (`tests/bench/budgets.toml`).
 #[test]
 fn what_is_known_of_an_open_connection_is_small() {
     assert!(size_of::<Live>() <= 416, "{}", size_of::<Live>());

@@ -10,7 +10,7 @@ use tokio::time::advance;
 
 use super::*;
 use crate::copy::{Counters, Tunnelling};
-use crate::harness::{World, checksum, key, pattern, settle, stream};
+use crate::harness::{World, checksum, echoes, key, pattern, settle, stream};
 use crate::headers::ConnectHeaders;
 use crate::{Opened, Pool, TunnelError};
 
@@ -65,6 +65,16 @@ async fn an_answer_waits_a_moment_for_what_the_application_says_and_not_again_an
             assert_eq!(answered(&pool, "stuck", b"hello").await, none);
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_waits_goes_with_what_others_say() {
+    let world = World::new();
+    let _server = world.server();
+    let pool = warm(&world).await;
+    let mut other = stream(&pool, "echo").await;
+    let (waited, ()) = tokio::join!(answered(&pool, "stuck", b"hello"), echoes(&mut other, b"meanwhile"));
+    assert_eq!(waited, Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
