@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use stillmesh_identity::TlsError;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::Limits;
 use crate::carrier::Carrier;
@@ -18,29 +18,24 @@ pub(crate) enum Beat {
 }
 
 /// The PINGs of a connection.
+#[derive(Clone, Copy)]
 pub(crate) struct Pulse {
     every: Duration,
     patience: Duration,
-    /// The next PING.
-    at: Instant,
 }
 
 impl Pulse {
     pub(crate) fn new(limits: &Limits) -> Self {
-        let at = Instant::now() + limits.ping_every;
-        Self { every: limits.ping_every, patience: limits.ping_patience, at }
+        Self { every: limits.ping_every, patience: limits.ping_patience }
     }
 
-    /// Waits for something to do; says what, and goes on.
-    pub(crate) async fn beat(mut self, carrier: &Carrier) -> (Beat, Self) {
-        sleep_until(self.at).await;
+    /// Waits until the next PING is due, and for its answer.
+    pub(crate) async fn beat(self, carrier: &Carrier) -> Beat {
+        sleep(self.every).await;
         let before = carrier.ping();
-        tokio::select! {
-            () = carrier.answered(before) => {
-                self.at = Instant::now() + self.every;
-                (Beat::Present, self)
-            }
-            () = tokio::time::sleep(self.patience) => (Beat::Lost, self),
+        match timeout(self.patience, carrier.answered(before)).await {
+            Ok(()) => Beat::Present,
+            Err(_) => Beat::Lost,
         }
     }
 }

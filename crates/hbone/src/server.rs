@@ -208,7 +208,8 @@ where
     let mut idle = Idle { since: Instant::now(), limit: limits.idle * 2 };
     let (mut leaving, mut deadline) = (false, None);
     // Made once: requests come often, and the rest hardly ever.
-    let mut beat = pin!(Pulse::new(limits).beat(carrier));
+    let pulse = Pulse::new(limits);
+    let mut beat = pin!(pulse.beat(carrier));
     let mut drained = pin!(drain.signaled());
     let mut left = pin!(async {
         tokio::select! {
@@ -238,7 +239,7 @@ where
                     return how_it_ended(ending, streams);
                 }
             },
-            (heard, pulse) = &mut beat => match heard {
+            heard = &mut beat => match heard {
                 Beat::Lost => {
                     carrier.close().await;
                     return Err(ServeError::Silent(limits.ping_patience));

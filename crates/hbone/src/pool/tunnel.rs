@@ -208,7 +208,7 @@ impl Driver {
                         break;
                     }
                 },
-                (heard, pulse) = &mut beat => match heard {
+                heard = &mut beat => match heard {
                     Beat::Lost => {
                         tracing::warn!(destination = %self.key.destination, "tunnel closed: its peer is silent");
                         break;
