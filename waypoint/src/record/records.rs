@@ -18,6 +18,9 @@ use crate::config::Config;
 /// As many wait until the writer is woken: waking it costs as much as writing several.
 const BATCH: usize = 256;
 
+/// As many are written at a time by the writer, who then lets those pass that wait for its CPU: a few microseconds.
+const STEP: usize = 32;
+
 /// Places of shapes; two that come by one place take turns there.
 const SHAPES: usize = 256;
 
@@ -112,7 +115,7 @@ impl Records {
 
     /// All that has ended until now.
     pub fn up_to_date(&self) -> &Recorder {
-        self.kept.write();
+        self.kept.write(|| ());
         &self.kept.recorder
     }
 
@@ -136,7 +139,7 @@ impl Records {
         let waiting = ended.waiting.len();
         drop(ended);
         if waiting >= WAITING {
-            self.kept.write();
+            self.kept.write(|| ());
         } else if waiting.is_multiple_of(BATCH) {
             // One that is awake looks again.
             let _ = self.wake.as_ref().map(|wake| wake.try_send(()));
@@ -145,15 +148,18 @@ impl Records {
 }
 
 impl Kept {
-    /// Writes all that waits.
-    fn write(&self) {
+    /// Writes all that waits, with `pause` after each [`STEP`].
+    fn write(&self, pause: fn()) {
         let mut writing = self.writing.lock();
         let Writing { shapes, batch } = &mut *writing;
         std::mem::swap(&mut *self.ended.lock(), batch);
         let Queue { waiting, texts } = batch;
         let clock = Clock::now();
         let mut left = texts.as_str();
-        for what in waiting.drain(..) {
+        for (written, what) in waiting.drain(..).enumerate() {
+            if written % STEP == STEP - 1 {
+                pause();
+            }
             match what {
                 Waiting::Request(request) => {
                     let texts = request.take_texts(&mut left);
@@ -200,16 +206,17 @@ impl Shapes {
 }
 
 fn run(kept: &Kept, woken: &Receiver<()>) {
+    let write = || kept.write(std::thread::yield_now);
     while woken.recv().is_ok() {
-        kept.write();
+        write();
         loop {
             match woken.recv_timeout(IDLE) {
-                Ok(()) => kept.write(),
+                Ok(()) => write(),
                 Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => break,
             }
         }
-        kept.write();
+        write();
         kept.writing.lock().shapes = Shapes::default();
     }
 }
