@@ -102,6 +102,7 @@ fn run_inside(test: &str) {
         begin.elapsed(),
         if status.success() { ", but the test was not found; is isolated() called directly by it?" } else { "" },
     );
+    print!("{text}");
 }
 
 /// A file without a name: unlike a pipe it is never full, so a hung test still shows what it wrote.
