@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use stillmesh_core::attrs::Authority;
+use stillmesh_core::model::Str;
 
 /// Source workload's facts.
 pub const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
@@ -18,6 +19,9 @@ pub const FORWARDED_NETWORK: HeaderName = HeaderName::from_static("x-forwarded-n
 
 /// A longer header value is not read, bytes.
 pub const LONGEST: usize = 8 << 10;
+
+/// What most values take, bytes.
+const USUAL: usize = 256;
 
 /// Everything a CONNECT carries besides its authority.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,23 +51,20 @@ impl ConnectHeaders {
 
     /// Writes what is set. Values that HTTP does not allow are left out.
     pub fn write(&self, headers: &mut HeaderMap) {
-        let mut put = |name, text: String| {
-            if let Ok(value) = HeaderValue::try_from(text) {
+        let mut text = String::with_capacity(USUAL);
+        let mut put = |name, value: Option<&dyn fmt::Display>| {
+            let Some(value) = value else { return };
+            text.clear();
+            // Writing into a string does not fail.
+            let _ = write!(text, "{value}");
+            if let Ok(value) = HeaderValue::from_bytes(text.as_bytes()) {
                 headers.insert(name, value);
             }
         };
-        if let Some(baggage) = &self.baggage {
-            put(BAGGAGE, baggage.to_string());
-        }
-        if let Some(forwarded) = &self.forwarded {
-            put(FORWARDED, forwarded.to_string());
-        }
-        if let Some(traceparent) = &self.traceparent {
-            put(TRACEPARENT, traceparent.to_string());
-        }
-        if let Some(network) = &self.network {
-            put(FORWARDED_NETWORK, network.clone());
-        }
+        put(BAGGAGE, self.baggage.as_ref().map(|baggage| baggage as _));
+        put(FORWARDED, self.forwarded.as_ref().map(|forwarded| forwarded as _));
+        put(TRACEPARENT, self.traceparent.as_ref().map(|traceparent| traceparent as _));
+        put(FORWARDED_NETWORK, self.network.as_ref().map(|network| network as _));
     }
 }
 
@@ -71,19 +72,19 @@ impl ConnectHeaders {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Baggage {
     /// `k8s.cluster.name`.
-    pub cluster: Option<String>,
+    pub cluster: Option<Str>,
     /// `k8s.namespace.name`.
-    pub namespace: Option<String>,
+    pub namespace: Option<Str>,
     /// `k8s.<type>.name`: the type (`deployment`, `cronjob`, `pod`, `job`) and the name.
-    pub workload: Option<(String, String)>,
+    pub workload: Option<(&'static str, Str)>,
     /// `service.name`.
-    pub service: Option<String>,
+    pub service: Option<Str>,
     /// `service.version`.
-    pub revision: Option<String>,
+    pub revision: Option<Str>,
     /// `cloud.region`.
-    pub region: Option<String>,
+    pub region: Option<Str>,
     /// `cloud.availability_zone`.
-    pub zone: Option<String>,
+    pub zone: Option<Str>,
 }
 
 /// Kinds of workload that baggage names.
@@ -110,13 +111,13 @@ impl Baggage {
                 "cloud.availability_zone" => &mut baggage.zone,
                 _ => {
                     let kind = key.strip_prefix("k8s.").and_then(|key| key.strip_suffix(".name"));
-                    if let Some(kind) = kind.filter(|kind| WORKLOAD_TYPES.contains(kind)) {
-                        baggage.workload.get_or_insert_with(|| (kind.to_owned(), value.to_owned()));
+                    if let Some(kind) = kind.and_then(|kind| WORKLOAD_TYPES.into_iter().find(|known| *known == kind)) {
+                        baggage.workload.get_or_insert_with(|| (kind, value.into()));
                     }
                     continue;
                 }
             };
-            slot.get_or_insert_with(|| value.to_owned());
+            slot.get_or_insert_with(|| value.into());
         }
         baggage
     }
@@ -125,7 +126,7 @@ impl Baggage {
 impl fmt::Display for Baggage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut first = true;
-        let mut put = |key: &str, value: Option<&String>| -> fmt::Result {
+        let mut put = |key: fmt::Arguments<'_>, value: Option<&str>| -> fmt::Result {
             // A separator inside a value would make other members of it: such a value is no Kubernetes name.
             let Some(value) = value.filter(|value| !value.is_empty() && !value.contains([',', ';'])) else {
                 return Ok(());
@@ -135,15 +136,15 @@ impl fmt::Display for Baggage {
             }
             write!(f, "{key}={value}")
         };
-        put("k8s.cluster.name", self.cluster.as_ref())?;
-        put("k8s.namespace.name", self.namespace.as_ref())?;
+        put(format_args!("k8s.cluster.name"), self.cluster.as_deref())?;
+        put(format_args!("k8s.namespace.name"), self.namespace.as_deref())?;
         if let Some((kind, name)) = &self.workload {
-            put(&format!("k8s.{kind}.name"), Some(name))?;
+            put(format_args!("k8s.{kind}.name"), Some(name))?;
         }
-        put("service.name", self.service.as_ref())?;
-        put("service.version", self.revision.as_ref())?;
-        put("cloud.region", self.region.as_ref())?;
-        put("cloud.availability_zone", self.zone.as_ref())
+        put(format_args!("service.name"), self.service.as_deref())?;
+        put(format_args!("service.version"), self.revision.as_deref())?;
+        put(format_args!("cloud.region"), self.region.as_deref())?;
+        put(format_args!("cloud.availability_zone"), self.zone.as_deref())
     }
 }
 
@@ -236,10 +237,13 @@ impl fmt::Display for Traceparent {
 
 /// An authority as written: IPv6 in brackets.
 pub fn authority_text(authority: &Authority) -> String {
-    match authority {
-        Authority::Address(address) => address.to_string(),
-        Authority::Name(name, port) => format!("{name}:{port}"),
-    }
+    let mut text = String::with_capacity(USUAL / 4);
+    // Writing into a string does not fail.
+    let _ = match authority {
+        Authority::Address(address) => write!(text, "{address}"),
+        Authority::Name(name, port) => write!(text, "{name}:{port}"),
+    };
+    text
 }
 
 /// Reads `ip:port`, `[ip]:port` or `hostname:port`; `None` for anything else (contract 3.2: status 400).

@@ -129,7 +129,11 @@ const LONGEST: usize = 253;
 /// What a peer says of itself. Only names: its identity is in its certificate.
 impl From<Baggage> for Party {
     fn from(baggage: Baggage) -> Self {
-        let text = |text: Option<String>| text.map(|text| text.chars().take(LONGEST).collect::<String>().into());
+        let text = |text: Option<Str>| {
+            text.map(
+                |text| if text.len() <= LONGEST { text } else { text.chars().take(LONGEST).collect::<String>().into() },
+            )
+        };
         Self {
             workload: text(baggage.workload.map(|(_, name)| name)),
             namespace: text(baggage.namespace),
@@ -144,11 +148,11 @@ impl From<Baggage> for Party {
 
 /// A workload as baggage tells of it (contract 3.2).
 pub fn baggage(workload: &Workload) -> Baggage {
-    let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let text = |text: &Str| (!text.is_empty()).then(|| text.clone());
     Baggage {
         cluster: text(&workload.cluster),
         namespace: text(&workload.namespace),
-        workload: text(&workload.workload_name).map(|name| (workload.workload_type.as_str().to_owned(), name)),
+        workload: text(&workload.workload_name).map(|name| (workload.workload_type.as_str(), name)),
         service: text(&workload.canonical_name),
         revision: text(&workload.canonical_revision),
         region: text(&workload.locality.region),

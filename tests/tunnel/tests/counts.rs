@@ -93,7 +93,7 @@ fn a_connection_allocates_and_copies_no_more_than_ever() {
             drop(scene.connect().await);
         }
         scene.closed().await;
-        counting.end().hold("a connection", MANY, 220.0, 130_000.0);
+        counting.end().hold("a connection", MANY, 140.0, 130_000.0);
     });
 }
 

@@ -14,9 +14,8 @@ pub const ACCESS: &str = "access";
 pub(super) fn complete(live: &Live, outcome: &Outcome) {
     let facts = &live.facts;
     let proved = facts.are_ends_proved();
-    let source_identity = facts.source_identity().filter(|_| proved).map(|identity| identity.to_string());
-    let destination_identity =
-        facts.destination.as_ref().filter(|_| proved).map(|workload| workload.identity().to_string());
+    let source_identity = facts.source_identity().filter(|_| proved).map(|identity| identity.uri());
+    let destination_identity = facts.destination.as_ref().filter(|_| proved).map(|workload| workload.identity().uri());
     let (received, sent) = live.bytes();
     // The metrics count from the server's point of view at both ends; the log speaks for the end that writes it.
     let (bytes_sent, bytes_recv) = match facts.direction {

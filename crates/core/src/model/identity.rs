@@ -71,6 +71,12 @@ impl Identity {
         Self { trust_domain, namespace: namespace.into(), service_account: service_account.into() }
     }
 
+    /// The identity as text, made at once: what `to_string` makes grows piece by piece.
+    pub fn uri(&self) -> String {
+        let Self { trust_domain, namespace, service_account } = self;
+        ["spiffe://", &trust_domain.0, "/ns/", namespace, "/sa/", service_account].concat()
+    }
+
     /// The identity without `spiffe://`, the form that policies' principals are written in (contract 5.2).
     pub fn principal(&self) -> String {
         format!("{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)

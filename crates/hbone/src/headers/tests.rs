@@ -118,7 +118,7 @@ proptest! {
     #[test]
     fn what_is_written_is_read_back(trace in 1_u128.., span in 1_u64.., port: u16, host in "[a-z.]{1,20}", ns in "[a-z-]{1,20}") {
         let written = ConnectHeaders {
-            baggage: Some(Baggage { namespace: Some(ns), ..Baggage::default() }),
+            baggage: Some(Baggage { namespace: Some(ns.into()), ..Baggage::default() }),
             forwarded: Some(Forwarded { source: Some(([10, 1, 2, 3], port).into()), host: Some(host) }),
             traceparent: Some(Traceparent::new(trace, span)),
             network: Some("n1".into()),
