@@ -31,6 +31,12 @@ pub(super) struct Candidate<'a> {
     pub(super) port: u16,
     /// The number of leading preferences of the service that it meets.
     pub(super) rank: usize,
+    /// Its share among those that are as good.
+    pub(super) weight: u64,
+    /// 0 is best; what makes them differ, [`super::spread`] finds.
+    pub(super) level: usize,
+    /// Left out for a while, likewise.
+    pub(super) is_ejected: bool,
 }
 
 /// An endpoint of `service` for its `port`, and the port on it: among the best candidates at random, by capacity.
@@ -45,7 +51,7 @@ pub(super) fn pick<'a>(
     let standing = |candidate: &Candidate<'_>| (!ask.tried.contains(&candidate.workload.uid), candidate.rank);
     let best = candidates.iter().map(standing).max();
     candidates.retain(|candidate| Some(standing(candidate)) == best);
-    let weights = candidates.iter().map(|candidate| u64::from(candidate.workload.capacity.max(1)));
+    let weights = candidates.iter().map(|candidate| candidate.weight);
     let chosen = weighted(ask.entropy, Stream::Endpoint, weights).and_then(|index| candidates.get(index));
     chosen
         .map(|candidate| (candidate.workload, candidate.port))
@@ -72,7 +78,8 @@ pub(super) fn candidates<'a>(
         if workload.network != ask.source.network {
             elsewhere.get_or_insert(workload);
         } else if is_reachable(service, workload) {
-            candidates.push(Candidate { workload, port, rank });
+            let weight = u64::from(workload.capacity.max(1));
+            candidates.push(Candidate { workload, port, rank, weight, level: 0, is_ejected: false });
         }
     }
     match (candidates.is_empty(), elsewhere) {

@@ -28,14 +28,6 @@ pub(super) struct Chances<'a> {
     pub(super) hash: Option<u64>,
 }
 
-/// A candidate as it stands.
-struct Stand<'a> {
-    candidate: Candidate<'a>,
-    is_ejected: bool,
-    /// 0 is best.
-    level: usize,
-}
-
 /// An endpoint of `service` for its `port`, and the port on it.
 ///
 /// In this order: subset; who is not left out, unless so few remain that nobody counts as left out; who was not tried,
@@ -51,19 +43,16 @@ pub(super) fn spread<'a>(
     let (policy, plain) = (&treatment.policy, Balancing::default());
     let balancing = policy.balancing.as_ref().unwrap_or(&plain);
     let is_member = |uid: &WorkloadUid| treatment.members.as_ref().is_none_or(|members| members.contains(uid));
-    let mut all: Vec<Stand<'a>> = candidates(ask, service, port, Purpose::Traffic)?
-        .into_iter()
-        .filter(|candidate| candidate.workload.uid != ask.source.uid && is_member(&candidate.workload.uid))
-        .map(|candidate| Stand { candidate, is_ejected: false, level: 0 })
-        .collect();
+    let mut all = candidates(ask, service, port, Purpose::Traffic)?;
+    all.retain(|one| one.workload.uid != ask.source.uid && is_member(&one.workload.uid));
     if let Some(outliers) = policy.outliers {
-        let ejected: Vec<bool> = all.iter().map(|one| chances.live.is_ejected(&one.candidate.workload.uid)).collect();
-        let left = ejected.iter().filter(|is_ejected| !**is_ejected).count();
-        if left.saturating_mul(100) >= all.len().saturating_mul(outliers.least_healthy_percent as usize) {
-            all.iter_mut().zip(ejected).for_each(|(one, is_ejected)| one.is_ejected = is_ejected);
+        all.iter_mut().for_each(|one| one.is_ejected = chances.live.is_ejected(&one.workload.uid));
+        let left = all.iter().filter(|one| !one.is_ejected).count();
+        if left.saturating_mul(100) < all.len().saturating_mul(outliers.least_healthy_percent as usize) {
+            all.iter_mut().for_each(|one| one.is_ejected = false);
         }
     }
-    let is_new = |one: &Stand<'_>| !ask.tried.contains(&one.candidate.workload.uid);
+    let is_new = |one: &Candidate<'_>| !ask.tried.contains(&one.workload.uid);
     let is_hashed = matches!(balancing.method, Method::ConsistentHash(_)) && chances.hash.is_some();
     if !is_hashed && all.iter().any(|one| is_new(one) && !one.is_ejected) {
         all.retain(is_new);
@@ -76,23 +65,22 @@ pub(super) fn spread<'a>(
     if all.is_empty() && are_out {
         return Err(Reason::EndpointsEjected { service: service.key.clone(), endpoints: candidates });
     }
-    let among: Vec<Candidate<'a>> = all.into_iter().map(|one| one.candidate).collect();
-    let weights: Vec<u64> = among.iter().map(|one| weight(one.workload, balancing, chances.live)).collect();
+    all.iter_mut().for_each(|one| one.weight = weight(one.workload, balancing, chances.live));
     let index = match &balancing.method {
-        Method::LeastRequest => least_busy(&among, &weights, ask.entropy, chances.live),
-        Method::RoundRobin => in_turn(&weights, chances.turn),
-        Method::ConsistentHash(_) if let Some(hash) = chances.hash => closest(&among, &weights, hash),
+        Method::LeastRequest => least_busy(&all, ask.entropy, chances.live),
+        Method::RoundRobin => in_turn(&all, chances.turn),
+        Method::ConsistentHash(_) if let Some(hash) = chances.hash => closest(&all, hash),
         Method::Random | Method::Passthrough | Method::ConsistentHash(_) => {
-            weighted(ask.entropy, Stream::Endpoint, weights.iter().copied())
+            weighted(ask.entropy, Stream::Endpoint, weights(&all))
         }
     };
-    let chosen = index.and_then(|index| among.get(index)).ok_or_else(nobody)?;
+    let chosen = index.and_then(|index| all.get(index)).ok_or_else(nobody)?;
     Ok((chosen.workload, chosen.port))
 }
 
 /// Leaves those whose place it is.
 fn place(
-    all: &mut Vec<Stand<'_>>,
+    all: &mut Vec<Candidate<'_>>,
     ask: &Ask<'_>,
     service: &Service,
     balancing: &Balancing,
@@ -117,7 +105,7 @@ fn place(
             levels(all, |one| distance(own, one.workload, &[]), draw);
         }
         Some(LocalityPolicy::Distribute(_) | LocalityPolicy::Failover(_)) | None => {
-            let best = all.iter().map(|one| one.candidate.rank).max().unwrap_or_default();
+            let best = all.iter().map(|one| one.rank).max().unwrap_or_default();
             levels(all, |one| best - one.rank, draw);
         }
     }
@@ -125,25 +113,18 @@ fn place(
 
 /// Leaves one level: the best, as long as enough of it are there. What it cannot take goes to the next (Envoy, «priority
 /// levels», with an overprovisioning factor of 1.4).
-fn levels(all: &mut Vec<Stand<'_>>, level: impl Fn(&Candidate<'_>) -> usize, draw: u64) {
-    let mut counts: std::collections::BTreeMap<usize, (u64, u64)> = std::collections::BTreeMap::new();
-    for one in all.iter_mut() {
-        one.level = level(&one.candidate);
-        let (there, left) = counts.entry(one.level).or_default();
-        *there += 1;
-        *left += u64::from(!one.is_ejected);
-    }
-    let mut room = 100;
-    let shares: Vec<u64> = counts
-        .values()
-        .map(|(there, left)| {
-            let share = (left * 140 / there).min(room);
-            room -= share;
-            share
-        })
-        .collect();
-    let chosen = weighted(draw, Stream::Level, shares.iter().copied());
-    let chosen = chosen.and_then(|index| counts.keys().nth(index)).copied();
+fn levels(all: &mut Vec<Candidate<'_>>, level: impl Fn(&Candidate<'_>) -> usize, draw: u64) {
+    all.iter_mut().for_each(|one| one.level = level(one));
+    all.sort_by_key(|one| one.level);
+    let mut each = all.chunk_by(|one, next| one.level == next.level);
+    let shares = each.clone().scan(100, |room, those| {
+        let left = those.iter().filter(|one| !one.is_ejected).count();
+        let share = (left * 140 / those.len()).min(*room);
+        *room -= share;
+        Some(share as u64)
+    });
+    let chosen = weighted(draw, Stream::Level, shares).and_then(|index| each.nth(index)?.first());
+    let chosen = chosen.map(|one| one.level);
     all.retain(|one| Some(one.level) == chosen);
 }
 
@@ -173,9 +154,8 @@ fn is_in(locality: &Locality, place: &Place) -> bool {
 }
 
 /// Leaves the endpoints of one of the places, by their weights; a place without any takes no share.
-fn distribute(all: &mut Vec<Stand<'_>>, rule: &Distribution, draw: u64) {
-    let place_of =
-        |one: &Stand<'_>| rule.to.iter().position(|(place, _)| is_in(&one.candidate.workload.locality, place));
+fn distribute(all: &mut Vec<Candidate<'_>>, rule: &Distribution, draw: u64) {
+    let place_of = |one: &Candidate<'_>| rule.to.iter().position(|(place, _)| is_in(&one.workload.locality, place));
     let weights: Vec<u64> = rule
         .to
         .iter()
@@ -213,43 +193,43 @@ fn warmed(warm_up: &WarmUp, age: Duration) -> u64 {
     ((grown * 1000.0) as u64).max(u64::from(warm_up.least_percent.min(100)) * 10).clamp(1, 1000)
 }
 
+fn weights<'c>(all: &'c [Candidate<'_>]) -> impl Iterator<Item = u64> + Clone + 'c {
+    all.iter().map(|one| one.weight)
+}
+
 /// Of two taken at random the one that has less to do for its weight.
-fn least_busy(among: &[Candidate<'_>], weights: &[u64], entropy: u64, live: &dyn Live) -> Option<usize> {
-    let first = weighted(entropy, Stream::Endpoint, weights.iter().copied())?;
-    let others = weights.iter().enumerate().map(|(index, weight)| if index == first { 0 } else { *weight });
+fn least_busy(among: &[Candidate<'_>], entropy: u64, live: &dyn Live) -> Option<usize> {
+    let first = weighted(entropy, Stream::Endpoint, weights(among))?;
+    let others = weights(among).enumerate().map(|(index, weight)| if index == first { 0 } else { weight });
     let Some(second) = weighted(entropy, Stream::Second, others) else { return Some(first) };
-    let busy = |index: usize| {
-        let active = among.get(index).map_or(0, |one| live.active(&one.workload.uid));
-        u128::from(active) + 1
-    };
-    let of = |index: usize| u128::from(weights.get(index).copied().unwrap_or(1));
-    Some(if busy(second) * of(first) < busy(first) * of(second) { second } else { first })
+    let (one, other) = (among.get(first)?, among.get(second)?);
+    let busy = |one: &Candidate<'_>| u128::from(live.active(&one.workload.uid)) + 1;
+    Some(if busy(other) * u128::from(one.weight) < busy(one) * u128::from(other.weight) { second } else { first })
 }
 
 /// One after the other; by their shares where these differ.
-fn in_turn(weights: &[u64], turn: u64) -> Option<usize> {
-    let (least, most) = (weights.iter().min()?, weights.iter().max()?);
-    if least == most {
-        return usize::try_from(turn % u64::try_from(weights.len()).ok()?).ok();
+fn in_turn(among: &[Candidate<'_>], turn: u64) -> Option<usize> {
+    if weights(among).min()? == weights(among).max()? {
+        return usize::try_from(turn % u64::try_from(among.len()).ok()?).ok();
     }
     // Steps of the golden ratio: evenly spread over whatever the shares are, however many turns there were.
-    part(turn.wrapping_mul(0x9e37_79b9_7f4a_7c15), weights.iter().copied())
+    part(turn.wrapping_mul(0x9e37_79b9_7f4a_7c15), weights(among))
 }
 
 /// The endpoint that a key belongs to: the one whose draw for this key is best («rendezvous hashing»). One that comes or goes
 /// moves the keys that are its own, and no others; each waypoint gives the same answer.
-fn closest(among: &[Candidate<'_>], weights: &[u64], hash: u64) -> Option<usize> {
-    let drawn = |index: usize, one: &Candidate<'_>| {
+fn closest(among: &[Candidate<'_>], hash: u64) -> Option<usize> {
+    let drawn = |one: &Candidate<'_>| {
         let bits = mixed(hash ^ hash_of(one.workload.uid.0.as_bytes()), Stream::Endpoint);
         // Uniform, above 0 and at most 1; the logarithm makes it a race that each wins by its weight.
         #[expect(clippy::cast_precision_loss, reason = "53 bits are many enough")]
         let uniform = ((bits >> 11) as f64 + 1.0) / (1u64 << 53) as f64;
         #[expect(clippy::cast_precision_loss, reason = "a weight")]
-        let weight = weights.get(index).copied().unwrap_or(1) as f64;
+        let weight = one.weight as f64;
         -uniform.ln() / weight
     };
-    let all = among.iter().enumerate().map(|(index, one)| (drawn(index, one), index));
-    all.min_by(|one, other| one.0.total_cmp(&other.0)).map(|(_, index)| index)
+    let all = among.iter().map(drawn).enumerate();
+    all.min_by(|one, other| one.1.total_cmp(&other.1)).map(|(index, _)| index)
 }
 
 /// What a text comes to as a key of a consistent hash (FNV-1a, then mixed). The same in every waypoint.
