@@ -1,7 +1,7 @@
 //! DestinationRules joined by service: which of them a waypoint goes by, and what each port and subset comes to.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use super::shards::Shards;
 use crate::model::destination::{DestinationRule, Traffic, TrafficPolicy};
@@ -36,12 +36,20 @@ struct Ports {
 }
 
 /// What holds for a port of a service, or of a subset of it.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Treatment {
     /// The policy.
     pub policy: Arc<TrafficPolicy>,
     /// The endpoints; `None`: all of the service.
     pub members: Option<Arc<HashSet<WorkloadUid>>>,
+}
+
+impl Default for Treatment {
+    /// Nothing is said.
+    fn default() -> Self {
+        static NOTHING: LazyLock<Arc<TrafficPolicy>> = LazyLock::new(Arc::default);
+        Self { policy: NOTHING.clone(), members: None }
+    }
 }
 
 impl Destination {
