@@ -90,8 +90,7 @@ impl Replay {
     /// Of a client's body; at most `most` bytes of it are kept.
     pub fn new(source: Incoming, most: usize, is_grpc: bool) -> Self {
         let (hint, is_empty) = (source.size_hint(), source.is_end_stream());
-        let replay = Self::with(State::new(Some(source), Vec::new(), most, is_empty), hint);
-        Self { received: Arc::new(Received::of(is_grpc)), ..replay }
+        Self::with(State::new(Some(source), Vec::new(), most, is_empty), hint, is_grpc)
     }
 
     /// Of a body that is there already.
@@ -101,12 +100,13 @@ impl Replay {
             Kept::Trailers(_) => 0,
         };
         let hint = SizeHint::with_exact(kept.iter().map(length).sum());
-        Self::with(State::new(None, kept, 0, true), hint)
+        Self::with(State::new(None, kept, 0, true), hint, false)
     }
 
-    fn with(state: State, hint: SizeHint) -> Self {
+    fn with(state: State, hint: SizeHint, is_grpc: bool) -> Self {
         let is_empty = state.ended && state.kept.is_empty();
-        Self { shared: Arc::new(Mutex::new(state)), received: Arc::default(), hint, is_empty }
+        let received = Arc::new(Received::of(is_grpc));
+        Self { shared: Arc::new(Mutex::new(state)), received, hint, is_empty }
     }
 
     /// All of the body, when it has come and if all of it is kept.
