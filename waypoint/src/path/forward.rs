@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Method, Request, Uri};
 use stillmesh_core::model::Identity;
 use uuid::Uuid;
+use uuid::fmt::Hyphenated;
 
 use super::{PathError, Version};
 
@@ -176,7 +178,9 @@ impl RequestId {
             return Self { header: id.clone(), made: None };
         }
         let made = uuid::Builder::from_random_bytes(bits.to_be_bytes()).into_uuid();
-        let header = HeaderValue::from_str(made.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
+        let mut text = [0; Hyphenated::LENGTH];
+        made.hyphenated().encode_lower(&mut text);
+        let header = HeaderValue::from_maybe_shared(Bytes::from_owner(text));
         let header = header.unwrap_or(HeaderValue::from_static("0"));
         headers.insert(REQUEST_ID, header.clone());
         Self { header, made: Some(made) }
