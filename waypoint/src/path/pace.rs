@@ -99,18 +99,19 @@ impl Pace {
 #[derive(Debug)]
 pub struct UnderWay {
     pace: Arc<Pace>,
-    progress: Arc<Progress>,
+    /// Of a stream of HTTP/2.
+    progress: Option<Arc<Progress>>,
 }
 
 impl UnderWay {
     /// Whether its connection, or its stream, was ended because nothing passed.
     pub fn is_cut(&self) -> bool {
-        self.pace.is_cut() || self.progress.is_cut()
+        self.pace.is_cut() || self.progress().is_some_and(Progress::is_cut)
     }
 
-    /// What of it passes.
-    pub fn progress(&self) -> &Progress {
-        &self.progress
+    /// What of it passes, if it is a stream of HTTP/2.
+    pub fn progress(&self) -> Option<&Progress> {
+        self.progress.as_deref()
     }
 }
 

@@ -27,9 +27,9 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// That of the stream whose task this is; elsewhere that of nobody.
-    pub fn of_stream() -> Arc<Self> {
-        OWN.try_with(Arc::clone).unwrap_or_default()
+    /// That of the stream whose task this is.
+    pub fn of_stream() -> Option<Arc<Self>> {
+        OWN.try_with(Arc::clone).ok()
     }
 
     /// Bytes of its body are counted here.
@@ -116,6 +116,6 @@ mod tests {
         let began = Instant::now();
         progress.stuck(limit).await;
         assert_eq!(began.elapsed(), limit);
-        assert!(!Progress::of_stream().is_cut(), "nobody's");
+        assert!(Progress::of_stream().is_none(), "this task is no stream's");
     }
 }

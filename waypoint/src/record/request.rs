@@ -83,7 +83,9 @@ impl Request {
         under_way: UnderWay,
     ) -> Box<Self> {
         let short = |text: &str| text.get(..text.floor_char_boundary(LONGEST)).unwrap_or_default().to_owned();
-        under_way.progress().receives(&received);
+        if let Some(progress) = under_way.progress() {
+            progress.receives(&received);
+        }
         let waypoint = downstream.waypoint();
         let service = downstream.target.service().map(|service| &service.key);
         let telling = waypoint.tellings.of(waypoint, &downstream.own, service);
@@ -226,7 +228,9 @@ impl Request {
 
     /// Bytes of the response's body went to the client.
     pub fn sent(&mut self, bytes: usize) {
-        self.under_way.progress().taken();
+        if let Some(progress) = self.under_way.progress() {
+            progress.taken();
+        }
         self.sent = self.sent.saturating_add(bytes as u64);
     }
 
