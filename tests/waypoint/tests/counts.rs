@@ -1,7 +1,6 @@
 //! What a waypoint allocates, and copies within memory, for a request.
 //!
 //! Each bound is less than twice what was counted, without optimization: a change that doubles it fails.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use stillmesh_test_counting::Counting;
 use stillmesh_test_support::isolated;
@@ -40,7 +39,7 @@ fn a_request_allocates_and_copies_no_more_than_ever() {
             ask(&mut http, MANY).await;
             let counts = counting.end();
             assert!(counts.allocations > 0, "nothing is counted");
-            counts.hold("a request in a waypoint", MANY, 70.0, 300_000.0);
+            counts.hold("a request in a waypoint", MANY, 51.0, 280_000.0);
         });
     });
 }
