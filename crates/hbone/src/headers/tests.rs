@@ -6,7 +6,7 @@ fn baggage_is_written_as_the_contract_has_it() {
     let baggage = Baggage {
         cluster: Some("Kubernetes".into()),
         namespace: Some("shop".into()),
-        workload: Some(("deployment".into(), "page".into())),
+        workload: Some(("deployment", "page".into())),
         service: Some("page".into()),
         revision: Some("v1".into()),
         region: None,
